@@ -1,0 +1,298 @@
+"""From ``--energy-baseline=REF|NAME|PATH`` to the stored runs that a measurement is judged against."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from pytest_tokenpower.baselines.files import COMMIT_LENGTH, StoredRun, parse_file_name
+from pytest_tokenpower.baselines.git import Repository, explain_absence
+from pytest_tokenpower.baselines.key import KeyDifference, differences, ignoring
+from pytest_tokenpower.baselines.store import IndexedMeasurement, Store
+from pytest_tokenpower.baselines.why import Absence, why_no_history, why_not_found
+from pytest_tokenpower.errors import HistoryError, StoreError, UsageError
+from pytest_tokenpower.record import Fact, MeasurementRecord
+
+Kind = Literal["ref", "name", "path"]
+
+SEARCH_BYTES = 64 * 2**20
+"""How far back a test is looked for: until this much of the newest runs has been read. Keeps a test that was
+never stored, or never on this machine, from reading the whole store."""
+
+_ELSEWHERE_RUNS = 5
+_KINDS: dict[str, Kind] = {"ref": "ref", "name": "name", "path": "path"}
+_MEANINGS = {"ref": "a git ref", "name": "a saved run", "path": "a store"}
+
+
+class BaselineRun(NamedTuple):
+    """One stored run of one test: a unit of evidence. ``commit`` is None for a run outside git."""
+
+    run_id: str
+    commit: str | None
+    measurement: MeasurementRecord
+
+
+@dataclass(frozen=True)
+class Found:
+    """The comparable runs of a test, newest first; without any, ``why`` says what is in the way.
+
+    ``differences`` is how the nearest stored key differs, where a different key is the reason.
+    """
+
+    runs: tuple[BaselineRun, ...] = ()
+    why: str = ""
+    differences: tuple[KeyDifference, ...] = ()
+
+
+def parse_baseline(text: str) -> tuple[Kind | None, str]:
+    """``ref:``, ``name:`` or ``path:`` and what follows; None where the kind is to be found out.
+
+    Raises UsageError for empty text.
+    """
+    prefix, colon, rest = text.strip().partition(":")
+    kind = _KINDS.get(prefix) if colon else None
+    value = rest if kind else text.strip()
+    if not value:
+        raise UsageError(f"baseline {text!r} is empty: give a git ref, the name of a saved run, or a path")
+    return kind, value
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The stored runs that count as the baseline, newest first, and the others that explain an absence.
+
+    ``label`` is what reports call it (``main@1a2b3c4``); ``commits`` is the baseline's history for a ref and empty
+    otherwise. For a ref only clean runs on ``commits`` count; a name or a path is taken at its word.
+    """
+
+    kind: Kind
+    label: str
+    store: Store
+    entries: tuple[StoredRun, ...]
+    limit_runs: int = 5
+    commits: tuple[str, ...] = ()
+    dirty_entries: tuple[StoredRun, ...] = field(default=(), repr=False)
+    other_entries: tuple[StoredRun, ...] = field(default=(), repr=False)
+
+    @classmethod
+    def resolve(
+        cls,
+        text: str,
+        store: Store,
+        repository: Repository | None,
+        limit_runs: int = 5,
+        *,
+        folder: Path | None = None,
+    ) -> Baseline:
+        """What ``text`` means here; paths are relative to ``folder`` (the current one).
+
+        Raises UsageError where it means nothing or two things, HistoryError where git cannot answer, StoreError
+        for a run file that is not readable. The store's entries are taken as they are now.
+        """
+        kind, value = parse_baseline(text)
+        search = _Search(value, store, repository, limit_runs, folder or Path.cwd())
+        return search.as_kind(kind) if kind else search.guess()
+
+    def find(
+        self,
+        test: str,
+        key: Mapping[str, Fact],
+        ignore: Iterable[str] = (),
+        *,
+        existing: Collection[str] = (),
+    ) -> Found:
+        """The newest comparable runs of ``test`` whose key equals ``key``, fields in ``ignore`` left out.
+
+        ``existing`` are the tests that were collected: a stored one that is not among them may be this one under
+        an older name, which ``why`` then suggests and nothing assumes. Raises UsageError for an ignore pattern
+        that names a protected field.
+        """
+        patterns = tuple(ignore)
+        wanted = ignoring(key, patterns)
+        runs: list[BaselineRun] = []
+        seen = Absence()
+        for entry, place in self._places(test, self.entries, seen):
+            if not place.comparable:
+                seen.invalid += 1
+                continue
+            found = differences(wanted, ignoring(place.key, patterns))
+            if found:
+                seen.add_differing(found)
+                continue
+            try:
+                measurement = self.store.measurement(entry, test)
+            except StoreError:
+                seen.unreadable += 1  # Named in store.problems.
+                continue
+            contents = self.store.contents(entry)
+            runs.append(BaselineRun(contents.run_id, contents.commit, measurement))
+            if len(runs) == self.limit_runs:
+                break
+        if runs:
+            return Found(tuple(runs))
+        seen.tests = {stored: None for stored in seen.tests if stored not in existing}
+        return Found((), self._why(test, seen), seen.nearest)
+
+    def _places(
+        self, test: str, entries: tuple[StoredRun, ...], seen: Absence
+    ) -> Iterator[tuple[StoredRun, IndexedMeasurement]]:
+        size = 0
+        for entry in entries:
+            if size > SEARCH_BYTES:
+                return
+            seen.searched += 1
+            try:
+                contents = self.store.contents(entry)
+            except StoreError:
+                seen.unreadable += 1  # Named in store.problems.
+                continue
+            size += contents.size
+            seen.tests.update(dict.fromkeys(contents.measurements))
+            place = contents.measurements.get(test)
+            if place is not None:
+                yield entry, place
+
+    def _why(self, test: str, seen: Absence) -> str:
+        if not self.entries and self.kind != "ref":
+            return f"{self.label} holds no run"
+        if not self.entries:
+            return why_no_history(
+                self.label, self.commits, self.dirty_entries, self.other_entries, self.store.path
+            )
+        dirty, elsewhere = (self._outside(test, runs) for runs in (self.dirty_entries, self.other_entries))
+        return why_not_found(test, self.label, len(self.entries), seen, dirty=dirty, elsewhere=elsewhere)
+
+    def _outside(self, test: str, entries: tuple[StoredRun, ...]) -> StoredRun | None:
+        places = self._places(test, entries[:_ELSEWHERE_RUNS], Absence())
+        return next((entry for entry, _ in places), None)
+
+
+@dataclass(frozen=True)
+class _Search:
+    """Finds out what a baseline's text stands for."""
+
+    value: str
+    store: Store
+    repository: Repository | None
+    limit_runs: int
+    folder: Path
+
+    @property
+    def path(self) -> Path:
+        return self.folder / Path(self.value).expanduser()
+
+    @cached_property
+    def entries(self) -> tuple[StoredRun, ...]:
+        return self.store.entries()
+
+    def as_kind(self, kind: Kind) -> Baseline:
+        if kind == "ref":
+            return self._of_ref()
+        return self._of_name() if kind == "name" else self._of_path()
+
+    def guess(self) -> Baseline:
+        if self.value.endswith(".json") or self.value.startswith(("/", "./", "../", "~")):
+            return self._of_path()
+        no_ref = self._no_ref()
+        fits = {"ref": no_ref is None, "name": bool(self._named()), "path": _is_store(self.path)}
+        fitting = [kind for kind in fits if fits[kind]]
+        if len(fitting) > 1:
+            raise UsageError(
+                f"baseline {self.value!r} is {' and '.join(_MEANINGS[kind] for kind in fitting)}: "
+                f"say which with {' or '.join(f'{kind}:{self.value}' for kind in fitting)}"
+            )
+        if fitting:
+            return self.as_kind(_KINDS[fitting[0]])
+        if self.path.is_file() or _json_files(self.path):
+            return self._of_path()
+        raise HistoryError(
+            f"baseline {self.value!r} is no git ref, no saved run and no path of stored runs. As a ref: {no_ref} "
+            f"{self._saved_names()} {self.path} {'holds no runs' if self.path.exists() else 'does not exist'}."
+        )
+
+    def _no_ref(self) -> str | None:
+        """Why the text is no ref; None if it is one."""
+        if self.repository is None:
+            return f"{explain_absence(self.folder)}."
+        try:
+            self.repository.resolve(self.value)
+        except HistoryError as error:
+            return str(error)
+        return None
+
+    def _named(self) -> tuple[StoredRun, ...]:
+        return tuple(entry for entry in self.entries if entry.name == self.value)
+
+    def _saved_names(self) -> str:
+        names = Counter(entry.name for entry in self.entries if entry.name)
+        return f"Saved runs in {self.store.path}: {', '.join(sorted(names)) or 'none with a name'}."
+
+    def _of_ref(self) -> Baseline:
+        if self.repository is None:
+            raise HistoryError(
+                f"baseline {self.value!r} needs git history, but {explain_absence(self.folder)}. "
+                "Without git, name a saved run (--energy-save=NAME) or a path"
+            )
+        name = self.repository.resolve(self.value).name
+        commits = self.repository.baseline_commits(self.value)
+        order = {commit[:COMMIT_LENGTH]: position for position, commit in enumerate(commits)}
+        ours = [entry for entry in self.entries if entry.commit in order]
+        # Stable: the runs of one commit stay newest first.
+        ours.sort(key=lambda entry: order[entry.commit or ""])
+        return Baseline(
+            kind="ref",
+            label=f"{name}@{commits[0][:7]}" if commits else name,
+            store=self.store,
+            entries=tuple(entry for entry in ours if entry.state == "clean"),
+            limit_runs=self.limit_runs,
+            commits=commits,
+            dirty_entries=tuple(entry for entry in ours if entry.state != "clean"),
+            other_entries=tuple(entry for entry in self.entries if entry.commit not in order),
+        )
+
+    def _of_name(self) -> Baseline:
+        entries = self._named()
+        if not entries:
+            raise UsageError(f"no run is saved under the name {self.value!r}. {self._saved_names()}")
+        return Baseline("name", self.value, self.store, entries, self.limit_runs)
+
+    def _of_path(self) -> Baseline:
+        path = self.path
+        if path.is_file():
+            store = Store(path.parent)
+            entry = store.open_file(path)
+            store.contents(entry)  # Now, where an unreadable file is still an error of usage.
+            return Baseline("path", self.value, store, (entry,), self.limit_runs)
+        if not path.is_dir():
+            raise UsageError(f"baseline {self.value!r}: {path} does not exist; give a store or a run file")
+        store = Store(path)
+        if store.folder.is_dir():
+            return Baseline("path", self.value, store, store.entries(), self.limit_runs)
+        entries = []
+        for file in _json_files(path):
+            try:
+                entries.append(store.open_file(file))
+            except StoreError:
+                continue  # Named in store.problems.
+        if not entries:
+            raise UsageError(f"baseline {self.value!r}: {path} holds no run of pytest-tokenpower")
+        entries.sort(key=lambda entry: (entry.created, entry.id8), reverse=True)
+        return Baseline("path", self.value, store, tuple(entries), self.limit_runs)
+
+
+def _json_files(folder: Path) -> list[Path]:
+    try:
+        files = sorted(os.listdir(folder))
+    except OSError:  # No folder, or not ours to read: it holds nothing for us.
+        return []
+    return [folder / file for file in files if file.endswith(".json") and not file.startswith(".")]
+
+
+def _is_store(path: Path) -> bool:
+    # A folder or file that merely has a branch's name (docs, main) is no store.
+    return (path / "runs").is_dir() or any(parse_file_name("", file.name) for file in _json_files(path))

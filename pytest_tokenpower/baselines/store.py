@@ -1,0 +1,281 @@
+"""The store: a folder of immutable run files that any number of processes write to and read from."""
+
+from __future__ import annotations
+
+import os
+import sys
+import uuid
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+
+from pytest_tokenpower.baselines.files import StoredRun, describe_run, file_name, parse_file_name, publish
+from pytest_tokenpower.errors import StoreError
+from pytest_tokenpower.record import (
+    SCHEMA_VERSION,
+    Fact,
+    MeasurementRecord,
+    RunRecord,
+    decode_run,
+    encode_run,
+)
+
+if TYPE_CHECKING:
+    from pytest_tokenpower.baselines.git import Repository
+
+_LOADED_RUNS = 8
+
+
+def default_store_path(repository: Repository | None, rootdir: Path) -> Path:
+    """Where runs live unless told otherwise.
+
+    Inside the common git directory they survive ``git clean -ffdx``, are shared by all worktrees and cannot be
+    committed by accident. Without git: ``.tokenpower`` in pytest's root directory.
+    """
+    return rootdir / ".tokenpower" if repository is None else repository.common_dir / "tokenpower"
+
+
+class IndexedMeasurement(NamedTuple):
+    """A measurement's identity and its bytes in the file, ``[start, stop)``."""
+
+    key: dict[str, Fact]
+    comparable: bool
+    start: int
+    stop: int
+
+
+class Contents(NamedTuple):
+    """What a run file of ``size`` bytes holds, without its rounds: its measurements by test."""
+
+    run_id: str
+    commit: str | None
+    size: int
+    measurements: dict[str, IndexedMeasurement]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A file in the store that was left out, and why."""
+
+    path: Path
+    reason: str
+
+
+# Rounds are over 90 % of a file, and most tests of most files are never asked for: both stay undecoded.
+class _SplitRun(msgspec.Struct, frozen=True, tag_field="type", tag="tokenpower-run"):
+    id: str
+    created: str
+    measurements: list[msgspec.Raw]
+    version: int = SCHEMA_VERSION
+    name: str | None = None
+    commit: str | None = None
+    dirty: bool | None = None
+
+
+class _SplitMeasurement(msgspec.Struct, frozen=True):
+    test: str
+    key: msgspec.Raw
+    comparable: bool
+
+
+_split_run = msgspec.json.Decoder(_SplitRun)
+_split_measurement = msgspec.json.Decoder(_SplitMeasurement)
+_key = msgspec.json.Decoder(dict[str, Fact])
+_measurement = msgspec.json.Decoder(MeasurementRecord)
+
+
+class Store:
+    """The runs in ``path/runs``, one immutable file each.
+
+    Names are unique and files appear whole, so writers need no lock, also over NFS. A file that is corrupt or
+    foreign is listed in :attr:`problems`; methods that read one file raise StoreError for it, listings leave it out.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._problems: dict[str, Problem] = {}
+        self._contents: dict[str, Contents] = {}
+        self._keys: dict[bytes, dict[str, Fact]] = {}
+        self._runs: OrderedDict[str, RunRecord] = OrderedDict()
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the run files."""
+        return self.path / "runs"
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """The files found unusable so far, in the order of their paths."""
+        return tuple(self._problems[path] for path in sorted(self._problems))
+
+    def check_writable(self) -> None:
+        """Write, sync and remove a file as :meth:`write` would; raises StoreError with the remedy."""
+        probe = f".probe-{uuid.uuid4().hex}"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            publish(self.folder, probe, b"probe\n")
+            (self.folder / probe).unlink()
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def write(self, run: RunRecord) -> Path:
+        """Store a run and return its file.
+
+        Nothing stored is ever overwritten. Raises StoreError for a run that is stored already or could not be
+        read back (nan is no JSON), and for a folder that cannot be written.
+        """
+        path = self.folder / file_name(run)
+        try:
+            data = encode_run(run)
+            decode_run(data, source=str(path))
+        except (StoreError, ValueError, OverflowError) as error:
+            raise StoreError(f"run {run.id} is not stored, as it could not be read back: {error}") from error
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            publish(self.folder, path.name, data)
+        except FileExistsError as error:
+            raise StoreError(f"{path}: this run is stored already") from error
+        except OSError as error:
+            raise self._unwritable(error) from error
+        return path
+
+    def entries(self) -> tuple[StoredRun, ...]:
+        """Every stored run, newest first, from the file names alone. A store that does not exist yet is empty."""
+        folder = os.fspath(self.folder)
+        try:
+            files = os.listdir(folder)
+        except FileNotFoundError:
+            return ()
+        except OSError as error:
+            raise StoreError(f"{folder}: the store cannot be read ({error.strerror})") from error
+        found = []
+        for file in files:
+            entry = parse_file_name(folder, file)
+            if entry is not None:
+                found.append(entry)
+            elif not file.startswith("."):  # A writer's temporary file, or one that NFS keeps open.
+                self._report(os.path.join(folder, file), "its name is not one of a stored run")
+        found.sort(key=lambda entry: (entry.created, entry.id8), reverse=True)
+        return tuple(found)
+
+    def open_file(self, path: Path) -> StoredRun:
+        """An entry for a run file under any name (an export, a download); raises StoreError."""
+        folder, file = os.path.split(path)
+        entry = parse_file_name(folder, file)
+        if entry is None:
+            run = self._split(self._read(os.fspath(path)), os.fspath(path))
+            entry = describe_run(
+                folder,
+                file,
+                run_id=run.id,
+                created=run.created,
+                commit=run.commit,
+                dirty=run.dirty,
+                name=run.name,
+            )
+        return entry
+
+    def contents(self, entry: StoredRun) -> Contents:
+        """What the run holds, kept once read; raises StoreError."""
+        path = os.path.join(entry.folder, entry.file)
+        known = self._contents.get(path)
+        if known is None:
+            if path in self._problems:  # Asked again for each test: once is enough to read a broken file.
+                raise StoreError(f"{path}: {self._problems[path].reason}")
+            known = self._contents[path] = self._index(entry, self._read(path), path)
+        return known
+
+    def measurement(self, entry: StoredRun, test: str) -> MeasurementRecord:
+        """The measurement of one test in the run, decoded alone; raises StoreError, KeyError if it has none."""
+        place = self.contents(entry).measurements[test]
+        path = os.path.join(entry.folder, entry.file)
+        try:
+            with open(path, "rb") as stream:
+                stream.seek(place.start)
+                return _measurement.decode(stream.read(place.stop - place.start))
+        except (OSError, msgspec.MsgspecError) as error:
+            raise self._fault(path, f"the measurement of {test} is not readable ({error})") from error
+
+    def load(self, entry: StoredRun) -> RunRecord:
+        """The whole run; the last few are kept. Raises StoreError."""
+        path = os.path.join(entry.folder, entry.file)
+        run = self._runs.pop(path, None)
+        if run is None:
+            run = self._decode(self._read(path), path)
+            self._check_name(entry, run.id, run.commit, path)
+        self._runs[path] = run
+        if len(self._runs) > _LOADED_RUNS:
+            self._runs.popitem(last=False)
+        return run
+
+    def _read(self, path: str) -> bytes:
+        try:
+            with open(path, "rb") as stream:
+                return stream.read()
+        except OSError as error:
+            raise self._fault(path, f"cannot be read ({error.strerror})") from error
+
+    def _decode(self, data: bytes, path: str) -> RunRecord:
+        try:
+            return decode_run(data, source=path)
+        except StoreError as error:
+            self._report(path, str(error))
+            raise
+
+    def _split(self, data: bytes, path: str) -> _SplitRun:
+        try:
+            run = _split_run.decode(data)
+        except msgspec.MsgspecError as error:
+            self._decode(data, path)  # Raises, and says precisely what is wrong.
+            raise self._fault(path, f"malformed run ({error})") from error
+        if run.version != SCHEMA_VERSION:
+            self._decode(data, path)
+        return run
+
+    def _index(self, entry: StoredRun, data: bytes, path: str) -> Contents:
+        run = self._split(data, path)
+        self._check_name(entry, run.id, run.commit, path)
+        measurements: dict[str, IndexedMeasurement] = {}
+        end = 0
+        for raw in run.measurements:
+            text = bytes(raw)
+            # One comma apart in the files that we write; in others (indented by hand) it has to be looked for.
+            start = end + 1 if data.startswith(text, end + 1) else data.index(text, end)
+            end = start + len(text)
+            try:
+                head = _split_measurement.decode(raw)
+                key = self._intern(bytes(head.key))
+            except msgspec.MsgspecError as error:
+                raise self._fault(path, f"malformed run ({error})") from error
+            known = measurements.get(head.test)
+            # A test that was run again within the run: its last comparable measurement stands for the run.
+            if known is None or head.comparable or not known.comparable:
+                measurements[sys.intern(head.test)] = IndexedMeasurement(key, head.comparable, start, end)
+        return Contents(run.id, run.commit, len(data), measurements)
+
+    def _intern(self, raw: bytes) -> dict[str, Fact]:
+        key = self._keys.get(raw)
+        if key is None:
+            key = self._keys[raw] = _key.decode(raw)
+        return key
+
+    def _check_name(self, entry: StoredRun, run_id: str, commit: str | None, path: str) -> None:
+        # A file that was renamed would put its figures on a commit that they were not taken on.
+        if not entry.belongs_to(run_id, commit):
+            raise self._fault(path, f"its name does not belong to the run in it ({run_id}, commit {commit})")
+
+    def _report(self, path: str, reason: str) -> None:
+        self._problems[path] = Problem(Path(path), reason.removeprefix(f"{path}: "))
+
+    def _fault(self, path: str, reason: str) -> StoreError:
+        self._report(path, reason)
+        return StoreError(f"{path}: {reason}")
+
+    def _unwritable(self, error: OSError) -> StoreError:
+        return StoreError(
+            f"{self.folder}: the store cannot be written ({error.strerror or error}). Make the folder writable, "
+            "or name another one with --energy-storage=PATH"
+        )

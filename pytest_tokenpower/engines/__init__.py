@@ -1,0 +1,1 @@
+"""Inference engines behind one protocol; each engine's own module is imported only when it is used."""

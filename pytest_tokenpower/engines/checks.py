@@ -1,0 +1,60 @@
+"""What every adapter checks: a batch before it runs, the token counts after."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pytest_tokenpower.engines.protocol import Batch, Step
+from pytest_tokenpower.errors import EngineError
+
+
+def missing_package(engine: str, extra: str, error: ImportError) -> EngineError:
+    """The error for an engine whose package cannot be imported; names the extra that brings it."""
+    return EngineError(f"the {engine} engine needs a package that does not import ({error}): "
+                       f"pip install 'pytest-tokenpower[{extra}]'")  # fmt: skip
+
+
+def check_batch(batch: Batch, *, engine: str, vocab_size: int | None, max_positions: int | None) -> None:
+    """Raise EngineError where the engine could not run the batch as it stands, saying which prompt is at fault.
+
+    An id outside the vocabulary would end a CUDA process, so that it is looked for here.
+    """
+    if not batch.prompts:
+        raise EngineError(f"{engine}: the batch holds no prompt")
+    if batch.new_tokens < 1:
+        raise EngineError(f"{engine}: new_tokens={batch.new_tokens}, at least 1 must be generated")
+    for index, prompt in enumerate(batch.prompts):
+        if not len(prompt):
+            raise EngineError(f"{engine}: prompt {index} is empty")
+        if vocab_size is not None and not (0 <= min(prompt) and max(prompt) < vocab_size):
+            raise EngineError(f"{engine}: prompt {index} holds token ids outside 0 to {vocab_size - 1}")
+        length = len(prompt) + batch.new_tokens
+        if max_positions is not None and length > max_positions:
+            raise EngineError(
+                f"{engine}: prompt {index} has {len(prompt)} tokens, with {batch.new_tokens} new ones {length}: "
+                f"the model takes {max_positions}"
+            )
+
+
+def check_counts(batch: Batch, token_ids: Sequence[Sequence[int]], *, engine: str) -> None:
+    """Raise EngineError unless each response has as many tokens as were asked for: rounds must do the same work."""
+    if len(token_ids) != len(batch.prompts):
+        raise EngineError(f"{engine}: {len(token_ids)} responses to {len(batch.prompts)} prompts")
+    for index, ids in enumerate(token_ids):
+        if len(ids) != batch.new_tokens:
+            raise EngineError(
+                f"{engine}: response {index} has {len(ids)} tokens, {batch.new_tokens} were asked for"
+            )
+
+
+def check_steps(batch: Batch, steps: Sequence[Step], *, engine: str) -> None:
+    """Raise EngineError unless the steps account for every token of the batch, each once."""
+    prompt = sum(step.prompt_tokens for step in steps)
+    generated = sum(step.generated_tokens for step in steps)
+    # The first token of each response comes out of its prefill.
+    expected = len(batch.prompts) * (batch.new_tokens - 1)
+    if prompt != batch.tokens.prompt or generated != expected:
+        raise EngineError(
+            f"{engine}: the steps account for {prompt} prompt and {generated} decoded tokens, "
+            f"the batch has {batch.tokens.prompt} and {expected}"
+        )

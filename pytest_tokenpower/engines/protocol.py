@@ -1,0 +1,97 @@
+"""What every engine adapter offers: load, generate a batch with step marks, say what it is, close."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+from pytest_tokenpower.tokens import TokenCount
+
+Fact = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One forward pass of an engine on the monotonic clock (``time.monotonic_ns``).
+
+    ``prompt_tokens`` were prefilled in it, ``generated_tokens`` came out of decoding sequences. A step with
+    both is *mixed* (chunked prefill under continuous batching). The step that finishes a prompt also samples
+    its first token; that token belongs to the prefill and is not counted in ``generated_tokens``.
+    """
+
+    start_ns: int
+    end_ns: int
+    prompt_tokens: int
+    generated_tokens: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A fixed piece of work: token ids of each prompt, and how many tokens to generate for each.
+
+    Generation is greedy and runs through end-of-sequence, so that every round does the same work.
+    """
+
+    prompts: Sequence[Sequence[int]]
+    new_tokens: int
+
+    @property
+    def tokens(self) -> TokenCount:
+        """The counts that a round of this batch must come out with."""
+        return TokenCount(
+            prompt=sum(map(len, self.prompts)),
+            generated=self.new_tokens * len(self.prompts),
+            responses=len(self.prompts),
+        )
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What one batch gave: token ids of each response, and the steps that made them (empty: unknown).
+
+    ``steps_exact`` is False where the marks are estimates from outside the engine.
+    """
+
+    token_ids: Sequence[Sequence[int]]
+    tokens: TokenCount
+    steps: Sequence[Step] = ()
+    steps_exact: bool = True
+
+
+@dataclass(frozen=True)
+class EngineIdentity:
+    """What an engine says of itself, read from its own configuration, never from the test's word.
+
+    ``axes`` are what sweeps vary: dtype, quantization, kv_cache_dtype, tensor_parallel, pipeline_parallel,
+    weights (a path's fingerprint or "random"). ``facts`` is everything else worth recording.
+    """
+
+    engine: str
+    version: str
+    model: str
+    axes: Mapping[str, Fact] = field(default_factory=dict)
+    facts: Mapping[str, Fact] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """An engine with its model loaded."""
+
+    @property
+    def identity(self) -> EngineIdentity:
+        """What runs here."""
+        ...
+
+    @property
+    def device_ids(self) -> Sequence[str] | None:
+        """UUIDs of the GPUs in use; empty for a CPU; None when it cannot be known."""
+        ...
+
+    def generate(self, batch: Batch) -> Generation:
+        """Run the batch to its end and wait for the device; raises EngineError."""
+        ...
+
+    def close(self) -> None:
+        """Free the device's memory and end every child process; safe to call twice."""
+        ...

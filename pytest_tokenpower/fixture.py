@@ -1,0 +1,233 @@
+"""What a test calls: the `energy` fixture, its windows, and how it becomes a measurement and a verdict."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, ParamSpec, TypeVar, cast
+
+from pytest_tokenpower import measurement as analysis
+from pytest_tokenpower.baselines.key import make_key
+from pytest_tokenpower.engines.describe import describe_callable
+from pytest_tokenpower.errors import TokenCountError, UsageError
+from pytest_tokenpower.measurement import PhaseWindow, RoundWindow
+from pytest_tokenpower.phases import phases_of
+from pytest_tokenpower.record import Fact, MeasurementRecord, VerdictRecord
+from pytest_tokenpower.rounds import Plan, device_wait, run_rounds
+from pytest_tokenpower.tokens import TokenCount, count_tokens
+
+if TYPE_CHECKING:
+    from pytest_tokenpower.engines.protocol import EngineIdentity
+    from pytest_tokenpower.session import Session
+    from pytest_tokenpower.settings import Budget
+    from pytest_tokenpower.telemetry.timeline import Timeline
+    from pytest_tokenpower.telemetry.values import Device
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+Counter = Callable[
+    [object, tuple[object, ...], dict[str, object], Callable[..., object]], "TokenCount | None"
+]
+
+
+class Window:
+    """An open window of ``energy.measure()``: say what was generated in it before it closes."""
+
+    def __init__(self) -> None:
+        self._tokens: TokenCount | None = None
+        self._phases: tuple[PhaseWindow, ...] = ()
+
+    def tokens(self, *, prompt: int, generated: int, responses: int = 1) -> None:
+        """Add the tokens of what ran in this window."""
+        self._add(TokenCount(prompt, generated, responses))
+
+    def count(self, result: object) -> None:
+        """Add the tokens of a result: anything that ``energy(fn)`` can count."""
+        self._add(count_tokens(result))
+        self._phases += phases_of(result)
+
+    def _add(self, count: TokenCount) -> None:
+        self._tokens = count if self._tokens is None else self._tokens + count
+
+
+class Energy:
+    """The `energy` fixture: measures the joules of a workload and has them judged at the end of the test.
+
+    ``energy(fn, *args, **kwargs)`` runs warm-up and measured rounds of a callable and returns its last result;
+    ``with energy.measure() as window:`` measures code that is no callable, each window being one round.
+    """
+
+    def __init__(self, test: str, budget: Budget, session: Session, counter: Counter) -> None:
+        self._test = test
+        self._budget = budget
+        self._session = session
+        self._counter = counter
+        self._telemetry = session.telemetry()
+        self._windows: list[RoundWindow] = []
+        self._identity: EngineIdentity | None = None
+        self._called = False
+
+    def __call__(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run ``fn(*args, **kwargs)`` in rounds under measurement; returns what it returned last.
+
+        Raises whatever ``fn`` raises, and TokenCountError where its tokens cannot be counted.
+        """
+        if self._called or self._windows:
+            raise UsageError(
+                f"{self._test}: energy() was called twice in one test; a test has one measurement: parametrize the "
+                "test, or put both calls into one function"
+            )
+        self._called = True
+        self._identity = describe_callable(fn)
+        budget = self._budget
+        last, windows = run_rounds(
+            lambda: fn(*args, **kwargs),
+            lambda result: self._count(result, args, dict(kwargs), fn),
+            phases_of,
+            Plan(
+                self._session.settings.warmup_rounds, budget.min_rounds, budget.max_rounds, budget.max_seconds
+            ),
+            self._telemetry,
+        )
+        self._windows.extend(windows)
+        return cast(R, last)
+
+    @contextmanager
+    def measure(self) -> Iterator[Window]:
+        """Measure what runs inside the ``with`` block, as one round; the block may be entered again for more.
+
+        Nothing is warmed up and nothing is repeated: a single window stands for a single round. Raises
+        TokenCountError when the block ends without tokens having been counted.
+        """
+        if self._called:
+            raise UsageError(f"{self._test}: energy() and energy.measure() in one test: use one of them")
+        window = Window()
+        start_ns = time.monotonic_ns()
+        yield window
+        if (wait := device_wait()) is not None:
+            wait()
+        end_ns = time.monotonic_ns()
+        if window._tokens is None or window._tokens.generated == 0:
+            raise TokenCountError(
+                f"{self._test}: nothing says how many tokens were generated in the energy.measure() block: call "
+                "window.count(result) or window.tokens(prompt=..., generated=...) inside it, with at least one "
+                "generated token"
+            )
+        self._windows.append(RoundWindow(start_ns, end_ns, window._tokens, 1, window._phases))
+
+    def _count(
+        self, result: object, args: tuple[object, ...], kwargs: dict[str, object], fn: Callable[..., object]
+    ) -> TokenCount:
+        counted = self._counter(result, args, kwargs, fn)
+        if counted is not None and counted.generated:
+            return counted
+        try:
+            return count_tokens(counted or result, args, kwargs, fn)
+        except TokenCountError as error:
+            raise TokenCountError(f"{self._test}: {error}") from None
+
+    @property
+    def used(self) -> bool:
+        """Whether the test measured anything."""
+        return bool(self._windows)
+
+    def finish(self, *, failed: bool) -> MeasurementRecord:
+        """The measurement of this test with its verdicts; ``failed``: the test failed by itself, so none is passed."""
+        records = self._telemetry.assess(self._windows)
+        least = 1 if not self._called else min(self._budget.min_rounds, self._budget.max_rounds)
+        reasons = ("the test failed by itself",) if failed else analysis.flagged_too_often(records, least)
+        devices = self._telemetry.devices_in_use(self._windows)
+        identity = self._identity
+        method = sorted({track.method for d in devices if (track := analysis.track_of(self._timeline, d))})
+        key, facts = self._key(devices, identity)
+        measured = MeasurementRecord(
+            test=self._test,
+            key=key,
+            facts=facts,
+            provenance=self._telemetry.provenance,
+            scope="+".join(sorted({device.scope for device in devices})),
+            method=" + ".join(method),
+            rounds=records,
+            comparable=not reasons,
+            reasons=reasons,
+            figures={} if reasons else analysis.figures(records),
+        )
+        if failed:
+            return measured
+        return _with_verdicts(measured, self._judge(measured))
+
+    @property
+    def _timeline(self) -> Timeline:
+        return self._telemetry.collector.timeline
+
+    def _key(
+        self, devices: Sequence[Device], identity: EngineIdentity | None
+    ) -> tuple[dict[str, Fact], dict[str, Fact]]:
+        each = {
+            TokenCount(
+                w.tokens.prompt // w.repeats, w.tokens.generated // w.repeats, w.tokens.responses // w.repeats
+            )
+            for w in self._windows
+        }
+        key = make_key(
+            devices=devices,
+            provenance=self._telemetry.provenance,
+            scope="+".join(sorted({device.scope for device in devices})),
+            engine=identity.engine if identity else None,
+            engine_version=identity.version if identity else None,
+            model=identity.model if identity else None,
+            tokens=each.pop() if len(each) == 1 else None,
+        )
+        facts: dict[str, Fact] = {}
+        if len(each) > 1:
+            facts["token_counts"] = "differ between rounds"
+        for device in devices:
+            facts |= {f"{device.id}.{name}": value for name, value in device.facts.items()}
+        if identity is not None:
+            facts["engine_version"] = identity.version
+            facts |= {f"engine.{name}": value for name, value in {**identity.facts, **identity.axes}.items()}
+        return key, facts
+
+    def _judge(self, measured: MeasurementRecord) -> tuple[VerdictRecord, ...]:
+        from pytest_tokenpower.verdict import StoredRuns, judge_baseline, judge_ceilings
+
+        if measured.reasons:
+            return (
+                VerdictRecord(
+                    "invalid", "the measurement is not to be trusted: " + "; ".join(measured.reasons)
+                ),
+            )
+        settings, budget = self._session.settings, self._budget
+        verdicts = list(judge_ceilings(measured, budget.ceilings))
+        baseline = self._session.baseline
+        if baseline is not None:
+            found = baseline.find(self._test, measured.key, (*settings.key_ignore, *budget.key_ignore))
+            stored = StoredRuns(
+                label=baseline.label,
+                runs=tuple(run.measurement for run in found.runs),
+                run_ids=tuple(run.run_id for run in found.runs),
+                why=found.why,
+            )
+            verdicts.append(judge_baseline(measured, stored, budget.regression or settings.regression))
+        return tuple(verdicts)
+
+
+class DisabledEnergy:
+    """The fixture under --energy-disable: workloads run once, nothing is measured."""
+
+    def __call__(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run ``fn`` once."""
+        return fn(*args, **kwargs)
+
+    @contextmanager
+    def measure(self) -> Iterator[Window]:
+        """Run the block."""
+        yield Window()
+
+
+def _with_verdicts(measured: MeasurementRecord, verdicts: tuple[VerdictRecord, ...]) -> MeasurementRecord:
+    import msgspec
+
+    return msgspec.structs.replace(measured, verdicts=verdicts)

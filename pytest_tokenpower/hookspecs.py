@@ -1,0 +1,32 @@
+"""Hook specifications: how others add meters and token counters."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from pytest_tokenpower.telemetry.values import Meter
+    from pytest_tokenpower.tokens import TokenCount
+
+
+@pytest.hookspec(firstresult=True)
+def pytest_tokenpower_meters(source: str) -> Sequence[Meter] | None:
+    """Meters for ``--energy-source=SOURCE``, or None for a source that is not yours.
+
+    Called once in each process that measures, before its first energy test. Raise
+    :class:`~pytest_tokenpower.errors.MeterUnavailable` where the source is yours and this machine has no such meter.
+    """
+
+
+@pytest.hookspec(firstresult=True)
+def pytest_tokenpower_count_tokens(
+    result: object, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> TokenCount | None:
+    """Tokens of one execution of a workload, from what it returned and was called with; None for what you don't know.
+
+    Called after the round's window has closed, before the built-in counters.
+    """

@@ -1,0 +1,224 @@
+"""pytest's hooks, and nothing else. Whatever is heavy is imported by the first energy test, not here."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_tokenpower import hookspecs, settings
+from pytest_tokenpower.errors import MeterError, TokenPowerError, UsageError
+
+if TYPE_CHECKING:
+    from pytest_tokenpower.fixture import DisabledEnergy, Energy
+    from pytest_tokenpower.record import MeasurementRecord, VerdictRecord
+    from pytest_tokenpower.session import Session
+
+_SETTINGS = pytest.StashKey[settings.Settings]()
+_SESSION = pytest.StashKey["Session"]()
+_ENERGY = pytest.StashKey["Energy"]()
+_NO_METER = pytest.StashKey[str]()
+_MEASUREMENTS = pytest.StashKey["list[MeasurementRecord]"]()
+_MEASUREMENT = pytest.StashKey["MeasurementRecord"]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Declare options and ini values."""
+    settings.add_options(parser)
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    """Declare how others add meters and token counters."""
+    pluginmanager.add_hookspecs(hookspecs)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Read and check the settings; what names a baseline or a store is resolved before any test runs."""
+    config.addinivalue_line("markers", settings.MARKER)
+    config.stash[_MEASUREMENTS] = []
+    try:
+        config.stash[_SETTINGS] = chosen = settings.read_settings(config)
+        asked = chosen.stores or chosen.json is not None or chosen.baseline is not None
+        if asked and not chosen.disabled and not config.option.collectonly:
+            _session(config).prepare()
+    except TokenPowerError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+def _session(config: pytest.Config) -> Session:
+    if _SESSION not in config.stash:
+        from pytest_tokenpower.session import Session
+
+        config.stash[_SESSION] = Session(
+            config.stash[_SETTINGS],
+            config.rootpath,
+            lambda source: config.hook.pytest_tokenpower_meters(source=source),
+        )
+    return config.stash[_SESSION]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pycollect_makeitem() -> Generator[None, Any, Any]:
+    """Check every power_budget marker at collection, so that a malformed one stops the run before it begins."""
+    made = yield
+    for item in made if isinstance(made, list) else [made]:
+        if isinstance(item, pytest.Item) and item.get_closest_marker("power_budget") is not None:
+            try:
+                settings.read_budget(item)
+            except UsageError as error:
+                raise pytest.Collector.CollectError(str(error)) from None
+    return made
+
+
+@pytest.fixture
+def energy(request: pytest.FixtureRequest) -> Energy | DisabledEnergy:
+    """Measures the joules of a workload: ``energy(fn, *args)`` or ``with energy.measure() as window:``."""
+    from pytest_tokenpower.fixture import DisabledEnergy, Energy
+
+    item, config = request.node, request.config
+    chosen = config.stash[_SETTINGS]
+    if chosen.disabled:
+        return DisabledEnergy()
+    try:
+        session = _session(config)
+        item.stash[_ENERGY] = fixture = Energy(
+            item.nodeid,
+            settings.read_budget(item),
+            session,
+            lambda result, args, kwargs, fn: config.hook.pytest_tokenpower_count_tokens(
+                result=result, args=args, kwargs=kwargs
+            ),
+        )
+        return fixture
+    except MeterError as error:
+        if chosen.require_hardware:
+            item.stash[_NO_METER] = f"energy_require_hardware is set, and {error}"
+            return DisabledEnergy()
+        pytest.skip(str(error))
+    except UsageError as error:
+        pytest.fail(str(error), pytrace=False)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Judge an energy test when its body has ended, and fail the test itself."""
+    if (reason := item.stash.get(_NO_METER, None)) is not None:
+        pytest.fail(reason, pytrace=False)
+    fixture = item.stash.get(_ENERGY, None)
+    if fixture is None:
+        return (yield)
+    try:
+        result = yield
+    except UsageError as error:
+        pytest.fail(str(error), pytrace=False)
+    except TokenPowerError as error:
+        if fixture.used:
+            item.stash[_MEASUREMENT] = fixture.finish(failed=True)
+        pytest.fail(str(error), pytrace=False)
+    except BaseException:
+        if fixture.used:
+            item.stash[_MEASUREMENT] = fixture.finish(failed=True)
+        raise
+    if not fixture.used:
+        pytest.fail(
+            f"{item.nodeid} asks for the energy fixture and measures nothing: call energy(fn, ...) or enter "
+            "energy.measure()",
+            pytrace=False,
+        )
+    item.stash[_MEASUREMENT] = measured = fixture.finish(failed=False)
+    complaint = _complaint(item, measured)
+    if complaint:
+        pytest.fail(complaint, pytrace=False)
+    return result
+
+
+def _complaint(item: pytest.Item, measured: MeasurementRecord) -> str:
+    """What fails the test: each failing verdict, the gravest first; empty if none does."""
+    from pytest_tokenpower.verdict import SEVERITY
+
+    chosen = item.config.stash[_SETTINGS]
+    failing = sorted(
+        (verdict for verdict in measured.verdicts if _fails(verdict, chosen)),
+        key=lambda verdict: SEVERITY.index(verdict.kind),
+    )
+    return "\n".join(f"{verdict.kind.upper()}: {item.name}: {verdict.message}" for verdict in failing)
+
+
+def _fails(verdict: VerdictRecord, chosen: settings.Settings) -> bool:
+    from pytest_tokenpower.verdict import FAILING
+
+    if verdict.kind == "no baseline":
+        return chosen.missing_baseline == "fail"
+    if verdict.kind == "inconclusive":
+        return chosen.inconclusive == "fail"
+    return verdict.kind in FAILING
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Send the measurement along with the report: that is how it travels from an xdist worker."""
+    if call.when == "call" and (measured := item.stash.get(_MEASUREMENT, None)) is not None:
+        import msgspec
+
+        from pytest_tokenpower.reports.junit import properties
+
+        item.user_properties.extend(properties(measured))
+        report = yield
+        report.energy = msgspec.to_builtins(measured)  # type: ignore[attr-defined]
+        return report
+    return (yield)
+
+
+class _Gatherer:
+    """Collects the measurements of all reports; on the controller only, where the run is stored and shown."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" and hasattr(report, "energy"):
+            import msgspec
+
+            from pytest_tokenpower.record import MeasurementRecord
+
+            self._config.stash[_MEASUREMENTS].append(msgspec.convert(report.energy, MeasurementRecord))
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if measurements := self._config.stash[_MEASUREMENTS]:
+            from pytest_tokenpower.reports.terminal import summary
+
+            summary(terminalreporter, measurements, _session(self._config))
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        measurements = self._config.stash[_MEASUREMENTS]
+        chosen = self._config.stash[_SETTINGS]
+        if not measurements or not (chosen.stores or chosen.json):
+            return
+        from pytest_tokenpower.record import encode_run
+
+        run = _session(self._config).run_record(measurements)
+        try:
+            if chosen.stores:
+                _session(self._config).store.write(run)
+            if chosen.json is not None:
+                chosen.json.write_bytes(encode_run(run))
+        except (TokenPowerError, OSError) as error:
+            session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
+            raise pytest.UsageError(f"this run could not be stored: {error}") from None
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Gather results on the controller (or the only process); xdist's workers only send theirs."""
+    if not hasattr(session.config, "workerinput"):
+        session.config.pluginmanager.register(_Gatherer(session.config), "tokenpower-gatherer")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Stop the collector."""
+    if (session := config.stash.get(_SESSION, None)) is not None:
+        session.close()

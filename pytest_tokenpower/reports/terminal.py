@@ -1,0 +1,135 @@
+"""The terminal's energy summary: what measured, the table, and what each verdict rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pytest_tokenpower.record import MeasurementRecord
+from pytest_tokenpower.verdict import FAILING, gravest, signed
+
+if TYPE_CHECKING:
+    import pytest
+
+    from pytest_tokenpower.session import Session
+
+COLUMNS = (
+    "test",
+    "J/token",
+    "±95 %",
+    "prefill",
+    "decode",
+    "W",
+    "tok/s",
+    "change",
+    "95 % interval",
+    "verdict",
+)
+
+
+def summary(
+    reporter: pytest.TerminalReporter, measurements: Sequence[MeasurementRecord], session: Session
+) -> None:
+    """Write the energy section."""
+    reporter.section("energy")
+    for line in header(measurements, session):
+        reporter.write_line(line)
+    reporter.write_line("")
+    for line, kind in table(measurements):
+        markup = (
+            {"red": True}
+            if kind in FAILING
+            else {"yellow": True}
+            if kind in ("inconclusive", "no baseline")
+            else {}
+        )
+        reporter.write_line(line, **markup)
+    notes = [line for measured in measurements for line in footnotes(measured)]
+    if notes:
+        reporter.write_line("")
+    for note in notes:
+        reporter.write_line(note)
+    for problem in session.store.problems if (session.settings.baseline or session.settings.stores) else ():
+        reporter.write_line(f"skipped: {problem}", yellow=True)
+
+
+def header(measurements: Sequence[MeasurementRecord], session: Session) -> list[str]:
+    """What measured, and what it is compared with. A figure that was not measured says so first."""
+    lines = []
+    for source in dict.fromkeys(_source(measured) for measured in measurements):
+        lines.append(source)
+    if session.settings.baseline is not None and session.baseline is not None:
+        lines.append(f"baseline {session.baseline.label}")
+    return lines
+
+
+def _source(measured: MeasurementRecord) -> str:
+    names = [
+        f"{count}x {measured.key.get(field.removesuffix('count') + 'name')}"
+        for field, count in measured.key.items()
+        if field.endswith(".count")
+    ]
+    honest = "" if measured.provenance == "measured" else f"{measured.provenance.upper()}, not measured: "
+    return f"{honest}{', '.join(names)}, {measured.method} ({measured.scope} energy)"
+
+
+def table(measurements: Sequence[MeasurementRecord]) -> list[tuple[str, str | None]]:
+    """The table's lines, each with the verdict that colours it."""
+    from tabulate import tabulate
+
+    rows = [row(measured) for measured in measurements]
+    used = [i for i in range(len(COLUMNS)) if i in (0, 1) or any(each[i] for each in rows)]
+    text = tabulate(
+        [[each[i] for i in used] for each in rows],
+        headers=[COLUMNS[i] for i in used],
+        tablefmt="simple",
+        disable_numparse=True,
+        colalign=["left" if COLUMNS[i] in ("test", "verdict") else "right" for i in used],
+    ).splitlines()
+    kinds = [getattr(gravest(measured.verdicts), "kind", None) for measured in measurements]
+    return list(zip(text, [None, None, *kinds], strict=True))
+
+
+def row(measured: MeasurementRecord) -> list[str]:
+    """One test's cells, in the order of COLUMNS; what is not known stays empty."""
+
+    def figure(name: str) -> str:
+        return f"{measured.figures[name].value:.4g}" if name in measured.figures else ""
+
+    main = measured.figures.get("joules_per_token")
+    verdict = gravest(measured.verdicts)
+    compared = next((v for v in measured.verdicts if v.change is not None and v.baseline_runs), None)
+    return [
+        measured.test.rpartition("::")[2],
+        figure("joules_per_token"),
+        f"{196 * main.stderr / main.value:.1f} %" if main else "",
+        figure("prefill_joules_per_token"),
+        figure("decode_joules_per_token"),
+        f"{measured.figures['mean_watts'].value:.0f}" if "mean_watts" in measured.figures else "",
+        figure("tokens_per_second"),
+        signed(compared.change) if compared and compared.change is not None else "",
+        f"[{100 * (compared.change_low or 0):+.1f}, {100 * (compared.change_high or 0):+.1f}]"
+        if compared
+        else "",
+        _word(verdict.kind) if verdict else ("failed" if measured.reasons else "measured"),
+    ]
+
+
+def _word(kind: str) -> str:
+    return kind.upper() if kind in FAILING else kind
+
+
+def footnotes(measured: MeasurementRecord) -> list[str]:
+    """Every verdict that needs words: what did not simply pass."""
+    name = measured.test.rpartition("::")[2]
+    lines = []
+    for verdict in measured.verdicts:
+        # What failed the test stands in pytest's own section of failures.
+        if verdict.kind in FAILING or (verdict.kind == "passed" and not verdict.provisional):
+            continue
+        lines.append(f"{name}: {_word(verdict.kind)}: {verdict.message}")
+    dropped = [one for one in measured.rounds if one.reasons]
+    if dropped and measured.comparable:
+        causes = dict.fromkeys(reason for one in dropped for reason in one.reasons)
+        lines.append(f"{name}: {len(dropped)} of {len(measured.rounds)} rounds dropped: {'; '.join(causes)}")
+    return lines

@@ -1,0 +1,126 @@
+"""The orchestrator: warm-up, rounds, repeats inside a round, stopping on precision."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from pytest_tokenpower.measurement import PhaseWindow, RoundWindow, good, log_errors, log_joules_per_token
+from pytest_tokenpower.record import RoundRecord
+from pytest_tokenpower.tokens import TokenCount
+
+MOST_REPEATS = 10_000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many rounds: ``min_rounds`` always, then more while precision asks for them and time allows."""
+
+    warmup_rounds: int
+    min_rounds: int
+    max_rounds: int
+    max_seconds: float
+
+
+class Bench(Protocol):
+    """What the orchestrator needs of the telemetry."""
+
+    def shortest_window_ns(self) -> float:
+        """How long a round must be for the meter to resolve it."""
+        ...
+
+    def assess(self, windows: Sequence[RoundWindow]) -> tuple[RoundRecord, ...]:
+        """Wait until the readings reach beyond the last window, and give each round its energy and reasons."""
+        ...
+
+
+def run_rounds(
+    execute: Callable[[], object],
+    count: Callable[[object], TokenCount],
+    phases: Callable[[object], Sequence[PhaseWindow]],
+    plan: Plan,
+    bench: Bench,
+) -> tuple[object, tuple[RoundWindow, ...]]:
+    """Warm up, measure rounds, and return the last result with the windows of the measured rounds.
+
+    A workload shorter than the meter resolves is repeated inside each round. Nothing of the measurement runs
+    between a round's two clock readings; results are counted after the window has closed.
+    """
+    last: object = None
+    seconds = math.inf
+    for _ in range(plan.warmup_rounds):
+        last, window = _round(execute, count, phases, 1)
+        seconds = min(seconds, (window.end_ns - window.start_ns) / 1e9)
+    if not plan.warmup_rounds:
+        # The first round has to tell how long one is; it is no measurement then.
+        last, window = _round(execute, count, phases, 1)
+        seconds = (window.end_ns - window.start_ns) / 1e9
+    repeats = _repeats(seconds, bench.shortest_window_ns() / 1e9)
+    windows: list[RoundWindow] = []
+    began = time.monotonic()
+    while True:
+        last, window = _round(execute, count, phases, repeats)
+        windows.append(window)
+        if len(windows) < plan.min_rounds:
+            continue
+        records = bench.assess(windows)
+        kept = len(good(records))
+        if kept == 0 or len(windows) >= plan.max_rounds:
+            break
+        if time.monotonic() - began > plan.max_seconds and kept >= min(plan.min_rounds, 2):
+            break
+        if kept >= plan.min_rounds and _precise(records, plan):
+            break
+    return last, tuple(windows)
+
+
+def _precise(records: Sequence[RoundRecord], plan: Plan) -> bool:
+    from pytest_tokenpower.stats.stopping import enough
+
+    values, errors = log_joules_per_token(records), log_errors(records)
+    meter = sum(error**2 for error in errors) / len(errors) ** 2
+    return enough(values, meter, fewest=plan.min_rounds, most=plan.max_rounds)
+
+
+def _repeats(seconds: float, shortest_seconds: float) -> int:
+    return max(1, min(MOST_REPEATS, math.ceil(shortest_seconds / max(seconds, 1e-6))))
+
+
+def _round(
+    execute: Callable[[], object],
+    count: Callable[[object], TokenCount],
+    phases: Callable[[object], Sequence[PhaseWindow]],
+    repeats: int,
+) -> tuple[object, RoundWindow]:
+    results: list[object] = []
+    wait = device_wait()
+    start_ns = time.monotonic_ns()
+    for _ in range(repeats):
+        results.append(execute())
+    if wait is not None:
+        wait()
+    end_ns = time.monotonic_ns()
+    tokens = [count(result) for result in results]
+    marks = [phases(result) for result in results]
+    window = RoundWindow(
+        start_ns=start_ns,
+        end_ns=end_ns,
+        tokens=sum(tokens[1:], tokens[0]),
+        repeats=repeats,
+        # One execution without phases would make the others' sums short: then the round has none.
+        phases=tuple(phase for each in marks for phase in each) if all(marks) else (),
+    )
+    return results[-1], window
+
+
+def device_wait() -> Callable[[], object] | None:
+    """What waits for the GPU's queued work, if this process has one under way; never creates a CUDA context."""
+    torch = sys.modules.get("torch")
+    if torch is None or not hasattr(torch, "cuda") or not torch.cuda.is_initialized():
+        return None
+    wait: Callable[[], object] = torch.cuda.synchronize
+    return wait

@@ -1,0 +1,254 @@
+"""Options, ini values and markers, read and checked once, as frozen values."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from pytest_tokenpower.errors import UsageError
+
+if TYPE_CHECKING:
+    import pytest
+
+Severity = Literal["warn", "fail"]
+
+DEFAULT_REGRESSION = 0.03
+DEFAULT_MIN_ROUNDS = 6
+DEFAULT_MAX_ROUNDS = 30
+DEFAULT_MAX_SECONDS = 120.0
+DEFAULT_WARMUP_ROUNDS = 2
+DEFAULT_BASELINE_RUNS = 5
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command line and the ini file ask for."""
+
+    disabled: bool
+    source: str
+    save: str | None
+    autosave: bool
+    storage: Path | None
+    json: Path | None
+    baseline: str | None
+    baseline_runs: int
+    require_hardware: bool
+    missing_baseline: Severity
+    inconclusive: Severity
+    key_ignore: tuple[str, ...]
+    regression: float
+    warmup_rounds: int
+
+    @property
+    def stores(self) -> bool:
+        """Whether this run is to be stored."""
+        return self.autosave or self.save is not None
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The limits that a test declares with ``@pytest.mark.power_budget``; None: not limited."""
+
+    joules_per_token: float | None = None
+    joules_per_response: float | None = None
+    joules: float | None = None
+    mean_watts: float | None = None
+    peak_watts: float | None = None
+    regression: float | None = None
+    min_rounds: int = DEFAULT_MIN_ROUNDS
+    max_rounds: int = DEFAULT_MAX_ROUNDS
+    max_seconds: float = DEFAULT_MAX_SECONDS
+    key_ignore: tuple[str, ...] = ()
+
+    @property
+    def ceilings(self) -> Mapping[str, float]:
+        """The absolute limits that are set, by the name of their figure."""
+        values = {name: getattr(self, name) for name in CEILINGS}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+CEILINGS = ("joules_per_token", "joules_per_response", "joules", "mean_watts", "peak_watts")
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Declare the options and ini values; the defaults live in :func:`read_settings`."""
+    group = parser.getgroup("energy", "energy per token (pytest-tokenpower)")
+    group.addoption(
+        "--energy-source",
+        metavar="SOURCE",
+        help="what measures: auto (default: NVML, then RAPL), nvml, rapl, model (CPU-time model), "
+        "simulated or simulated:SCENARIO.json, or what a plugin adds",
+    )
+    group.addoption(
+        "--energy-baseline",
+        metavar="REF|NAME|PATH",
+        help="compare with the stored runs of a git ref (its merge base with HEAD and the commits before it), with "
+        "runs saved under a name, or with a file or folder",
+    )
+    group.addoption("--energy-save", metavar="NAME", help="store this run under a name")
+    group.addoption(
+        "--energy-autosave", action="store_true", default=None, help="store this run under its commit"
+    )
+    group.addoption(
+        "--energy-storage",
+        metavar="PATH",
+        help="where runs are stored (default: tokenpower in the repository's git folder, which `git clean` keeps)",
+    )
+    group.addoption("--energy-json", metavar="PATH", help="write this run's record to a file")
+    group.addoption(
+        "--energy-disable", action="store_true", default=None, help="run energy tests once, without measuring"
+    )
+    for name, default, text in (
+        ("energy_source", "auto", "default of --energy-source"),
+        ("energy_baseline", "", "default of --energy-baseline"),
+        ("energy_storage", "", "default of --energy-storage"),
+        (
+            "energy_require_hardware",
+            "false",
+            "a missing meter fails the test instead of skipping it (true, false)",
+        ),
+        ("energy_missing_baseline", "warn", "what a test without comparable stored runs does (warn, fail)"),
+        ("energy_inconclusive", "warn", "what an inconclusive comparison does (warn, fail)"),
+        ("energy_key_ignore", "", "key fields that may differ from the baseline, separated by spaces"),
+        ("energy_regression", "3%", "how much more energy per token fails a test without a limit of its own"),
+        (
+            "energy_baseline_runs",
+            str(DEFAULT_BASELINE_RUNS),
+            "how many stored runs make the baseline, newest first",
+        ),
+        ("energy_warmup_rounds", str(DEFAULT_WARMUP_ROUNDS), "rounds that are run before measuring"),
+    ):
+        parser.addini(name, f"{text}; default: {default or 'none'}", default=None)
+
+
+def read_settings(config: pytest.Config) -> Settings:
+    """Command line, then ini, then default; raises UsageError that names the option and its valid values."""
+
+    def text(option: str | None, ini: str, default: str) -> str:
+        given = config.getoption(option) if option else None
+        if given is None:
+            given = config.getini(ini)
+        return str(given) if given not in (None, "") else default
+
+    rootdir = config.rootpath
+    storage = text("--energy-storage", "energy_storage", "")
+    json = config.getoption("--energy-json")
+    return Settings(
+        disabled=bool(config.getoption("--energy-disable")),
+        source=text("--energy-source", "energy_source", "auto"),
+        save=config.getoption("--energy-save"),
+        autosave=bool(config.getoption("--energy-autosave")),
+        storage=(config.invocation_params.dir if config.getoption("--energy-storage") else rootdir) / storage
+        if storage
+        else None,
+        json=config.invocation_params.dir / json if json else None,
+        baseline=text("--energy-baseline", "energy_baseline", "") or None,
+        baseline_runs=_integer("energy_baseline_runs", text(None, "energy_baseline_runs", "5"), 1),
+        require_hardware=_boolean("energy_require_hardware", text(None, "energy_require_hardware", "false")),
+        missing_baseline=_severity("energy_missing_baseline", text(None, "energy_missing_baseline", "warn")),
+        inconclusive=_severity("energy_inconclusive", text(None, "energy_inconclusive", "warn")),
+        key_ignore=tuple(re.split(r"[\s,]+", given))
+        if (given := text(None, "energy_key_ignore", "").strip())
+        else (),
+        regression=_fraction("energy_regression", text(None, "energy_regression", "3%")),
+        warmup_rounds=_integer(
+            "energy_warmup_rounds", text(None, "energy_warmup_rounds", str(DEFAULT_WARMUP_ROUNDS)), 0
+        ),
+    )
+
+
+MARKER = (
+    "power_budget(joules_per_token=None, joules_per_response=None, joules=None, mean_watts=None, peak_watts=None, "
+    "regression=None, min_rounds=6, max_rounds=30, max_seconds=120, key_ignore=()): limits of an energy test; "
+    "regression is the rise over the baseline that fails it, such as '3%'"
+)
+
+
+def read_budget(item: pytest.Item) -> Budget:
+    """The limits of a test; a marker nearer to it overrides one of its class or module, argument by argument.
+
+    Raises UsageError that names the test, the argument and the valid ones.
+    """
+    valid = tuple(field.name for field in fields(Budget))
+    arguments: dict[str, Any] = {}
+    for marker in reversed(list(item.iter_markers("power_budget"))):
+        if marker.args:
+            raise UsageError(
+                f"{item.nodeid}: power_budget takes its arguments by name, not {', '.join(map(repr, marker.args))}: "
+                f"{', '.join(valid)}"
+            )
+        for name, value in marker.kwargs.items():
+            if name not in valid:
+                raise UsageError(
+                    f"{item.nodeid}: power_budget has no argument {name!r}; the valid ones are {', '.join(valid)}"
+                )
+            try:
+                arguments[name] = _budget_argument(name, value)
+            except UsageError as error:
+                raise UsageError(f"{item.nodeid}: power_budget({name}={value!r}): {error}") from None
+    budget = Budget(**arguments)
+    if budget.max_rounds < budget.min_rounds:
+        raise UsageError(
+            f"{item.nodeid}: power_budget(max_rounds={budget.max_rounds}): must be at least "
+            f"min_rounds, {budget.min_rounds}"
+        )
+    return budget
+
+
+def _budget_argument(name: str, value: Any) -> Any:
+    if name == "regression":
+        return _fraction(None, value)
+    if name in ("min_rounds", "max_rounds"):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UsageError("must be an integer of at least 1")
+        return value
+    if name == "key_ignore":
+        names = (
+            (value,) if isinstance(value, str) else tuple(value) if isinstance(value, (list, tuple)) else None
+        )
+        if names is None or not all(isinstance(part, str) for part in names):
+            raise UsageError("must be a name of a key field, or a list of names")
+        return names
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+        raise UsageError("must be a positive number")
+    return float(value)
+
+
+def _fraction(name: str | None, value: Any) -> float:
+    """``"3%"`` or ``0.03``: a rise as a fraction, above 0 and at most 1000 %."""
+    where = f"ini {name}={value}: " if name else ""
+    number: float | None = None
+    if isinstance(value, str) and (match := re.fullmatch(r"\s*([0-9.]+)\s*(%?)\s*", value)):
+        try:
+            number = float(match[1]) / (100 if match[2] else 1)
+        except ValueError:
+            number = None
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        number = float(value)
+    if number is None or not 0 < number <= 10:
+        raise UsageError(f"{where}must be a share such as '3%' or 0.03")
+    if number >= 1 and not (isinstance(value, str) and "%" in value):
+        raise UsageError(f"{where}is {number:.0%}: write '{number:g}%' for {number:g} percent")
+    return number
+
+
+def _severity(name: str, value: str) -> Severity:
+    if value not in ("warn", "fail"):
+        raise UsageError(f"ini {name}={value}: must be warn or fail")
+    return cast(Severity, value)
+
+
+def _boolean(name: str, value: str) -> bool:
+    lowered = value.lower()
+    if lowered not in ("true", "false", "1", "0", "yes", "no", "on", "off"):
+        raise UsageError(f"ini {name}={value}: must be true or false")
+    return lowered in ("true", "1", "yes", "on")
+
+
+def _integer(name: str, value: str, least: int) -> int:
+    if not re.fullmatch(r"\d+", value) or int(value) < least:
+        raise UsageError(f"ini {name}={value}: must be an integer of at least {least}")
+    return int(value)

@@ -1,0 +1,1 @@
+"""The statistics of the verdict: pure functions, each formula with its source."""

@@ -1,0 +1,142 @@
+"""From an estimate to a verdict: thresholds, Holm's family, repeated looks, the noise floor."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import ndtr, stdtrit
+
+from pytest_tokenpower.stats.moderated import Estimate, p_above
+
+if TYPE_CHECKING:
+    from pytest_tokenpower.stats.runs import FloatArray
+
+Kind = Literal["passed", "regressed", "improved", "inconclusive"]
+BudgetKind = Literal["passed", "over budget", "inconclusive"]
+
+_KINDS: tuple[Kind, ...] = ("regressed", "improved", "passed", "inconclusive")
+
+
+def decide(
+    estimate: Estimate,
+    threshold: float,
+    *,
+    alpha: float = 0.05,
+    beta: float = 0.05,
+    p_adjusted: float | None = None,
+    p_improved: float | None = None,
+) -> Kind:
+    """The verdict on a change against a relative ``threshold`` (0.03 is 3 %), theta = ln(1 + threshold).
+
+    regressed: one-sided p < alpha and delta > theta; improved: the mirror image; passed: neither and U =
+    delta + t(1 - beta) se < theta; otherwise inconclusive. ``p_adjusted`` is the family's Holm-adjusted p of
+    an increase and ``p_improved`` that of a decrease; without them the test's own p counts.
+    """
+    code = decide_codes(
+        np.array(estimate.delta),
+        np.array(estimate.stderr),
+        estimate.df,
+        threshold,
+        alpha=alpha,
+        beta=beta,
+        p_increase=None if p_adjusted is None else np.array(p_adjusted),
+        p_decrease=None if p_improved is None else np.array(p_improved),
+    )
+    return _KINDS[int(code)]
+
+
+def decide_codes(
+    delta: FloatArray,
+    stderr: FloatArray,
+    df: float,
+    threshold: float,
+    *,
+    alpha: float = 0.05,
+    beta: float = 0.05,
+    p_increase: FloatArray | None = None,
+    p_decrease: FloatArray | None = None,
+) -> NDArray[np.int64]:
+    """:func:`decide` over arrays of one shape: 0 regressed, 1 improved, 2 passed, 3 inconclusive."""
+    theta = math.log1p(threshold)
+    increase = p_above(delta, stderr, df) if p_increase is None else p_increase
+    decrease = p_above(-delta, stderr, df) if p_decrease is None else p_decrease
+    upper = delta + stdtrit(df, 1 - beta) * stderr
+    return np.asarray(
+        np.select(
+            [(increase < alpha) & (delta > theta), (decrease < alpha) & (delta < -theta), upper < theta],
+            [0, 1, 2],
+            default=3,
+        )
+    )
+
+
+def decide_budget(
+    estimate: Estimate, *, alpha: float = 0.05, beta: float = 0.05, p_adjusted: float | None = None
+) -> BudgetKind:
+    """The verdict on an absolute ceiling, ``estimate`` being from ``compare_constant``.
+
+    over budget: p < alpha that it is above the ceiling; passed: U below it; otherwise inconclusive.
+    """
+    p = estimate.p_above() if p_adjusted is None else p_adjusted
+    if p < alpha and estimate.delta > 0:
+        return "over budget"
+    return "passed" if estimate.upper(beta) < 0 else "inconclusive"
+
+
+def below_noise_floor(estimate: Estimate, threshold: float, alpha: float = 0.05) -> bool:
+    """Whether the threshold is too fine for this noise: t(1 - alpha, df) se > ln(1 + threshold)."""
+    return estimate.smallest_failing(alpha) > math.log1p(threshold)
+
+
+def holm(p_values: ArrayLike) -> NDArray[np.float64]:
+    """Holm's step-down adjusted p-values, in the order given, over the last axis.
+
+    Comparing them with alpha bounds the chance of any false failure in the family by alpha, whatever the
+    dependence (Holm 1979, Scand. J. Statist. 6:65). Raises ValueError for a p outside 0 to 1.
+    """
+    p = np.asarray(p_values, dtype=np.float64)
+    if not ((p >= 0) & (p <= 1)).all():
+        raise ValueError("every p-value must be from 0 to 1")
+    if p.size == 0:
+        return np.zeros(p.shape)
+    order = np.argsort(p, axis=-1, kind="stable")
+    factors = np.arange(p.shape[-1], 0, -1)
+    stepped = np.maximum.accumulate(np.take_along_axis(p, order, axis=-1) * factors, axis=-1)
+    adjusted = np.empty_like(p)
+    np.put_along_axis(adjusted, order, np.minimum(stepped, 1.0), axis=-1)
+    return adjusted
+
+
+@lru_cache(maxsize=32)
+def obrien_fleming_levels(stages: int = 3, alpha: float = 0.05) -> tuple[float, ...]:
+    """One-sided levels for ``stages`` equally spaced looks that together err with probability ``alpha``.
+
+    The k-th look rejects at z > c sqrt(stages/k) (O'Brien & Fleming 1979, Biometrics 35:549); c is found by
+    recursive integration (Armitage, McPherson & Rowe 1969, J. R. Stat. Soc. A 132:235). Three looks at 5 %:
+    0.0015, 0.018, 0.044.
+    """
+    if stages < 1 or not 0 < alpha < 0.5:
+        raise ValueError("needs at least one stage and alpha between 0 and 0.5")
+    from scipy.optimize import brentq
+
+    boundary = float(brentq(lambda c: _crossing(stages, c) - alpha, 0.0, 8.0, xtol=1e-9))
+    return tuple(float(ndtr(-boundary * math.sqrt(stages / look))) for look in range(1, stages + 1))
+
+
+def _crossing(stages: int, boundary: float) -> float:
+    """The chance that a random walk of ``stages`` N(0, 1) steps is ever above boundary·sqrt(stages)."""
+    limit = boundary * math.sqrt(stages)
+    grid, step = np.linspace(limit - 10 * math.sqrt(stages), limit, 801, retstep=True)
+    weights = np.full(grid.shape, step)
+    weights[[0, -1]] /= 2
+    crossed = float(ndtr(-limit))
+    density = np.exp(-(grid**2) / 2) / math.sqrt(2 * math.pi)
+    for _ in range(1, stages):
+        crossed += float(np.sum(weights * density * ndtr(grid - limit)))
+        kernel = np.exp(-((grid[:, None] - grid) ** 2) / 2) / math.sqrt(2 * math.pi)
+        density = kernel @ (weights * density)
+    return crossed

@@ -1,0 +1,216 @@
+"""One run of a test as a location and its squared error: trimmed mean, autocorrelation, design effect."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pytest_tokenpower.stats.prior import DEFAULT_PRIOR, Prior
+
+FloatArray = NDArray[np.float64]
+
+TRIM = 0.2
+MOST_LAG1 = 0.8
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One run (a fresh process on one occasion), the unit of evidence.
+
+    ``location`` is the 20 % trimmed mean of ln(J/token) over its ``rounds``, ``squared_error`` its squared
+    standard error (rounds only: the run effect is not in it), ``round_sd`` the SD of its rounds and ``lag1``
+    the autocorrelation that the squared error allows for. ``temperature_celsius`` is the mean over its
+    rounds.
+    """
+
+    location: float
+    squared_error: float
+    rounds: int
+    round_sd: float = 0.0
+    lag1: float = 0.0
+    temperature_celsius: float | None = None
+
+
+def trimmed_mean(values: FloatArray) -> FloatArray:
+    """The 20 % trimmed mean over the last axis: floor(0.2 n) values are cut from each end."""
+    cut = int(TRIM * values.shape[-1])
+    ordered = np.sort(values, axis=-1)
+    return np.asarray(ordered[..., cut : values.shape[-1] - cut].mean(axis=-1))
+
+
+def yuen_variance(values: FloatArray) -> FloatArray:
+    """The variance s² over the last axis for which s²/n is the squared error of the 20 % trimmed mean.
+
+    s² = n (n-1) s_w² / (h (h-1)), s_w² the winsorised variance and h the values left after trimming (Yuen
+    1974, Biometrika 61:165; Tukey & McLaughlin 1963). Without trimming (n < 5) it is the sample variance;
+    zero at n = 1.
+    """
+    n = values.shape[-1]
+    if n < 2:
+        return np.zeros(values.shape[:-1])
+    cut = int(TRIM * n)
+    kept = n - 2 * cut
+    ordered = np.sort(values, axis=-1)
+    winsorised = np.clip(ordered, ordered[..., cut, None], ordered[..., n - cut - 1, None])
+    return np.asarray(winsorised.var(axis=-1, ddof=1) * (n * (n - 1) / (kept * (kept - 1))))
+
+
+def lag_sums(values: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """The sums of lag-1 products and of squares about the mean over the last axis; their ratio is r1."""
+    centred = values - values.mean(axis=-1, keepdims=True)
+    return np.asarray((centred[..., 1:] * centred[..., :-1]).sum(axis=-1)), np.asarray(
+        (centred**2).sum(axis=-1)
+    )
+
+
+def lag1_autocorrelation(
+    products: FloatArray, squares: FloatArray, rounds: float, weight: float, prior: Prior
+) -> FloatArray:
+    """The phi of an AR(1) from the pooled sums of runs of (on average) ``rounds`` rounds, within 0 to 0.8.
+
+    (n r1 + 1)/(n - 3) takes out the bias of r1 = products/squares, about -(1 + 3 phi)/n (Kendall 1954,
+    Biometrika 41:403; Marriott & Pope 1954). The prior's value counts as ``prior.lag1_rounds`` rounds against
+    ``weight``, the sum of n - 3 over the runs; it stands alone where there is nothing to estimate from.
+    """
+    known = (squares > 0) & (rounds > 3)
+    r1 = np.divide(products, squares, out=np.zeros_like(squares), where=known)
+    estimate = (rounds * r1 + 1) / (rounds - 3) if rounds > 3 else np.zeros_like(squares)
+    total = weight + prior.lag1_rounds
+    mixed = (weight * estimate + prior.lag1_rounds * prior.lag1) / total if total > 0 else estimate
+    return np.asarray(np.clip(np.where(known, mixed, prior.lag1), 0.0, MOST_LAG1))
+
+
+def location_squared_error(variance: FloatArray, lag1: FloatArray, rounds: int) -> FloatArray:
+    """The squared error of the mean of ``rounds`` AR(1) values with sample variance ``variance``.
+
+    w² = s² / (1 - (deff - 1)/(n - 1)) · deff/n with the design effect deff = (1 + phi)/(1 - phi), at most n/2
+    and at least 1. The divisor undoes the bias of s², which autocorrelation makes too small (Bayley &
+    Hammersley 1946, J. R. Stat. Soc. Suppl. 8:184).
+    """
+    deff = np.clip((1 + lag1) / (1 - lag1), 1.0, max(rounds / 2, 1.0))
+    bias = 1 - (deff - 1) / max(rounds - 1, 1)
+    return np.asarray(variance / bias * deff / rounds)
+
+
+def shrunk_variance(variance: FloatArray, rounds: int, prior: Prior) -> FloatArray:
+    """The variance of rounds drawn towards the prior's, which is worth ``prior.round_df`` (Smyth 2004)."""
+    df = prior.round_df + rounds - 1
+    if df <= 0:
+        raise ValueError("the spread of one round is unknown without a prior (Prior.round_df is 0)")
+    return np.asarray((prior.round_df * prior.round_sd**2 + (rounds - 1) * variance) / df)
+
+
+def summarise_array(values: FloatArray, prior: Prior = DEFAULT_PRIOR) -> tuple[FloatArray, FloatArray]:
+    """Locations and squared errors, each (..., runs), of ``values`` (..., runs, rounds).
+
+    The autocorrelation is pooled over the runs axis: give the runs of both sides of a comparison together.
+    """
+    runs, rounds = values.shape[-2:]
+    products, squares = lag_sums(values)
+    lag1 = lag1_autocorrelation(
+        products.sum(axis=-1), squares.sum(axis=-1), rounds, runs * max(rounds - 3, 0), prior
+    )
+    variance = shrunk_variance(yuen_variance(values), rounds, prior)
+    return trimmed_mean(values), location_squared_error(variance, lag1[..., None], rounds)
+
+
+def summarise_runs(
+    values_per_run: Sequence[Sequence[float]],
+    temperatures_per_run: Sequence[Sequence[float] | None] | None = None,
+    *,
+    meter_errors_per_run: Sequence[Sequence[float]] | None = None,
+    prior: Prior = DEFAULT_PRIOR,
+) -> list[RunSummary]:
+    """Every run's location and squared error; give the runs of both sides of a comparison in one call.
+
+    ``values_per_run`` are ln(J/token) per round, ``temperatures_per_run`` the rounds' mean die temperatures,
+    and ``meter_errors_per_run`` the standard error of each round's value by the meter's own account. The
+    scatter of the rounds already holds the meter's error, so that one is a floor: w² >= mean(e²)/n. A run of
+    one to three rounds takes its spread largely from the prior. Raises ValueError for a run without rounds,
+    lists that do not match, or values that are not finite.
+    """
+    arrays = [np.asarray(values, dtype=np.float64) for values in values_per_run]
+    for index, values in enumerate(arrays):
+        if values.ndim != 1 or not values.size or not np.isfinite(values).all():
+            raise ValueError(f"run {index}: needs at least one round, and every value finite")
+    temperatures = _matched(temperatures_per_run, arrays, "temperatures")
+    meter_errors = _matched(meter_errors_per_run, arrays, "meter errors")
+    lag1 = _pooled_lag1(arrays, prior)
+    summaries: list[RunSummary | None] = [None] * len(arrays)
+    for rounds in {len(values) for values in arrays}:
+        members = [index for index, values in enumerate(arrays) if len(values) == rounds]
+        stacked = np.stack([arrays[index] for index in members])
+        locations = trimmed_mean(stacked)
+        variances = shrunk_variance(yuen_variance(stacked), rounds, prior)
+        errors = location_squared_error(variances, np.float64(lag1) * np.ones(len(members)), rounds)
+        for place, index in enumerate(members):
+            floor = meter_errors[index]
+            celsius = temperatures[index]
+            summaries[index] = RunSummary(
+                location=float(locations[place]),
+                squared_error=max(
+                    float(errors[place]), 0.0 if floor is None else float(np.mean(floor**2)) / rounds
+                ),
+                rounds=rounds,
+                round_sd=float(np.sqrt(variances[place])),
+                lag1=lag1,
+                temperature_celsius=None if celsius is None else float(celsius.mean()),
+            )
+    return [summary for summary in summaries if summary is not None]
+
+
+def summarise_blocks(
+    differences_per_restart: Sequence[Sequence[float]], prior: Prior = DEFAULT_PRIOR
+) -> list[RunSummary]:
+    """One summary per restart of its ABBA blocks' differences, ln(candidate) - ln(baseline) in each block.
+
+    A block's difference is (b1 + b2)/2 - (a1 + a2)/2: slow noise cancels in it, so no autocorrelation is
+    expected beforehand; what the blocks show is allowed for. Its prior SD is that of one round.
+    """
+    return summarise_runs(differences_per_restart, prior=replace(prior, lag1=0.0))
+
+
+def average_restarts(runs: Sequence[RunSummary]) -> RunSummary:
+    """Restarts on one occasion as one unit: they share its effect, so they are not that many runs."""
+    if not runs:
+        raise ValueError("no restarts to average")
+    celsius = [run.temperature_celsius for run in runs if run.temperature_celsius is not None]
+    return RunSummary(
+        location=float(np.mean([run.location for run in runs])),
+        squared_error=float(np.sum([run.squared_error for run in runs])) / len(runs) ** 2,
+        rounds=sum(run.rounds for run in runs),
+        round_sd=float(np.sqrt(np.mean([run.round_sd**2 for run in runs]))),
+        lag1=float(np.mean([run.lag1 for run in runs])),
+        temperature_celsius=float(np.mean(celsius)) if len(celsius) == len(runs) else None,
+    )
+
+
+def _pooled_lag1(arrays: Sequence[FloatArray], prior: Prior) -> float:
+    long_enough = [values for values in arrays if len(values) > 3]
+    if not long_enough:
+        return prior.lag1
+    sums = [lag_sums(values) for values in long_enough]
+    rounds = float(np.mean([len(values) for values in long_enough]))
+    weight = float(sum(len(values) - 3 for values in long_enough))
+    products = np.array(sum(float(product) for product, _ in sums))
+    squares = np.array(sum(float(square) for _, square in sums))
+    return float(lag1_autocorrelation(products, squares, rounds, weight, prior))
+
+
+def _matched(
+    lists: Sequence[Sequence[float] | None] | None, arrays: Sequence[FloatArray], what: str
+) -> list[FloatArray | None]:
+    if lists is None:
+        return [None] * len(arrays)
+    if len(lists) != len(arrays):
+        raise ValueError(f"{what} for {len(lists)} runs, values for {len(arrays)}")
+    result: list[FloatArray | None] = []
+    for index, (given, values) in enumerate(zip(lists, arrays, strict=True)):
+        array = None if given is None else np.asarray(given, dtype=np.float64)
+        if array is not None and (array.shape != values.shape or not np.isfinite(array).all()):
+            raise ValueError(f"run {index}: needs one finite figure per round in its {what}")
+        result.append(array)
+    return result

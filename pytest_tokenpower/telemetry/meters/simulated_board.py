@@ -1,0 +1,268 @@
+"""The physics of one simulated board: its ring, counter, powers, temperature and limits as functions of time.
+
+Nothing here keeps a history: a reading at any time is worked out from the curve and the faults, so that days of
+simulated time cost nothing. All times are nanoseconds since the boards' start.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from pytest_tokenpower.telemetry.meters.simulated_curve import SECOND_NS
+from pytest_tokenpower.telemetry.meters.simulated_scenario import Board, Fault, FaultKind, Limit
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+RING_SAMPLES = 119
+RING_PERIOD_NS = 20_000_000
+RING_DELAY_NS = 3_000_000
+"""From a sample's stamp to the moment when it can be read: the newest is then 3 to 45 ms old, 13 ms on average."""
+
+INSTANT_NS = 25_000_000
+"""What POWER_INSTANT sees of each of its periods, on an H100."""
+
+_PER_SECOND = SECOND_NS // RING_PERIOD_NS
+# Most samples sit within 0.3 ms of the 20 ms grid; in a sixth of the groups of four one comes early and the next
+# late. The gaps so made lie between 7.6 and 44.2 ms (measured on an H100: 7.6 to 45).
+_TREMBLE_NS = 300_000
+_PUSH_NS = 11_800_000
+_PUSHED_SHARE = 1 / 6
+# Jitter and noise come round again after this many samples (22 minutes): a table is quicker than a hash.
+_TABLE = 1 << 16
+_FOREVER = 1 << 62
+
+
+@dataclass(frozen=True)
+class ArmedFault:
+    """A fault with its times fixed."""
+
+    fault: Fault
+    from_ns: int
+    until_ns: int = _FOREVER
+
+    @classmethod
+    def at(cls, fault: Fault, now_ns: int) -> ArmedFault:
+        """The fault as it holds when it is injected at ``now_ns``."""
+        start = now_ns if fault.from_s is None else round(fault.from_s * SECOND_NS)
+        return cls(fault, start, _FOREVER if fault.until_s is None else round(fault.until_s * SECOND_NS))
+
+    def holds(self, now_ns: int) -> bool:
+        """Whether it is in force at ``now_ns``."""
+        return self.from_ns <= now_ns < self.until_ns
+
+    def held_ns(self, now_ns: int) -> int:
+        """For how long it has been in force by ``now_ns``."""
+        return max(0, min(now_ns, self.until_ns) - self.from_ns)
+
+
+class RingSamples(NamedTuple):
+    """Samples in the order of time: int64[n] stamps (ns since the start), and the power in mW over the period
+    before each.
+    """
+
+    t_ns: NDArray[np.int64]
+    milliwatts: NDArray[np.int64]
+
+
+@dataclass
+class BoardPhysics:
+    """Every reading of one board. ``faults`` may be replaced at any time; all else is fixed.
+
+    ``stamp_phase_ns`` is the start's realtime modulo 1 µs: samples fall on whole microseconds of realtime, so that
+    a stamp in µs is exact.
+    """
+
+    board: Board
+    seed: int
+    stamp_phase_ns: int = 0
+    faults: tuple[ArmedFault, ...] = ()
+    _refresh_ns: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.energy = self.board.power.energy()
+        random = np.random.default_rng(self.seed)
+        self._jitter_ns = _jitter(random)
+        self._noise = random.standard_normal(_TABLE)
+        self._refresh_ns = round(self.board.refresh_s * SECOND_NS)
+
+    def _of(self, kind: FaultKind) -> Iterator[ArmedFault]:
+        return (armed for armed in self.faults if armed.fault.kind == kind)
+
+    def _frozen(self, what: str, now_ns: int) -> ArmedFault | None:
+        held = (a for a in self._of("freeze") if a.fault.what == what and a.holds(now_ns))
+        return next(held, None)
+
+    # --- the ring
+
+    def sample_times(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """When samples number ``indices`` of the undisturbed ring were taken (int64[n], ns)."""
+        times = indices * RING_PERIOD_NS + self._jitter_ns[indices % _TABLE]
+        whole: NDArray[np.int64] = times - (times + self.stamp_phase_ns) % 1000
+        return whole
+
+    def ring(self, now_ns: int, after_ns: int, extra_watts: float = 0.0) -> RingSamples:
+        """What the ring holds at ``now_ns`` and was stamped after ``after_ns``, at most the newest 119 samples.
+
+        ``extra_watts`` is a constant power on top of the curve (a module's).
+        """
+        times, before = self._recorded(now_ns - RING_DELAY_NS, after_ns)
+        if not len(times):
+            return RingSamples(times, times)
+        joules = self.energy.joules_at_each(np.concatenate([before, times]))
+        watts = (joules[len(times) :] - joules[: len(times)]) * SECOND_NS / (times - before)
+        watts = (watts + extra_watts) * self.board.ring_scale
+        if self.board.ring_noise_share:
+            watts = watts * (1 + self.board.ring_noise_share * self._noise[times // RING_PERIOD_NS % _TABLE])
+        for armed in self._of("freeze"):
+            if armed.fault.what == "ring":
+                last = self._mean_watts(armed.from_ns, RING_PERIOD_NS) + extra_watts
+                shown = last * self.board.ring_scale if armed.fault.watts is None else armed.fault.watts
+                frozen = (times >= armed.from_ns) & (times < armed.until_ns)
+                watts = np.where(frozen, shown, watts)
+        return RingSamples(times, np.maximum(np.rint(watts * 1000), 0).astype(np.int64))
+
+    def _recorded(self, latest_ns: int, after_ns: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Times of the recorded samples in (after, latest], newest 119 at most, and the start of each's period."""
+        gaps = list(self._of("ring_gap"))
+        pieces: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+        found = 0
+        # The samples of a second lie between just before its start and some milliseconds before its end.
+        second = (latest_ns + RING_PERIOD_NS) // SECOND_NS
+        while found < RING_SAMPLES and (second + 1) * SECOND_NS > after_ns:
+            start_ns, end_ns = (second - 1) * SECOND_NS, (second + 2) * SECOND_NS
+            inside = [gap.from_ns for gap in gaps if gap.from_ns < start_ns and end_ns < gap.until_ns]
+            if inside:
+                second = min(inside) // SECOND_NS + 1
+            step = _PER_SECOND if self._slow(second) else 1
+            indices = np.arange(second * _PER_SECOND - 1, (second + 1) * _PER_SECOND, step)
+            times = self.sample_times(indices)
+            before, times = times[:-1], times[1:]
+            kept = (times <= latest_ns) & (times > after_ns)
+            for gap in gaps:
+                kept &= (times < gap.from_ns) | (times >= gap.until_ns)
+            pieces.append((times[kept], before[kept]))
+            found += int(kept.sum())
+            second -= 1
+        ordered = pieces[::-1]
+        if not ordered:
+            nothing = np.empty(0, np.int64)
+            return nothing, nothing
+        newest = slice(-RING_SAMPLES, None)
+        return (
+            np.concatenate([times for times, _ in ordered])[newest],
+            np.concatenate([before for _, before in ordered])[newest],
+        )
+
+    def _slow(self, second: int) -> bool:
+        start = second * SECOND_NS
+        if any(armed.holds(start) for armed in self._of("slow_ring")):
+            return True
+        if not self.board.slow_ring_at_idle:
+            return False
+        joules = self.energy.joules_at(start + SECOND_NS) - self.energy.joules_at(start)
+        return joules < self.board.idle_watts
+
+    # --- counter and polled powers
+
+    def counter_millijoules(self, now_ns: int) -> int:
+        """The energy counter, which changes at every refresh."""
+        for armed in self._of("freeze"):
+            if armed.fault.what == "counter" and armed.holds(now_ns):
+                now_ns = min(now_ns, armed.from_ns)
+        resets = [a.from_ns for a in self._of("counter_reset") if a.from_ns <= now_ns]
+        start_ns = max(resets, default=0)
+        joules = self._counted_joules(now_ns) - (self._counted_joules(start_ns) if resets else 0.0)
+        if not resets:
+            joules += self.board.counter_start_joules
+        lost = sum(
+            armed.fault.millijoules
+            for armed in self._of("counter_back")
+            if armed.from_ns <= now_ns and (not resets or armed.from_ns >= start_ns)
+        )
+        return max(0, math.floor(joules * 1000) - lost)
+
+    def _counted_joules(self, now_ns: int) -> float:
+        tick = now_ns // self._refresh_ns * self._refresh_ns
+        joules = self.energy.joules_at(tick)
+        for armed in self._of("counter_scale"):
+            if armed.from_ns < tick:
+                end = min(tick, armed.until_ns)
+                scaled = self.energy.joules_at(end) - self.energy.joules_at(armed.from_ns)
+                joules += (armed.fault.factor - 1) * scaled
+        return joules
+
+    def _mean_watts(self, end_ns: int, length_ns: int) -> float:
+        joules = self.energy.joules_at(end_ns) - self.energy.joules_at(end_ns - length_ns)
+        return joules * SECOND_NS / length_ns
+
+    def average_milliwatts(self, now_ns: int) -> int:
+        """The slow average (nvmlDeviceGetPowerUsage, POWER_AVERAGE), as of the last refresh."""
+        return self._polled(now_ns, max(1_000_000, round(self.board.average_s * SECOND_NS)))
+
+    def instant_milliwatts(self, now_ns: int) -> int:
+        """POWER_INSTANT: the mean of the last 25 ms before the last refresh."""
+        return self._polled(now_ns, INSTANT_NS)
+
+    def _polled(self, now_ns: int, length_ns: int) -> int:
+        frozen = self._frozen("power", now_ns)
+        if frozen is not None:
+            if frozen.fault.watts is not None:
+                return round(frozen.fault.watts * 1000)
+            now_ns = frozen.from_ns
+        return round(self._mean_watts(now_ns // self._refresh_ns * self._refresh_ns, length_ns) * 1000)
+
+    # --- conditions
+
+    def is_idle(self, now_ns: int) -> bool:
+        """Whether the last second's mean power was below ``idle_watts``."""
+        return self._mean_watts(now_ns, SECOND_NS) < self.board.idle_watts
+
+    def temperature_celsius(self, now_ns: int) -> int:
+        """The die's temperature in whole degrees: the scenario's points, or a first-order lag behind the power."""
+        if self.board.temperature_points is not None:
+            return round(_interpolated(self.board.temperature_points, now_ns))
+        lag_ns = self.board.thermal_lag_s * SECOND_NS
+        # Eight lags back, the weight of what came before is 0.03 %; it is given to the oldest cell.
+        edges = now_ns - np.linspace(8 * lag_ns, 0, 65).astype(np.int64)
+        watts = np.diff(self.energy.joules_at_each(edges)) * SECOND_NS / np.diff(edges)
+        weights = np.diff(np.exp((edges - now_ns) / lag_ns))
+        weights[0] += 1 - weights.sum()
+        return round(self.board.ambient_celsius + self.board.celsius_per_watt * float(watts @ weights))
+
+    def limited_share(self, limit: Limit, now_ns: int) -> float:
+        """The share of time that ``limit`` holds the clocks down just now."""
+        shares = [a.fault.share for a in self._of("throttle") if a.fault.limit == limit and a.holds(now_ns)]
+        return max(shares, default=0.0)
+
+    def limited_ns(self, limit: Limit, now_ns: int) -> int:
+        """For how long ``limit`` has held the clocks down since the start."""
+        return round(
+            sum(a.fault.share * a.held_ns(now_ns) for a in self._of("throttle") if a.fault.limit == limit)
+        )
+
+    def sm_clock_mhz(self, now_ns: int) -> int:
+        """The SM clock; a limit in force takes up to half of it, by its share."""
+        points = self.board.sm_clock_points
+        clock = self.board.sm_clock_mhz if points is None else _interpolated(points, now_ns)
+        shares = [armed.fault.share for armed in self._of("throttle") if armed.holds(now_ns)]
+        return round(clock * (1 - max(shares, default=0.0) / 2))
+
+
+def _interpolated(points: tuple[tuple[float, float], ...], now_ns: int) -> float:
+    return float(np.interp(now_ns / SECOND_NS, [s for s, _ in points], [value for _, value in points]))
+
+
+def _jitter(random: np.random.Generator) -> NDArray[np.int64]:
+    """How far each sample of a table strays from the 20 ms grid, in ns."""
+    groups = _TABLE // 4
+    jitter = random.uniform(-_TREMBLE_NS, _TREMBLE_NS, (groups, 4))
+    pushed = random.random(groups) < _PUSHED_SHARE
+    jitter[pushed, 1] -= random.uniform(0, _PUSH_NS, pushed.sum())
+    jitter[pushed, 2] += random.uniform(0, _PUSH_NS, pushed.sum())
+    return jitter.astype(np.int64).reshape(_TABLE)

@@ -1,0 +1,1 @@
+"""Tests of the store, git history and the key."""
