@@ -1,1 +1,41 @@
-"""The `tokenpower` command."""
+"""The `tokenpower` command: one module a subcommand, imported only when it is asked for."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from pytest_tokenpower import __version__
+from pytest_tokenpower.errors import TokenPowerError
+
+COMMANDS = {
+    "demo": "real inference, a stored baseline, and a regression that fails its build",
+    "doctor": "what can be measured on this machine, and how well",
+    "analyse": "energy of the windows of a recording",
+}
+"""Name and help of each subcommand; ``cli/NAME.py`` offers ``add_arguments(parser)`` and ``run(arguments) -> int``."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a subcommand; the exit code is 0, what the command says, or 4 for a user's mistake."""
+    parser = argparse.ArgumentParser(prog="tokenpower", description="Energy per token of LLM inference, measured.")
+    parser.add_argument("--version", action="version", version=f"pytest-tokenpower {__version__}")
+    chosen = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    given = list(sys.argv[1:] if argv is None else argv)
+    for name, text in COMMANDS.items():
+        command = chosen.add_parser(name, help=text, description=text)
+        # Only the command that is asked for is imported; the others are known by their help.
+        if name in given[:1]:
+            importlib.import_module(f"{__name__}.{name}").add_arguments(command)
+    arguments = parser.parse_args(given)
+    try:
+        code: int = importlib.import_module(f"{__name__}.{arguments.command}").run(arguments)
+        return code
+    except TokenPowerError as error:
+        print(f"tokenpower {arguments.command}: {error}", file=sys.stderr)
+        return 4
+    except KeyboardInterrupt:
+        print(f"tokenpower {arguments.command}: interrupted", file=sys.stderr)
+        return 130

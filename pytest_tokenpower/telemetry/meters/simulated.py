@@ -100,7 +100,7 @@ class SimulatedBoards:
         if name in names:
             return names[name]
         if name.startswith("nvml"):
-            return lambda *_: self._function_pointer(name)
+            return lambda *_, **__: self._function_pointer(name)
         raise AttributeError(f"pynvml has no {name!r}")
 
     # --- for tests

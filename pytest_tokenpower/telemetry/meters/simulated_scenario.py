@@ -92,7 +92,9 @@ class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
             if not used and getattr(self, info.name) != info.default:
                 raise ValueError(f"{info.name}: a fault of kind {self.kind!r} has no such detail")
         _error_code(self.error)
-        if self.call != "*" and not hasattr(pynvml, self.call):
+        if self.call != "*" and not (
+            self.call.startswith("nvml") and callable(getattr(pynvml, self.call, None))
+        ):
             raise ValueError(f"call: pynvml has no {self.call!r}")
         if self.field is not None and self.call != "nvmlDeviceGetFieldValues":
             raise ValueError('field: goes with the call "nvmlDeviceGetFieldValues" only')

@@ -1,0 +1,240 @@
+"""RAPL against a fake powercap tree."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_tokenpower.errors import MeterError, MeterUnavailable
+from pytest_tokenpower.telemetry.clock import Clock
+from pytest_tokenpower.telemetry.meters.rapl import RaplMeter
+from pytest_tokenpower.telemetry.values import Reading
+
+RANGE_UJ = 262_143_328_850
+
+
+class Machine:
+    """A powercap tree whose counters the test moves, on a clock that the test moves."""
+
+    def __init__(self, root: Path, *, flags: str = "fpu rdtscp") -> None:
+        self.root = root / "powercap"
+        self.proc = root / "proc"
+        self.root.mkdir(parents=True)
+        self.proc.mkdir()
+        (self.proc / "cpuinfo").write_text(f"model name\t: Xeon 8480+\nflags\t\t: {flags}\n")
+        self.now_ns = 10**12
+        self.clock = Clock(monotonic_ns=lambda: self.now_ns, realtime_ns=lambda: self.now_ns)
+        self.values: dict[str, int] = {}
+        self.ranges: dict[str, int] = {}
+        self.still: set[str] = set()
+
+    def zone(
+        self,
+        entry: str,
+        name: str,
+        value_uj: int = 1_000_000,
+        *,
+        range_uj: int = RANGE_UJ,
+        still: bool = False,
+    ) -> None:
+        folder = self.root / entry
+        folder.mkdir()
+        (folder / "name").write_text(f"{name}\n")
+        (folder / "max_energy_range_uj").write_text(f"{range_uj}\n")
+        self.values[entry] = value_uj
+        self.ranges[entry] = range_uj
+        if still:
+            self.still.add(entry)
+        self.write(entry)
+
+    def write(self, entry: str) -> None:
+        (self.root / entry / "energy_uj").write_text(f"{self.values[entry]}\n")
+
+    def spend(self, joules: float, seconds: float = 0.05) -> None:
+        self.now_ns += round(seconds * 1e9)
+        for entry in self.values.keys() - self.still:
+            self.values[entry] = (self.values[entry] + round(joules * 1e6)) % self.ranges[entry]
+            self.write(entry)
+
+    def meter(self) -> RaplMeter:
+        return RaplMeter(self.root, self.proc, load=lambda: self.spend(1.0))
+
+
+def microjoules(readings: list[Reading] | tuple[Reading, ...]) -> dict[str, int]:
+    return {reading.device_id: reading.counters[0].microjoules for reading in readings}
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+def intel(machine: Machine) -> None:
+    for socket in (0, 1):
+        machine.zone(f"intel-rapl:{socket}", f"package-{socket}", 5_000_000 * (socket + 1))
+        machine.zone(f"intel-rapl:{socket}:0", "core")
+        machine.zone(f"intel-rapl:{socket}:1", "dram", range_uj=65_712_999_613)
+    machine.zone("intel-rapl:2", "psys")
+    machine.zone("intel-rapl-mmio:0", "package-0", 77)
+    (machine.root / "intel-rapl").mkdir()
+    (machine.root / "dtpm").mkdir()
+
+
+def test_packages_and_dram_are_read_once_and_nothing_that_they_hold(machine: Machine) -> None:
+    intel(machine)
+    meter = machine.meter()
+    devices = meter.open(machine.clock)
+    assert {device.id: device.scope for device in devices} == {
+        "rapl:package-0": "cpu",
+        "rapl:package-1": "cpu",
+        "rapl:dram of package-0": "dram",
+        "rapl:dram of package-1": "dram",
+    }
+    assert devices[0].key_facts == {"cpu": "Xeon 8480+", "packages": 2}
+    assert (devices[0].facts["resolution_ms"], devices[0].facts["refresh_ms"]) == (50.0, 1.0)
+    machine.spend(12.5)
+    (reading, *_) = meter.poll(machine.clock)
+    assert reading.counters[0].t0_ns <= reading.counters[0].t1_ns
+    machine.spend(2.5)
+    assert microjoules(list(meter.poll(machine.clock))) == dict.fromkeys(
+        (device.id for device in devices), 15_000_000
+    )
+
+
+def test_amd_and_die_packages(machine: Machine) -> None:
+    machine.zone("intel-rapl:0", "package-0", range_uj=65_532_610_987)
+    machine.zone("intel-rapl:0:0", "core", range_uj=65_532_610_987)
+    machine.zone("intel-rapl:1", "package-0-die-1")
+    assert [device.id for device in machine.meter().open(machine.clock)] == [
+        "rapl:package-0",
+        "rapl:package-0-die-1",
+    ]
+
+
+def test_psys_alone_is_the_node(machine: Machine) -> None:
+    machine.zone("intel-rapl:0", "psys")
+    (device,) = machine.meter().open(machine.clock)
+    assert (device.id, device.scope) == ("rapl:psys", "node")
+
+
+@given(
+    start=st.integers(0, RANGE_UJ - 1),
+    steps=st.lists(st.tuples(st.floats(0, 1900), st.floats(0.001, 60)), min_size=1, max_size=30),
+)
+def test_wraps_are_unwrapped(
+    tmp_path_factory: pytest.TempPathFactory, start: int, steps: list[tuple[float, float]]
+) -> None:
+    machine = Machine(tmp_path_factory.mktemp("rapl"))
+    machine.zone("intel-rapl:0", "package-0", start)
+    meter = machine.meter()
+    meter.open(machine.clock)
+    total = 0
+    for watts, seconds in steps:
+        machine.spend(watts * seconds, seconds)
+        total += round(watts * seconds * 1e6)
+        assert microjoules(list(meter.poll(machine.clock))) == {"rapl:package-0": total}
+
+
+def test_a_reset_is_an_error_and_no_energy(machine: Machine) -> None:
+    machine.zone("intel-rapl:0", "package-0", 100_000_000_000)
+    meter = machine.meter()
+    meter.open(machine.clock)
+    machine.spend(10)
+    assert microjoules(list(meter.poll(machine.clock))) == {"rapl:package-0": 10_000_000}
+    machine.values["intel-rapl:0"] = 5_000
+    machine.spend(0)
+    with pytest.raises(MeterError, match=r"package-0 went from .* to 5000 µJ .*reset"):
+        meter.poll(machine.clock)
+    machine.spend(3)
+    assert microjoules(list(meter.poll(machine.clock))) == {"rapl:package-0": 13_000_000}
+
+
+def test_a_leap_and_a_silence_are_errors(machine: Machine) -> None:
+    machine.zone("intel-rapl:0", "package-0")
+    meter = machine.meter()
+    meter.open(machine.clock)
+    machine.spend(5_000)
+    with pytest.raises(MeterError, match="no package draws that much"):
+        meter.poll(machine.clock)
+    machine.spend(10, seconds=3600)
+    with pytest.raises(MeterError, match="not read for 3600 s"):
+        meter.poll(machine.clock)
+    machine.spend(1)
+    meter.poll(machine.clock)
+
+
+@pytest.mark.parametrize(("value", "flags"), [(0, "fpu hypervisor lm"), (4711, "fpu")])
+def test_counters_that_stand_still_are_no_meter(tmp_path: Path, value: int, flags: str) -> None:
+    machine = Machine(tmp_path, flags=flags)
+    machine.zone("intel-rapl:0", "package-0", value, still=True)
+    machine.zone("intel-rapl:0:0", "dram")
+    with pytest.raises(
+        MeterUnavailable, match=rf"stand still under load \(package-0 reads {value} µJ"
+    ) as caught:
+        machine.meter().open(machine.clock)
+    assert ("virtual machine" in str(caught.value)) == ("hypervisor" in flags)
+
+
+def test_a_dead_dram_counter_is_absent_not_zero(machine: Machine) -> None:
+    machine.zone("intel-rapl:0", "package-0")
+    machine.zone("intel-rapl:0:0", "dram", 0, still=True)
+    (device,) = machine.meter().open(machine.clock)
+    assert device.id == "rapl:package-0"
+    assert device.facts["not_measured"] == "dram of package-0 reads 0 µJ"
+
+
+def test_no_powercap(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    with pytest.raises(MeterUnavailable, match=r"no package counter .*modprobe intel_rapl_msr"):
+        RaplMeter(tmp_path / "absent", machine.proc).open(machine.clock)
+
+
+def test_permission_denied_names_the_command_and_the_reason(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.zone("intel-rapl:0", "package-0")
+    counter = machine.root / "intel-rapl:0" / "energy_uj"
+    counter.chmod(0)
+    if os.access(counter, os.R_OK):  # root may read everything
+        read_text = Path.read_text
+
+        def refuse(path: Path, *arguments: str, **options: str) -> str:
+            if path == counter:
+                raise PermissionError(13, "Permission denied")
+            return read_text(path, *arguments, **options)
+
+        monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(MeterUnavailable) as caught:
+        machine.meter().open(machine.clock)
+    message = str(caught.value)
+    for part in (str(counter), "CVE-2020-8694", "sudo chgrp", "chmod g+r", "/etc/tmpfiles.d/rapl.conf"):
+        assert part in message
+
+
+def test_a_counter_that_vanishes_is_named(machine: Machine) -> None:
+    machine.zone("intel-rapl:0", "package-0")
+    meter = machine.meter()
+    meter.open(machine.clock)
+    counter = machine.root / "intel-rapl:0" / "energy_uj"
+    counter.unlink()
+    with pytest.raises(MeterError, match=r"package-0 failed: .*energy_uj: No such file"):
+        meter.poll(machine.clock)
+    counter.write_text("nonsense\n")
+    with pytest.raises(MeterError, match="not a number"):
+        meter.poll(machine.clock)
+    meter.close()
+    assert meter.poll(machine.clock) == []
+
+
+def test_the_default_load_lasts_long_enough() -> None:
+    import time
+
+    from pytest_tokenpower.telemetry.meters import rapl
+
+    before = time.monotonic()
+    rapl._busy()
+    assert time.monotonic() - before >= 0.02
