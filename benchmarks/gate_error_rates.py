@@ -362,7 +362,8 @@ def report(tables: Mapping[Noise, Sequence[Row]], promised: Sequence[Goal]) -> s
         "",
         f"Below the noise floor, where the gate warns, the default prior is optimistic for a board as noisy as "
         f"the second one: identical code fails in up to {share:.1%} of builds ({noise.name}, {row.rule}, threshold "
-        f"{row.threshold:.1%}), against a nominal {ALPHA:.0%}. With a prior learned from the store the stored comparisons keep to it.",
+        f"{row.threshold:.1%}), against a nominal {ALPHA:.0%}. With a prior learned from the store the stored "
+        "comparisons keep to it.",
     ]
     heads = [
         "rule",

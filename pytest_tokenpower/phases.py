@@ -5,14 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pytest_tokenpower.engines.protocol import Generation, Step
+from pytest_tokenpower.engines.request_metrics import steps_from_request_metrics
 from pytest_tokenpower.measurement import PhaseWindow
 
 
 def phases_of(result: object) -> tuple[PhaseWindow, ...]:
-    """The phases of an execution: from our engines' steps, else from vLLM's request metrics, else none."""
+    """The phases of an execution: from our engines' steps, else from vLLM's request metrics, else none.
+
+    Request metrics tell the phases only of a batch whose prefills all came before its first decode step.
+    """
     if isinstance(result, Generation):
         return phases_of_steps(result.steps, estimated=not result.steps_exact)
-    return ()
+    marks = steps_from_request_metrics(result)
+    if marks is None or marks.mixed:
+        return ()
+    prefill = PhaseWindow("prefill", *marks.prefill)
+    return (
+        (prefill, PhaseWindow("decode", *marks.decode))
+        if marks.decode_end_ns > marks.prefill_end_ns
+        else (prefill,)
+    )
 
 
 def phases_of_steps(steps: Sequence[Step], *, estimated: bool = False) -> tuple[PhaseWindow, ...]:

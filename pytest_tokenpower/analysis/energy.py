@@ -125,7 +125,8 @@ def window_energy(track: EnergyTrack, start_ns: NDArray[np.int64], end_ns: NDArr
     covered = (start + track.lag_ns >= t[0]) & (end + track.lag_ns <= t[-1]) & (end > start)
     # Cumulative count of gaps: a window has one inside if the count differs between its edges' intervals.
     gaps_before = np.concatenate([[0], np.cumsum(np.diff(t) > GAP_PERIODS * track.period_ns)])
-    gap = gaps_before[last + 1] > gaps_before[first]
+    # Nothing is lost in the gaps of a counter; only an edge inside one is vague, and its variance says so.
+    gap = (gaps_before[last + 1] > gaps_before[first]) & (track.method != "energy counter")
     stderr = np.sqrt(start_variance + end_variance + (joules * track.scale_stderr / track.scale) ** 2)
     peak = _range_maximum(watts, first, last)
     return WindowEnergy(np.where(covered, joules, np.nan), stderr, peak, covered, gap)

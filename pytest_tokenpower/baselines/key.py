@@ -142,12 +142,14 @@ def ignoring(key: Mapping[str, Fact], names: Iterable[str]) -> dict[str, Fact]:
     An axis is matched with and without its ``axis.``. A pattern never removes the :data:`PROTECTED` fields;
     naming one of them is a UsageError.
     """
-    patterns = tuple(names)
+    patterns = (names,) if isinstance(names, str) else tuple(names)
     for pattern in patterns:
         if not pattern or _protected(pattern):
             raise UsageError(
                 f"{pattern!r} cannot be left out of the comparison: {', '.join(PROTECTED)} must always agree"
             )
+    if not patterns:
+        return dict(key)
     return {name: value for name, value in key.items() if not _matches(name, patterns) or _protected(name)}
 
 

@@ -112,15 +112,18 @@ class Baseline:
         an older name, which ``why`` then suggests and nothing assumes. Raises UsageError for an ignore pattern
         that names a protected field.
         """
-        patterns = tuple(ignore)
+        patterns = (ignore,) if isinstance(ignore, str) else tuple(ignore)
         wanted = ignoring(key, patterns)
+        known: dict[int, tuple[KeyDifference, ...]] = {}
         runs: list[BaselineRun] = []
-        seen = Absence()
+        seen = Absence(test, self.label, len(self.entries))
         for entry, place in self._places(test, self.entries, seen):
             if not place.comparable:
                 seen.invalid += 1
                 continue
-            found = differences(wanted, ignoring(place.key, patterns))
+            found = known.get(id(place.key))  # Equal keys of a store are one object.
+            if found is None:
+                found = known[id(place.key)] = differences(wanted, ignoring(place.key, patterns))
             if found:
                 seen.add_differing(found)
                 continue
@@ -135,8 +138,7 @@ class Baseline:
                 break
         if runs:
             return Found(tuple(runs))
-        seen.tests = {stored: None for stored in seen.tests if stored not in existing}
-        return Found((), self._why(test, seen), seen.nearest)
+        return Found((), self._why(test, seen, existing), seen.nearest)
 
     def _places(
         self, test: str, entries: tuple[StoredRun, ...], seen: Absence
@@ -152,23 +154,22 @@ class Baseline:
                 seen.unreadable += 1  # Named in store.problems.
                 continue
             size += contents.size
-            seen.tests.update(dict.fromkeys(contents.measurements))
+            seen.contents.append(contents.measurements)
             place = contents.measurements.get(test)
             if place is not None:
                 yield entry, place
 
-    def _why(self, test: str, seen: Absence) -> str:
+    def _why(self, test: str, seen: Absence, existing: Collection[str]) -> str:
         if not self.entries and self.kind != "ref":
             return f"{self.label} holds no run"
+        others = (self.dirty_entries, self.other_entries)
         if not self.entries:
-            return why_no_history(
-                self.label, self.commits, self.dirty_entries, self.other_entries, self.store.path
-            )
-        dirty, elsewhere = (self._outside(test, runs) for runs in (self.dirty_entries, self.other_entries))
-        return why_not_found(test, self.label, len(self.entries), seen, dirty=dirty, elsewhere=elsewhere)
+            return why_no_history(self.label, self.commits, *others, self.store.path)
+        outside = [None if seen.nearest or seen.invalid else self._outside(test, runs) for runs in others]
+        return why_not_found(seen, existing, *outside)
 
     def _outside(self, test: str, entries: tuple[StoredRun, ...]) -> StoredRun | None:
-        places = self._places(test, entries[:_ELSEWHERE_RUNS], Absence())
+        places = self._places(test, entries[:_ELSEWHERE_RUNS], Absence(test, self.label, len(entries)))
         return next((entry for entry, _ in places), None)
 
 

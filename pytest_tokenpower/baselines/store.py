@@ -39,12 +39,14 @@ def default_store_path(repository: Repository | None, rootdir: Path) -> Path:
 
 
 class IndexedMeasurement(NamedTuple):
-    """A measurement's identity and its bytes in the file, ``[start, stop)``."""
+    """A measurement's identity, and its place among the measurements of its run.
+
+    ``key`` is one object for all measurements of a store that have the same key.
+    """
 
     key: dict[str, Fact]
     comparable: bool
-    start: int
-    stop: int
+    position: int
 
 
 class Contents(NamedTuple):
@@ -65,24 +67,28 @@ class Problem:
 
 
 # Rounds are over 90 % of a file, and most tests of most files are never asked for: both stay undecoded.
-class _SplitRun(msgspec.Struct, frozen=True, tag_field="type", tag="tokenpower-run"):
+class _HeadMeasurement(msgspec.Struct, frozen=True):
+    test: str
+    key: msgspec.Raw
+    comparable: bool
+
+
+class _HeadRun(msgspec.Struct, frozen=True, tag_field="type", tag="tokenpower-run"):
     id: str
     created: str
-    measurements: list[msgspec.Raw]
+    measurements: list[_HeadMeasurement]
     version: int = SCHEMA_VERSION
     name: str | None = None
     commit: str | None = None
     dirty: bool | None = None
 
 
-class _SplitMeasurement(msgspec.Struct, frozen=True):
-    test: str
-    key: msgspec.Raw
-    comparable: bool
+class _SplitRun(msgspec.Struct, frozen=True):
+    measurements: list[msgspec.Raw]
 
 
+_head_run = msgspec.json.Decoder(_HeadRun)
 _split_run = msgspec.json.Decoder(_SplitRun)
-_split_measurement = msgspec.json.Decoder(_SplitMeasurement)
 _key = msgspec.json.Decoder(dict[str, Fact])
 _measurement = msgspec.json.Decoder(MeasurementRecord)
 
@@ -98,6 +104,7 @@ class Store:
         self.path = path
         self._problems: dict[str, Problem] = {}
         self._contents: dict[str, Contents] = {}
+        self._spans: dict[str, list[tuple[int, int]]] = {}
         self._keys: dict[bytes, dict[str, Fact]] = {}
         self._runs: OrderedDict[str, RunRecord] = OrderedDict()
 
@@ -152,13 +159,12 @@ class Store:
         except OSError as error:
             raise StoreError(f"{folder}: the store cannot be read ({error.strerror})") from error
         found = []
-        for file in files:
+        for file in sorted(files, reverse=True):  # Names begin with the time.
             entry = parse_file_name(folder, file)
             if entry is not None:
                 found.append(entry)
             elif not file.startswith("."):  # A writer's temporary file, or one that NFS keeps open.
                 self._report(os.path.join(folder, file), "its name is not one of a stored run")
-        found.sort(key=lambda entry: (entry.created, entry.id8), reverse=True)
         return tuple(found)
 
     def open_file(self, path: Path) -> StoredRun:
@@ -166,7 +172,7 @@ class Store:
         folder, file = os.path.split(path)
         entry = parse_file_name(folder, file)
         if entry is None:
-            run = self._split(self._read(os.fspath(path)), os.fspath(path))
+            run = self._head(self._read(os.fspath(path)), os.fspath(path))
             entry = describe_run(
                 folder,
                 file,
@@ -193,9 +199,10 @@ class Store:
         place = self.contents(entry).measurements[test]
         path = os.path.join(entry.folder, entry.file)
         try:
+            start, stop = self._bytes_of(path)[place.position]
             with open(path, "rb") as stream:
-                stream.seek(place.start)
-                return _measurement.decode(stream.read(place.stop - place.start))
+                stream.seek(start)
+                return _measurement.decode(stream.read(stop - start))
         except (OSError, msgspec.MsgspecError) as error:
             raise self._fault(path, f"the measurement of {test} is not readable ({error})") from error
 
@@ -225,9 +232,9 @@ class Store:
             self._report(path, str(error))
             raise
 
-    def _split(self, data: bytes, path: str) -> _SplitRun:
+    def _head(self, data: bytes, path: str) -> _HeadRun:
         try:
-            run = _split_run.decode(data)
+            run = _head_run.decode(data)
         except msgspec.MsgspecError as error:
             self._decode(data, path)  # Raises, and says precisely what is wrong.
             raise self._fault(path, f"malformed run ({error})") from error
@@ -236,25 +243,34 @@ class Store:
         return run
 
     def _index(self, entry: StoredRun, data: bytes, path: str) -> Contents:
-        run = self._split(data, path)
+        run = self._head(data, path)
         self._check_name(entry, run.id, run.commit, path)
         measurements: dict[str, IndexedMeasurement] = {}
-        end = 0
-        for raw in run.measurements:
-            text = bytes(raw)
-            # One comma apart in the files that we write; in others (indented by hand) it has to be looked for.
-            start = end + 1 if data.startswith(text, end + 1) else data.index(text, end)
-            end = start + len(text)
-            try:
-                head = _split_measurement.decode(raw)
-                key = self._intern(bytes(head.key))
-            except msgspec.MsgspecError as error:
-                raise self._fault(path, f"malformed run ({error})") from error
+        for position, head in enumerate(run.measurements):
             known = measurements.get(head.test)
             # A test that was run again within the run: its last comparable measurement stands for the run.
             if known is None or head.comparable or not known.comparable:
-                measurements[sys.intern(head.test)] = IndexedMeasurement(key, head.comparable, start, end)
+                try:
+                    key = self._intern(bytes(head.key))
+                except msgspec.MsgspecError as error:
+                    raise self._fault(path, f"malformed run ({error})") from error
+                measurements[sys.intern(head.test)] = IndexedMeasurement(key, head.comparable, position)
         return Contents(run.id, run.commit, len(data), measurements)
+
+    def _bytes_of(self, path: str) -> list[tuple[int, int]]:
+        """Where the measurements of a file stand in it, as [start, stop), in their order."""
+        spans = self._spans.get(path)
+        if spans is None:
+            data = self._read(path)
+            spans, end = [], 0
+            for raw in _split_run.decode(data).measurements:
+                text = bytes(raw)
+                # One comma apart in files that we write; in others (indented by hand) it has to be looked for.
+                start = end + 1 if data.startswith(text, end + 1) else data.index(text, end)
+                end = start + len(text)
+                spans.append((start, end))
+            self._spans[path] = spans
+        return spans
 
     def _intern(self, raw: bytes) -> dict[str, Fact]:
         key = self._keys.get(raw)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,17 +15,20 @@ from pytest_tokenpower.baselines.key import KeyDifference, describe
 class Absence:
     """What a search for a test comes across instead of a comparable run; filled as the search goes on.
 
-    ``searched`` counts the runs looked into, ``unreadable`` those of them that could not be read; ``invalid`` are
-    measurements of the test that cannot be compared, ``differing`` ones with another key, ``nearest`` being the
-    smallest difference. ``tests`` is what the runs hold.
+    Of ``entries`` runs ``searched`` were looked into and ``unreadable`` of those could not be read. In the others
+    were ``invalid`` measurements of the test and ``differing`` ones with another key, ``nearest`` being the
+    smallest difference. ``contents`` are the tests of each readable run.
     """
 
+    test: str
+    label: str
+    entries: int
     searched: int = 0
     unreadable: int = 0
     invalid: int = 0
     differing: int = 0
     nearest: tuple[KeyDifference, ...] = ()
-    tests: dict[str, None] = field(default_factory=dict)
+    contents: list[Mapping[str, object]] = field(default_factory=list)
 
     def add_differing(self, found: tuple[KeyDifference, ...]) -> None:
         """Count a measurement with another key; the newest of the nearest ones is kept."""
@@ -35,15 +38,14 @@ class Absence:
 
 
 def why_not_found(
-    test: str,
-    label: str,
-    entries: int,
-    absence: Absence,
-    *,
-    dirty: StoredRun | None = None,
-    elsewhere: StoredRun | None = None,
+    absence: Absence, existing: Collection[str], dirty: StoredRun | None, elsewhere: StoredRun | None
 ) -> str:
-    """For a baseline of ``entries`` runs, none of which fits ``test``; two runs outside of it may hold it."""
+    """For a baseline that has runs, none of which fits the test.
+
+    A stored test that is not among the ``existing`` ones may be this one under an older name; ``dirty`` and
+    ``elsewhere`` are runs outside of the baseline that hold the test.
+    """
+    test, label = absence.test, absence.label
     if absence.nearest:
         if absence.differing == 1:
             return f"the one stored run on {label} is not comparable: {describe(absence.nearest)}"
@@ -56,7 +58,7 @@ def why_not_found(
             f"{_count(absence.invalid, 'measurement')} of it on {label}, none to be compared with: "
             "the test failed by itself or its measurement was invalid"
         )
-    newest = "newest " if entries > absence.searched else ""
+    newest = "newest " if absence.entries > absence.searched else ""
     why = f"nothing is stored for {test} in the {newest}{_count(absence.searched, 'run')} on {label}"
     if absence.unreadable:
         why += f" ({absence.unreadable} of them not readable)"
@@ -64,7 +66,8 @@ def why_not_found(
         return f"{why}; it is stored only with uncommitted changes, which are no baseline"
     if elsewhere:
         return f"{why}; it is stored only outside of that history ({_commit(elsewhere)})"
-    close = difflib.get_close_matches(test, list(absence.tests), n=1, cutoff=0.7)
+    gone = {stored: None for tests in absence.contents for stored in tests if stored not in existing}
+    close = difflib.get_close_matches(test, list(gone), n=1, cutoff=0.7)
     return f"{why}; the most similar test stored there is {close[0]}: was it renamed?" if close else why
 
 

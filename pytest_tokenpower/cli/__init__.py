@@ -20,7 +20,9 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand; the exit code is 0, what the command says, or 4 for a user's mistake."""
-    parser = argparse.ArgumentParser(prog="tokenpower", description="Energy per token of LLM inference, measured.")
+    parser = argparse.ArgumentParser(
+        prog="tokenpower", description="Energy per token of LLM inference, measured."
+    )
     parser.add_argument("--version", action="version", version=f"pytest-tokenpower {__version__}")
     chosen = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     given = list(sys.argv[1:] if argv is None else argv)

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
+from pytest_tokenpower.errors import EngineError
+
 _SAMPLE_BYTES = 1 << 20
+
+
+def require_model(model: str | os.PathLike[str]) -> str:
+    """The model's folder or hub id as text; raises EngineError for a path that is no folder."""
+    name = os.fspath(model)
+    looks_local = isinstance(model, Path) or name.startswith((".", "~", os.sep)) or name.count("/") > 1
+    if looks_local and not Path(name).is_dir():
+        raise EngineError(f"{name}: no such model folder (write one with pytest_tokenpower.models)")
+    return name
 
 
 def model_name(model: str) -> str:

@@ -10,8 +10,10 @@ from pytest_tokenpower.errors import EngineError
 
 def missing_package(engine: str, extra: str, error: ImportError) -> EngineError:
     """The error for an engine whose package cannot be imported; names the extra that brings it."""
-    return EngineError(f"the {engine} engine needs a package that does not import ({error}): "
-                       f"pip install 'pytest-tokenpower[{extra}]'")  # fmt: skip
+    return EngineError(
+        f"the {engine} engine needs a package that does not import ({error}): "
+        f"pip install 'pytest-tokenpower[{extra}]'"
+    )
 
 
 def check_batch(batch: Batch, *, engine: str, vocab_size: int | None, max_positions: int | None) -> None:
@@ -26,7 +28,7 @@ def check_batch(batch: Batch, *, engine: str, vocab_size: int | None, max_positi
     for index, prompt in enumerate(batch.prompts):
         if not len(prompt):
             raise EngineError(f"{engine}: prompt {index} is empty")
-        if vocab_size is not None and not (0 <= min(prompt) and max(prompt) < vocab_size):
+        if vocab_size is not None and (min(prompt) < 0 or max(prompt) >= vocab_size):
             raise EngineError(f"{engine}: prompt {index} holds token ids outside 0 to {vocab_size - 1}")
         length = len(prompt) + batch.new_tokens
         if max_positions is not None and length > max_positions:

@@ -6,13 +6,14 @@ import gc
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
-from pytest_tokenpower.engines.checkpoint import model_name, weights_name, weights_note
+from pytest_tokenpower.engines.checkpoint import require_model
 from pytest_tokenpower.engines.checks import check_batch, check_counts, missing_package
-from pytest_tokenpower.engines.protocol import Batch, EngineIdentity, Fact, Generation, Step
+from pytest_tokenpower.engines.protocol import Batch, EngineIdentity, Generation, Step
+from pytest_tokenpower.engines.transformers_config import identity_from_model
 from pytest_tokenpower.errors import EngineError, UsageError
 
 CacheMode = Literal["dynamic", "static", "none"]
@@ -53,9 +54,13 @@ class TransformersEngine:
         threads: int | None = None,
     ) -> None:
         if cache not in get_args(CacheMode):
-            raise UsageError(f"TransformersEngine(cache={cache!r}): use one of {', '.join(get_args(CacheMode))}")
+            raise UsageError(
+                f"TransformersEngine(cache={cache!r}): use one of {', '.join(get_args(CacheMode))}"
+            )
         if compile and cache != "static":
-            raise UsageError(f"TransformersEngine(compile=True, cache={cache!r}): compiled decoding needs 'static'")
+            raise UsageError(
+                f"TransformersEngine(compile=True, cache={cache!r}): compiled decoding needs 'static'"
+            )
         try:
             import torch
             import transformers
@@ -67,9 +72,7 @@ class TransformersEngine:
         self._threads_before = torch.get_num_threads()
         self._work: _Work | None = None
         self._static: tuple[tuple[int, int], Any] | None = None
-        name = os.fspath(model)
-        if os.sep in name and not Path(name).is_dir() and name.count("/") != 1:
-            raise EngineError(f"{name}: no such model folder")
+        name = require_model(model)
         try:
             self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
             if threads is not None:
@@ -77,7 +80,10 @@ class TransformersEngine:
             options: dict[str, Any] = {"dtype": "auto" if dtype is None else dtype}
             if attn_implementation is not None:
                 options["attn_implementation"] = attn_implementation
-            self._model: Any = _load(name, options).to(self._device).eval()
+            self._model: Any = _load(name, options).eval()
+            if getattr(self._model, "hf_quantizer", None) is None:  # a quantized model was put in its place
+                self._model = self._model.to(self._device)
+            self._device = self._model.device
         except (OSError, ValueError, RuntimeError, ImportError, AttributeError) as error:
             torch.set_num_threads(self._threads_before)
             raise EngineError(f"{name}: transformers cannot load it: {error}") from error
@@ -85,7 +91,7 @@ class TransformersEngine:
         if compile:
             mode = "reduce-overhead" if self._device.type == "cuda" else "default"
             self._decode = torch.compile(self._model, mode=mode, dynamic=False)
-        self._identity = self._describe(name, torch.__version__, transformers.__version__)
+        self._identity = self._describe(transformers.__version__)
         self._device_ids = self._find_devices()
 
     @property
@@ -113,7 +119,7 @@ class TransformersEngine:
         prompt_tokens = batch.tokens.prompt
         steps = tuple(
             Step(start, end, prompt_tokens if index == 0 else 0, count if index else 0)
-            for index, (start, end) in enumerate(zip(marks, marks[1:], strict=False))
+            for index, (start, end) in enumerate(pairwise(marks))
         )
         return Generation(token_ids=token_ids, tokens=batch.tokens, steps=steps)
 
@@ -203,34 +209,19 @@ class TransformersEngine:
         if self._device.type == "cuda":
             self._torch.cuda.synchronize(self._device)
 
-    def _describe(self, name: str, torch_version: str, version: str) -> EngineIdentity:
-        config = self._model.config
-        quantization = getattr(config, "quantization_config", None)
-        method = getattr(quantization, "quant_method", None)
-        if isinstance(quantization, dict):
-            method = quantization.get("quant_method")
-        dtype = str(self._model.dtype).removeprefix("torch.")
-        axes: dict[str, Fact] = {
-            "dtype": dtype,
-            "quantization": None if method is None else str(getattr(method, "value", method)),
-            "kv_cache_dtype": None if self._cache_mode == "none" else dtype,
-            "tensor_parallel": 1,
-            "pipeline_parallel": 1,
-            "weights": weights_name(name, getattr(config, "_commit_hash", None)),
-        }
-        facts: dict[str, Fact] = {
-            "architecture": next(iter(getattr(config, "architectures", None) or []), None),
-            "parameters": sum(parameter.numel() for parameter in self._model.parameters()),
-            "cache": self._cache_mode,
-            "compile": self._compile,
-            "attention": getattr(config, "_attn_implementation", None),
-            "device": self._device.type,
-            "torch": torch_version,
-            "weights_note": weights_note(name),
-        }
-        if self._device.type == "cpu":
-            facts["threads"] = self._torch.get_num_threads()
-        return EngineIdentity("transformers", version, model_name(name), axes, facts)
+    def _describe(self, version: str) -> EngineIdentity:
+        on_cpu = self._device.type == "cpu"
+        identity = identity_from_model(
+            self._model,
+            version,
+            cache=self._cache_mode,
+            compile=self._compile,
+            torch=str(self._torch.__version__),
+            threads=self._torch.get_num_threads() if on_cpu else None,
+        )
+        if self._cache_mode == "none":
+            return replace(identity, axes={**identity.axes, "kv_cache_dtype": None})
+        return identity
 
     def _find_devices(self) -> tuple[str, ...]:
         devices = {parameter.device for parameter in self._model.parameters()}

@@ -30,9 +30,10 @@ def write_random_model(
     """Write a Llama checkpoint (safetensors shards, config.json) with random weights; returns its folder.
 
     Matrices are normal with the architecture's ``initializer_range``, norms are 1. They are made on the GPU where
-    there is one, and written shard by shard while the next ones are made. A complete checkpoint of the same specification is kept as it is; one
-    of another specification is replaced. Raises UsageError for an unknown architecture or dtype or for a folder that
-    holds anything else, EngineError without torch and safetensors or without enough room on the disk.
+    there is one, and written shard by shard while the next ones are made. A complete checkpoint of the same
+    specification is kept as it is; one of another specification is replaced. Raises UsageError for an unknown
+    architecture or dtype or for a folder that holds anything else, EngineError without torch and safetensors or
+    without enough room on the disk.
     """
     shape = architecture(shape) if isinstance(shape, str) else shape
     size = shape.bytes(dtype)
@@ -98,7 +99,11 @@ def _write(folder: Path, shape: Architecture, seed: int, dtype: str) -> None:
     with ThreadPoolExecutor(_WRITERS) as pool:
         writes: list[Future[None]] = []
         for index, shard in enumerate(shards, 1):
-            file = f"model-{index:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else "model.safetensors"
+            file = (
+                f"model-{index:05d}-of-{len(shards):05d}.safetensors"
+                if len(shards) > 1
+                else "model.safetensors"
+            )
             if len(writes) >= _WRITERS:
                 writes[-_WRITERS].result()  # holds the shards in memory to a few
             tensors: dict[str, Any] = {}

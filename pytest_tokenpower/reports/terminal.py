@@ -31,7 +31,7 @@ def summary(
     reporter: pytest.TerminalReporter, measurements: Sequence[MeasurementRecord], session: Session
 ) -> None:
     """Write the energy section."""
-    reporter.section("energy")
+    reporter.write_sep("=", "energy")
     for line in header(measurements, session):
         reporter.write_line(line)
     reporter.write_line("")

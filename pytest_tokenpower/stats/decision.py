@@ -123,20 +123,20 @@ def obrien_fleming_levels(stages: int = 3, alpha: float = 0.05) -> tuple[float, 
         raise ValueError("needs at least one stage and alpha between 0 and 0.5")
     from scipy.optimize import brentq
 
-    boundary = float(brentq(lambda c: _crossing(stages, c) - alpha, 0.0, 8.0, xtol=1e-9))
-    return tuple(float(ndtr(-boundary * math.sqrt(stages / look))) for look in range(1, stages + 1))
-
-
-def _crossing(stages: int, boundary: float) -> float:
-    """The chance that a random walk of ``stages`` N(0, 1) steps is ever above boundary·sqrt(stages)."""
-    limit = boundary * math.sqrt(stages)
-    grid, step = np.linspace(limit - 10 * math.sqrt(stages), limit, 801, retstep=True)
+    grid, step = np.linspace(-10 * math.sqrt(stages), 0.0, 801, retstep=True)
     weights = np.full(grid.shape, step)
     weights[[0, -1]] /= 2
-    crossed = float(ndtr(-limit))
-    density = np.exp(-(grid**2) / 2) / math.sqrt(2 * math.pi)
-    for _ in range(1, stages):
-        crossed += float(np.sum(weights * density * ndtr(grid - limit)))
-        kernel = np.exp(-((grid[:, None] - grid) ** 2) / 2) / math.sqrt(2 * math.pi)
-        density = kernel @ (weights * density)
-    return crossed
+    kernel = np.exp(-((grid[:, None] - grid) ** 2) / 2) / math.sqrt(2 * math.pi)
+
+    def error(boundary: float) -> float:
+        """The chance that a walk of N(0, 1) steps is ever above boundary·sqrt(stages); the grid hangs below it."""
+        limit = boundary * math.sqrt(stages)
+        crossed = float(ndtr(-limit))
+        density = np.exp(-((grid + limit) ** 2) / 2) / math.sqrt(2 * math.pi)
+        for _ in range(1, stages):
+            crossed += float(np.sum(weights * density * ndtr(grid)))
+            density = kernel @ (weights * density)
+        return crossed
+
+    boundary = float(brentq(lambda c: error(c) - alpha, 0.0, 8.0, xtol=1e-9))
+    return tuple(float(ndtr(-boundary * math.sqrt(stages / look))) for look in range(1, stages + 1))

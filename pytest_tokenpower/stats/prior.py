@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from pytest_tokenpower.stats.runs import RunSummary
@@ -59,24 +60,38 @@ DEFAULT_PRIOR = Prior(
 def learn_prior(other_tests: Sequence[Sequence[RunSummary]], base: Prior = DEFAULT_PRIOR) -> Prior:
     """The prior sharpened by the run-to-run variance of the *other* tests of the store.
 
-    ``other_tests`` holds, per test, its stored runs under one key. Their variances about their own means,
-    less the squared errors of the runs, are pooled over d = sum(runs - 1) degrees of freedom. Tests differ
-    from each other, so d counts half and at most 12; the result is ``base`` updated by it, tau² = (nu0 tau0²
-    + d' tau_pooled²)/(nu0 + d'), nu = min(nu0 + d', 12). The learned SD is never below 0.1 %, less than any
-    board has shown. The interleaved SD moves in proportion. Without two runs of any test the answer is
-    ``base``.
+    ``other_tests`` holds, per test, its stored runs under one key. Their variances about their own means, less
+    the squared errors of the runs, are pooled over d = sum(runs - 1) degrees of freedom. Tests differ from each
+    other, so d counts half, d', and at most 12. The result is ``base`` updated by it:
+    tau² = (nu0 tau0² + d' tau_pooled²)/(nu0 + d') and nu = min(nu0 + d', 12). The pooled SD is never below 0.1 %,
+    less than any board has shown. The interleaved SD moves in proportion. Without two runs of any test the
+    answer is ``base``.
     """
-    squares, errors, df = 0.0, 0.0, 0
-    tests = 0
-    for runs in other_tests:
-        if len(runs) < 2:
-            continue
-        locations = np.array([run.location for run in runs])
-        squares += float(np.sum((locations - locations.mean()) ** 2))
-        errors += (len(runs) - 1) * float(np.mean([run.squared_error for run in runs]))
-        df += len(runs) - 1
-        tests += 1
-    if not df:
+    return _updated(
+        base, np.sum([_spread(runs) for runs in other_tests], axis=0) if other_tests else np.zeros(4)
+    )
+
+
+def learn_priors(tests: Mapping[str, Sequence[RunSummary]], base: Prior = DEFAULT_PRIOR) -> dict[str, Prior]:
+    """:func:`learn_prior` for every test of a store from all the others, in one pass."""
+    spreads = {test: _spread(runs) for test, runs in tests.items()}
+    total = np.sum(list(spreads.values()), axis=0) if spreads else np.zeros(4)
+    return {test: _updated(base, total - spread) for test, spread in spreads.items()}
+
+
+def _spread(runs: Sequence[RunSummary]) -> NDArray[np.float64]:
+    """Sum of squares about the mean, the rounds' share of it, degrees of freedom, and 1 for the test."""
+    df = len(runs) - 1
+    if df < 1:
+        return np.zeros(4)
+    locations = np.array([run.location for run in runs])
+    error = sum(run.squared_error for run in runs) / len(runs)
+    return np.array([((locations - locations.mean()) ** 2).sum(), df * error, df, 1.0])
+
+
+def _updated(base: Prior, pooled: NDArray[np.float64]) -> Prior:
+    squares, errors, df, tests = (float(part) for part in pooled)
+    if df < 0.5:
         return base
     learned_df = min(df / 2, MOST_LEARNED_DF)
     learned = max((squares - errors) / df, _LEAST_TAU**2)
@@ -87,5 +102,5 @@ def learn_prior(other_tests: Sequence[Sequence[RunSummary]], base: Prior = DEFAU
         tau0=tau0,
         nu0=min(base.nu0 + learned_df, MOST_LEARNED_DF),
         tau0_interleaved=tau0 * ratio,
-        source=f"run-to-run SD {math.sqrt(learned):.2%} over {df + tests} runs of {tests} other tests",
+        source=f"run-to-run SD {math.sqrt(learned):.2%} over {df + tests:.0f} runs of {tests:.0f} other tests",
     )

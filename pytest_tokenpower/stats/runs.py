@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,6 +15,8 @@ FloatArray = NDArray[np.float64]
 
 TRIM = 0.2
 MOST_LAG1 = 0.8
+_NO_SCATTER = 1e-20
+"""Sums of squares of ln(J/token) below this are rounding, not rounds."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ def lag1_autocorrelation(
     Biometrika 41:403; Marriott & Pope 1954). The prior's value counts as ``prior.lag1_rounds`` rounds against
     ``weight``, the sum of n - 3 over the runs; it stands alone where there is nothing to estimate from.
     """
-    known = (squares > 0) & (rounds > 3)
+    known = (squares > _NO_SCATTER) & (rounds > 3)
     r1 = np.divide(products, squares, out=np.zeros_like(squares), where=known)
     estimate = (rounds * r1 + 1) / (rounds - 3) if rounds > 3 else np.zeros_like(squares)
     total = weight + prior.lag1_rounds
@@ -84,13 +87,16 @@ def lag1_autocorrelation(
 
 
 def location_squared_error(variance: FloatArray, lag1: FloatArray, rounds: int) -> FloatArray:
-    """The squared error of the mean of ``rounds`` AR(1) values with sample variance ``variance``.
+    """The squared error of the mean of n = ``rounds`` AR(1) values with sample variance ``variance``.
 
-    w² = s² / (1 - (deff - 1)/(n - 1)) · deff/n with the design effect deff = (1 + phi)/(1 - phi), at most n/2
-    and at least 1. The divisor undoes the bias of s², which autocorrelation makes too small (Bayley &
-    Hammersley 1946, J. R. Stat. Soc. Suppl. 8:184).
+    w² = s² / (1 - (deff - 1)/(n - 1)) · deff/n: deff is how much autocorrelation inflates the variance of a
+    mean, and the divisor undoes the bias of s², which autocorrelation makes too small. For an AR(1) both are
+    exact with deff = 1 + 2 sum((1 - k/n) phi^k) = (1 + phi)/(1 - phi) - 2 phi (1 - phi^n)/(n (1 - phi)²)
+    (Bayley & Hammersley 1946, J. R. Stat. Soc. Suppl. 8:184). It is held to n/2 (from four rounds on), where
+    s² would say too little.
     """
-    deff = np.clip((1 + lag1) / (1 - lag1), 1.0, max(rounds / 2, 1.0))
+    exact = (1 + lag1) / (1 - lag1) - 2 * lag1 * (1 - lag1**rounds) / (rounds * (1 - lag1) ** 2)
+    deff = np.clip(exact, 1.0, rounds / 2 if rounds > 3 else float(rounds))
     bias = 1 - (deff - 1) / max(rounds - 1, 1)
     return np.asarray(variance / bias * deff / rounds)
 
@@ -138,15 +144,17 @@ def summarise_runs(
             raise ValueError(f"run {index}: needs at least one round, and every value finite")
     temperatures = _matched(temperatures_per_run, arrays, "temperatures")
     meter_errors = _matched(meter_errors_per_run, arrays, "meter errors")
-    lag1 = _pooled_lag1(arrays, prior)
-    summaries: list[RunSummary | None] = [None] * len(arrays)
-    for rounds in {len(values) for values in arrays}:
-        members = [index for index, values in enumerate(arrays) if len(values) == rounds]
-        stacked = np.stack([arrays[index] for index in members])
-        locations = trimmed_mean(stacked)
-        variances = shrunk_variance(yuen_variance(stacked), rounds, prior)
-        errors = location_squared_error(variances, np.float64(lag1) * np.ones(len(members)), rounds)
-        for place, index in enumerate(members):
+    members: dict[int, list[int]] = {}
+    for index, values in enumerate(arrays):
+        members.setdefault(len(values), []).append(index)
+    stacks = {rounds: np.stack([arrays[index] for index in indices]) for rounds, indices in members.items()}
+    lag1 = _pooled_lag1(stacks, prior)
+    summaries: dict[int, RunSummary] = {}
+    for rounds, stack in stacks.items():
+        locations = trimmed_mean(stack)
+        variances = shrunk_variance(yuen_variance(stack), rounds, prior)
+        errors = location_squared_error(variances, lag1, rounds)
+        for place, index in enumerate(members[rounds]):
             floor = meter_errors[index]
             celsius = temperatures[index]
             summaries[index] = RunSummary(
@@ -155,11 +163,11 @@ def summarise_runs(
                     float(errors[place]), 0.0 if floor is None else float(np.mean(floor**2)) / rounds
                 ),
                 rounds=rounds,
-                round_sd=float(np.sqrt(variances[place])),
-                lag1=lag1,
+                round_sd=math.sqrt(variances[place]),
+                lag1=float(lag1),
                 temperature_celsius=None if celsius is None else float(celsius.mean()),
             )
-    return [summary for summary in summaries if summary is not None]
+    return [summaries[index] for index in range(len(arrays))]
 
 
 def summarise_blocks(
@@ -188,16 +196,16 @@ def average_restarts(runs: Sequence[RunSummary]) -> RunSummary:
     )
 
 
-def _pooled_lag1(arrays: Sequence[FloatArray], prior: Prior) -> float:
-    long_enough = [values for values in arrays if len(values) > 3]
-    if not long_enough:
-        return prior.lag1
-    sums = [lag_sums(values) for values in long_enough]
-    rounds = float(np.mean([len(values) for values in long_enough]))
-    weight = float(sum(len(values) - 3 for values in long_enough))
-    products = np.array(sum(float(product) for product, _ in sums))
-    squares = np.array(sum(float(square) for _, square in sums))
-    return float(lag1_autocorrelation(products, squares, rounds, weight, prior))
+def _pooled_lag1(stacks: Mapping[int, FloatArray], prior: Prior) -> FloatArray:
+    known = {rounds: stack for rounds, stack in stacks.items() if rounds > 3}
+    if not known:
+        return np.array(prior.lag1)
+    products, squares = np.sum([np.sum(lag_sums(stack), axis=-1) for stack in known.values()], axis=0)
+    runs = sum(len(stack) for stack in known.values())
+    total = sum(stack.size for stack in known.values())
+    return lag1_autocorrelation(
+        np.array(products), np.array(squares), total / runs, float(total - 3 * runs), prior
+    )
 
 
 def _matched(

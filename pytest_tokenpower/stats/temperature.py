@@ -109,8 +109,10 @@ def adjust_temperature(
         temperatures.append(np.asarray(given, dtype=np.float64))
         if temperatures[-1].shape != run.shape or not run.size:
             raise ValueError(f"run {index}: needs one temperature per round, and at least one round")
-    old, fresh = temperatures[: len(baseline)], temperatures[len(baseline) :]
-    shift = float(np.mean([t.mean() for t in fresh]) - np.mean([t.mean() for t in old]))
+    means = np.array([celsius.mean() for celsius in temperatures])
+    shift = float(means[len(baseline) :].mean() - means[: len(baseline)].mean())
+    old = np.concatenate(temperatures[: len(baseline)])
+    fresh = np.concatenate(temperatures[len(baseline) :])
     if reason := _too_far(old, fresh, shift):
         return Refusal(reason)
     rounds = [len(run) for run in values]
@@ -124,9 +126,9 @@ def adjust_temperature(
             f"({PRIOR_SLOPE:.2%} ± {PRIOR_SLOPE_SD:.2%}) does not explain"
         )
     slope, variance = (float(part) for part in shrunk_slope(raw_slope, raw_error))
-    reference = float(np.mean([t.mean() for t in temperatures]))
+    reference = float(means.mean())
     adjusted = [
-        tuple(float(value) for value in run - slope * (celsius - reference))
+        tuple((run - slope * (celsius - reference)).tolist())
         for run, celsius in zip(values, temperatures, strict=True)
     ]
     return Adjustment(
@@ -140,9 +142,8 @@ def adjust_temperature(
     )
 
 
-def _too_far(old: Sequence[FloatArray], fresh: Sequence[FloatArray], shift: float) -> str:
-    ranges = [(min(t.min() for t in side), max(t.max() for t in side)) for side in (old, fresh)]
-    (old_low, old_high), (new_low, new_high) = ranges
+def _too_far(old: FloatArray, fresh: FloatArray, shift: float) -> str:
+    (old_low, old_high), (new_low, new_high) = ((side.min(), side.max()) for side in (old, fresh))
     apart = (
         f"baseline {old_low:.0f} to {old_high:.0f} °C, now {new_low:.0f} to {new_high:.0f} °C: "
         "too far apart to adjust; warm the board up to where the baseline was"

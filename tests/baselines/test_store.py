@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
+import re
 import time
+from datetime import datetime, timezone
 from pathlib import Path
 
 import msgspec
@@ -59,27 +61,23 @@ def test_entries_are_newest_first(store: Store) -> None:
 
 
 @given(
-    st.datetimes(timezones=st.timezones()),
+    st.datetimes(datetime(1970, 1, 2), datetime(9999, 1, 1), timezones=st.timezones()),
     st.none() | st.from_regex("[0-9a-f]{40}|[0-9a-f]{64}", fullmatch=True),
     st.booleans(),
     st.uuids().map(str) | st.uuids().map(lambda uuid: uuid.hex) | st.text(),
     st.none() | NAMES,
 )
 def test_a_file_name_tells_what_the_run_says(
-    created: object, commit: str | None, dirty: bool, run_id: str, name: str | None
+    created: datetime, commit: str | None, dirty: bool, run_id: str, name: str | None
 ) -> None:
     record = RunRecord(
         run_id, str(created), (), name=name, commit=commit, dirty=None if commit is None else dirty
     )
-    try:
-        file = file_name(record)
-    except (StoreError, OverflowError):
-        # The ends of the calendar cannot be told in UTC.
-        assert str(created).startswith(("0001-01-01", "9999-12-31"))
-        return
+    file = file_name(record)
     entry = parse_file_name("folder", file)
     assert entry is not None
     assert entry.path == Path("folder", file)
+    assert entry.created == created.astimezone(timezone.utc).strftime("%Y%m%dT%H%M%S.%fZ")
     assert entry.commit == (None if commit is None else commit[:12])
     assert entry.state == ("nogit" if commit is None else "dirty" if dirty else "clean")
     assert entry.name == name
@@ -91,8 +89,8 @@ def test_a_file_name_tells_what_the_run_says(
 def test_a_name_is_valid_exactly_if_it_survives_in_a_file_name(name: str) -> None:
     try:
         validate_name(name)
-    except UsageError as error:
-        assert repr(name) in str(error)
+    except UsageError:
+        assert not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}", name) or name.endswith(".json")
         return
     entry = parse_file_name("", file_name(run(name=name)))
     assert entry is not None
@@ -237,7 +235,7 @@ def test_damage_in_the_rounds_costs_that_measurement_alone(store: Store) -> None
     path = store.write(run(1, measurement(joules=100.5), measurement("other")))
     path.write_bytes(path.read_bytes().replace(b'"joules":100.5', b'"joules":"no"', 1))
     (entry,) = store.entries()
-    with pytest.raises(StoreError, match="measurement of .*test_chat"):
+    with pytest.raises(StoreError, match=r"measurement of .*test_chat"):
         store.measurement(entry, TEST)
     assert store.measurement(entry, "other") == measurement("other")
     assert len(store.problems) == 1

@@ -98,14 +98,15 @@ def test_noise_floor() -> None:
     assert not below_noise_floor(estimate(0.0, 0.01), 0.03)
 
 
+@pytest.mark.parametrize("count", [1, 2, 7, 40])
+def test_holm_is_statsmodels(count: int) -> None:
+    values = np.random.default_rng(count).random(count) ** 4
+    values[::5] = values[0]
+    assert holm(values) == pytest.approx(multipletests(values, method="holm")[1], abs=1e-12)
+
+
 @given(p_values)
-def test_holm_is_statsmodels(values: list[float]) -> None:
-    expected = multipletests(values, method="holm")[1]
-    assert holm(values) == pytest.approx(expected, abs=1e-12)
-
-
-@given(p_values, st.randoms())
-def test_holm_does_not_mind_the_order(values: list[float], random: object) -> None:
+def test_holm_does_not_mind_the_order(values: list[float]) -> None:
     assert sorted(holm(values)) == pytest.approx(sorted(holm(values[::-1])))
 
 
@@ -124,7 +125,7 @@ def test_holm_refuses_what_is_no_probability(bad: list[float]) -> None:
 def test_obrien_fleming_levels_are_the_published_ones() -> None:
     assert obrien_fleming_levels(3, 0.05) == pytest.approx((0.0015, 0.018, 0.044), abs=5e-4)
     assert obrien_fleming_levels(1, 0.05) == pytest.approx((0.05,))
-    """Two-sided 5 % with five looks: z of the last look is 2.040 (Jennison & Turnbull 2000, table 2.3)."""
+    # Two-sided 5 % with five looks: z of the last look is 2.040 (Jennison & Turnbull 2000, table 2.3).
     assert obrien_fleming_levels(5, 0.025)[-1] == pytest.approx(0.02067, abs=5e-5)
 
 

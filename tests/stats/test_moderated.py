@@ -123,6 +123,13 @@ def test_interleaved_without_a_prior_is_the_one_sample_t() -> None:
     assert (estimate.mode, estimate.provisional) == ("interleaved", False)
 
 
+def test_interleaved_by_hand() -> None:
+    prior = replace(DEFAULT_PRIOR, tau0_interleaved=0.01, nu0=4)
+    estimate = compare_interleaved([0.01, 0.02, 0.03], [1e-4, 2e-4, 3e-4], prior)
+    assert estimate.df == 6
+    assert estimate.stderr == pytest.approx(math.sqrt((4 * (1e-4 + 2e-4) + 2e-4) / 6 / 3))
+
+
 def test_a_constant_is_compared_by_its_logarithm() -> None:
     estimate = compare_constant(runs(math.log(0.21)), 0.20, DEFAULT_PRIOR)
     assert estimate.change == pytest.approx(0.05)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pytest_tokenpower.stats.prior import DEFAULT_PRIOR, Prior, learn_prior
+from pytest_tokenpower.stats.prior import DEFAULT_PRIOR, learn_prior, learn_priors
 from pytest_tokenpower.stats.runs import RunSummary
 
 
@@ -59,6 +59,16 @@ def test_identical_runs_do_not_teach_certainty() -> None:
     "wrong", [{"tau0": -1.0}, {"nu0": float("nan")}, {"lag1": 0.9}, {"round_sd": float("inf")}]
 )
 def test_impossible_priors_are_refused(wrong: dict[str, float]) -> None:
-    good = {"tau0": 0.005, "nu0": 2.0, "tau0_interleaved": 0.002, "round_sd": 0.005, "lag1": 0.4}
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        Prior(**{**good, **wrong})
+        replace(DEFAULT_PRIOR, **wrong)  # type: ignore[arg-type]
+
+
+def test_all_tests_at_once_each_from_the_others() -> None:
+    tests = {f"t{i}": runs for i, runs in enumerate(store(np.random.default_rng(4), 4, 3, 0.01))}
+    tests["new"] = tests["t0"][:1]
+    learned = learn_priors(tests)
+    for name in tests:
+        alone = learn_prior([runs for other, runs in tests.items() if other != name])
+        assert (learned[name].tau0, learned[name].nu0) == pytest.approx((alone.tau0, alone.nu0))
+        assert learned[name].source == alone.source
+    assert learn_priors({}) == {}

@@ -29,7 +29,9 @@ NO_PRIOR = Prior(
     tau0=0, nu0=0, tau0_interleaved=0, round_sd=0, lag1=0, round_df=0, lag1_rounds=0, source="none"
 )
 
-rounds_of_a_run = arrays(np.float64, st.integers(2, 30), elements=st.floats(-1, 1, width=32))
+rounds_of_a_run = arrays(
+    np.float64, st.integers(2, 30), elements=st.integers(-1000, 1000).map(lambda i: i / 1000)
+)
 
 
 def autoregressive(rng: np.random.Generator, shape: tuple[int, ...], phi: float) -> FloatArray:
@@ -72,14 +74,14 @@ def test_squared_error_is_the_true_variance_of_the_mean(phi: float, n: int) -> N
     """With phi known, the average w² must be the variance that the mean has over many runs."""
     values = autoregressive(np.random.default_rng(2), (40_000, n), phi)
     errors = location_squared_error(values.var(axis=-1, ddof=1), np.full(40_000, phi), n)
-    assert errors.mean() == pytest.approx(values.mean(axis=-1).var(), rel=0.10)
+    assert errors.mean() == pytest.approx(values.mean(axis=-1).var(), rel=0.03)
 
 
 def test_whole_summary_is_calibrated_on_autocorrelated_runs() -> None:
-    """Six runs of 12 rounds: w² as estimated, trimming and all, against the locations' true variance."""
+    """Six runs of 12 rounds, trimming and estimated phi and all: w² is on the safe side, by a third at most."""
     values = 0.005 * autoregressive(np.random.default_rng(3), (5_000, 6, 12), 0.4)
     locations, errors = summarise_array(values)
-    assert errors.mean() == pytest.approx(locations.var(), rel=0.12)
+    assert 1.0 < errors.mean() / locations.var() < 1.35
 
 
 def test_array_and_lists_agree() -> None:

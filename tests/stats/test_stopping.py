@@ -16,7 +16,7 @@ WILD = list(0.05 * np.random.default_rng(1).standard_normal(30))
 
 
 def test_a_calm_run_stops_at_the_fewest_and_a_wild_one_at_the_most() -> None:
-    assert [n for n in range(1, 31) if enough(CALM[:n])][0] == 6
+    assert next(n for n in range(1, 31) if enough(CALM[:n])) == 6
     assert [n for n in range(1, 31) if enough(WILD[:n])] == [30]
 
 

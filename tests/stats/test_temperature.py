@@ -118,14 +118,38 @@ def test_steady_temperatures_leave_the_prior_slope() -> None:
     assert (result.slope, result.slope_stderr) == pytest.approx((PRIOR_SLOPE, PRIOR_SLOPE_SD))
 
 
-@pytest.mark.parametrize("warmer", [9.5, 14.0, -14.0])
-def test_too_far_apart_is_refused_with_both_ranges(warmer: float) -> None:
-    rng = np.random.default_rng(7)
-    old = ([[0.0] * 12], [list(50.0 + 0.25 * np.arange(12.0))])
-    new = side(rng, 1, slope=0.002, warmer=warmer)
-    result = adjust_temperature(old[0], list(old[1]), *new)
-    assert isinstance(result, Refusal)
-    assert "baseline 50 to 53 °C" in result.reason
+@pytest.mark.parametrize(
+    ("old", "new", "far"),
+    [
+        ([50.0, 50.0, 51.0, 51.0], [55.0, 55.0, 56.0, 56.0], True),
+        ([55.0, 55.0, 56.0, 56.0], [50.0, 50.0, 51.0, 51.0], True),
+        ([40.0, 40.0, 40.0, 60.0], [58.0, 60.0, 60.0, 60.0], True),
+        ([50.0, 50.0, 51.0, 51.0], [53.0, 53.0, 54.0, 54.0], False),
+        ([48.0, 50.0, 52.0, 60.0], [58.0, 59.0, 60.0, 63.0], False),
+    ],
+)
+def test_too_far_apart_is_refused_with_both_ranges(old: list[float], new: list[float], far: bool) -> None:
+    result = adjust_temperature([[0.0] * 4], [old], [[0.0] * 4], [new])
+    assert isinstance(result, Refusal) == far
+    if isinstance(result, Refusal):
+        assert (
+            f"baseline {old[0]:.0f} to {old[-1]:.0f} °C, now {new[0]:.0f} to {new[-1]:.0f} °C"
+            in result.reason
+        )
+
+
+def test_the_order_of_runs_does_not_matter() -> None:
+    """Neighbours in the list are not neighbours in time: the autocorrelation stops at a run's end."""
+    values, temperatures = side(np.random.default_rng(9), 4, slope=0.002)
+    values = [[v + 0.002 * np.cos(0.6 * i) for i, v in enumerate(run)] for run in values]
+    order = [2, 0, 3, 1]
+    here = within_run_slope(np.concatenate(values), np.concatenate([t or [] for t in temperatures]), [12] * 4)
+    there = within_run_slope(
+        np.concatenate([values[i] for i in order]),
+        np.concatenate([temperatures[i] or [] for i in order]),
+        [12] * 4,
+    )
+    assert np.asarray(there) == pytest.approx(np.asarray(here))
 
 
 def test_a_run_without_temperatures_is_refused() -> None:

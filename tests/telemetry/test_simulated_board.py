@@ -8,9 +8,11 @@ import os
 import threading
 from collections.abc import Callable
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pynvml
 import pytest
 from hypothesis import given, settings
@@ -181,7 +183,7 @@ def test_jitter_is_within_what_an_h100_shows(seed: int, at_s: float) -> None:
     bench.advance(at_s)
     stamps = [t for t, _ in bench.drain()]
     assert len(stamps) == 119
-    gaps = [(later - earlier) / 1000 for earlier, later in zip(stamps, stamps[1:], strict=False)]
+    gaps = [(later - earlier) / 1000 for earlier, later in pairwise(stamps)]
     assert 7.599 <= min(gaps) <= max(gaps) <= 45
     assert sum(gaps) == pytest.approx(118 * 20, abs=25)
     age_ms = (bench.nvml.realtime_ns() // 1000 - stamps[-1]) / 1000
@@ -193,7 +195,7 @@ def test_jitter_is_really_there_and_fixed_by_the_seed() -> None:
         return [t for t, _ in Bench(scenario=Scenario(seed=seed)).drain_for(60)]
 
     first = stamps(1)
-    gaps = [later - earlier for earlier, later in zip(first, first[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in pairwise(first)]
     assert min(gaps) < 10_000
     assert max(gaps) > 35_000
     assert stamps(1) == first
@@ -215,7 +217,7 @@ def test_draining_once_a_second_loses_nothing() -> None:
     rows = first + bench.drain_for(100)
     stamps = [t for t, _ in rows]
     assert len(set(stamps)) == len(stamps)
-    gaps = [later - earlier for earlier, later in zip(stamps, stamps[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in pairwise(stamps)]
     assert max(gaps) <= 45_000
     assert len(stamps) == pytest.approx(119 + 100 * 50, abs=1)
 
@@ -285,7 +287,7 @@ def test_the_ring_slows_at_idle_and_keeps_its_energy() -> None:
         for (_, mw), start, end in zip(rows[1:], edges, edges[1:], strict=False)
     )
     assert joules == pytest.approx(curve.joules(edges[0], edges[-1]), abs=0.0005 * 150)
-    idle = [end - start for start, end in zip(edges, edges[1:], strict=False) if start > 21 * SECOND]
+    idle = [end - start for start, end in pairwise(edges) if start > 21 * SECOND]
     assert min(idle) > 0.9 * SECOND
     busy = [e for e in edges if 11 * SECOND < e < 19 * SECOND]
     assert len(busy) == pytest.approx(400, abs=1)
@@ -316,8 +318,8 @@ def test_the_counter_changes_every_100_ms() -> None:
     for _ in range(1000):
         bench.advance(0.001)
         values.append(bench.counter())
-    changes = [i for i, (a, b) in enumerate(zip(values, values[1:], strict=False)) if a != b]
-    assert {later - earlier for earlier, later in zip(changes, changes[1:], strict=False)} == {100}
+    changes = [i for i, (a, b) in enumerate(pairwise(values)) if a != b]
+    assert {later - earlier for earlier, later in pairwise(changes)} == {100}
     assert bench.field(83) == [(0, bench.counter())]
 
 
@@ -381,7 +383,7 @@ def test_the_default_board() -> None:
     assert "simulated" in nvml.nvmlSystemGetNVMLVersion()
     assert nvml.nvmlDeviceGetCudaComputeCapability(handle) == (9, 0)
     assert nvml.nvmlDeviceGetBrand(handle) == pynvml.NVML_BRAND_NVIDIA
-    assert nvml.nvmlDeviceGetPciInfo(handle).busId == b"00000000:04:00.0"
+    assert nvml.nvmlDeviceGetPciInfo(handle).busId == "00000000:04:00.0"
     assert nvml.nvmlDeviceGetPersistenceMode(handle) == pynvml.NVML_FEATURE_ENABLED
     assert nvml.nvmlDeviceGetMigMode(handle) == [0, 0]
     assert nvml.nvmlDeviceGetEnforcedPowerLimit(handle) == 700_000
@@ -470,15 +472,22 @@ def test_mig() -> None:
     uuid = nvml.nvmlDeviceGetUUID(part)
     assert uuid.startswith("MIG-51000000")
     assert nvml.nvmlDeviceGetUUID(nvml.nvmlDeviceGetHandleByUUID(uuid)) == uuid
-    assert nvml.nvmlDeviceIsMigDeviceHandle(part) == 1
+    assert nvml.nvmlDeviceIsMigDeviceHandle(part).value == 1
     whole = nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(part)
     assert nvml.nvmlDeviceGetUUID(whole) == bench.boards.scenario.boards[0].uuid
     with pytest.raises(pynvml.NVMLError_NotFound):
         nvml.nvmlDeviceGetMigDeviceHandleByIndex(bench.handle, 3)
     with pytest.raises(pynvml.NVMLError_NotSupported):
         nvml.nvmlDeviceGetTotalEnergyConsumption(part)
+
+
+def test_boards_without_mig() -> None:
+    for mode, error in (("off", pynvml.NVMLError_NotFound), ("unsupported", pynvml.NVMLError_NotSupported)):
+        bench = Bench(msgspec.convert({"mig": mode}, Board))
+        with pytest.raises(error):
+            bench.nvml.nvmlDeviceGetMigDeviceHandleByIndex(bench.handle, 0)
     with pytest.raises(pynvml.NVMLError_NotSupported):
-        nvml.nvmlDeviceGetMigMode(Bench(Board(mig="unsupported")).handle)
+        bench.nvml.nvmlDeviceGetMigMode(bench.handle)
 
 
 def test_processes() -> None:
@@ -493,6 +502,22 @@ def test_processes() -> None:
 
 
 # --- faults
+
+
+def busy_bench(*faults: Fault) -> Bench:
+    """A board with a process, and a second one in MIG mode."""
+    first, second = numbered_boards(2)
+    boards = (
+        msgspec.structs.replace(first, processes=(Process(),)),
+        msgspec.structs.replace(second, mig="on"),
+    )
+    return Bench(scenario=Scenario(boards=boards, faults=faults))
+
+
+def mig_slice(bench: Bench) -> object:
+    whole = bench.nvml.nvmlDeviceGetHandleByIndex(1)
+    return bench.nvml.nvmlDeviceGetMigDeviceHandleByIndex(whole, 0)
+
 
 CALLS: dict[str, Callable[[Bench], object]] = {
     "nvmlInit": lambda b: b.nvml.nvmlInit(),
@@ -509,7 +534,7 @@ CALLS: dict[str, Callable[[Bench], object]] = {
     "nvmlDeviceGetPciInfo": lambda b: b.nvml.nvmlDeviceGetPciInfo(b.handle).busId,
     "nvmlDeviceGetMigMode": lambda b: b.nvml.nvmlDeviceGetMigMode(b.handle),
     "nvmlDeviceGetMaxMigDeviceCount": lambda b: b.nvml.nvmlDeviceGetMaxMigDeviceCount(b.handle),
-    "nvmlDeviceGetMigDeviceHandleByIndex": lambda b: b.nvml.nvmlDeviceGetMigDeviceHandleByIndex(b.handle, 0),
+    "nvmlDeviceGetMigDeviceHandleByIndex": mig_slice,
     "nvmlDeviceGetEnforcedPowerLimit": lambda b: b.nvml.nvmlDeviceGetEnforcedPowerLimit(b.handle),
     "nvmlDeviceGetPowerManagementLimit": lambda b: b.nvml.nvmlDeviceGetPowerManagementLimit(b.handle),
     "nvmlDeviceGetPowerManagementDefaultLimit": (
@@ -554,25 +579,21 @@ NUMBERS = [
 ON_A_DEVICE = [name for name in CALLS if name.startswith("nvmlDevice") and name != "nvmlDeviceGetCount"]
 
 
-def busy_bench(*faults: Fault) -> Bench:
-    return Bench(Board(mig="on", processes=(Process(),)), *faults)
-
-
 @pytest.mark.parametrize("call", CALLS)
 def test_any_call_can_fail_with_any_error_and_recovers(call: str) -> None:
     bench = busy_bench()
-    if call != "nvmlDeviceGetUtilizationRates":
-        CALLS[call](bench)
-        bench.nvml.nvmlInit()
-    codes = [value for name, value in vars(pynvml).items() if name.startswith("NVML_ERROR_")]
+    codes = {value for name, value in vars(pynvml).items() if name.startswith("NVML_ERROR_")}
+    if call == "nvmlDeviceGetComputeRunningProcesses":
+        # To pynvml this one asks for more room, and is no error.
+        codes.remove(pynvml.NVML_ERROR_INSUFFICIENT_SIZE)
     for code in codes:
         bench.boards.inject(Fault(kind="error", call=call, error=code))
-        with pytest.raises(pynvml.NVMLError) as caught:
+        with pytest.raises((pynvml.NVMLError, pynvml.NVMLLibraryMismatchError)) as caught:
             CALLS[call](bench)
-        assert caught.value.value == code
+        if call != "nvmlDeviceGetComputeRunningProcesses" or code != pynvml.NVML_ERROR_FUNCTION_NOT_FOUND:
+            assert caught.value == pynvml.NVMLError(code)
         bench.boards.lift()
-    if call != "nvmlDeviceGetUtilizationRates":
-        CALLS[call](bench)
+    CALLS[call](bench)
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -585,15 +606,20 @@ def test_a_star_strikes_every_call(call: str) -> None:
 
 @pytest.mark.parametrize("call", CALLS)
 def test_any_call_can_hang(call: str) -> None:
-    bench = Bench(Board(mig="on", processes=(Process(),)))
+    bench = busy_bench()
     bench.boards.inject(Fault(kind="hang", call=call, seconds=30, nth=1))
     before = bench.now_ns
-    if call == "nvmlDeviceGetUtilizationRates":
-        bench.nvml.nvmlDeviceGetUtilizationRates = None
-    else:
+    CALLS[call](bench)
+    assert bench.slept == [30]
+    assert bench.now_ns - before == 30 * SECOND
+    if call != "nvmlShutdown":
         CALLS[call](bench)
         assert bench.slept == [30]
-        assert bench.now_ns - before == 30 * SECOND
+
+
+def test_a_call_that_hung_answers_for_the_time_when_it_returns() -> None:
+    bench = Bench(None, Fault(kind="hang", call="nvmlDeviceGetTotalEnergyConsumption", seconds=10))
+    assert bench.counter() == 1_000_000 + 3_000_000
 
 
 @pytest.mark.parametrize("call", NUMBERS)
@@ -609,16 +635,23 @@ def test_any_number_can_read_zero(call: str) -> None:
 
 @pytest.mark.parametrize("call", ON_A_DEVICE)
 def test_a_lost_device_fails_every_call_from_then_on(call: str) -> None:
-    bench = Bench(
-        scenario=Scenario(boards=numbered_boards(2), faults=(Fault(kind="lost", board=0, from_s=5),))
-    )
+    bench = busy_bench(Fault(kind="lost", from_s=5))
     bench.advance(4.9)
-    bench.drain()
+    CALLS[call](bench)
     bench.advance(0.1)
     with pytest.raises(pynvml.NVMLError_GpuIsLost):
         CALLS[call](bench)
     assert bench.nvml.nvmlDeviceGetCount() == 2
-    assert bench.nvml.nvmlDeviceGetPowerUsage(bench.nvml.nvmlDeviceGetHandleByIndex(1)) == 300_000
+
+
+def test_a_fault_of_one_board_spares_the_other() -> None:
+    bench = busy_bench(
+        Fault(kind="lost", board=1),
+        Fault(kind="zero", call="*", board="GPU-51000001-0000-0000-0000-000000000000"),
+    )
+    assert bench.nvml.nvmlDeviceGetPowerUsage(bench.handle) == 300_000
+    with pytest.raises(pynvml.NVMLError_GpuIsLost):
+        bench.nvml.nvmlDeviceGetHandleByIndex(1)
 
 
 def test_a_fault_strikes_the_nth_call_only() -> None:
@@ -719,7 +752,7 @@ def test_slow_ring_and_ring_gap() -> None:
         None, Fault(kind="slow_ring", from_s=10, until_s=20), Fault(kind="ring_gap", from_s=25, until_s=26.5)
     )
     stamps = [bench.since_start_ns(t) / SECOND for t, _ in bench.drain_for(30)]
-    assert len([t for t in stamps if 10.1 < t < 20.05]) == 10
+    assert len([t for t in stamps if 10.05 < t < 19.99]) == 10
     assert len([t for t in stamps if 20.1 < t < 25]) > 240
     assert not [t for t in stamps if 25 <= t < 26.5]
     assert max(stamps) > 29.9
@@ -746,7 +779,7 @@ def test_a_clock_step_moves_stamps_and_realtime() -> None:
     assert step is not None
     assert step.step_ns == 30 * SECOND
     stamps = [t for t, _ in bench.drain()]
-    gaps = [later - earlier for earlier, later in zip(stamps, stamps[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in pairwise(stamps)]
     assert max(gaps) == pytest.approx(30_020_000, abs=25_000)
     assert sorted(gaps)[-2] <= 45_000
 
@@ -755,6 +788,9 @@ def test_a_step_back_hides_samples_as_it_does_on_a_real_board() -> None:
     bench = Bench(None, Fault(kind="clock_step", seconds=-5, from_s=10))
     bench.advance(10)
     bench.drain()
+    bench.advance(0.1)
+    before_the_step = bench.drain()
+    assert len(before_the_step) <= 2
     bench.advance(2)
     assert bench.drain() == []
     bench.advance(5)

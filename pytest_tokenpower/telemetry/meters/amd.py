@@ -69,11 +69,18 @@ class AmdMeter:
         return devices
 
     def poll(self, clock: Clock) -> Sequence[Reading]:
-        """Counter, power and conditions of each board; raises MeterError when a counter cannot be read."""
+        """Counter, power and conditions of each board; a counter that cannot be read is a fault."""
         readings = []
         for board in self._boards:
+            counters: tuple[CounterReading, ...] = ()
+            fault = None
             t0_ns = clock.monotonic_ns()
-            energy_uj = self._energy_uj(board.handle, board.id)
+            try:
+                energy_uj = self._energy_uj(board.handle, board.id)
+            except MeterError as error:
+                fault = str(error)
+            else:
+                counters = (CounterReading(t0_ns, clock.monotonic_ns(), energy_uj),)
             t1_ns = clock.monotonic_ns()
             watts = self._watts(board)
             t2_ns = clock.monotonic_ns()
@@ -84,14 +91,8 @@ class AmdMeter:
                     milliwatts=np.array([watts * 1000], dtype=np.int64),
                     held=False,
                 )
-            readings.append(
-                Reading(
-                    board.id,
-                    power=power,
-                    counters=(CounterReading(t0_ns, t1_ns, energy_uj),),
-                    conditions=Conditions(t_ns=t2_ns, temperature_celsius=self._temperature(board)),
-                )
-            )
+            conditions = Conditions(t_ns=t2_ns, temperature_celsius=self._temperature(board))
+            readings.append(Reading(board.id, power, counters, conditions, fault))
         return readings
 
     def close(self) -> None:
@@ -137,7 +138,7 @@ class AmdMeter:
         try:
             return getattr(self._smi, function)(*arguments)
         except self._smi.AmdSmiException as error:
-            raise MeterError(f"AMD: {function} failed on {where}: {str(error).strip()}") from error
+            raise MeterError(f"AMD: {function} failed on {where}: {' '.join(str(error).split())}") from error
 
     def _optional(self, function: str, *arguments: Any) -> Any:
         """What a board need not offer; None where it does not."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
 from pytest_tokenpower.telemetry.clock import Clock
+from pytest_tokenpower.telemetry.processes import parent_of
 from pytest_tokenpower.telemetry.values import CounterReading, Device, Fact, Reading
 
 SCAN_INTERVAL_S = 0.5
@@ -28,10 +29,10 @@ class CpuModelMeter:
     """Energy = ``idle_watts`` x time + ``watts_per_core`` x CPU seconds of a process and its descendants.
 
     The defaults are round figures for a server core, not facts about any machine. Cloud Carbon Footprint
-    takes 0.7 W (idle) to 3.5 W (busy) per hardware thread, two of which make a core; Green Algorithms takes
-    12 W of TDP for a core that it does not know; EPYC and Xeon parts have 4.4 to 6.5 W of TDP per core. 8 W per
-    busy core lies between them; 10 W is the idle power of 14 hardware threads. Only ratios on one machine
-    mean something, and they mean CPU time: a change that draws more power for the same time is not seen.
+    takes 0.7 W (idle) to 3.5 W (busy) on average per hardware thread, two of which make a core; the TDP is
+    4.4 W per core of an EPYC 7763 and 6.3 W of a Xeon 8480+, without fans and power supply. 8 W per busy
+    core is a little above; 10 W is the idle power of 14 hardware threads. Only ratios on one machine mean
+    something, and they mean CPU time: a change that draws more power for the same time is not seen.
 
     ``root_pid`` is the process whose tree is counted (None: this one). The thread that polls is not counted.
     A process is found within half a second of its start and its CPU time so far is booked then; one that
@@ -47,15 +48,13 @@ class CpuModelMeter:
         idle_watts: float = 10.0,
         watts_per_core: float = 8.0,
         root_pid: int | None = None,
-        proc: Path = Path("/proc"),
     ) -> None:
         for parameter, value in (("idle_watts", idle_watts), ("watts_per_core", watts_per_core)):
             if not 0.0 <= value < 1e6:
                 raise UsageError(f"CPU model: {parameter}={value!r} must be watts, at least 0")
         self._idle_watts = idle_watts
         self._watts_per_core = watts_per_core
-        self._proc = proc
-        self._tree = ProcessTree(os.getpid() if root_pid is None else root_pid, proc)
+        self._tree = ProcessTree(os.getpid() if root_pid is None else root_pid)
         self._opened = False
         self._start_ns = 0
         self._next_scan_ns = 0
@@ -76,7 +75,7 @@ class CpuModelMeter:
         self._next_scan_ns = self._start_ns + round(SCAN_INTERVAL_S * 1e9)
         self._last_uj = 0
         cpus = os.cpu_count()
-        model = cpu_name(self._proc)
+        model = cpu_name()
         key_facts: dict[str, Fact] = {
             "cpu": model,
             "cpus": cpus,
@@ -96,6 +95,7 @@ class CpuModelMeter:
                 provenance="modelled",
                 key_facts=key_facts,
                 facts=facts,
+                counter_tick_ns=round(KERNEL_TICK_MS * 1e6),
             )
         ]
 
@@ -143,9 +143,8 @@ class ProcessTree:
     clock_getcpuclockid(3)). It counts all threads, ended ones too, and stays until the process is waited for.
     """
 
-    def __init__(self, root_pid: int, proc: Path = Path("/proc")) -> None:
+    def __init__(self, root_pid: int) -> None:
         self.root_pid = root_pid
-        self._proc = proc
         self._processes: dict[int, _Process] = {}
         self._strangers: set[int] = set()
         self._ended_ns = 0
@@ -173,7 +172,7 @@ class ProcessTree:
     def scan(self, *, existing: bool = False) -> None:
         """Find descendants that are new; with ``existing`` their CPU time so far is not ours to count."""
         try:
-            present = {int(entry) for entry in os.listdir(self._proc) if entry.isdecimal()}
+            present = {int(entry) for entry in os.listdir("/proc") if entry.isdecimal()}
         except OSError:
             return
         self._strangers &= present
@@ -181,7 +180,7 @@ class ProcessTree:
         parents = {
             pid: parent
             for pid in present - self._strangers - self._processes.keys()
-            if (parent := self._parent(pid)) is not None
+            if (parent := parent_of(pid)) is not None
         }
         found = True
         while found:
@@ -237,14 +236,6 @@ class ProcessTree:
             self._thread_ended_ns, self._thread_last_ns = self._thread_ended_ns + self._thread_last_ns, 0
         self._thread_last_ns = now_ns - self._thread_base_ns
         return self._thread_ended_ns + self._thread_last_ns
-
-    def _parent(self, pid: int) -> int | None:
-        try:
-            stat = (self._proc / str(pid) / "stat").read_bytes()
-        except OSError:
-            return None
-        # The command in parentheses may itself hold spaces and parentheses.
-        return int(stat[stat.rindex(b")") + 1 :].split()[1])
 
 
 def process_cpu_ns(pid: int) -> int:

@@ -109,14 +109,18 @@ class HwmonMeter:
         return devices
 
     def poll(self, clock: Clock) -> Sequence[Reading]:
-        """One point of each sensor; raises MeterError when one cannot be read or reads nothing."""
+        """One point of each sensor; one that cannot be read, or reads nothing, is a fault."""
         readings = []
         for sensor in self._sensors:
             t0_ns = clock.monotonic_ns()
-            microwatts = _number(sensor)
+            try:
+                microwatts = _number(sensor)
+                if microwatts <= 0:
+                    raise MeterError(f"hwmon: {sensor.label} reads {microwatts} µW ({sensor.path})")
+            except MeterError as error:
+                readings.append(Reading(sensor.id, fault=str(error)))
+                continue
             t1_ns = clock.monotonic_ns()
-            if microwatts <= 0:
-                raise MeterError(f"hwmon: {sensor.label} reads {microwatts} µW ({sensor.path})")
             power = PowerSamples(
                 t_ns=np.array([(t0_ns + t1_ns) // 2], dtype=np.int64),
                 milliwatts=np.array([round(microwatts / 1000)], dtype=np.int64),

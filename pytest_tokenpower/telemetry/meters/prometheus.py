@@ -20,18 +20,11 @@ from pytest_tokenpower.telemetry.meters.prometheus_series import (
     Labels,
     Rows,
     identity,
+    interval_s,
     matrix,
     refresh_s,
-    step_s,
 )
-from pytest_tokenpower.telemetry.values import (
-    CounterReading,
-    Device,
-    Fact,
-    PowerSamples,
-    Reading,
-    Scope,
-)
+from pytest_tokenpower.telemetry.values import CounterReading, Device, Fact, PowerSamples, Reading, Scope
 
 if TYPE_CHECKING:
     import httpx
@@ -43,9 +36,6 @@ DCGM_ENERGY = "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION"
 
 DCGM_POWER = "DCGM_FI_DEV_POWER_USAGE"
 """Power in watts (DCGM field 155)."""
-
-UNKNOWN_STEP_S = 15.0
-"""Taken for the scrape interval where there are too few samples to see it."""
 
 LOOK_BACK_S = 300
 """How far back the scrape interval is sought; also Prometheus' own limit for calling a series alive."""
@@ -61,6 +51,7 @@ class _Series:
     device_id: str
     last_ms: int
     last_value: float
+    pending: Rows = ()
 
 
 class PrometheusMeter:
@@ -132,39 +123,22 @@ class PrometheusMeter:
                 f" ({', '.join(sorted(device.id for device in devices))}); aggregate them, as in sum by (outlet)"
             )
         for device, (labels, samples) in zip(devices, history.items(), strict=True):
-            # A point of power holds at its time, so the last one is read again; a counter's may be older than that.
-            known_ms = samples[-1][0] - (1 if self._unit == "watts" else 0)
-            self._series[labels] = _Series(device.id, known_ms, samples[-1][1])
+            # A point of power holds at its time, so the last one is given on; a counter's may be older than that.
+            last = samples[-1]
+            pending = (last,) if self._unit == "watts" else ()
+            self._series[labels] = _Series(device.id, *last, pending)
         return devices
 
     def poll(self, clock: Clock) -> Sequence[Reading]:
-        """Every sample scraped since the last poll; raises MeterError when a series has gone."""
+        """Every sample scraped since the last poll; a series that has gone or reads zero is a fault."""
         if not self._series:
             raise MeterError("Prometheus: poll before open")
         fresh = self._samples(clock, min(series.last_ms for series in self._series.values()))
-        readings: list[Reading] = []
-        missing: list[str] = []
+        readings = []
         for labels, series in self._series.items():
-            rows = [row for row in fresh.get(labels, []) if row[0] > series.last_ms]
-            if not rows:
-                age_s = clock.realtime_ns() / 1e9 - series.last_ms / 1e3
-                if age_s > max(3 * self._step_s, 5.0):
-                    missing.append(f"{series.device_id} has had no sample for {age_s:.0f} s")
-                continue
-            if self._unit == "watts":
-                good = [row for row in rows if row[1] > 0]
-                if len(good) < len(rows):
-                    missing.append(f"{series.device_id} reads zero")
-            else:
-                # A value that is repeated was not read anew by the exporter: the time of its scrape is not its.
-                before = [(series.last_ms, series.last_value), *rows]
-                good = [row for last, row in pairwise(before) if row[1] != last[1]]
-            series.last_ms, series.last_value = rows[-1]
-            if good:
-                readings.append(self._reading(clock, series.device_id, good))
-        # What the others gave is not thrown away: a series that stays away is told in a poll without news.
-        if missing and not readings:
-            raise MeterError(f"Prometheus: {'; '.join(missing)} ({self._query} at {self._url})")
+            reading = self._advance(clock, series, fresh.get(labels, ()))
+            if reading is not None:
+                readings.append(reading)
         return readings
 
     def close(self) -> None:
@@ -173,6 +147,27 @@ class PrometheusMeter:
             self._client.close()
             self._client = None
         self._series = {}
+
+    def _advance(self, clock: Clock, series: _Series, fresh: Rows) -> Reading | None:
+        rows = [*series.pending, *(row for row in fresh if row[0] > series.last_ms)]
+        series.pending = ()
+        source = f"({self._query} at {self._url})"
+        if not rows:
+            age_s = clock.realtime_ns() / 1e9 - series.last_ms / 1e3
+            if age_s <= max(3 * self._step_s, 5.0):
+                return None
+            fault = f"Prometheus: {series.device_id} has had no sample for {age_s:.0f} s {source}"
+            return Reading(series.device_id, fault=fault)
+        if self._unit == "watts":
+            good = [row for row in rows if row[1] > 0]
+        else:
+            # A value that is repeated was not read anew by the exporter: the time of its scrape is not its.
+            before = [(series.last_ms, series.last_value), *rows]
+            good = [row for last, row in pairwise(before) if row[1] != last[1]]
+        series.last_ms, series.last_value = rows[-1]
+        if self._unit == "watts" and len(good) < len(rows):
+            return Reading(series.device_id, fault=f"Prometheus: {series.device_id} reads zero {source}")
+        return self._reading(clock, series.device_id, good) if good else None
 
     def _first(self, clock: Clock) -> Mapping[Labels, Rows]:
         """The last minutes of each series; settles the query, its unit and the scrape interval."""
@@ -185,6 +180,7 @@ class PrometheusMeter:
             tried = [(f"{DCGM_ENERGY}{braces}", "millijoules"), (f"{DCGM_POWER}{braces}", "watts")]
         for query, unit in tried:
             self._query, self._unit = query, unit
+            self._scraped = _SELECTOR.fullmatch(query) is not None
             # For an expression the step is not known yet: scrapes more often than each second are rare.
             self._step_s = 1.0
             history = self._samples(clock, now_ms - LOOK_BACK_S * 1000)
@@ -199,7 +195,7 @@ class PrometheusMeter:
                 raise MeterError(
                     f"Prometheus: no meter, {self._query} at {self._url} reads zero for {', '.join(zero)}"
                 )
-            self._step_s = max(self._interval_s(rows) for rows in history.values())
+            self._step_s = max(interval_s(rows, scraped=self._scraped) for rows in history.values())
             return history
         raise MeterError(
             f"Prometheus: {self._url} has no current samples of {' or '.join(query for query, _ in tried)};"
@@ -207,7 +203,7 @@ class PrometheusMeter:
         )
 
     def _device(self, labels: Labels, samples: Rows, skew_s: float) -> Device:
-        seen_s = max(refresh_s(samples) or 0.0, self._interval_s(samples))
+        seen_s = max(refresh_s(samples) or 0.0, interval_s(samples, scraped=self._scraped))
         named = dict(labels)
         name = identity(labels)
         key_facts: dict[str, Fact] = {"series": self._query, "unit": self._unit}
@@ -229,12 +225,8 @@ class PrometheusMeter:
                 "url": self._url,
                 "labels": ", ".join(f"{label}={value}" for label, value in labels),
             },
+            counter_tick_ns=0 if self._unit == "watts" else round(1e9 * seen_s),
         )
-
-    def _interval_s(self, rows: Rows) -> float:
-        """Seconds between two scrapes; of an expression, as its values change, since its times are our own."""
-        seen_s = step_s(rows) if _SELECTOR.fullmatch(self._query) else refresh_s(rows)
-        return min(max(seen_s or UNKNOWN_STEP_S, 1.0), 60.0)
 
     def _reading(self, clock: Clock, device_id: str, rows: Rows) -> Reading:
         t_ns = clock.from_realtime_us(np.array([t_ms * 1000 for t_ms, _ in rows], dtype=np.int64))
@@ -261,7 +253,7 @@ class PrometheusMeter:
     def _samples(self, clock: Clock, since_ms: int) -> dict[Labels, Rows]:
         """``{labels: [(milliseconds, value), ...]}`` after ``since_ms``, ascending."""
         now_ms = clock.realtime_ns() // 1_000_000
-        if _SELECTOR.fullmatch(self._query):
+        if self._scraped:
             # A range selector at one moment gives the scraped samples; query_range would give its own times.
             seconds = max(math.ceil((now_ms - since_ms) / 1000), 1) + 1
             result = self._get("/api/v1/query", {"query": f"{self._query}[{seconds}s]"})

@@ -15,6 +15,9 @@ Labels = tuple[tuple[str, str], ...]
 Rows = Sequence[tuple[int, float]]
 """Samples of one series in the order of time: (realtime milliseconds, value)."""
 
+UNKNOWN_STEP_S = 15.0
+"""Taken for the scrape interval where there are too few samples to see it."""
+
 _IDENTITY = (
     "UUID",
     "gpu_uuid",
@@ -47,6 +50,12 @@ def identity(labels: Labels) -> str:
     told = [named[label] for label in _IDENTITY if label in named]
     rest = [value for label, value in labels if label not in _IDENTITY and label != "__name__"]
     return "/".join(told + rest) or named.get("__name__", "series")
+
+
+def interval_s(rows: Rows, *, scraped: bool) -> float:
+    """Seconds between two scrapes; of an expression as its values change, since its times are our own."""
+    seen_s = step_s(rows) if scraped else refresh_s(rows)
+    return min(max(seen_s or UNKNOWN_STEP_S, 1.0), 60.0)
 
 
 def refresh_s(rows: Rows) -> float | None:

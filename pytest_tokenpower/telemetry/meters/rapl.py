@@ -18,7 +18,7 @@ from pytest_tokenpower.telemetry.values import CounterReading, Device, Fact, Rea
 POWERCAP = Path("/sys/class/powercap")
 
 REFRESH_MS = 1.0
-"""The hardware brings a RAPL counter up to date about every millisecond (Intel SDM 3B, 16.10.3)."""
+"""The hardware brings a RAPL counter up to date about every millisecond (Intel SDM, volume 3B)."""
 
 MAX_WATTS = 2_000.0
 """No package draws this much. A counter that fell and, read as a wrap, says more than this was reset."""
@@ -101,38 +101,22 @@ class RaplMeter:
                 provenance="measured",
                 key_facts=key_facts,
                 facts={**facts, "wraps_at_joules": zone.range_uj / 1e6},
+                counter_tick_ns=round(REFRESH_MS * 1e6),
             )
             for zone in running
         ]
 
     def poll(self, clock: Clock) -> Sequence[Reading]:
-        """One reading of each counter; raises MeterError when one cannot be read, or fell without a wrap."""
+        """One reading of each counter; one that cannot be read, or fell without a wrap, is a fault."""
         readings = []
         for zone in self._zones:
-            t0_ns = clock.monotonic_ns()
-            now_uj = self._read(zone)
-            t1_ns = clock.monotonic_ns()
-            delta_uj = now_uj - zone.last_uj
-            wrapped = delta_uj < 0
-            if wrapped:
-                delta_uj += zone.range_uj
-            elapsed_s = (t1_ns - zone.last_ns) / 1e9
-            before_uj, zone.last_uj, zone.last_ns = zone.last_uj, now_uj, t1_ns
-            # After a silence in which the counter may have come round unseen, a larger value proves nothing.
-            if elapsed_s * MAX_WATTS * 1e6 > zone.range_uj:
-                raise MeterError(
-                    f"RAPL: {zone.label} was not read for {elapsed_s:.0f} s and may have wrapped unseen"
-                    f" ({zone.path}, which wraps after {zone.range_uj / 1e6:.0f} J)"
-                )
-            if delta_uj < 0 or delta_uj > MAX_WATTS * 1e6 * (elapsed_s + 0.01):
-                raise MeterError(
-                    f"RAPL: {zone.label} went from {before_uj} to {now_uj} µJ in {elapsed_s * 1e3:.0f} ms"
-                    f" ({zone.path}): {'the counter was reset' if wrapped else 'no package draws that much'}"
-                )
-            zone.total_uj += delta_uj
-            readings.append(
-                Reading(f"rapl:{zone.label}", counters=(CounterReading(t0_ns, t1_ns, zone.total_uj),))
-            )
+            device_id = f"rapl:{zone.label}"
+            try:
+                counter = self._advance(zone, clock)
+            except MeterError as error:
+                readings.append(Reading(device_id, fault=str(error)))
+            else:
+                readings.append(Reading(device_id, counters=(counter,)))
         return readings
 
     def close(self) -> None:
@@ -168,6 +152,30 @@ class RaplMeter:
                 f"{self._virtual() or ' (try: sudo modprobe intel_rapl_msr)'}"
             )
         return zones
+
+    def _advance(self, zone: _Zone, clock: Clock) -> CounterReading:
+        t0_ns = clock.monotonic_ns()
+        now_uj = self._read(zone)
+        t1_ns = clock.monotonic_ns()
+        delta_uj = now_uj - zone.last_uj
+        wrapped = delta_uj < 0
+        if wrapped:
+            delta_uj += zone.range_uj
+        elapsed_s = (t1_ns - zone.last_ns) / 1e9
+        before_uj, zone.last_uj, zone.last_ns = zone.last_uj, now_uj, t1_ns
+        # After a silence in which the counter may have come round unseen, a larger value proves nothing.
+        if elapsed_s * MAX_WATTS * 1e6 > zone.range_uj:
+            raise MeterError(
+                f"RAPL: {zone.label} was not read for {elapsed_s:.0f} s and may have wrapped unseen"
+                f" ({zone.path}, which wraps after {zone.range_uj / 1e6:.0f} J)"
+            )
+        if delta_uj < 0 or delta_uj > MAX_WATTS * 1e6 * (elapsed_s + 0.01):
+            raise MeterError(
+                f"RAPL: {zone.label} went from {before_uj} to {now_uj} µJ in {elapsed_s * 1e3:.0f} ms"
+                f" ({zone.path}): {'the counter was reset' if wrapped else 'no package draws that much'}"
+            )
+        zone.total_uj += delta_uj
+        return CounterReading(t0_ns, t1_ns, zone.total_uj)
 
     def _read(self, zone: _Zone, *, opening: bool = False) -> int:
         try:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     import httpx
 
-OPEN_S = 30.0
+OPEN_S = 15.0
 """A rack's BMC may list dozens of chassis, each a request of up to a second."""
 
 _PARTS = frozenset({"Component", "Module", "Card", "Cartridge", "Expansion", "Zone", "IPBasedDrive"})

@@ -80,6 +80,7 @@ def test_device_says_that_it_is_modelled() -> None:
     assert device.key_facts["cpus"] == os.cpu_count()
     assert device.facts["resolution_ms"] == 20.0
     assert device.facts["refresh_ms"] == 4.0
+    assert device.counter_tick_ns == 4_000_000
 
 
 def test_idle_energy_is_exact_in_time() -> None:
@@ -211,7 +212,7 @@ def test_counter_never_falls_while_children_come_and_go(monkeypatch: pytest.Monk
     monkeypatch.setattr(cpu_model, "process_cpu_ns", fake_cpu_ns)
     monkeypatch.setattr(tree, "_reaped_ns", lambda: reaped)
     monkeypatch.setattr(tree, "_own_ns", lambda: 0)
-    monkeypatch.setattr(tree, "_parent", lambda pid: root)
+    monkeypatch.setattr(cpu_model, "parent_of", lambda pid: root)
     monkeypatch.setattr(os, "listdir", lambda path: [*map(str, clocks), "self"])
     tree.open()
     spent = 0

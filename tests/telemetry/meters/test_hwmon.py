@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
+from pytest_tokenpower.errors import MeterUnavailable, UsageError
 from pytest_tokenpower.telemetry.clock import Clock
 from pytest_tokenpower.telemetry.meters.hwmon import HwmonMeter
 
@@ -35,6 +36,12 @@ def grace(root: Path, parts: tuple[str, ...] = ("Module", "Grace", "CPU", "SysIO
                 power1_average_interval=50,
                 power1_oem_info=f"{part} Power Socket {socket}",
             )
+
+
+def fault(meter: HwmonMeter) -> str:
+    (reading,) = meter.poll(Clock())
+    assert reading.power is None
+    return reading.fault or ""
 
 
 def test_acpi_meter_is_the_node(tmp_path: Path) -> None:
@@ -114,13 +121,10 @@ def test_zero_is_no_reading(tmp_path: Path) -> None:
     meter = HwmonMeter(tmp_path)
     meter.open(Clock())
     (place / "power1_average").write_text("0")
-    with pytest.raises(MeterError, match="reads 0 µW"):
-        meter.poll(Clock())
+    assert re.search("reads 0 µW", fault(meter))
     (place / "power1_average").write_text("")
-    with pytest.raises(MeterError, match=r"power failed: .*power1_average: not a number"):
-        meter.poll(Clock())
+    assert re.search(r"power failed: .*power1_average: not a number", fault(meter))
     (place / "power1_average").unlink()
-    with pytest.raises(MeterError, match="No such file"):
-        meter.poll(Clock())
+    assert re.search("No such file", fault(meter))
     meter.close()
     assert meter.poll(Clock()) == []

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_tokenpower.errors import MeterError, MeterUnavailable
+from pytest_tokenpower.errors import MeterUnavailable
 from pytest_tokenpower.telemetry.clock import Clock
 from pytest_tokenpower.telemetry.meters.rapl import RaplMeter
 from pytest_tokenpower.telemetry.values import Reading
@@ -68,6 +69,12 @@ def microjoules(readings: list[Reading] | tuple[Reading, ...]) -> dict[str, int]
     return {reading.device_id: reading.counters[0].microjoules for reading in readings}
 
 
+def fault(meter: RaplMeter, machine: Machine) -> str:
+    (reading,) = meter.poll(machine.clock)
+    assert not reading.counters
+    return reading.fault or ""
+
+
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
@@ -96,6 +103,7 @@ def test_packages_and_dram_are_read_once_and_nothing_that_they_hold(machine: Mac
     }
     assert devices[0].key_facts == {"cpu": "Xeon 8480+", "packages": 2}
     assert (devices[0].facts["resolution_ms"], devices[0].facts["refresh_ms"]) == (50.0, 1.0)
+    assert devices[0].counter_tick_ns == 1_000_000
     machine.spend(12.5)
     (reading, *_) = meter.poll(machine.clock)
     assert reading.counters[0].t0_ns <= reading.counters[0].t1_ns
@@ -147,8 +155,7 @@ def test_a_reset_is_an_error_and_no_energy(machine: Machine) -> None:
     assert microjoules(list(meter.poll(machine.clock))) == {"rapl:package-0": 10_000_000}
     machine.values["intel-rapl:0"] = 5_000
     machine.spend(0)
-    with pytest.raises(MeterError, match=r"package-0 went from .* to 5000 µJ .*reset"):
-        meter.poll(machine.clock)
+    assert re.search(r"package-0 went from .* to 5000 µJ .*reset", fault(meter, machine))
     machine.spend(3)
     assert microjoules(list(meter.poll(machine.clock))) == {"rapl:package-0": 13_000_000}
 
@@ -158,11 +165,9 @@ def test_a_leap_and_a_silence_are_errors(machine: Machine) -> None:
     meter = machine.meter()
     meter.open(machine.clock)
     machine.spend(5_000)
-    with pytest.raises(MeterError, match="no package draws that much"):
-        meter.poll(machine.clock)
+    assert re.search("no package draws that much", fault(meter, machine))
     machine.spend(10, seconds=3600)
-    with pytest.raises(MeterError, match="not read for 3600 s"):
-        meter.poll(machine.clock)
+    assert re.search("not read for 3600 s", fault(meter, machine))
     machine.spend(1)
     meter.poll(machine.clock)
 
@@ -215,17 +220,28 @@ def test_permission_denied_names_the_command_and_the_reason(
         assert part in message
 
 
+def test_one_bad_counter_leaves_the_others(machine: Machine) -> None:
+    machine.zone("intel-rapl:0", "package-0")
+    machine.zone("intel-rapl:1", "package-1")
+    meter = machine.meter()
+    meter.open(machine.clock)
+    machine.spend(2)
+    (machine.root / "intel-rapl:0" / "energy_uj").unlink()
+    bad, good = meter.poll(machine.clock)
+    assert bad.fault is not None
+    assert good.fault is None
+    assert good.counters[0].microjoules == 2_000_000
+
+
 def test_a_counter_that_vanishes_is_named(machine: Machine) -> None:
     machine.zone("intel-rapl:0", "package-0")
     meter = machine.meter()
     meter.open(machine.clock)
     counter = machine.root / "intel-rapl:0" / "energy_uj"
     counter.unlink()
-    with pytest.raises(MeterError, match=r"package-0 failed: .*energy_uj: No such file"):
-        meter.poll(machine.clock)
+    assert re.search(r"package-0 failed: .*energy_uj: No such file", fault(meter, machine))
     counter.write_text("nonsense\n")
-    with pytest.raises(MeterError, match="not a number"):
-        meter.poll(machine.clock)
+    assert re.search("not a number", fault(meter, machine))
     meter.close()
     assert meter.poll(machine.clock) == []
 

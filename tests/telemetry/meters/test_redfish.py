@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from loopback import Request, serving
 
 from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
 from pytest_tokenpower.telemetry.clock import Clock
 from pytest_tokenpower.telemetry.meters.redfish import RedfishMeter
+
+from .loopback import Request, serving
 
 DATA = Path(__file__).parents[2] / "data" / "redfish"
 TOKEN = base64.b64encode(b"monitor:secret").decode()
@@ -88,9 +89,9 @@ def test_published_responses(name: str, device_id: str, model: str, schema: str,
 
 
 def test_a_bmc_that_reports_zero_is_no_meter() -> None:
-    with serve(bmc("supermicro_x10")) as url, opened(monitor(url)) as meter:
-        with pytest.raises(MeterUnavailable, match=r"no meter, .*/redfish/v1/Chassis/1/Power: 0 W"):
-            meter.open(Clock())
+    zero = pytest.raises(MeterUnavailable, match=r"no meter, .*/redfish/v1/Chassis/1/Power: 0 W")
+    with serve(bmc("supermicro_x10")) as url, opened(monitor(url)) as meter, zero:
+        meter.open(Clock())
 
 
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,9 +107,9 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
         with opened(RedfishMeter()) as meter:
             (device,) = meter.open(Clock())
             assert device.id == "redfish:HGX_GPU_0"
-        with opened(RedfishMeter(chassis="Rack_9")) as meter:
-            with pytest.raises(MeterUnavailable, match="no chassis 'Rack_9'; there are: BMC_0, Chassis_0"):
-                meter.open(Clock())
+        absent = pytest.raises(MeterUnavailable, match="no chassis 'Rack_9'; there are: BMC_0, Chassis_0")
+        with opened(RedfishMeter(chassis="Rack_9")) as meter, absent:
+            meter.open(Clock())
 
 
 def test_several_machines_need_a_choice() -> None:
@@ -116,18 +117,23 @@ def test_several_machines_need_a_choice() -> None:
     other = json.loads(json.dumps(resources).replace("System.Embedded.1", "System.Modular.2"))
     members = resources["/redfish/v1/Chassis"]["Members"] + other["/redfish/v1/Chassis"]["Members"]
     resources = {**other, **resources, "/redfish/v1/Chassis": {"Members": members}}
-    with serve(resources) as url, opened(monitor(url)) as meter:
-        with pytest.raises(
-            MeterUnavailable, match=r"several machines.*System.Embedded.1/Power, System.Modular.2"
-        ):
-            meter.open(Clock())
+    with (
+        serve(resources) as url,
+        opened(monitor(url)) as meter,
+        pytest.raises(MeterUnavailable, match=r"several machines.*System.Embedded.1/Power, System.Modular.2"),
+    ):
+        meter.open(Clock())
 
 
 def test_wrong_password_is_said_and_the_password_is_not() -> None:
-    with serve(bmc("dell_r650")) as url, opened(RedfishMeter(url, "monitor", "guess")) as meter:
-        with pytest.raises(MeterUnavailable, match="401, user 'monitor' may not read") as caught:
-            meter.open(Clock())
-        assert "guess" not in str(caught.value)
+    denied = pytest.raises(MeterUnavailable, match="401, user 'monitor' may not read")
+    with (
+        serve(bmc("dell_r650")) as url,
+        opened(RedfishMeter(url, "monitor", "guess")) as meter,
+        denied as caught,
+    ):
+        meter.open(Clock())
+    assert "guess" not in str(caught.value)
     with pytest.raises(UsageError, match="leave user and password out") as refused:
         RedfishMeter("https://monitor:guess@bmc")
     assert "guess" not in str(refused.value)
@@ -224,9 +230,9 @@ def test_certificates_are_checked(tmp_path: Path) -> None:
             request.answer(404)
 
     with serving(answer, context) as url:
-        with opened(RedfishMeter(url)) as meter:
-            with pytest.raises(MeterUnavailable, match=r"CERTIFICATE_VERIFY_FAILED.*TOKENPOWER_REDFISH_CA"):
-                meter.open(Clock())
+        untrusted = pytest.raises(MeterUnavailable, match=r"CERTIFICATE_VERIFY_FAILED.*TOKENPOWER_REDFISH_CA")
+        with opened(RedfishMeter(url)) as meter, untrusted:
+            meter.open(Clock())
         with opened(RedfishMeter(url, ca=str(certificate))) as meter:
             (device,) = meter.open(Clock())
             assert device.facts["tls_verified"] is True

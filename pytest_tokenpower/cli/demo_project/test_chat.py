@@ -1,0 +1,31 @@
+"""The demo's energy test: real inference of a small Llama with random weights, in a plain pytest test."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+
+import pytest
+from engine_settings import CACHE
+
+from pytest_tokenpower import Energy
+from pytest_tokenpower.engines.protocol import Batch
+from pytest_tokenpower.engines.transformers import TransformersEngine
+
+_random = random.Random(0)
+PROMPTS = [[_random.randrange(10, 500) for _ in range(64)] for _ in range(4)]
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[TransformersEngine]:
+    """The engine under test, loaded once."""
+    engine = TransformersEngine(os.environ["DEMO_MODEL"], cache=CACHE)
+    yield engine
+    engine.close()
+
+
+@pytest.mark.power_budget(regression="20%", min_rounds=6, max_rounds=8)
+def test_chat_energy(energy: Energy, engine: TransformersEngine) -> None:
+    """Four prompts of 64 tokens, 32 new tokens each."""
+    energy(engine.generate, Batch(prompts=PROMPTS, new_tokens=32))
