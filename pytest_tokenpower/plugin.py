@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -34,14 +35,11 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Read and check the settings; what names a baseline or a store is resolved before any test runs."""
+    """Read and check the settings."""
     config.addinivalue_line("markers", settings.MARKER)
     config.stash[_MEASUREMENTS] = []
     try:
-        config.stash[_SETTINGS] = chosen = settings.read_settings(config)
-        asked = chosen.stores or chosen.json is not None or chosen.baseline is not None
-        if asked and not chosen.disabled and not config.option.collectonly:
-            _session(config).prepare()
+        config.stash[_SETTINGS] = settings.read_settings(config)
     except TokenPowerError as error:
         raise pytest.UsageError(str(error)) from None
 
@@ -53,7 +51,7 @@ def _session(config: pytest.Config) -> Session:
         config.stash[_SESSION] = Session(
             config.stash[_SETTINGS],
             config.rootpath,
-            lambda source: config.hook.pytest_tokenpower_meters(source=source),
+            cache(lambda source: config.hook.pytest_tokenpower_meters(source=source)),
         )
     return config.stash[_SESSION]
 
@@ -110,6 +108,8 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
         return (yield)
     try:
         result = yield
+    except (KeyboardInterrupt, pytest.exit.Exception, pytest.skip.Exception):
+        raise
     except UsageError as error:
         pytest.fail(str(error), pytrace=False)
     except TokenPowerError as error:
@@ -165,7 +165,11 @@ def pytest_runtest_makereport(
 
         from pytest_tokenpower.reports.junit import properties
 
-        item.user_properties.extend(properties(measured))
+        # A plugin that reruns tests makes several reports of one item: each has its own measurement.
+        del item.stash[_MEASUREMENT]
+        item.user_properties[:] = [
+            each for each in item.user_properties if not each[0].startswith("energy.")
+        ] + properties(measured)
         report = yield
         report.energy = msgspec.to_builtins(measured)  # type: ignore[attr-defined]
         return report
@@ -177,6 +181,8 @@ class _Gatherer:
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
+        self._problems: dict[str, str] = {}
+        self._losses: list[str] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" and hasattr(report, "energy"):
@@ -186,36 +192,75 @@ class _Gatherer:
 
             self._config.stash[_MEASUREMENTS].append(msgspec.convert(report.energy, MeasurementRecord))
 
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        self._problems.update(getattr(node, "workeroutput", {}).get("tokenpower_problems", {}))
+
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if measurements := self._config.stash[_MEASUREMENTS]:
             from pytest_tokenpower.reports.terminal import summary
 
-            summary(terminalreporter, measurements, _session(self._config))
+            session = _session(self._config)
+            summary(terminalreporter, measurements, session, {**session.problems, **self._problems})
+        for loss in self._losses:
+            terminalreporter.write_line(loss, red=True)
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         measurements = self._config.stash[_MEASUREMENTS]
         chosen = self._config.stash[_SETTINGS]
-        if not measurements or not (chosen.stores or chosen.json):
+        stores = chosen.stores and measurements
+        if chosen.disabled or self._config.option.collectonly or not (stores or chosen.json):
             return
         from pytest_tokenpower.record import encode_run
 
         run = _session(self._config).run_record(measurements)
-        try:
-            if chosen.stores:
-                _session(self._config).store.write(run)
-            if chosen.json is not None:
-                chosen.json.write_bytes(encode_run(run))
-        except (TokenPowerError, OSError) as error:
+        if stores:
+            self._keep("stored", lambda: _session(self._config).store.write(run))
+        if (path := chosen.json) is not None:
+            self._keep(f"written to {path}", lambda: path.write_bytes(encode_run(run)))
+        if self._losses and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
             session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
-            raise pytest.UsageError(f"this run could not be stored: {error}") from None
+
+    def _keep(self, what: str, write: Callable[[], object]) -> None:
+        # Raised from here, an error would cost the reader all of pytest's summary.
+        try:
+            write()
+        except (TokenPowerError, OSError) as error:
+            self._losses.append(f"this run is NOT {what}: {error}")
 
 
-@pytest.hookimpl(trylast=True)
+class _Sender:
+    """On an xdist worker: sends along what no report carries."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def pytest_sessionfinish(self) -> None:
+        if _SESSION in self._config.stash:
+            output: dict[str, object] = self._config.workeroutput  # type: ignore[attr-defined]
+            output["tokenpower_problems"] = _session(self._config).problems
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Gather results on the controller (or the only process); xdist's workers only send theirs."""
-    if not hasattr(session.config, "workerinput"):
-        session.config.pluginmanager.register(_Gatherer(session.config), "tokenpower-gatherer")
+    """Find mistakes in what names a meter, a store or a baseline before any test runs (and any worker starts)."""
+    config = session.config
+    # Results are gathered on the controller (or the only process); xdist's workers only send theirs.
+    if hasattr(config, "workerinput"):
+        config.pluginmanager.register(_Sender(config), "tokenpower-sender")
+    else:
+        config.pluginmanager.register(_Gatherer(config), "tokenpower-gatherer")
+    chosen = config.stash[_SETTINGS]
+    if chosen.disabled or config.option.collectonly:
+        return
+    try:
+        if chosen.source not in settings.PLAIN_SOURCES:
+            _session(config).check_source()
+        if chosen.stores or chosen.json is not None or chosen.baseline is not None:
+            _session(config).prepare()
+    except TokenPowerError as error:
+        raise pytest.UsageError(str(error)) from None
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -23,6 +23,7 @@ from pytest_tokenpower.telemetry import sources
 
 if TYPE_CHECKING:
     from pytest_tokenpower.telemetry.collector import Collector
+    from pytest_tokenpower.telemetry.recording import Recording
     from pytest_tokenpower.telemetry.values import Device, Meter
 
 AFTER_NS = 60_000_000
@@ -84,6 +85,19 @@ class Session:
         self.rootdir = rootdir
         self._extra_meters = extra_meters
         self._telemetry: Telemetry | MeterError | None = None
+        self._measured: list[tuple[str, tuple[RoundWindow, ...]]] = []
+
+    @cached_property
+    def recording(self) -> Recording | None:
+        """What --energy-source=replay:PATH names; raises UsageError."""
+        kind, _, path = self.settings.source.partition(":")
+        if kind != "replay":
+            return None
+        from pytest_tokenpower.telemetry.recording import read_recording
+
+        if not path:
+            raise UsageError("--energy-source=replay: name a recording: --energy-source=replay:PATH")
+        return read_recording(Path(path))
 
     @cached_property
     def repository(self) -> Repository | None:
@@ -123,21 +137,67 @@ class Session:
             raise UsageError(
                 f"--energy-json={self.settings.json}: the folder {self.settings.json.parent} does not exist"
             )
+        if (record := self.settings.record) is not None:
+            if record.is_dir() or not record.parent.is_dir() or not os.access(record.parent, os.W_OK):
+                raise UsageError(
+                    f"--energy-record={record}: must be a file in a folder that exists and can be written to"
+                )
+            if self.recording is not None:
+                raise UsageError("--energy-record: a replay measures nothing that could be recorded")
+        _ = self.recording
         _ = self.baseline
 
     def telemetry(self) -> Telemetry:
         """The running telemetry; raises MeterError (again for each test) where nothing can measure."""
         if self._telemetry is None:
             try:
-                collector, devices = sources.start(
-                    self.settings.source, self._extra_meters(self.settings.source)
-                )
-                self._telemetry = Telemetry(collector, devices)
+                self._telemetry = self._start()
             except MeterError as error:
                 self._telemetry = error
         if isinstance(self._telemetry, MeterError):
             raise self._telemetry
         return self._telemetry
+
+    def _start(self) -> Telemetry:
+        source = self.settings.source
+        if self.recording is None:
+            return Telemetry(*sources.start(source, self._extra_meters(source)))
+        from pytest_tokenpower.telemetry.collector import Collector
+
+        # Without meters a collector adds nothing to its timeline and has nothing to wait for.
+        collector = Collector(())
+        collector.timeline = self.recording.timeline
+        return Telemetry(collector, self.recording.devices)
+
+    def replayed(self, test: str) -> tuple[RoundWindow, ...] | None:
+        """The recorded rounds of a test; None in a run that measures. Raises UsageError where it has none."""
+        if self.recording is None:
+            return None
+        from pytest_tokenpower.replay import rounds_of
+
+        return rounds_of(self.recording, test)
+
+    def keep(self, test: str, windows: Sequence[RoundWindow]) -> None:
+        """Remember a test's rounds for --energy-record."""
+        self._measured.append((test, tuple(windows)))
+
+    def write_recording(self) -> None:
+        """Write what --energy-record asks for; nothing where no energy test has run in this process."""
+        record, telemetry = self.settings.record, self._telemetry
+        if record is None or not isinstance(telemetry, Telemetry):
+            return
+        from pytest_tokenpower.replay import recorded_windows
+        from pytest_tokenpower.telemetry.clock import Clock
+        from pytest_tokenpower.telemetry.recording import write_recording
+
+        windows = [
+            window
+            for test, rounds in self._measured
+            for window in recorded_windows(test, rounds, [d.id for d in telemetry.devices_in_use(rounds)])
+        ]
+        write_recording(
+            record, telemetry.collector.timeline, windows, realtime_offset_ns=Clock().offset_ns
+        )
 
     def close(self) -> None:
         """Stop the collector."""

@@ -33,6 +33,7 @@ class Settings:
     autosave: bool
     storage: Path | None
     json: Path | None
+    record: Path | None
     baseline: str | None
     baseline_runs: int
     require_hardware: bool
@@ -80,7 +81,7 @@ def add_options(parser: pytest.Parser) -> None:
         "--energy-source",
         metavar="SOURCE",
         help="what measures: auto (default: NVML, then RAPL), nvml, rapl, model (CPU-time model), "
-        "simulated or simulated:SCENARIO.json, or what a plugin adds",
+        "simulated or simulated:SCENARIO.json, replay:RECORDING, or what a plugin adds",
     )
     group.addoption(
         "--energy-baseline",
@@ -98,6 +99,12 @@ def add_options(parser: pytest.Parser) -> None:
         help="where runs are stored (default: tokenpower in the repository's git folder, which `git clean` keeps)",
     )
     group.addoption("--energy-json", metavar="PATH", help="write this run's record to a file")
+    group.addoption(
+        "--energy-record",
+        metavar="PATH",
+        help="write the timeline and the windows of this run to a recording, for `tokenpower analyse` and "
+        "--energy-source=replay:PATH; each xdist worker writes its own, with its name before the suffix",
+    )
     group.addoption(
         "--energy-disable", action="store_true", default=None, help="run energy tests once, without measuring"
     )
@@ -136,6 +143,7 @@ def read_settings(config: pytest.Config) -> Settings:
     rootdir = config.rootpath
     storage = text("--energy-storage", "energy_storage", "")
     json = config.getoption("--energy-json")
+    record = config.getoption("--energy-record")
     return Settings(
         disabled=bool(config.getoption("--energy-disable")),
         source=text("--energy-source", "energy_source", "auto"),
@@ -145,6 +153,7 @@ def read_settings(config: pytest.Config) -> Settings:
         if storage
         else None,
         json=config.invocation_params.dir / json if json else None,
+        record=_of_worker(config.invocation_params.dir / record, config) if record else None,
         baseline=text("--energy-baseline", "energy_baseline", "") or None,
         baseline_runs=_integer("energy_baseline_runs", text(None, "energy_baseline_runs", "5"), 1),
         require_hardware=_boolean("energy_require_hardware", text(None, "energy_require_hardware", "false")),
@@ -196,6 +205,16 @@ def read_budget(item: pytest.Item) -> Budget:
             f"min_rounds, {budget.min_rounds}"
         )
     return budget
+
+
+def _of_worker(path: Path, config: pytest.Config) -> Path:
+    """``run.jsonl.gz`` on worker gw1 is ``run.gw1.jsonl.gz``: each process has its own timeline."""
+    worker = getattr(config, "workerinput", {}).get("workerid")
+    if worker is None:
+        return path
+    packed = ".gz" if path.suffix == ".gz" else ""
+    plain = path.with_suffix("") if packed else path
+    return plain.with_name(f"{plain.stem}.{worker}{plain.suffix}{packed}")
 
 
 def _budget_argument(name: str, value: Any) -> Any:

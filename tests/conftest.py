@@ -12,7 +12,7 @@ from pytest_tokenpower.record import RunRecord, decode_run
 
 INI = """
 [pytest]
-addopts = --strict-markers --strict-config -p no:cacheprovider
+addopts = --strict-markers --strict-config -p no:cacheprovider -p no:hypothesispytest
 filterwarnings = error
 energy_source = simulated
 energy_warmup_rounds = 1

@@ -58,6 +58,7 @@ class EnergyTrack:
     lag_ns: int = 0
     scale: float = 1.0
     scale_stderr: float = 0.0
+    fit: ScaleFit | None = None
 
 
 @dataclass(frozen=True)
@@ -256,4 +257,4 @@ def scaled(track: EnergyTrack, fit: ScaleFit | None) -> EnergyTrack:
     """The track at the counter's scale; without a fit at its own, with the prior's uncertainty."""
     if fit is None:
         return replace(track, scale=1.0, scale_stderr=SCALE_PRIOR_SD)
-    return replace(track, scale=fit.scale, scale_stderr=fit.stderr)
+    return replace(track, scale=fit.scale, scale_stderr=fit.stderr, fit=fit)

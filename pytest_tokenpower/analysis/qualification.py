@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -37,6 +37,8 @@ LARGEST_ROUGH_DISAGREEMENT = 0.25
 """Counter against polled power, which lags by a second: this finds a counter that sticks, not one that is off."""
 
 STEADY_READINGS = 20
+
+DIFFERENT_STEPS = 12
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class Quality:
     shortest_window_ns: float | None = None
     ring_slowed: bool = False
     foreign_pids: tuple[int, ...] = ()
-    limited: tuple[tuple[str, float], ...] = ()
+    limited: Mapping[str, float] = field(default_factory=dict)
 
 
 def qualify(
@@ -131,8 +133,10 @@ def qualify(
     shortest_ns = max(guards.shortest_window_ns(track), declared_ns)
     faults, limits, remarks = [], [], []
 
-    if joules <= 0:
-        faults.append(f"the {track.method} read {joules:.3g} J in {seconds:.0f} s, which no working device draws")
+    if not joules > 0:
+        faults.append(
+            f"the {track.method} read {joules:.3g} J in {seconds:.0f} s, which no working device draws"
+        )
     power_limit = device.key_facts.get("power_limit_watts")
     if isinstance(power_limit, (int, float)) and power_limit > 0 and peak_watts > 2 * power_limit:
         faults.append(f"reads {peak_watts:.0f} W, above twice its enforced limit of {power_limit:.0f} W")
@@ -201,11 +205,11 @@ def qualify(
         shortest_window_ns=shortest_ns,
         ring_slowed=slowed,
         foreign_pids=tuple(sorted({pid for c in conditions for pid in c.foreign_pids or ()})),
-        limited=tuple(
-            (name, share)
+        limited={
+            name: share
             for name, share in guards.limited_shares(conditions, start_ns, end_ns).items()
             if share > 0
-        ),
+        },
     )
 
 
@@ -267,9 +271,9 @@ def _changes(t_ns: NDArray[np.int64], values: NDArray[np.int64]) -> Intervals | 
 
 
 def _step(values: NDArray[np.int64], unit: float) -> float | None:
-    steps = np.diff(np.asarray(values, dtype=np.int64))
-    steps = steps[steps != 0]
-    return float(np.gcd.reduce(steps)) * unit if len(steps) > 2 else None
+    steps = np.unique(np.abs(np.diff(np.asarray(values, dtype=np.int64))))
+    # A few steps have a common divisor by chance, such as the second's energy of a steady load.
+    return float(np.gcd.reduce(steps)) * unit if len(steps) >= DIFFERENT_STEPS else None
 
 
 def span(nanoseconds: float) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any

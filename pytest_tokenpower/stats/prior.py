@@ -55,17 +55,27 @@ DEFAULT_PRIOR = Prior(
     lag1=0.4,
     source="default, from repeated vLLM runs on H100s widened for noisier boards",
 )
+"""Where the defaults come from.
+
+Fresh-process runs of vLLM on three H100s: run-to-run SD 0.3 % raw and 0.16 % temperature-adjusted, rounds 0.4
+to 0.7 %, lag-1 0.3 to 0.6. The run-to-run prior is wider, 0.5 %, and weak, because other boards are noisier:
+with two degrees of freedom half of all boards lie above 0.6 % and one in ten above 1.5 %. Worth more (4, at 1
+%) it hides a 2 % change from five stored runs of an H100 (77 % found, now 97 %); worth more at 0.5 % it fails
+identical code too often on a board of 1 % with one stored run (8 to 10 % against 4 %).
+benchmarks/gate_error_rates.py shows both sides. Two arms in one restart share the occasion; their two process
+effects of at most 0.16 % make a difference of 0.23 %.
+"""
 
 
 def learn_prior(other_tests: Sequence[Sequence[RunSummary]], base: Prior = DEFAULT_PRIOR) -> Prior:
     """The prior sharpened by the run-to-run variance of the *other* tests of the store.
 
-    ``other_tests`` holds, per test, its stored runs under one key. Their variances about their own means, less
-    the squared errors of the runs, are pooled over d = sum(runs - 1) degrees of freedom. Tests differ from each
-    other, so d counts half, d', and at most 12. The result is ``base`` updated by it:
-    tau² = (nu0 tau0² + d' tau_pooled²)/(nu0 + d') and nu = min(nu0 + d', 12). The pooled SD is never below 0.1 %,
-    less than any board has shown. The interleaved SD moves in proportion. Without two runs of any test the
-    answer is ``base``.
+    ``other_tests`` holds, per test, its stored runs under one key. Their variances about their own means,
+    less the squared errors of the runs, are pooled over d = sum(runs - 1) degrees of freedom. Tests differ
+    from each other, so d counts half, d', and at most 12. The result is ``base`` updated by it: tau² = (nu0
+    tau0² + d' tau_pooled²)/(nu0 + d') and nu = min(nu0 + d', 12). The pooled SD is never below 0.1 %, less
+    than any board has shown. The interleaved SD moves in proportion. Without two runs of any test the answer
+    is ``base``.
     """
     return _updated(
         base, np.sum([_spread(runs) for runs in other_tests], axis=0) if other_tests else np.zeros(4)

@@ -9,12 +9,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any, Literal
 
 from pytest_tokenpower.errors import MeterUnavailable, TokenPowerError
+from pytest_tokenpower.telemetry.call_costs import CallCost, CallLog
 from pytest_tokenpower.telemetry.clock import STEP_NS, Clock
 from pytest_tokenpower.telemetry.collector import Collector
-from pytest_tokenpower.telemetry.qualify_nvml import BoardFacts, CallCost, CallLog, inspect_boards
+from pytest_tokenpower.telemetry.qualify_nvml import BoardFacts, inspect_boards
 from pytest_tokenpower.telemetry.timeline import Timeline
 from pytest_tokenpower.telemetry.values import Device, Meter, Reading
 
@@ -23,6 +25,9 @@ OPEN_ALLOWANCE_S = 2.0
 
 END_ALLOWANCE_S = 8.0
 """How long after the collecting time a meter is given up: the calls' own trial takes up to five seconds."""
+
+LAST_POLL_S = 4.5
+"""Meters that ask a BMC or a server cut a poll off after four seconds; what takes longer hangs."""
 
 State = Literal["collected", "unavailable", "failed"]
 
@@ -146,7 +151,7 @@ class ClockWatch:
     def largest_jump_ns(self) -> int:
         """The largest move between two pairs, whichever way."""
         offsets = [offset for _, offset in self.pairs]
-        return max((abs(b - a) for a, b in zip(offsets, offsets[1:], strict=False)), default=0)
+        return max((abs(b - a) for a, b in pairwise(offsets)), default=0)
 
     @property
     def stable(self) -> bool:
@@ -187,17 +192,23 @@ class _Worker(threading.Thread):
         self._stage = "open"
         devices = tuple(collector.start())
         self._stage = "collect"
+        if self._log is not None:
+            # What the meter calls from now on is what measuring costs.
+            self._log.calls.clear()
         start_ns = time.monotonic_ns()
         until_s = min(time.monotonic(), self._started_s + OPEN_ALLOWANCE_S) + self._seconds
         time.sleep(max(until_s - time.monotonic(), 0.5))
         end_ns = time.monotonic_ns()
+        # The last arguments of each call: it will be called again and again.
+        calls = dict(self._log.calls) if self._log is not None else {}
         collector.stop()
+        give_up_s = time.monotonic() + LAST_POLL_S
+        while watched.pending is not None and time.monotonic() < give_up_s:
+            time.sleep(0.05)
         trial = self._collected(devices, start_ns, end_ns)
         if library is None or watched.pending is not None:
             return trial
         self._stage = "trial of the calls"
-        # The thread that polled is through with them; what it called last is called again and again.
-        calls = dict(self._log.calls) if self._log is not None else {}
         self._log = CallLog(library)
         boards, costs, remarks = inspect_boards(self._log, [device.id for device in devices], calls)
         return replace(trial, boards=boards, calls=costs, remarks=remarks)

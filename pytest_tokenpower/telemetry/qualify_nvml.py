@@ -15,14 +15,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from pytest_tokenpower.telemetry.call_costs import CallCost, call_costs, error_text
 from pytest_tokenpower.telemetry.processes import is_in_tree
 
 REFRESH_S = 2.0
 """How long the refresh of a board's readings is watched: twenty ticks of a counter at 100 ms."""
-
-COST_CALLS = 200
-COST_S = 0.5
-"""Each call is repeated this often, or for this long."""
 
 READ_EVERY_S = 0.001
 
@@ -44,17 +41,6 @@ REASONS = {
 """NVML's clocks event reasons (nvmlClocksEventReason…) in words."""
 
 Owner = Literal["own", "foreign", "unknown"]
-
-
-@dataclass(frozen=True)
-class CallCost:
-    """How long one call of NVML takes, back to back, on one board; ``error`` where it failed at last."""
-
-    call: str
-    count: int
-    median_ns: float
-    percentile99_ns: float
-    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -107,35 +93,6 @@ class BoardFacts:
         return self.utilisation == 0 or "idle" in (self.reasons or ())
 
 
-class CallLog:
-    """Stands before the `pynvml` module: remembers each function's last arguments, and the call that is under way."""
-
-    def __init__(self, library: Any) -> None:
-        self._library = library
-        self.calls: dict[str, tuple[Any, ...]] = {}
-        self.pending: str | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self._library, name)
-        if not name.startswith("nvml") or isinstance(value, (int, type)) or not callable(value):
-            return value
-
-        def call(*arguments: Any) -> Any:
-            self.calls[name] = arguments
-            self.pending = name
-            try:
-                return value(*arguments)
-            finally:
-                self.pending = None
-
-        self.__dict__[name] = call
-        return call
-
-
-_ONCE = ("nvmlInit", "nvmlShutdown", "nvmlDeviceGetCount", "nvmlSystem", "HandleBy", "GetUUID", "GetName")
-"""Parts of the names of calls that are made when a meter is opened, not while it measures."""
-
-
 def inspect_boards(
     library: Any,
     device_ids: Sequence[str],
@@ -151,20 +108,16 @@ def inspect_boards(
     try:
         library.nvmlInit()
     except Exception as error:
-        return (), (), (f"the boards could not be asked again: nvmlInit: {_text(error)}",)
+        return (), (), (f"the boards could not be asked again: nvmlInit: {error_text(error)}",)
     try:
         handles = _handles(library, device_ids)
         facts = {device_id: _facts(library, device_id, handle) for device_id, handle in handles.items()}
         refresh = _watch(library, handles, now_ns, sleep)
         boards = tuple(replace(facts[device_id], refresh=refresh[device_id]) for device_id in handles)
-        costs = tuple(
-            call_cost(getattr(library, call), call, arguments, now_ns)
-            for call, arguments in calls.items()
-            if not any(part in call for part in _ONCE)
-        )
+        costs = call_costs(library, calls, now_ns)
         return boards, costs, ()
     except Exception as error:
-        return (), (), (f"the boards could not be asked again: {_text(error)}",)
+        return (), (), (f"the boards could not be asked again: {error_text(error)}",)
     finally:
         # Gone with the driver: the facts and remarks say so already.
         with suppress(Exception):
@@ -196,7 +149,7 @@ class _Asker:
         try:
             return getattr(self._library, call)(self._handle, *arguments)
         except Exception as error:
-            self.unread[call] = _text(error)
+            self.unread[call] = error_text(error)
             return None
 
 
@@ -316,31 +269,9 @@ _READERS: Mapping[str, Callable[[Any, Any], int | None]] = {
 }
 
 
-def call_cost(
-    function: Callable[..., Any], call: str, arguments: tuple[Any, ...], now_ns: Callable[[], int]
-) -> CallCost:
-    """Repeat a call, back to back; one that fails costs time too, and its last error is kept."""
-    costs: list[int] = []
-    error: str | None = None
-    start_ns = now_ns()
-    while len(costs) < COST_CALLS and now_ns() - start_ns < COST_S * 1e9:
-        before_ns = now_ns()
-        try:
-            function(*arguments)
-            error = None
-        except Exception as failure:
-            error = _text(failure)
-        costs.append(now_ns() - before_ns)
-    return CallCost(call, len(costs), float(median(costs)), float(np.percentile(costs, 99)), error)
-
-
 def _watts(milliwatts: int | None) -> float | None:
     return None if milliwatts is None else milliwatts / 1000
 
 
 def _decoded(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else value
-
-
-def _text(error: BaseException) -> str:
-    return str(error) or type(error).__name__

@@ -12,115 +12,34 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Annotated, Literal, cast
+from typing import IO, Literal, cast
 
 import msgspec
 import numpy as np
-from msgspec import Meta
 
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.telemetry.clock import STEP_NS
+from pytest_tokenpower.telemetry.recording_rows import (
+    TYPES,
+    VERSION,
+    AnyRow,
+    ClockRow,
+    ConditionsRow,
+    CounterRow,
+    DeviceRow,
+    EventRow,
+    Head,
+    PowerRow,
+    WindowRow,
+)
 from pytest_tokenpower.telemetry.timeline import Event, Timeline
 from pytest_tokenpower.telemetry.values import (
     Conditions,
     CounterReading,
     Device,
-    Fact,
     PowerSamples,
     Reading,
-    Scope,
 )
-
-VERSION = 1
-
-UNKNOWN_TICK_US = 100_000
-"""The counter's update period of a device that no row describes: what NVML's counter does on the boards we know."""
-
-Phase = Literal["prefill", "decode"]
-
-# Later than the year 2200, and small enough that nanoseconds fit into 64 bits.
-_Us = Annotated[int, Meta(ge=0, le=9_000_000_000_000_000)]
-_Tokens = Annotated[int, Meta(ge=0)]
-_Millijoules = Annotated[int, Meta(ge=0, le=9_000_000_000_000_000)] | Annotated[float, Meta(ge=0, le=9e15)]
-
-
-class _Head(msgspec.Struct):
-    type: str
-    version: object = None
-
-
-class _Row(msgspec.Struct, frozen=True, tag_field="type"):
-    """A row of a known type; fields that we do not know are ignored."""
-
-
-class _Power(_Row, frozen=True, tag="power"):
-    device: str
-    t_us: _Us
-    mw: Annotated[int, Meta(ge=0, le=2**32 - 1)]
-
-
-class _Counter(_Row, frozen=True, tag="counter"):
-    device: str
-    t0_us: _Us
-    t1_us: _Us
-    mj: _Millijoules
-
-    def __post_init__(self) -> None:
-        if self.t1_us < self.t0_us:
-            raise ValueError(f"t1_us ({self.t1_us}) is before t0_us ({self.t0_us})")
-
-
-class _Window(_Row, frozen=True, tag="window"):
-    name: str
-    start_us: _Us
-    end_us: _Us
-    phase: Phase | None = None
-    prompt_tokens: _Tokens | None = None
-    generated_tokens: _Tokens | None = None
-    responses: _Tokens = 1
-    repeats: Annotated[int, Meta(ge=1)] = 1
-    estimated: bool = False
-    devices: tuple[str, ...] | None = None
-
-
-class _Device(_Row, frozen=True, tag="device"):
-    id: str
-    scope: Scope = "gpu"
-    name: str | None = None
-    meter: str = "recording"
-    provenance: str | None = None
-    counter_tick_us: Annotated[int, Meta(ge=0, le=10_000_000)] = UNKNOWN_TICK_US
-    held: bool = True
-    key_facts: dict[str, Fact] = {}
-    facts: dict[str, Fact] = {}
-
-
-class _Conditions(_Row, frozen=True, tag="conditions"):
-    device: str
-    t_us: _Us
-    temperature_celsius: float | None = None
-    sm_clock_mhz: float | None = None
-    limited_ns: dict[str, int] = {}
-    foreign_pids: tuple[int, ...] | None = None
-    own_process: bool | None = None
-
-
-class _Event(_Row, frozen=True, tag="event"):
-    start_us: _Us
-    end_us: _Us
-    guard: str
-    reason: str
-    device: str | None = None
-
-
-class _Clock(_Row, frozen=True, tag="clock"):
-    realtime_us: _Us
-    monotonic_ns: int
-
-
-_KNOWN = (_Power, _Counter, _Window, _Device, _Conditions, _Event, _Clock)
-_TYPES = frozenset(str(row.__struct_config__.tag) for row in _KNOWN)
-
 
 @dataclass(frozen=True)
 class RecordedWindow:
@@ -133,7 +52,7 @@ class RecordedWindow:
     name: str
     start_ns: int
     end_ns: int
-    phase: Phase | None = None
+    phase: str | None = None
     prompt_tokens: int | None = None
     generated_tokens: int | None = None
     responses: int = 1
@@ -177,9 +96,9 @@ def _open(path: Path, mode: Literal["rb", "wb"]) -> IO[bytes]:
     return cast("IO[bytes]", gzip.open(path, mode)) if path.suffix == ".gz" else path.open(mode)
 
 
-def _rows(path: Path, lines: IO[bytes]) -> Iterator[_Row]:
-    decode = msgspec.json.Decoder(_Power | _Counter | _Window | _Device | _Conditions | _Event | _Clock).decode
-    head = msgspec.json.Decoder(_Head).decode
+def _rows(path: Path, lines: IO[bytes]) -> Iterator[AnyRow]:
+    decode = msgspec.json.Decoder(AnyRow).decode
+    head = msgspec.json.Decoder(Head).decode
     begun = False
     for number, line in enumerate(lines, 1):
         if line.isspace():
@@ -204,9 +123,9 @@ def _rows(path: Path, lines: IO[bytes]) -> Iterator[_Row]:
         raise UsageError(f"{path}: this recording is empty")
 
 
-def _is_foreign(head: Callable[[bytes], _Head], line: bytes) -> bool:
+def _is_foreign(head: Callable[[bytes], Head], line: bytes) -> bool:
     try:
-        return head(line).type not in _TYPES
+        return head(line).type not in TYPES
     except msgspec.MsgspecError:
         return False
 
@@ -221,48 +140,48 @@ class _Parts:
 
     def __init__(self) -> None:
         self.windows: list[RecordedWindow] = []
-        self._described: dict[str, _Device] = {}
+        self._described: dict[str, DeviceRow] = {}
         # Per device: stamps and milliwatts; before, after and microjoules. A dict also keeps their order.
         self._power: dict[str, tuple[array[int], array[int]]] = {}
         self._counters: dict[str, tuple[array[int], array[int], array[int]]] = {}
         self._conditions: dict[str, list[Conditions]] = {}
         self._events: list[Event] = []
-        self._clocks: list[_Clock] = []
+        self._clocks: list[ClockRow] = []
 
-    def add(self, row: _Row) -> None:
-        if isinstance(row, _Power):
+    def add(self, row: AnyRow) -> None:
+        if isinstance(row, PowerRow):
             if row.device not in self._power:
                 self._power[row.device] = array("q"), array("q")
             t, milliwatts = self._power[row.device]
             t.append(row.t_us)
             milliwatts.append(row.mw)
-        elif isinstance(row, _Counter):
+        elif isinstance(row, CounterRow):
             if row.device not in self._counters:
                 self._counters[row.device] = array("q"), array("q"), array("q")
             for column, value in zip(
                 self._counters[row.device], (row.t0_us, row.t1_us, round(row.mj * 1000)), strict=True
             ):
                 column.append(value)
-        elif isinstance(row, _Window):
+        elif isinstance(row, WindowRow):
             start_ns, end_ns = row.start_us * 1000, row.end_us * 1000
             rest = {name: getattr(row, name) for name in _WINDOW_FIELDS}
             self.windows.append(RecordedWindow(start_ns=start_ns, end_ns=end_ns, **rest))
-        elif isinstance(row, _Device):
+        elif isinstance(row, DeviceRow):
             self._described[row.id] = row
-        elif isinstance(row, _Conditions):
+        elif isinstance(row, ConditionsRow):
             rest = {name: getattr(row, name) for name in _CONDITION_FIELDS}
             self._conditions.setdefault(row.device, []).append(Conditions(t_ns=row.t_us * 1000, **rest))
-        elif isinstance(row, _Event):
+        elif isinstance(row, EventRow):
             event = Event(row.start_us * 1000, row.end_us * 1000, row.guard, row.reason, row.device)
             self._events.append(event)
-        elif isinstance(row, _Clock):
+        elif isinstance(row, ClockRow):
             self._clocks.append(row)
 
     def timeline(self) -> tuple[Timeline, tuple[Device, ...]]:
         """Everything in the order of time, and the devices; the rows are let go of."""
         timeline = Timeline()
         ids = dict.fromkeys([*self._described, *self._power, *self._counters, *self._conditions])
-        devices = tuple(_device(self._described.get(each) or _Device(id=each)) for each in ids)
+        devices = tuple(_device(self._described.get(each) or DeviceRow(id=each)) for each in ids)
         for event in (*self._events, *_clock_steps(self._clocks)):
             timeline.note(event)
         for device in devices:
@@ -279,11 +198,11 @@ class _Parts:
         return timeline, devices
 
 
-_WINDOW_FIELDS = tuple(name for name in _Window.__struct_fields__ if name not in ("start_us", "end_us"))
-_CONDITION_FIELDS = tuple(name for name in _Conditions.__struct_fields__ if name not in ("device", "t_us"))
+_WINDOW_FIELDS = tuple(name for name in WindowRow.__struct_fields__ if name not in ("start_us", "end_us"))
+_CONDITION_FIELDS = tuple(name for name in ConditionsRow.__struct_fields__ if name not in ("device", "t_us"))
 
 
-def _device(row: _Device) -> Device:
+def _device(row: DeviceRow) -> Device:
     recorded_as = {} if row.provenance is None else {"recorded_as": row.provenance}
     return Device(
         id=row.id,
@@ -311,7 +230,7 @@ def _counters(columns: tuple[array[int], array[int], array[int]] | None) -> Sequ
     return [CounterReading(t0 * 1000, t1 * 1000, value) for t0, t1, value in sorted(zip(*columns, strict=True))]
 
 
-def _clock_steps(clocks: Iterable[_Clock]) -> Iterator[Event]:
+def _clock_steps(clocks: Iterable[ClockRow]) -> Iterator[Event]:
     """Where realtime was set: between two rows of both clocks, as between two polls of a live collector."""
     ordered = sorted(clocks, key=lambda row: row.monotonic_ns)
     for before, after in zip(ordered, ordered[1:], strict=False):
@@ -382,4 +301,53 @@ def _encoded(
         return (t_ns + realtime_offset_ns + 500) // 1000
 
     yield b'{"type":"recording","version":%d}\n' % VERSION
-    yield encode(_Clock(us(0), 0)) + b"\n"
+    yield encode(ClockRow(us(0), 0)) + b"\n"
+    for device in timeline.devices.values():
+        yield encode(_device_row(timeline, device)) + b"\n"
+    for device_id in timeline.devices:
+        name = encode(device_id).decode()
+        power = timeline.power(device_id)
+        if power is not None:
+            t_us = (power.t_ns + (realtime_offset_ns + 500)) // 1000
+            # A day of eight boards is 35 million rows: text by hand is many times faster than a struct for each.
+            for first in range(0, len(t_us), _BLOCK_ROWS):
+                block = slice(first, first + _BLOCK_ROWS)
+                pairs = zip(t_us[block].tolist(), power.milliwatts[block].tolist(), strict=True)
+                yield "".join(
+                    f'{{"type":"power","device":{name},"t_us":{t},"mw":{mw}}}\n' for t, mw in pairs
+                ).encode()
+        counters = timeline.counters(device_id)
+        for t0, t1, value in zip(
+            counters.t0_ns.tolist(), counters.t1_ns.tolist(), counters.microjoules.tolist(), strict=True
+        ):
+            whole, rest = divmod(value, 1000)
+            yield encode(CounterRow(device_id, us(t0), us(t1), value / 1000 if rest else whole)) + b"\n"
+        for each in timeline.conditions(device_id):
+            fields = {name: getattr(each, name) for name in _CONDITION_FIELDS}
+            yield encode(ConditionsRow(device=device_id, t_us=us(each.t_ns), **fields)) + b"\n"
+    for event in timeline.all_events:
+        yield (
+            encode(EventRow(us(event.start_ns), us(event.end_ns), event.guard, event.reason, event.device_id))
+            + b"\n"
+        )
+    for window in windows:
+        fields = {name: getattr(window, name) for name in _WINDOW_FIELDS}
+        yield encode(WindowRow(start_us=us(window.start_ns), end_us=us(window.end_ns), **fields)) + b"\n"
+
+
+_BLOCK_ROWS = 10_000
+
+
+def _device_row(timeline: Timeline, device: Device) -> DeviceRow:
+    power = timeline.power(device.id)
+    return DeviceRow(
+        id=device.id,
+        scope=device.scope,
+        name=device.name,
+        meter=device.meter,
+        provenance=device.provenance,
+        counter_tick_us=device.counter_tick_ns // 1000,
+        held=power is None or power.held,
+        key_facts=dict(device.key_facts),
+        facts=dict(device.facts),
+    )

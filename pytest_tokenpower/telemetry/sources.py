@@ -9,7 +9,7 @@ from pytest_tokenpower.errors import MeterUnavailable, UsageError
 from pytest_tokenpower.telemetry.collector import Collector
 from pytest_tokenpower.telemetry.values import Device, Meter
 
-SOURCES = ("auto", "nvml", "rapl", "model", "simulated", "simulated:SCENARIO.json")
+SOURCES = ("auto", "nvml", "rapl", "model", "simulated", "simulated:SCENARIO.json", "replay:PATH")
 
 
 def meters_for(source: str) -> Sequence[Meter]:

@@ -123,6 +123,12 @@ class Timeline:
         with self._lock:
             self._events.append(event)
 
+    @property
+    def all_events(self) -> Sequence[Event]:
+        """Everything that was noted, for a recording."""
+        with self._lock:
+            return tuple(self._events)
+
     def power(
         self, device_id: str, start_ns: int | None = None, end_ns: int | None = None
     ) -> PowerSamples | None:

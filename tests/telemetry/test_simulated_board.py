@@ -190,6 +190,12 @@ def test_jitter_is_within_what_an_h100_shows(seed: int, at_s: float) -> None:
     assert 3 <= age_ms <= 3 + 45
 
 
+def test_a_stamp_in_microseconds_is_exact() -> None:
+    bench = Bench()
+    stamps = [bench.since_start_ns(t_us) for t_us, _ in bench.drain()]
+    assert stamps == bench.boards.physics[0].ring(0, -10 * SECOND).t_ns.tolist()
+
+
 def test_jitter_is_really_there_and_fixed_by_the_seed() -> None:
     def stamps(seed: int) -> list[int]:
         return [t for t, _ in Bench(scenario=Scenario(seed=seed)).drain_for(60)]
@@ -739,6 +745,14 @@ def test_counter_going_backwards() -> None:
     assert bench.counter() == before - 5000 + 300_000
 
 
+def test_a_reset_forgets_what_was_lost_before() -> None:
+    bench = Bench(
+        None, Fault(kind="counter_back", millijoules=5000, from_s=5), Fault(kind="counter_reset", from_s=10)
+    )
+    bench.advance(20)
+    assert bench.counter() == 3_000_000
+
+
 def test_a_counter_of_twice_the_ring() -> None:
     bench = Bench(None, Fault(kind="counter_scale", factor=2))
     before = bench.counter()
@@ -782,6 +796,8 @@ def test_a_clock_step_moves_stamps_and_realtime() -> None:
     gaps = [later - earlier for earlier, later in pairwise(stamps)]
     assert max(gaps) == pytest.approx(30_020_000, abs=25_000)
     assert sorted(gaps)[-2] <= 45_000
+    bench.advance(1)
+    assert len(bench.drain()) == pytest.approx(50, abs=2)
 
 
 def test_a_step_back_hides_samples_as_it_does_on_a_real_board() -> None:
@@ -806,6 +822,8 @@ def test_a_step_of_the_real_clock_is_followed() -> None:
     bench.advance(1)
     newest = bench.drain()[-1][0]
     assert bench.boards.realtime_ns() // 1000 - newest < 48_000
+    bench.advance(1)
+    assert len(bench.drain()) == pytest.approx(50, abs=2)
 
 
 @pytest.mark.parametrize(

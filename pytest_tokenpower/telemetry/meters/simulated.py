@@ -131,7 +131,7 @@ class SimulatedBoards:
             self._armed = tuple(
                 (replace(armed, until_ns=min(armed.until_ns, now_ns)), board)
                 for armed, board in self._armed
-                if armed.from_ns < now_ns
+                if armed.from_ns <= now_ns
             )
             self._spread()
 
