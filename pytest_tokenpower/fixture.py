@@ -68,19 +68,26 @@ class Energy:
         self._windows: list[RoundWindow] = []
         self._identity: EngineIdentity | None = None
         self._called = False
+        self._entered = False
+        self._replayed = session.replayed(test)
 
     def __call__(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run ``fn(*args, **kwargs)`` in rounds under measurement; returns what it returned last.
 
         Raises whatever ``fn`` raises, and TokenCountError where its tokens cannot be counted.
         """
-        if self._called or self._windows:
+        if self._entered:
+            raise UsageError(f"{self._test}: energy() and energy.measure() in one test: use one of them")
+        if self._called:
             raise UsageError(
                 f"{self._test}: energy() was called twice in one test; a test has one measurement: parametrize the "
                 "test, or put both calls into one function"
             )
         self._called = True
         self._identity = describe_callable(fn)
+        if self._replayed is not None:
+            self._windows.extend(self._replayed)
+            return fn(*args, **kwargs)
         budget = self._budget
         last, windows = run_rounds(
             lambda: fn(*args, **kwargs),
@@ -103,12 +110,18 @@ class Energy:
         """
         if self._called:
             raise UsageError(f"{self._test}: energy() and energy.measure() in one test: use one of them")
+        self._entered = True
         window = Window()
+        if (wait := device_wait()) is not None:
+            wait()
         start_ns = time.monotonic_ns()
         yield window
         if (wait := device_wait()) is not None:
             wait()
         end_ns = time.monotonic_ns()
+        if self._replayed is not None:
+            self._windows.append(self._next_replayed(self._replayed))
+            return
         if window._tokens is None or window._tokens.generated == 0:
             raise TokenCountError(
                 f"{self._test}: nothing says how many tokens were generated in the energy.measure() block: call "
@@ -116,6 +129,14 @@ class Energy:
                 "generated token"
             )
         self._windows.append(RoundWindow(start_ns, end_ns, window._tokens, 1, window._phases))
+
+    def _next_replayed(self, recorded: Sequence[RoundWindow]) -> RoundWindow:
+        if len(self._windows) == len(recorded):
+            raise UsageError(
+                f"{self._test}: the recording has {len(recorded)} windows of this test, and energy.measure() was "
+                "entered once more"
+            )
+        return recorded[len(self._windows)]
 
     def _count(
         self, result: object, args: tuple[object, ...], kwargs: dict[str, object], fn: Callable[..., object]
@@ -130,12 +151,13 @@ class Energy:
 
     @property
     def used(self) -> bool:
-        """Whether the test measured anything."""
-        return bool(self._windows)
+        """Whether the test began to measure; a workload that raises may have left no round."""
+        return self._called or self._entered
 
     def finish(self, *, failed: bool) -> MeasurementRecord:
         """The measurement of this test with its verdicts; ``failed``: the test failed by itself, so none is passed."""
-        records = self._telemetry.assess(self._windows)
+        records = self._telemetry.assess(self._windows) if self._windows else ()
+        self._session.keep(self._test, self._windows)
         least = 1 if not self._called else min(self._budget.min_rounds, self._budget.max_rounds)
         reasons = ("the test failed by itself",) if failed else analysis.flagged_too_often(records, least)
         devices = self._telemetry.devices_in_use(self._windows)
@@ -165,12 +187,7 @@ class Energy:
     def _key(
         self, devices: Sequence[Device], identity: EngineIdentity | None
     ) -> tuple[dict[str, Fact], dict[str, Fact]]:
-        each = {
-            TokenCount(
-                w.tokens.prompt // w.repeats, w.tokens.generated // w.repeats, w.tokens.responses // w.repeats
-            )
-            for w in self._windows
-        }
+        each = {count for window in self._windows for count in _executions(window)}
         key = make_key(
             devices=devices,
             provenance=self._telemetry.provenance,
@@ -182,7 +199,7 @@ class Energy:
         )
         facts: dict[str, Fact] = {}
         if len(each) > 1:
-            facts["token_counts"] = "differ between rounds"
+            facts["token_counts"] = "differ between executions"
         for device in devices:
             facts |= {f"{device.id}.{name}": value for name, value in device.facts.items()}
         if identity is not None:
@@ -231,3 +248,10 @@ def _with_verdicts(measured: MeasurementRecord, verdicts: tuple[VerdictRecord, .
     import msgspec
 
     return msgspec.structs.replace(measured, verdicts=verdicts)
+
+
+def _executions(window: RoundWindow) -> frozenset[TokenCount]:
+    """The token counts of single executions; where only their sum is known, it is shared out evenly."""
+    tokens, repeats = window.tokens, window.repeats
+    shared = TokenCount(tokens.prompt // repeats, tokens.generated // repeats, tokens.responses // repeats)
+    return window.executions or frozenset({shared})

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 def pytest_tokenpower_meters(source: str) -> Sequence[Meter] | None:
     """Meters for ``--energy-source=SOURCE``, or None for a source that is not yours.
 
-    Called once in each process that measures, before its first energy test. Raise
+    Called once in each process: at the start of the run for a source that is not built in, else before the first
+    energy test. Open no hardware here, that is what ``Meter.open`` is for. Raise
     :class:`~pytest_tokenpower.errors.MeterUnavailable` where the source is yours and this machine has no such meter.
     """
 

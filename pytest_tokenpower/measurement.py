@@ -41,13 +41,18 @@ class PhaseWindow:
 
 @dataclass(frozen=True)
 class RoundWindow:
-    """One round as it was run: its window on the monotonic clock, the tokens of all its repeats, its phases."""
+    """One round as it was run: its window on the monotonic clock, the tokens of all its repeats, its phases.
+
+    ``executions`` are the different token counts that its executions had: one, unless the work varies; empty where
+    only their sum is known.
+    """
 
     start_ns: int
     end_ns: int
     tokens: TokenCount
     repeats: int = 1
     phases: tuple[PhaseWindow, ...] = ()
+    executions: frozenset[TokenCount] = frozenset()
 
 
 def track_of(timeline: Timeline, device: Device) -> EnergyTrack | None:

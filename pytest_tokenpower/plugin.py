@@ -194,7 +194,9 @@ class _Gatherer:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
-        self._problems.update(getattr(node, "workeroutput", {}).get("tokenpower_problems", {}))
+        output = getattr(node, "workeroutput", {})
+        self._problems.update(output.get("tokenpower_problems", {}))
+        self._losses.extend(output.get("tokenpower_losses", ()))
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if measurements := self._config.stash[_MEASUREMENTS]:
@@ -210,7 +212,11 @@ class _Gatherer:
         measurements = self._config.stash[_MEASUREMENTS]
         chosen = self._config.stash[_SETTINGS]
         stores = chosen.stores and measurements
-        if chosen.disabled or self._config.option.collectonly or not (stores or chosen.json):
+        if chosen.disabled or self._config.option.collectonly:
+            return
+        if chosen.record is not None and _SESSION in self._config.stash:
+            self._keep(f"recorded in {chosen.record}", _session(self._config).write_recording)
+        if not (stores or chosen.json or self._losses):
             return
         from pytest_tokenpower.record import encode_run
 
@@ -240,6 +246,10 @@ class _Sender:
         if _SESSION in self._config.stash:
             output: dict[str, object] = self._config.workeroutput  # type: ignore[attr-defined]
             output["tokenpower_problems"] = _session(self._config).problems
+            try:
+                _session(self._config).write_recording()
+            except TokenPowerError as error:
+                output["tokenpower_losses"] = [f"this run is NOT recorded: {error}"]
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -257,7 +267,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     try:
         if chosen.source not in settings.PLAIN_SOURCES:
             _session(config).check_source()
-        if chosen.stores or chosen.json is not None or chosen.baseline is not None:
+        if chosen.stores or any(each is not None for each in (chosen.json, chosen.record, chosen.baseline)):
             _session(config).prepare()
     except TokenPowerError as error:
         raise pytest.UsageError(str(error)) from None

@@ -13,14 +13,14 @@ SCHEMA_VERSION = 1
 Fact = str | int | float | bool | None
 
 
-class Figure(msgspec.Struct, frozen=True):
+class Figure(msgspec.Struct, frozen=True, gc=False):
     """A quantity with its standard error, in the unit that the field's name says."""
 
     value: float
     stderr: float
 
 
-class PhaseRecord(msgspec.Struct, frozen=True, omit_defaults=True):
+class PhaseRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """One phase (prefill or decode) of one round. ``joules`` is for all repeats of the round together."""
 
     joules: float
@@ -29,7 +29,7 @@ class PhaseRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     estimated: bool = False
 
 
-class RoundRecord(msgspec.Struct, frozen=True, omit_defaults=True):
+class RoundRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """One round: ``repeats`` executions of the workload in one window; the sums are over all of them.
 
     ``joules`` is None where the meter could not say. ``reasons`` is empty for a good round; otherwise the guards that

@@ -111,6 +111,7 @@ def _round(
         end_ns=end_ns,
         tokens=sum(tokens[1:], tokens[0]),
         repeats=repeats,
+        executions=frozenset(tokens),
         # One execution without phases would make the others' sums short: then the round has none.
         phases=tuple(phase for each in marks for phase in each) if all(marks) else (),
     )

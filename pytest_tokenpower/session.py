@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import sys
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 from pytest_tokenpower.baselines.git import Repository
 from pytest_tokenpower.baselines.resolve import Baseline
 from pytest_tokenpower.baselines.store import Store, default_store_path
-from pytest_tokenpower.errors import MeterError, UsageError
+from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
 from pytest_tokenpower.measurement import RoundWindow, round_records, track_of
 from pytest_tokenpower.record import MeasurementRecord, RoundRecord, RunRecord
 from pytest_tokenpower.settings import Settings
@@ -133,10 +134,11 @@ class Session:
             _ = self.repository
         if self.settings.stores:
             self.store.check_writable()
-        if self.settings.json is not None and not self.settings.json.parent.is_dir():
-            raise UsageError(
-                f"--energy-json={self.settings.json}: the folder {self.settings.json.parent} does not exist"
-            )
+        if (path := self.settings.json) is not None:
+            if not path.parent.is_dir():
+                raise UsageError(f"--energy-json={path}: the folder {path.parent} does not exist")
+            if path.is_dir():
+                raise UsageError(f"--energy-json={path}: is a folder; give a file")
         if (record := self.settings.record) is not None:
             if record.is_dir() or not record.parent.is_dir() or not os.access(record.parent, os.W_OK):
                 raise UsageError(
@@ -147,11 +149,27 @@ class Session:
         _ = self.recording
         _ = self.baseline
 
+    def check_source(self) -> None:
+        """Raises UsageError for a source that nobody knows, or whose file is wrong; opens no meter."""
+        # A meter that is known and not there is no mistake of the command line: each test says so.
+        with contextlib.suppress(MeterError):
+            if self.recording is None and self._extra_meters(self.settings.source) is None:
+                sources.meters_for(self.settings.source)
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """The files of the store and the baseline that were left out so far, each with the reason."""
+        baseline = self.__dict__.get("baseline")
+        stores = [self.store, *([baseline.store] if baseline is not None else [])]
+        return {str(problem.path): problem.reason for store in stores for problem in store.problems}
+
     def telemetry(self) -> Telemetry:
         """The running telemetry; raises MeterError (again for each test) where nothing can measure."""
         if self._telemetry is None:
             try:
-                self._telemetry = self._start()
+                self._telemetry = started = self._start()
+                if not started.devices:
+                    raise MeterUnavailable(f"--energy-source={self.settings.source} lists no device to measure")
             except MeterError as error:
                 self._telemetry = error
         if isinstance(self._telemetry, MeterError):

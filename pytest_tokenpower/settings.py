@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     import pytest
 
 Severity = Literal["warn", "fail"]
+
+PLAIN_SOURCES = frozenset({"auto", "nvml", "rapl", "model", "simulated"})
+"""Values of --energy-source that are right in any project; others name a file or another plugin's meter."""
 
 DEFAULT_REGRESSION = 0.03
 DEFAULT_MIN_ROUNDS = 6
@@ -159,9 +162,7 @@ def read_settings(config: pytest.Config) -> Settings:
         require_hardware=_boolean("energy_require_hardware", text(None, "energy_require_hardware", "false")),
         missing_baseline=_severity("energy_missing_baseline", text(None, "energy_missing_baseline", "warn")),
         inconclusive=_severity("energy_inconclusive", text(None, "energy_inconclusive", "warn")),
-        key_ignore=tuple(re.split(r"[\s,]+", given))
-        if (given := text(None, "energy_key_ignore", "").strip())
-        else (),
+        key_ignore=_key_ignore(text(None, "energy_key_ignore", "").replace(",", " ").split()),
         regression=_fraction("energy_regression", text(None, "energy_regression", "3%")),
         warmup_rounds=_integer(
             "energy_warmup_rounds", text(None, "energy_warmup_rounds", str(DEFAULT_WARMUP_ROUNDS)), 0
@@ -230,10 +231,18 @@ def _budget_argument(name: str, value: Any) -> Any:
         )
         if names is None or not all(isinstance(part, str) for part in names):
             raise UsageError("must be a name of a key field, or a list of names")
-        return names
+        return _key_ignore(names)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
         raise UsageError("must be a positive number")
     return float(value)
+
+
+def _key_ignore(names: Sequence[str]) -> tuple[str, ...]:
+    if names:
+        from pytest_tokenpower.baselines.key import ignoring
+
+        ignoring({}, names)
+    return tuple(names)
 
 
 def _fraction(name: str | None, value: Any) -> float:

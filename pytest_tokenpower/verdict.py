@@ -101,10 +101,7 @@ def _comparison(
     side = "above" if estimate.change >= 0 else "below"
     lines = [
         f"{here['joules_per_token'].value:.4g} J/token is {100 * abs(estimate.change):.1f} % {side} {stored.label} "
-        f"({base:.4g}, {runs}); limit {threshold:.3g}".replace(
-            f"limit {threshold:.3g}", f"limit {_percent(threshold)}"
-        )
-        + "."
+        f"({base:.4g}, {runs}); limit {_percent(threshold)}."
     ]
     lines.append(f"  95 % interval {signed(low)} to {signed(high)}, one-sided p {_p(estimate, kind)}.")
     lines.append("  " + _anatomy(changes, here))
@@ -226,3 +223,8 @@ def judge_ceilings(
 def gravest(verdicts: Sequence[VerdictRecord]) -> VerdictRecord | None:
     """The verdict that a test is shown with; None where nothing was asked."""
     return min(verdicts, key=lambda verdict: SEVERITY.index(verdict.kind), default=None)
+
+
+def against_baseline(verdicts: Sequence[VerdictRecord]) -> VerdictRecord | None:
+    """The verdict that compares with stored runs; None where there is none, or nothing to compare with."""
+    return next((verdict for verdict in verdicts if verdict.baseline_runs), None)

@@ -138,14 +138,14 @@ def qualify(
             f"the {track.method} read {joules:.3g} J in {seconds:.0f} s, which no working device draws"
         )
     power_limit = device.key_facts.get("power_limit_watts")
-    if isinstance(power_limit, (int, float)) and power_limit > 0 and peak_watts > 2 * power_limit:
-        faults.append(f"reads {peak_watts:.0f} W, above twice its enforced limit of {power_limit:.0f} W")
     if agreement is not None and not agreement.sound:
         against = "power ring" if agreement.ring else "polled power"
         faults.append(
-            f"energy counter and {against} disagree: {agreement.ratio:.3f} ± {agreement.stderr:.3f};"
+            f"energy counter and {against} disagree: {agreement.ratio:.3f} ± {max(agreement.stderr, 0.001):.3f};"
             " one of the two is wrong"
         )
+    elif isinstance(power_limit, (int, float)) and power_limit > 0 and peak_watts > 2 * power_limit:
+        faults.append(f"reads {peak_watts:.0f} W, above twice its enforced limit of {power_limit:.0f} W")
     if slowed:
         limits.append(
             f"the ring gives one sample per {span(track.period_ns)}"
@@ -182,9 +182,9 @@ def qualify(
     if faults:
         verdict = f"not usable: {'; '.join(faults)}"
     elif limits:
-        verdict = f"usable for windows longer than {span(shortest_ns)}" + (f": {named}" if named else "")
+        verdict = f"usable for windows longer than {_seconds(shortest_ns)}" + (f": {named}" if named else "")
     else:
-        verdict = f"good: windows from {span(shortest_ns)}"
+        verdict = f"good: windows from {_seconds(shortest_ns)}"
     return Quality(
         device_id=device.id,
         method=track.method,
@@ -230,7 +230,7 @@ def _unseen(
         device.id,
         None,
         "usable",
-        f"usable for windows longer than {span(declared_ns)}, as it says itself: {seen}",
+        f"usable for windows longer than {_seconds(declared_ns)}, as it says itself: {seen}",
         (f"too slow to be tried in {span(trial_ns)}: --seconds {wanted}",),
         shortest_window_ns=declared_ns,
     )
@@ -277,16 +277,21 @@ def _step(values: NDArray[np.int64], unit: float) -> float | None:
 
 
 def span(nanoseconds: float) -> str:
-    """A time for people, in two digits: 7.6 ms, 45 ms, 0.1 s, 12 s, 120 s."""
-    if nanoseconds < 1e5:
-        return f"{_two(nanoseconds / 1e3)} µs"
-    if nanoseconds < 99.5e6:
-        return f"{_two(nanoseconds / 1e6)} ms"
-    return f"{_two(nanoseconds / 1e9)} s"
+    """A time for people: 7.6 µs, 45 ms, 100 ms, 1.4 s, 120 s."""
+    for unit, length in (("µs", 1e3), ("ms", 1e6)):
+        if nanoseconds < 999.5 * length:
+            return f"{_short(nanoseconds / length)} {unit}"
+    return f"{_short(nanoseconds / 1e9)} s"
 
 
-def _two(number: float) -> str:
+def _short(number: float) -> str:
     return f"{number:.0f}" if number >= 9.95 else f"{number:.1f}"
+
+
+def _seconds(nanoseconds: float) -> str:
+    """The length of a window: 0.1 s, 1.4 s, 14 s."""
+    seconds = nanoseconds / 1e9
+    return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
 
 
 def worst(grades: Sequence[Grade]) -> Grade:

@@ -17,9 +17,9 @@ from pytest_tokenpower.telemetry.values import Meter
 
 EXIT_CODES = """\
 exit codes:
-  0  the meter that --energy-source=auto would take is good, or usable within the limit that is named
-  1  there is no real meter, or the one that auto would take failed its checks
-  4  a mistake in the arguments
+  0     the meter that --energy-source=auto would take is good, or usable within the limit that is named
+  1     there is no real meter, or the one that auto would take failed its checks
+  2, 4  a mistake in the arguments
 With --source the exit code is that source's: naming a modelled or simulated one accepts it. --allow-model
 gives 0 where no real meter is found and the CPU-time model works; it does not excuse a meter that fails.
 """

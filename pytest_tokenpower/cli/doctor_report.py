@@ -170,7 +170,9 @@ def exit_code(report: Report, *, allow_model: bool) -> int:
 def auto_line(report: Report) -> str:
     """What ``--energy-source=auto`` takes on this machine, in one line."""
     if report.only is not None:
-        return f"only {report.only} was examined (--source): --energy-source=auto was not asked for"
+        return (
+            f"only {report.only} was examined; without --source it is shown what --energy-source=auto takes"
+        )
     meter = next((each for each in report.meters if each.name == report.auto), None)
     if meter is None:
         model = next((each for each in report.meters if each.name == "model"), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterator
 
@@ -13,6 +14,8 @@ from pytest_tokenpower.telemetry.qualify_nvml import BoardFacts
 
 _NAME = 12
 _LABEL = 12
+_UNIT = re.compile(r"(\d) ((?:µs|ms|s|W|J|mJ|µJ|MHz|°C|%)(?!\w))")
+_NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
 def render(report: Report, width: int = 100) -> str:
@@ -28,14 +31,15 @@ def render(report: Report, width: int = 100) -> str:
 
 
 def _wrapped(head: str, text: str, width: int) -> list[str]:
-    return textwrap.wrap(
-        head + text,
+    # A number and its unit stay on one line.
+    lines = textwrap.wrap(
+        head + _UNIT.sub(rf"\1{_NO_BREAK}\2", text),
         max(width, 40),
         subsequent_indent=" " * len(head),
         break_long_words=False,
         break_on_hyphens=False,
-        drop_whitespace=True,
     )
+    return [line.replace(_NO_BREAK, " ") for line in lines]
 
 
 def _details(meter: MeterReport, width: int) -> list[str]:
@@ -43,6 +47,8 @@ def _details(meter: MeterReport, width: int) -> list[str]:
     for device in meter.devices:
         who = device.device
         lines += _wrapped("  ", f"{who.name} · {who.id} · scope {who.scope}, {who.provenance}", width)
+        if len(meter.devices) > 1:
+            lines += _wrapped(f"    {'verdict'.ljust(_LABEL)}", device.quality.verdict, width)
         for label, text in _rows(device):
             lines += _wrapped(f"    {label.ljust(_LABEL)}", text, width)
     if meter.calls:
@@ -56,8 +62,8 @@ def _details(meter: MeterReport, width: int) -> list[str]:
 
 def _rows(report: DeviceReport) -> Iterator[tuple[str, str]]:
     quality, board = report.quality, report.board
-    several = "" if quality.grade == "good" else f" · {quality.verdict}"
-    if quality.joules is not None and quality.seconds:
+    sound = quality.agreement is None or quality.agreement.sound
+    if quality.joules is not None and quality.seconds and sound:
         watts = quality.joules / quality.seconds
         error = quality.stderr_joules or 0.0
         yield (
@@ -65,8 +71,6 @@ def _rows(report: DeviceReport) -> Iterator[tuple[str, str]]:
             f"{quality.joules:.1f} ± {max(error, 0.1):.1f} J in {quality.seconds:.1f} s, {watts:.1f} W"
             f" ({quality.method})",
         )
-    elif several:
-        yield "energy", several.removeprefix(" · ")
     if quality.power is not None:
         yield ("ring" if quality.method == "power ring" else "power"), _power(report)
     if quality.counter is not None:
@@ -186,7 +190,7 @@ def _warnings(report: DeviceReport) -> Iterator[str]:
         pids = ", ".join(map(str, sorted(foreign)))
         yield f"another process uses the GPU (pid {pids}): rounds beside it are dropped; stop it, or use another GPU"
     hot = [
-        f"{name.replace('_', ' ')} {share:.0%}"
+        f"{name.replace('_', ' ')} {100 * share:.0f} %"
         for name, share in quality.limited.items()
         if name in HEAT_LIMITS
     ]
@@ -222,7 +226,7 @@ def _calls(calls: tuple[CallCost, ...]) -> str:
 def _collector(meter: MeterReport) -> str:
     polls = meter.polls
     assert polls is not None
-    share = "" if meter.cpu_share is None else f"{meter.cpu_share:.2%} of one core, ".replace("%", " %")
+    share = "" if meter.cpu_share is None else f"{100 * meter.cpu_share:.2f} % of one core, "
     return (
         f"{share}{polls.count} polls of {span(polls.median_ns)} (99 %: {span(polls.percentile99_ns)},"
         f" longest {span(polls.longest_ns)}), {polls.failed or 'none'} failed"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -28,17 +29,26 @@ DEFAULTS: dict[str, Any] = {
 }
 """Arguments that :class:`VllmEngine` gives to ``vllm.LLM`` unless its caller says otherwise."""
 
+_open: weakref.ref[VllmEngine] | None = None
+
 
 class VllmEngine:
     """``vllm.LLM`` in this process: ``VllmEngine("folder or hub id", **arguments of vllm.LLM)``.
 
+    One at a time: vLLM's parallel groups belong to the process, and shutting one engine down takes them from any other.
     The engine core runs in-process (``VLLM_ENABLE_V1_MULTIPROCESSING=0`` while the engine is built); with tensor or
     pipeline parallelism vLLM still starts worker processes of its own. Generation is greedy, runs through
     end-of-sequence and is not detokenized. vLLM 0.19 to 0.32.
     """
 
     def __init__(self, model: str | os.PathLike[str], **llm_args: Any) -> None:
+        global _open
         name = require_model(model)
+        if (other := _open() if _open else None) is not None and other._llm is not None:
+            raise EngineError(
+                f"{name}: a vLLM engine of {other._identity.model} is open in this process, and vLLM keeps one set of "
+                "parallel groups for all: close() that one first"
+            )
         self._llm: Any = None
         self._recorder: StepRecorder | None = None
         self._work: tuple[Batch, list[Any], Any] | None = None
@@ -69,6 +79,7 @@ class VllmEngine:
         except BaseException:
             self.close()
             raise
+        _open = weakref.ref(self)
 
     @property
     def llm(self) -> Any:

@@ -6,10 +6,11 @@ Random normal weights draw the power of real ones within about 1 %; all-zero or 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,13 @@ def write_random_model(
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
     try:
-        _write(scratch, shape, seed, dtype)
+        if _would_open_cuda():
+            # A CUDA context lasts as long as its process: held by this one, it would draw power during the tests
+            # that follow, and be a foreign process to them where they run in processes of their own.
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as other:
+                other.submit(_write, scratch, shape, seed, dtype).result()
+        else:
+            _write(scratch, shape, seed, dtype)
         (scratch / MARKER).write_text(json.dumps(spec, indent=1))
         if path.exists():
             shutil.rmtree(path)
@@ -76,6 +83,14 @@ def _has(path: Path, spec: dict[str, Any]) -> bool:
             f"{path}: holds something that is no checkpoint of ours; name another folder, or empty it"
         ) from None
     return bool(found == json.loads(json.dumps(spec)))
+
+
+def _would_open_cuda() -> bool:
+    try:
+        import torch
+    except ImportError:
+        return False
+    return torch.cuda.is_available() and not torch.cuda.is_initialized()
 
 
 def _write(folder: Path, shape: Architecture, seed: int, dtype: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pytest_tokenpower.record import MeasurementRecord
-from pytest_tokenpower.verdict import gravest
+from pytest_tokenpower.verdict import against_baseline, gravest
 
 
 def properties(measured: MeasurementRecord) -> list[tuple[str, object]]:
@@ -19,6 +19,7 @@ def properties(measured: MeasurementRecord) -> list[tuple[str, object]]:
     verdict = gravest(measured.verdicts)
     if verdict is not None:
         rows.append(("energy.verdict", verdict.kind))
-        if verdict.change is not None:
-            rows.append(("energy.change", verdict.change))
+    compared = against_baseline(measured.verdicts)
+    if compared is not None and compared.change is not None:
+        rows.append(("energy.change", compared.change))
     return rows

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pytest_tokenpower.record import MeasurementRecord
-from pytest_tokenpower.verdict import FAILING, gravest, signed
+from pytest_tokenpower.verdict import FAILING, against_baseline, gravest, signed
 
 if TYPE_CHECKING:
     import pytest
@@ -27,10 +27,17 @@ COLUMNS = (
 )
 
 
+MOST_PROBLEMS = 10
+"""So many files that were skipped are named; the others are only counted."""
+
+
 def summary(
-    reporter: pytest.TerminalReporter, measurements: Sequence[MeasurementRecord], session: Session
+    reporter: pytest.TerminalReporter,
+    measurements: Sequence[MeasurementRecord],
+    session: Session,
+    problems: Mapping[str, str],
 ) -> None:
-    """Write the energy section."""
+    """Write the energy section; ``problems`` are the stored files that were skipped, each with the reason."""
     reporter.write_sep("=", "energy")
     for line in header(measurements, session):
         reporter.write_line(line)
@@ -49,8 +56,10 @@ def summary(
         reporter.write_line("")
     for note in notes:
         reporter.write_line(note)
-    for problem in session.store.problems if (session.settings.baseline or session.settings.stores) else ():
-        reporter.write_line(f"skipped: {problem}", yellow=True)
+    if problems:
+        reporter.write_line("")
+    for line in skipped(problems):
+        reporter.write_line(line, yellow=True)
 
 
 def header(measurements: Sequence[MeasurementRecord], session: Session) -> list[str]:
@@ -98,7 +107,7 @@ def row(measured: MeasurementRecord) -> list[str]:
 
     main = measured.figures.get("joules_per_token")
     verdict = gravest(measured.verdicts)
-    compared = next((v for v in measured.verdicts if v.change is not None and v.baseline_runs), None)
+    compared = against_baseline(measured.verdicts)
     return [
         measured.test.rpartition("::")[2],
         figure("joules_per_token"),
@@ -132,4 +141,15 @@ def footnotes(measured: MeasurementRecord) -> list[str]:
     if dropped and measured.comparable:
         causes = dict.fromkeys(reason for one in dropped for reason in one.reasons)
         lines.append(f"{name}: {len(dropped)} of {len(measured.rounds)} rounds dropped: {'; '.join(causes)}")
+    return lines
+
+
+def skipped(problems: Mapping[str, str]) -> list[str]:
+    """The stored files that were left out: how many, and which."""
+    if not problems:
+        return []
+    lines = [f"{len(problems)} stored file{'s' if len(problems) > 1 else ''} skipped:"]
+    lines += [f"  {path}: {reason}" for path, reason in sorted(problems.items())[:MOST_PROBLEMS]]
+    if len(problems) > MOST_PROBLEMS:
+        lines.append(f"  and {len(problems) - MOST_PROBLEMS} more")
     return lines

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -35,19 +35,14 @@ def check_bookkeeping(batch: Batch, generation: Generation) -> None:
 
 
 class EngineContract:
-    """Subclasses define ``make``; the engine of ``engine`` is shared by the tests of a class."""
+    """Subclasses define ``make``, which may write models to the folder; ``engine`` is shared by a class's tests."""
 
     batch = Batch(prompts(3, 24), 6)
     device_ids: tuple[str, ...] | None = ()
 
-    def make(self) -> Engine:
+    @classmethod
+    def make(cls, models: Path) -> Engine:
         raise NotImplementedError
-
-    @pytest.fixture(scope="class")
-    def engine(self) -> Iterator[Engine]:
-        engine = self.make()
-        yield engine
-        engine.close()
 
     def test_satisfies_the_protocol(self, engine: Engine) -> None:
         assert isinstance(engine, Engine)
@@ -114,10 +109,16 @@ class EngineContract:
             engine.generate(Batch([[VOCAB]], 1))
         check_bookkeeping(self.batch, engine.generate(self.batch))
 
-    def test_close_twice_then_generate(self) -> None:
-        engine = self.make()
+
+class ClosingContract:
+    """Apart from the others: an engine that is alone in its process cannot be made beside the shared one."""
+
+    make = EngineContract.make
+
+    def test_close_twice_then_generate(self, models: Path) -> None:
+        engine = self.make(models)
         engine.close()
         engine.close()
         with pytest.raises(EngineError, match="after close"):
-            engine.generate(self.batch)
+            engine.generate(EngineContract.batch)
         assert engine.identity.engine

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -24,12 +25,14 @@ batches = st.builds(
 
 
 class TestStub(EngineContract):
-    def make(self) -> Engine:
+    @classmethod
+    def make(cls, models: Path) -> Engine:
         return StubEngine()
 
 
 class TestStubOfManyChunks(EngineContract):
-    def make(self) -> Engine:
+    @classmethod
+    def make(cls, models: Path) -> Engine:
         return StubEngine(budget=5)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pytest_tokenpower.errors import MeterError, MeterUnavailable
-from pytest_tokenpower.telemetry.clock import Clock
+from pytest_tokenpower.telemetry.clock import STEP_NS, Clock
 from pytest_tokenpower.telemetry.processes import is_in_tree
 from pytest_tokenpower.telemetry.values import (
     Conditions,
@@ -52,6 +52,7 @@ class _Board:
     ring: bool
     counter: bool
     last_ring_us: int = 0
+    last_offset_ns: int | None = None
     last_microjoules: int | None = None
 
 
@@ -241,7 +242,12 @@ class NvmlMeter:
         return [(s.timeStamp, s.sampleValue.uiVal) for s in samples if s.timeStamp > since_us]
 
     def _drain(self, board: _Board, clock: Clock) -> PowerSamples | None:
-        rows = self._ring(board, board.last_ring_us)
+        previous, board.last_offset_ns = board.last_offset_ns, clock.offset_ns
+        if previous is not None and abs(clock.offset_ns - previous) > STEP_NS:
+            # Realtime was set: stamps after a step back would hide behind the newest one before it.
+            board.last_ring_us = 0
+        newest_us = (clock.monotonic_ns() + clock.offset_ns) // 1000
+        rows = [row for row in self._ring(board, board.last_ring_us) if row[0] <= newest_us]
         if not rows:
             return None
         board.last_ring_us = rows[-1][0]
@@ -284,7 +290,7 @@ class NvmlMeter:
         temperature = self._optional("nvmlDeviceGetTemperatureV", handle, nvml.NVML_TEMPERATURE_GPU)
         if temperature is None:
             temperature = self._optional("nvmlDeviceGetTemperature", handle, nvml.NVML_TEMPERATURE_GPU)
-        processes = self._optional("nvmlDeviceGetComputeRunningProcesses", handle)
+        processes = self._optional("nvmlDeviceGetComputeRunningProcesses_v3", handle)
         ours, foreign = None, None
         if processes is not None:
             inside = {process.pid: is_in_tree(process.pid) for process in processes}

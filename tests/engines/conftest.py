@@ -1,0 +1,24 @@
+"""The engine of a contract class, and the folder that its models are written to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pytest_tokenpower.engines.protocol import Engine
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="class")
+def engine(request: pytest.FixtureRequest, models: Path) -> Iterator[Engine]:
+    """One engine for the tests of a contract class."""
+    assert request.cls is not None
+    engine: Engine = request.cls.make(models)
+    yield engine
+    engine.close()

@@ -1,0 +1,163 @@
+"""The vLLM adapter on real vLLM and a tiny model: the contract, step labels, and the tokens of transformers."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_tokenpower.engines.describe import describe_callable
+from pytest_tokenpower.engines.protocol import Batch, Engine
+from pytest_tokenpower.engines.request_metrics import steps_from_request_metrics
+from pytest_tokenpower.engines.transformers import TransformersEngine
+from pytest_tokenpower.engines.vllm import VllmEngine
+from pytest_tokenpower.errors import EngineError
+from pytest_tokenpower.models import write_random_model
+
+from .contract import EngineContract, check_bookkeeping, prompts
+
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # its dependencies' own
+    vllm = pytest.importorskip("vllm")
+
+# What vLLM warns of is not ours, and its worker threads leave it unraised.
+pytestmark = [pytest.mark.filterwarnings("ignore")]
+
+SMALL = {"max_model_len": 512, "max_num_seqs": 16, "enforce_eager": True, "dtype": "float32"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("VLLM_RPC_BASE_PATH", str(tmp_path_factory.mktemp("rpc")))
+        yield
+
+
+def tiny(models: Path) -> Path:
+    return write_random_model(models / "tiny-float32", "tiny", dtype="float32")
+
+
+def on_cpu() -> bool:
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_cpu())
+
+
+class TestVllm(EngineContract):
+    @classmethod
+    def make(cls, models: Path) -> Engine:
+        return VllmEngine(tiny(models), max_num_batched_tokens=512, **SMALL)
+
+    def test_devices(self, engine: Engine) -> None:
+        if on_cpu():
+            assert engine.device_ids == ()
+        else:
+            assert engine.device_ids is not None
+            assert [device[:4] for device in engine.device_ids] == ["GPU-"]
+
+    def test_a_large_budget_gives_one_prefill_step(self, engine: Engine) -> None:
+        steps = engine.generate(Batch(prompts(8, 48), 16)).steps
+        assert [(step.prompt_tokens, step.generated_tokens) for step in steps] == [(384, 0), *[(0, 8)] * 15]
+
+    def test_the_users_own_llm_is_described(self, engine: Engine) -> None:
+        assert isinstance(engine, VllmEngine)
+        assert describe_callable(engine.llm.generate) == engine.identity
+        assert engine.identity.axes["dtype"] == "float32"
+        assert engine.identity.axes["weights"] == "random"
+        expected = {"enforce_eager": True, "max_num_batched_tokens": 512, "async_scheduling": False}
+        assert expected.items() <= engine.identity.facts.items()
+        assert engine.identity.facts["attention"]
+
+    def test_request_metrics_agree_with_the_steps(self, engine: Engine) -> None:
+        assert isinstance(engine, VllmEngine)
+        batch = Batch(prompts(8, 48), 16)
+        taken: list[Any] = []
+        generate = engine.llm.generate
+
+        def generate_and_keep(*args: Any, **options: Any) -> Any:
+            taken.extend(generate(*args, **options))
+            return taken
+
+        engine.llm.generate = generate_and_keep
+        try:
+            steps = engine.generate(batch).steps
+        finally:
+            del engine.llm.generate
+        windows = steps_from_request_metrics(taken)
+        assert windows is not None
+        assert not windows.mixed
+        assert steps[0].start_ns <= windows.prefill_start_ns <= steps[0].end_ns
+        assert steps[0].end_ns <= windows.prefill_end_ns <= steps[1].start_ns
+        assert steps[-1].end_ns <= windows.decode_end_ns
+
+    def test_fp32_tokens_are_those_of_transformers(self, engine: Engine, models: Path) -> None:
+        batch = Batch([prompt[: 30 + row] for row, prompt in enumerate(prompts(16, 64))], 64)
+        other = TransformersEngine(tiny(models), device="cpu")
+        expected = [list(ids) for ids in other.generate(batch).token_ids]
+        other.close()
+        assert [list(ids) for ids in engine.generate(batch).token_ids] == expected
+        assert len({token for ids in expected for token in ids}) > 30
+
+
+def test_a_small_budget_mixes_prefill_and_decode(models: Path) -> None:
+    engine = VllmEngine(tiny(models), max_num_batched_tokens=64, **SMALL)
+    batch = Batch(prompts(8, 48), 16)
+    generation = engine.generate(batch)
+    engine.close()
+    check_bookkeeping(batch, generation)
+    kinds = [(step.prompt_tokens > 0, step.generated_tokens > 0) for step in generation.steps]
+    assert kinds == [(True, False)] + [(True, True)] * 6 + [(False, True)] * (len(kinds) - 7)
+    assert generation.steps_exact
+
+
+def test_preempted_requests_are_counted_once_and_not_exact(models: Path) -> None:
+    # Room for the prompts and a little more: some request must give its blocks up and be computed again.
+    engine = VllmEngine(tiny(models), max_num_batched_tokens=512, num_gpu_blocks_override=8, **SMALL)
+    block = int(engine.identity.facts["block_size"] or 0)
+    batch = Batch([prompt[: block - 8] for prompt in prompts(7, 500)], 24)
+    generation = engine.generate(batch)
+    engine.close()
+    check_bookkeeping(batch, generation)
+    assert not generation.steps_exact
+
+
+def test_a_prompt_from_the_prefix_cache_is_refused(models: Path) -> None:
+    engine = VllmEngine(tiny(models), max_num_batched_tokens=512, enable_prefix_caching=True, **SMALL)
+    batch = Batch([prompts(1, 400)[0]], 4)
+    engine.generate(batch)
+    with pytest.raises(EngineError, match=r"of prompt 0 came from the prefix cache"):
+        engine.generate(batch)
+    engine.close()
+
+
+def test_a_model_that_vllm_cannot_load(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(EngineError, match="vLLM cannot load it"):
+        VllmEngine(tmp_path)
+
+
+def test_no_such_folder(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="no such model folder"):
+        VllmEngine(tmp_path / "absent")
+
+
+def test_the_callers_environment_is_left_alone(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    VllmEngine(tiny(models), max_num_batched_tokens=512, **SMALL).close()
+    assert os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "1"
+
+
+def test_vllm_that_has_kept_another_mode(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm import envs
+
+    monkeypatch.setattr(envs, "VLLM_ENABLE_V1_MULTIPROCESSING", True, raising=False)
+    with pytest.raises(EngineError, match="VLLM_ENABLE_V1_MULTIPROCESSING=0 before the first import"):
+        VllmEngine(tiny(models))
