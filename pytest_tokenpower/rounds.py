@@ -53,17 +53,17 @@ def run_rounds(
     last: object = None
     seconds = math.inf
     for _ in range(plan.warmup_rounds):
-        last, window = _round(execute, count, phases, 1)
+        last, window = measured_round(execute, count, phases, 1)
         seconds = min(seconds, (window.end_ns - window.start_ns) / 1e9)
     if not plan.warmup_rounds:
         # The first round has to tell how long one is; it is no measurement then.
-        last, window = _round(execute, count, phases, 1)
+        last, window = measured_round(execute, count, phases, 1)
         seconds = (window.end_ns - window.start_ns) / 1e9
-    repeats = _repeats(seconds, bench.shortest_window_ns() / 1e9)
+    repeats = repeats_for(seconds, bench.shortest_window_ns() / 1e9)
     windows: list[RoundWindow] = []
     began = time.monotonic()
     while True:
-        last, window = _round(execute, count, phases, repeats)
+        last, window = measured_round(execute, count, phases, repeats)
         windows.append(window)
         if len(windows) < plan.min_rounds:
             continue
@@ -86,16 +86,18 @@ def _precise(records: Sequence[RoundRecord], plan: Plan) -> bool:
     return enough(values, meter, fewest=plan.min_rounds, most=plan.max_rounds)
 
 
-def _repeats(seconds: float, shortest_seconds: float) -> int:
+def repeats_for(seconds: float, shortest_seconds: float) -> int:
+    """How often a workload of so many seconds is repeated in a round that the meter can resolve."""
     return max(1, min(MOST_REPEATS, math.ceil(shortest_seconds / max(seconds, 1e-6))))
 
 
-def _round(
+def measured_round(
     execute: Callable[[], object],
     count: Callable[[object], TokenCount],
     phases: Callable[[object], Sequence[PhaseWindow]],
     repeats: int,
 ) -> tuple[object, RoundWindow]:
+    """One round: ``repeats`` executions in one window, counted after it has closed; the last result goes along."""
     results: list[object] = []
     wait = device_wait()
     start_ns = time.monotonic_ns()

@@ -1,0 +1,148 @@
+"""Two variants in one test: ABBA blocks with a random lead arm, and what their differences say."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pytest_tokenpower.measurement import PhaseWindow, RoundWindow
+from pytest_tokenpower.record import RoundRecord, VerdictRecord
+from pytest_tokenpower.rounds import Bench, measured_round, repeats_for
+from pytest_tokenpower.stats.decision import decide
+from pytest_tokenpower.stats.moderated import Estimate, compare_interleaved
+from pytest_tokenpower.stats.prior import DEFAULT_PRIOR, Prior
+from pytest_tokenpower.stats.runs import summarise_blocks
+from pytest_tokenpower.tokens import TokenCount
+
+Arm = Literal["baseline", "candidate"]
+ARMS: tuple[Arm, Arm] = ("baseline", "candidate")
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """How many ABBA blocks a restart has: ``min_blocks`` always, more while precision asks and time allows."""
+
+    warmup_rounds: int
+    min_blocks: int
+    max_blocks: int
+    max_seconds: float
+
+
+@dataclass(frozen=True)
+class Block:
+    """Four rounds in the order lead, other, other, lead: a linear drift falls out of their difference."""
+
+    arms: tuple[Arm, ...]
+    windows: tuple[RoundWindow, ...]
+
+
+def run_blocks(
+    execute: dict[Arm, Callable[[], object]],
+    count: Callable[[object], TokenCount],
+    phases: Callable[[object], Sequence[PhaseWindow]],
+    plan: BlockPlan,
+    *,
+    bench: Bench,
+    order: random.Random,
+    prior: Prior = DEFAULT_PRIOR,
+) -> tuple[Block, ...]:
+    """Warm both arms up, then run ABBA blocks of one restart, each with a lead arm drawn from ``order``.
+
+    It stops on precision, never on the difference itself.
+    """
+    seconds = dict.fromkeys(ARMS, math.inf)
+    for _ in range(max(plan.warmup_rounds, 1)):
+        for arm in ARMS:
+            _, window = measured_round(execute[arm], count, phases, 1)
+            seconds[arm] = min(seconds[arm], (window.end_ns - window.start_ns) / 1e9)
+    shortest = bench.shortest_window_ns() / 1e9
+    repeats = {arm: repeats_for(seconds[arm], shortest) for arm in ARMS}
+    blocks: list[Block] = []
+    began = time.monotonic()
+    while len(blocks) < plan.max_blocks:
+        lead = order.choice(ARMS)
+        other = ARMS[1 - ARMS.index(lead)]
+        arms = (lead, other, other, lead)
+        windows = tuple(measured_round(execute[arm], count, phases, repeats[arm])[1] for arm in arms)
+        blocks.append(Block(arms, windows))
+        if len(blocks) < plan.min_blocks:
+            continue
+        if time.monotonic() - began > plan.max_seconds:
+            break
+        found = differences(blocks, bench.assess([window for block in blocks for window in block.windows]))
+        if len(found) >= plan.min_blocks:
+            (summary,) = summarise_blocks([found], prior)
+            if summary.squared_error <= (prior.tau0_interleaved / 2) ** 2:
+                break
+    return tuple(blocks)
+
+
+def differences(blocks: Sequence[Block], records: Sequence[RoundRecord]) -> list[float]:
+    """Per block the mean ln(J/token) of the candidate less that of the baseline; spoilt blocks are left out.
+
+    ``records`` are of all the blocks' windows, in their order.
+    """
+    found = []
+    rest = iter(records)
+    for block in blocks:
+        values: dict[Arm, list[float]] = {arm: [] for arm in ARMS}
+        for arm in block.arms:
+            record = next(rest)
+            if not record.reasons and record.joules is not None:
+                values[arm].append(math.log(record.joules / record.generated_tokens))
+        if all(len(values[arm]) == 2 for arm in ARMS):
+            found.append(sum(values["candidate"]) / 2 - sum(values["baseline"]) / 2)
+    return found
+
+
+def estimate_difference(restarts: Sequence[Sequence[float]], prior: Prior = DEFAULT_PRIOR) -> Estimate:
+    """The difference of the arms over all restarts, by the moderated t with restarts as units."""
+    summaries = summarise_blocks(restarts, prior)
+    return compare_interleaved(
+        [summary.location for summary in summaries], [summary.squared_error for summary in summaries], prior
+    )
+
+
+def judge_difference(
+    estimate: Estimate, blocks: int, *, at_least: float | None = None, at_most: float | None = None
+) -> VerdictRecord:
+    """The verdict on a candidate that must save ``at_least`` or cost ``at_most`` so much (fractions).
+
+    at_least: over budget where the saving is surely smaller, passed where it is surely as large, inconclusive in
+    between. at_most: regressed, passed, improved or inconclusive as against a stored baseline.
+    """
+    low, high = estimate.change_interval()
+    half = 100 * (high - low) / 2
+    word = "saves" if estimate.change < 0 else "costs"
+    rest = "" if estimate.change < 0 else " more"
+    restarts = f"{estimate.new_runs} restart{'s' if estimate.new_runs != 1 else ''}"
+    said = (
+        f"the candidate {word} {100 * abs(estimate.change):.1f} % ± {half:.1f}{rest} "
+        f"(95 % interval {100 * low:+.1f} to {100 * high:+.1f} %; {blocks} ABBA blocks in {restarts})"
+    )
+    if at_least is not None:
+        bound = math.log1p(-at_least)
+        if estimate.p_above(bound) < 0.05 and estimate.delta > bound:
+            kind = "over budget"
+        else:
+            kind = "passed" if estimate.upper() < bound else "inconclusive"
+        limit, threshold = f"it must save at least {100 * at_least:g} %", -at_least
+    else:
+        threshold = 0.0 if at_most is None else at_most
+        kind = decide(estimate, threshold)
+        limit = f"it may cost at most {100 * threshold:g} % more"
+    return VerdictRecord(
+        kind=kind,
+        message=f"{said}; {limit}.",
+        against="baseline arm",
+        change=estimate.change,
+        change_low=low,
+        change_high=high,
+        p_value=estimate.p_below() if estimate.change < 0 else estimate.p_above(),
+        threshold=threshold,
+        resolvable=estimate.resolvable(abs(threshold)),
+    )
