@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, ParamSpec, TypeVar, cast
 
 from pytest_tokenpower import measurement as analysis
 from pytest_tokenpower.baselines.key import make_key
 from pytest_tokenpower.engines.describe import describe_callable
 from pytest_tokenpower.errors import TokenCountError, UsageError
+from pytest_tokenpower.interleave import Arm, BlockPlan, Comparison, Startable, run_blocks
 from pytest_tokenpower.measurement import PhaseWindow, RoundWindow
 from pytest_tokenpower.phases import phases_of
 from pytest_tokenpower.record import Fact, MeasurementRecord, VerdictRecord
 from pytest_tokenpower.rounds import Plan, device_wait, run_rounds
+from pytest_tokenpower.settings import fraction
 from pytest_tokenpower.tokens import TokenCount, count_tokens
 
 if TYPE_CHECKING:
@@ -68,6 +71,7 @@ class Energy:
         self._windows: list[RoundWindow] = []
         self._identity: EngineIdentity | None = None
         self._called = False
+        self._comparison: Comparison | None = None
         self._entered = False
         self._replayed = session.replayed(test)
 
@@ -130,6 +134,65 @@ class Energy:
             )
         self._windows.append(RoundWindow(start_ns, end_ns, window._tokens, 1, window._phases))
 
+    def compare(
+        self,
+        *,
+        baseline: Callable[[], object] | Startable,
+        candidate: Callable[[], object] | Startable,
+        at_least: float | str | None = None,
+        at_most: float | str | None = None,
+        restarts: int = 1,
+    ) -> None:
+        """Measure two variants against each other in this test, in ABBA blocks; no stored baseline is needed.
+
+        Each variant is a callable whose result can be counted, or an engine that is started in a process of its own
+        (``Startable``), anew for each of ``restarts``. ``at_least="20%"``: the candidate must save that share;
+        ``at_most="1%"`` (default: the test's regression limit): it may cost that much more. The test fails where it
+        surely does not.
+        """
+        if self.used:
+            raise UsageError(
+                f"{self._test}: energy.compare() is a measurement of its own: use it once, and alone"
+            )
+        self._entered = True
+        saving = _share(self._test, "at_least", at_least)
+        limit = self._budget.regression or self._session.settings.regression
+        if restarts > 1 and not (hasattr(baseline, "start") and hasattr(candidate, "start")):
+            raise UsageError(
+                f"{self._test}: energy.compare(restarts={restarts}) starts each variant anew, which needs engines in "
+                "processes of their own; callables of this process have one restart"
+            )
+        rounds, order = self._budget, random.Random()
+        plan = BlockPlan(
+            self._session.settings.warmup_rounds,
+            max(2, rounds.min_rounds // 2),
+            max(2, rounds.max_rounds // 2),
+            rounds.max_seconds,
+        )
+        finished = []
+        for _ in range(max(restarts, 1)):
+            with ExitStack() as stack:
+                arms: dict[Arm, Callable[[], object]] = {
+                    "baseline": _started(baseline, stack),
+                    "candidate": _started(candidate, stack),
+                }
+                finished.append(
+                    run_blocks(
+                        arms,
+                        lambda result: self._count(
+                            result, (), {}, baseline if callable(baseline) else _started
+                        ),
+                        phases_of,
+                        plan,
+                        bench=self._telemetry,
+                        order=order,
+                    )
+                )
+        self._comparison = Comparison(
+            tuple(finished), saving, _share(self._test, "at_most", at_most) or (None if saving else limit)
+        )
+        self._windows.extend(self._comparison.windows)
+
     def _next_replayed(self, recorded: Sequence[RoundWindow]) -> RoundWindow:
         if len(self._windows) == len(recorded):
             raise UsageError(
@@ -142,10 +205,13 @@ class Energy:
         self, result: object, args: tuple[object, ...], kwargs: dict[str, object], fn: Callable[..., object]
     ) -> TokenCount:
         counted = self._counter(result, args, kwargs, fn)
-        if counted is not None and counted.generated:
-            return counted
+        if counted is not None and not isinstance(counted, TokenCount):
+            raise UsageError(
+                f"{self._test}: the hook pytest_tokenpower_count_tokens returned {counted!r}: it must return a "
+                "TokenCount, or None for what it does not know"
+            )
         try:
-            return count_tokens(counted or result, args, kwargs, fn)
+            return count_tokens(result if counted is None else counted, args, kwargs, fn)
         except TokenCountError as error:
             raise TokenCountError(f"{self._test}: {error}") from None
 
@@ -176,9 +242,27 @@ class Energy:
             reasons=reasons,
             figures={} if reasons else analysis.figures(records),
         )
+        if self._comparison is not None:
+            return self._finish_comparison(self._comparison, measured, failed=failed)
         if failed:
             return measured
         return _with_verdicts(measured, self._judge(measured))
+
+    def _finish_comparison(
+        self, comparison: Comparison, both: MeasurementRecord, *, failed: bool
+    ) -> MeasurementRecord:
+        """The candidate's rounds as the measurement, the baseline's beside them; never a stored baseline itself."""
+        import msgspec
+
+        candidate = comparison.of_arm("candidate", both.rounds)
+        return msgspec.structs.replace(
+            both,
+            rounds=candidate,
+            arms={"baseline": comparison.of_arm("baseline", both.rounds)},
+            comparable=False,
+            figures=analysis.figures(candidate) if not failed and not both.reasons else {},
+            verdicts=() if failed else (comparison.judge(both.rounds),),
+        )
 
     @property
     def _timeline(self) -> Timeline:
@@ -242,6 +326,19 @@ class DisabledEnergy:
     def measure(self) -> Iterator[Window]:
         """Run the block."""
         yield Window()
+
+
+def _started(variant: Callable[[], object] | Startable, stack: ExitStack) -> Callable[[], object]:
+    return stack.enter_context(variant.start()) if hasattr(variant, "start") else variant
+
+
+def _share(test: str, name: str, value: float | str | None) -> float | None:
+    if value is None:
+        return None
+    try:
+        return fraction(None, value)
+    except UsageError as error:
+        raise UsageError(f"{test}: energy.compare({name}={value!r}): {error}") from None
 
 
 def _with_verdicts(measured: MeasurementRecord, verdicts: tuple[VerdictRecord, ...]) -> MeasurementRecord:

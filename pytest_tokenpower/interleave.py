@@ -6,10 +6,11 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
-from pytest_tokenpower.measurement import PhaseWindow, RoundWindow
+from pytest_tokenpower.measurement import LARGEST_FLAGGED_SHARE, PhaseWindow, RoundWindow
 from pytest_tokenpower.record import RoundRecord, VerdictRecord
 from pytest_tokenpower.rounds import Bench, measured_round, repeats_for
 from pytest_tokenpower.stats.decision import decide
@@ -17,9 +18,18 @@ from pytest_tokenpower.stats.moderated import Estimate, compare_interleaved
 from pytest_tokenpower.stats.prior import DEFAULT_PRIOR, Prior
 from pytest_tokenpower.stats.runs import summarise_blocks
 from pytest_tokenpower.tokens import TokenCount
+from pytest_tokenpower.verdict import OTHER_ARM
 
 Arm = Literal["baseline", "candidate"]
 ARMS: tuple[Arm, Arm] = ("baseline", "candidate")
+
+
+class Startable(Protocol):
+    """A variant that is started anew for each restart: an engine in a process of its own with its workload."""
+
+    def start(self) -> AbstractContextManager[Callable[[], object]]:
+        """Start it; the context gives the callable that runs one execution, and ends the process when left."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -81,6 +91,45 @@ def run_blocks(
     return tuple(blocks)
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """What ``energy.compare`` ran: the blocks of each restart, and the bound that was asked for."""
+
+    restarts: tuple[tuple[Block, ...], ...]
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @property
+    def windows(self) -> tuple[RoundWindow, ...]:
+        """All rounds of both arms in the order in which they ran."""
+        return tuple(w for blocks in self.restarts for block in blocks for w in block.windows)
+
+    def of_arm(self, arm: Arm, records: Sequence[RoundRecord]) -> tuple[RoundRecord, ...]:
+        """The records of one arm's rounds; ``records`` are of all windows, in their order."""
+        arms = [each for blocks in self.restarts for block in blocks for each in block.arms]
+        return tuple(record for each, record in zip(arms, records, strict=True) if each == arm)
+
+    def judge(self, records: Sequence[RoundRecord]) -> VerdictRecord:
+        """The verdict over all restarts; ``records`` as for :meth:`of_arm`."""
+        found = []
+        rest = list(records)
+        for blocks in self.restarts:
+            size = sum(len(block.windows) for block in blocks)
+            found.append(differences(blocks, rest[:size]))
+            rest = rest[size:]
+        kept = [each for each in found if each]
+        total = sum(len(blocks) for blocks in self.restarts)
+        dropped = total - sum(map(len, kept))
+        if not kept or dropped > LARGEST_FLAGGED_SHARE * total:
+            causes = dict.fromkeys(reason for record in records for reason in record.reasons)
+            return VerdictRecord(
+                "invalid", f"{dropped} of {total} ABBA blocks could not be measured: {'; '.join(causes)}"
+            )
+        return judge_difference(
+            estimate_difference(kept), sum(map(len, kept)), at_least=self.at_least, at_most=self.at_most
+        )
+
+
 def differences(blocks: Sequence[Block], records: Sequence[RoundRecord]) -> list[float]:
     """Per block the mean ln(J/token) of the candidate less that of the baseline; spoilt blocks are left out.
 
@@ -138,7 +187,7 @@ def judge_difference(
     return VerdictRecord(
         kind=kind,
         message=f"{said}; {limit}.",
-        against="baseline arm",
+        against=OTHER_ARM,
         change=estimate.change,
         change_low=low,
         change_high=high,

@@ -57,16 +57,20 @@ def _session(config: pytest.Config) -> Session:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_pycollect_makeitem() -> Generator[None, Any, Any]:
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
     """Check every power_budget marker at collection, so that a malformed one stops the run before it begins."""
-    made = yield
-    for item in made if isinstance(made, list) else [made]:
+    report = yield
+    complaints: dict[str, None] = {}
+    for item in report.result or ():
         if isinstance(item, pytest.Item) and item.get_closest_marker("power_budget") is not None:
             try:
                 settings.read_budget(item)
             except UsageError as error:
-                raise pytest.Collector.CollectError(str(error)) from None
-    return made
+                complaints[str(error)] = None
+    if complaints:
+        # A UsageError from here would be an internal error on an xdist worker.
+        report.outcome, report.longrepr, report.result = "failed", "\n".join(complaints), []
+    return report
 
 
 @pytest.fixture

@@ -79,7 +79,8 @@ class MeasurementRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     """What the rounds of one test gave.
 
     ``comparable`` is False for a test that failed by itself or whose measurement is invalid: such a measurement is
-    kept for the reader and never becomes a baseline.
+    kept for the reader and never becomes a baseline. ``arms`` holds the rounds of the variant that ``energy.compare``
+    held the candidate against; the candidate's are ``rounds``.
     """
 
     test: str
@@ -93,6 +94,7 @@ class MeasurementRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     reasons: tuple[str, ...] = ()
     figures: dict[str, Figure] = {}
     verdicts: tuple[VerdictRecord, ...] = ()
+    arms: dict[str, tuple[RoundRecord, ...]] = {}
 
 
 class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", tag="tokenpower-run"):

@@ -169,7 +169,9 @@ class Session:
             try:
                 self._telemetry = started = self._start()
                 if not started.devices:
-                    raise MeterUnavailable(f"--energy-source={self.settings.source} lists no device to measure")
+                    raise MeterUnavailable(
+                        f"--energy-source={self.settings.source} lists no device to measure"
+                    )
             except MeterError as error:
                 self._telemetry = error
         if isinstance(self._telemetry, MeterError):
@@ -213,9 +215,7 @@ class Session:
             for test, rounds in self._measured
             for window in recorded_windows(test, rounds, [d.id for d in telemetry.devices_in_use(rounds)])
         ]
-        write_recording(
-            record, telemetry.collector.timeline, windows, realtime_offset_ns=Clock().offset_ns
-        )
+        write_recording(record, telemetry.collector.timeline, windows, realtime_offset_ns=Clock().offset_ns)
 
     def close(self) -> None:
         """Stop the collector."""

@@ -163,7 +163,7 @@ def read_settings(config: pytest.Config) -> Settings:
         missing_baseline=_severity("energy_missing_baseline", text(None, "energy_missing_baseline", "warn")),
         inconclusive=_severity("energy_inconclusive", text(None, "energy_inconclusive", "warn")),
         key_ignore=_key_ignore(text(None, "energy_key_ignore", "").replace(",", " ").split()),
-        regression=_fraction("energy_regression", text(None, "energy_regression", "3%")),
+        regression=fraction("energy_regression", text(None, "energy_regression", "3%")),
         warmup_rounds=_integer(
             "energy_warmup_rounds", text(None, "energy_warmup_rounds", str(DEFAULT_WARMUP_ROUNDS)), 0
         ),
@@ -220,7 +220,7 @@ def _of_worker(path: Path, config: pytest.Config) -> Path:
 
 def _budget_argument(name: str, value: Any) -> Any:
     if name == "regression":
-        return _fraction(None, value)
+        return fraction(None, value)
     if name in ("min_rounds", "max_rounds"):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise UsageError("must be an integer of at least 1")
@@ -245,8 +245,8 @@ def _key_ignore(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _fraction(name: str | None, value: Any) -> float:
-    """``"3%"`` or ``0.03``: a rise as a fraction, above 0 and at most 1000 %."""
+def fraction(name: str | None, value: Any) -> float:
+    """A share, ``"3%"`` or ``0.03``, as a fraction, above 0 and at most 1000 %."""
     where = f"ini {name}={value}: " if name else ""
     number: float | None = None
     if isinstance(value, str) and (match := re.fullmatch(r"\s*([0-9.]+)\s*(%?)\s*", value)):

@@ -47,6 +47,12 @@ def count_tokens(
     Raises TokenCountError that says what to return instead, also where nothing was generated.
     """
     count = _count(result, args, dict(kwargs or {}), fn)
+    if count is None and _sequences(result) is not None:
+        raise TokenCountError(
+            f"where the prompts end in {_kind(result)} of token ids cannot be told without them: have generate() called "
+            "by the fixture, energy(model.generate, **inputs), or return pytest_tokenpower.TokenCount(prompt=..., "
+            "generated=...)"
+        )
     if count is None:
         raise TokenCountError(
             f"the tokens of {_kind(result)} cannot be counted: return vLLM RequestOutputs, transformers' generate() "

@@ -17,6 +17,9 @@ from pytest_tokenpower.stats.temperature import Adjustment, adjust_temperature
 SEVERITY = ("invalid", "regressed", "over budget", "inconclusive", "no baseline", "improved", "passed")
 """Verdicts, the gravest first: the one that a test is shown with."""
 
+OTHER_ARM = "baseline arm"
+"""What a verdict of ``energy.compare`` is against."""
+
 FAILING = frozenset({"invalid", "regressed", "over budget"})
 
 
@@ -226,5 +229,5 @@ def gravest(verdicts: Sequence[VerdictRecord]) -> VerdictRecord | None:
 
 
 def against_baseline(verdicts: Sequence[VerdictRecord]) -> VerdictRecord | None:
-    """The verdict that compares with stored runs; None where there is none, or nothing to compare with."""
-    return next((verdict for verdict in verdicts if verdict.baseline_runs), None)
+    """The verdict that compares with stored runs or with the other arm; None where there is nothing to compare with."""
+    return next((verdict for verdict in verdicts if verdict.baseline_runs or verdict.against == OTHER_ARM), None)

@@ -44,7 +44,7 @@ from pytest_tokenpower.telemetry.values import CounterReading, Device, Meter, Po
 
 SECOND = 1_000_000_000
 REALTIME_AHEAD = 1_795_000_000_123_456_789
-SWING = PowerCurve(points=((0, 100), (1, 600)), repeat_s=2, shape="lines")
+SWING = PowerCurve(points=((0, 100), (1, 600), (2, 100)), repeat_s=2, shape="lines")
 STEADY_CLOCK = ClockWatch(((0, 5), (SECOND, 12_005), (10 * SECOND, 30_005)))
 
 
@@ -60,7 +60,7 @@ class Stage:
         self.now_ns += round(max(seconds, 0.004) * SECOND)
 
     def trial(
-        self, name: str, meter: Meter, seconds: float = 10.0, each_poll: Callable[[], None] = id
+        self, name: str, meter: Meter, seconds: float = 10.0, each_poll: Callable[[], None] = lambda: None
     ) -> Trial:
         watched = WatchedMeter(meter, cpu_ns=lambda: self.now_ns // 250)
         timeline = Timeline()
@@ -77,8 +77,7 @@ class Stage:
                     timeline.append(reading)
             except MeterError:
                 pass
-            if each_poll is not id:
-                each_poll()
+            each_poll()
             self.now_ns += round(watched.poll_interval_s * SECOND)
         return Trial(
             name,
@@ -149,7 +148,8 @@ def test_sound_board_in_figures() -> None:
     assert (meter.grade, meter.verdict) == ("good", "good: windows from 0.1 s")
     assert quality.power is not None
     assert quality.power.median_ns == pytest.approx(20e6, rel=0.05)
-    assert 7e6 < quality.power.shortest_ns < 13e6 < 30e6 < quality.power.longest_ns < 46e6
+    assert 7e6 < quality.power.shortest_ns < 13e6
+    assert 30e6 < quality.power.longest_ns < 46e6
     assert quality.shortest_window_ns == pytest.approx(100e6, rel=0.05)
     assert (board.ring_kept, quality.gaps) == (119, 0)
     assert quality.agreement is not None
@@ -404,11 +404,7 @@ def test_any_call_may_fail_after_the_collecting(call: str) -> None:
 def test_any_call_may_fail_from_the_start(call: str, kind: Any) -> None:
     details: Mapping[str, Any] = {"error": "UNKNOWN"} if kind == "error" else {}
     stage = NvmlStage(Fault(kind=kind, call=call, **details))
-    try:
-        report = stage.report(seconds=4)
-    except pynvml.NVMLError:
-        # The stage has no thread that catches what a meter lets through; the trial's own has, see below.
-        pytest.skip("the meter lets NVML's own error through")
+    report = stage.report(seconds=4)
     assert render(report)
     assert json.dumps(as_json(report, 1), allow_nan=False)
 
@@ -425,7 +421,7 @@ def test_rapl_of_a_fake_tree(tmp_path: Path) -> None:
 
     def draw() -> None:
         # 100 W, counted in units of 61 µJ.
-        (zone / "energy_uj").write_text(f"{stage.now_ns // 10_000 // 61 * 61}")
+        (zone / "energy_uj").write_text(f"{stage.now_ns // 10 // 61 * 61}")
 
     draw()
 
@@ -486,8 +482,8 @@ def _device(name: str = "device", **changes: Any) -> Device:
     return Device(name, "node", "A device", "broken", "measured", **changes)
 
 
-def _raising(error: BaseException) -> Callable[[], Any]:
-    def call() -> Any:
+def _raising(error: BaseException) -> Callable[..., Any]:
+    def call(*_: object) -> Any:
         raise error
 
     return call
@@ -510,7 +506,7 @@ def test_meters_that_break_in_every_way_beside_one_that_works() -> None:
         now_ns = time.monotonic_ns()
         return [Reading("device", counters=(CounterReading(now_ns, now_ns, 1000 * next(ticks)),))]
 
-    nonsense = PowerSamples(np.array([1, 2, 3], np.int64), np.array([1], np.int64))
+    nonsense = PowerSamples(np.array([1, 2, 3], np.int64), np.array([1, 2], np.int64))
     subjects = {
         "import": Subject("import", _raising(ImportError("no module"))),
         "library": Subject("library", lambda _: Broken(list), _raising(OSError("no library"))),
@@ -550,31 +546,39 @@ def test_meters_that_break_in_every_way_beside_one_that_works() -> None:
     assert clock.stable
 
 
-@pytest.mark.parametrize(
-    ("call", "nth"),
-    [
-        ("nvmlInit", None),
-        ("nvmlDeviceGetTotalEnergyConsumption", 2),
-        ("nvmlDeviceGetSamples", 3),
+def test_calls_that_hang_are_named_and_disturb_no_other_meter() -> None:
+    hanging = {
+        "nvmlInit": None,
+        "nvmlDeviceGetTotalEnergyConsumption": 2,
+        "nvmlDeviceGetSamples": 3,
         # The clock event reasons are asked for by the doctor alone, when the collecting is over.
-        ("nvmlDeviceGetCurrentClocksEventReasons", None),
-    ],
-)
-def test_a_call_that_hangs_is_named(call: str, nth: int | None) -> None:
-    fault = Fault(kind="hang", call=call, nth=nth, seconds=600)
-    boards = SimulatedBoards(Scenario(boards=(Board(power=SWING),), faults=(fault,)))
-    hung = Subject("nvml", lambda nvml: NvmlMeter(nvml, provenance="simulated"), lambda: boards)
-    sound = SimulatedBoards(Scenario(boards=(Board(power=SWING),)))
-    beside = Subject("simulated", lambda nvml: NvmlMeter(nvml, provenance="simulated"), lambda: sound)
+        "nvmlDeviceGetCurrentClocksEventReasons": None,
+    }
+    board = Board(power=SWING)
+    boards = {
+        call: SimulatedBoards(
+            Scenario(boards=(board,), faults=(Fault(kind="hang", call=call, nth=nth, seconds=600),))
+        )
+        for call, nth in hanging.items()
+    }
+    boards["sound"] = SimulatedBoards(Scenario(boards=(board,)))
+
+    def simulated(name: str) -> Subject:
+        return Subject(name, lambda nvml: NvmlMeter(nvml, provenance="simulated"), lambda: boards[name])
+
     try:
-        trials, clock = try_meters([hung, beside], 1.5, allowance_s=3.0)
+        trials, clock = try_meters([simulated(name) for name in boards], 1.5, allowance_s=4.0)
     finally:
-        boards.release()
-    report = report_of(trials, clock, 1.5)
-    bad, good = report.meters
-    assert bad.grade == "unusable"
-    assert call in bad.verdict
-    assert good.grade == "good", good.verdict
+        for each in boards.values():
+            each.release()
+    report = report_of(trials, clock, 1.5, "nvmlInit")
+    for meter in report.meters:
+        if meter.name == "sound":
+            assert meter.grade == "good", meter.verdict
+        else:
+            assert meter.grade == "unusable"
+            assert meter.name in meter.verdict
+            assert "return" in meter.verdict
     assert exit_code(report, allow_model=True) == 1
 
 
@@ -585,7 +589,7 @@ def test_machine_without_a_driver() -> None:
         def nvmlInit(self) -> None:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
 
-    subject = Subject("nvml", lambda nvml: NvmlMeter(nvml), NoDriver)
+    subject = Subject("nvml", NvmlMeter, NoDriver)
     trials, clock = try_meters([subject], 1.0)
     report = report_of(trials, clock, 1.0)
     assert report.meters[0].verdict.startswith("not available: no NVIDIA driver answers")
@@ -646,7 +650,7 @@ def test_auto_passes_over_what_is_absent_only() -> None:
 
 @given(st.floats(0.5, 2.0), st.integers(12, 40))
 def test_verdict_follows_the_agreement(ratio: float, seconds: int) -> None:
-    if 0.0005 > abs(abs(ratio - 1) - 0.05):
+    if abs(abs(ratio - 1) - 0.05) < 0.0005:
         return
     device = Device("g", "gpu", "board", "nvml", "measured", counter_tick_ns=0)
     t_ns = np.arange(seconds * 50 + 1, dtype=np.int64) * 20_000_000

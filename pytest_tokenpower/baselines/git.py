@@ -55,10 +55,10 @@ class GitOutput:
         return " ".join(self.stderr.split()) or f"exit status {self.code}"
 
 
-def run_git(folder: Path, *arguments: str, timeout_s: float = _QUICK_S) -> GitOutput:
+def run_git(folder: Path, *arguments: str, stdin: bytes = b"", timeout_s: float = _QUICK_S) -> GitOutput:
     """Run ``git -C folder arguments``: no prompt, no pager, no lock that is optional, messages in English.
 
-    A failing git is an answer (``code``); raises HistoryError where git is not installed or does not come back.
+    ``stdin`` is what git reads there. A failing git is an answer (``code``); raises HistoryError where git is not installed or does not come back.
     """
     environment = {name: value for name, value in os.environ.items() if name not in _LOCATION_VARIABLES}
     environment |= {
@@ -71,7 +71,7 @@ def run_git(folder: Path, *arguments: str, timeout_s: float = _QUICK_S) -> GitOu
     try:
         done = subprocess.run(
             ["git", "-C", os.fspath(folder), *arguments],
-            stdin=subprocess.DEVNULL,
+            input=stdin,
             capture_output=True,
             env=environment,
             timeout=timeout_s,

@@ -7,7 +7,7 @@ import os
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 from pytest_tokenpower.engines.checkpoint import require_model
 from pytest_tokenpower.engines.checks import check_batch, check_counts, check_steps, missing_package
@@ -29,8 +29,6 @@ DEFAULTS: dict[str, Any] = {
 }
 """Arguments that :class:`VllmEngine` gives to ``vllm.LLM`` unless its caller says otherwise."""
 
-_open: weakref.ref[VllmEngine] | None = None
-
 
 class VllmEngine:
     """``vllm.LLM`` in this process: ``VllmEngine("folder or hub id", **arguments of vllm.LLM)``.
@@ -41,12 +39,14 @@ class VllmEngine:
     end-of-sequence and is not detokenized. vLLM 0.19 to 0.32.
     """
 
+    _last: ClassVar[weakref.ref[VllmEngine] | None] = None
+
     def __init__(self, model: str | os.PathLike[str], **llm_args: Any) -> None:
-        global _open
         name = require_model(model)
-        if (other := _open() if _open else None) is not None and other._llm is not None:
+        other = VllmEngine._last() if VllmEngine._last is not None else None
+        if other is not None and other._llm is not None:
             raise EngineError(
-                f"{name}: a vLLM engine of {other._identity.model} is open in this process, and vLLM keeps one set of "
+                f"{name}: a vLLM engine of {other.identity.model} is open in this process, and vLLM keeps one set of "
                 "parallel groups for all: close() that one first"
             )
         self._llm: Any = None
@@ -66,9 +66,7 @@ class VllmEngine:
                 )
             try:
                 self._llm = vllm.LLM(model=name, **{**DEFAULTS, **llm_args})
-            except (
-                Exception
-            ) as error:  # vLLM raises anything from ValueError to its own and pydantic's errors
+            except Exception as error:  # ValueError, pydantic's, torch's and vLLM's own among them
                 raise EngineError(f"{name}: vLLM cannot load it: {error}") from error
         self._sampling: Any = vllm.SamplingParams
         try:
@@ -79,7 +77,7 @@ class VllmEngine:
         except BaseException:
             self.close()
             raise
-        _open = weakref.ref(self)
+        VllmEngine._last = weakref.ref(self)
 
     @property
     def llm(self) -> Any:

@@ -34,15 +34,19 @@ def check_bookkeeping(batch: Batch, generation: Generation) -> None:
         assert before.end_ns <= after.start_ns
 
 
-class EngineContract:
-    """Subclasses define ``make``, which may write models to the folder; ``engine`` is shared by a class's tests."""
-
-    batch = Batch(prompts(3, 24), 6)
-    device_ids: tuple[str, ...] | None = ()
+class Maker:
+    """Subclasses define ``make``, which may write models to the folder."""
 
     @classmethod
     def make(cls, models: Path) -> Engine:
         raise NotImplementedError
+
+
+class EngineContract(Maker):
+    """What holds while an engine is open; ``engine`` is shared by a class's tests."""
+
+    batch = Batch(prompts(3, 24), 6)
+    device_ids: tuple[str, ...] | None = ()
 
     def test_satisfies_the_protocol(self, engine: Engine) -> None:
         assert isinstance(engine, Engine)
@@ -110,10 +114,8 @@ class EngineContract:
         check_bookkeeping(self.batch, engine.generate(self.batch))
 
 
-class ClosingContract:
+class ClosingContract(Maker):
     """Apart from the others: an engine that is alone in its process cannot be made beside the shared one."""
-
-    make = EngineContract.make
 
     def test_close_twice_then_generate(self, models: Path) -> None:
         engine = self.make(models)

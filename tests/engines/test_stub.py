@@ -14,7 +14,7 @@ from pytest_tokenpower.engines.protocol import Batch, Engine
 from pytest_tokenpower.engines.vllm_steps import StepRecorder
 from pytest_tokenpower.errors import EngineError
 
-from .contract import EngineContract, check_bookkeeping, prompts
+from .contract import ClosingContract, EngineContract, check_bookkeeping, prompts
 from .stub import Cached, FakeScheduler, Scheduled, StubEngine, labels
 
 batches = st.builds(
@@ -25,6 +25,12 @@ batches = st.builds(
 
 
 class TestStub(EngineContract):
+    @classmethod
+    def make(cls, models: Path) -> Engine:
+        return StubEngine()
+
+
+class TestStubClosing(ClosingContract):
     @classmethod
     def make(cls, models: Path) -> Engine:
         return StubEngine()

@@ -15,7 +15,7 @@ from pytest_tokenpower.engines.transformers import TransformersEngine
 from pytest_tokenpower.errors import EngineError, UsageError
 from pytest_tokenpower.models import write_random_model
 
-from .contract import EngineContract, check_bookkeeping, prompts
+from .contract import ClosingContract, EngineContract, check_bookkeeping, prompts
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -26,6 +26,12 @@ def tiny(models: Path, dtype: str = "float32") -> Path:
 
 
 class TestDynamicCache(EngineContract):
+    @classmethod
+    def make(cls, models: Path) -> Engine:
+        return TransformersEngine(tiny(models), device="cpu", threads=1)
+
+
+class TestClosing(ClosingContract):
     @classmethod
     def make(cls, models: Path) -> Engine:
         return TransformersEngine(tiny(models), device="cpu", threads=1)

@@ -18,7 +18,7 @@ from pytest_tokenpower.engines.vllm import VllmEngine
 from pytest_tokenpower.errors import EngineError
 from pytest_tokenpower.models import write_random_model
 
-from .contract import EngineContract, check_bookkeeping, prompts
+from .contract import ClosingContract, EngineContract, check_bookkeeping, prompts
 
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -105,6 +105,17 @@ class TestVllm(EngineContract):
         other.close()
         assert [list(ids) for ids in engine.generate(batch).token_ids] == expected
         assert len({token for ids in expected for token in ids}) > 30
+
+    def test_a_second_one_beside_it_is_refused(self, engine: Engine, models: Path) -> None:
+        with pytest.raises(EngineError, match="a vLLM engine of tiny is open in this process"):
+            VllmEngine(tiny(models))
+        check_bookkeeping(self.batch, engine.generate(self.batch))
+
+
+class TestVllmClosing(ClosingContract):
+    @classmethod
+    def make(cls, models: Path) -> Engine:
+        return VllmEngine(tiny(models), max_num_batched_tokens=512, **SMALL)
 
 
 def test_a_small_budget_mixes_prefill_and_decode(models: Path) -> None:

@@ -1,0 +1,70 @@
+"""energy.compare: two variants of one test in ABBA blocks, through pytest on the simulated board."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+TEST = """
+import time
+import pytest
+from pytest_tokenpower import TokenCount
+
+def sleeper(seconds):
+    def work():
+        time.sleep(seconds)
+        return TokenCount(prompt=0, generated=1000)
+    return work
+
+@pytest.mark.power_budget(min_rounds=4, max_rounds=6)
+def test_variants(energy):
+    energy.compare(baseline=sleeper(0.06), candidate=sleeper({candidate}){bound})
+"""
+
+
+@pytest.mark.parametrize(
+    ("candidate", "bound", "failed", "expected"),
+    [
+        (0.04, ", at_least='20%'", False, "passed"),
+        (
+            0.07,
+            ", at_least='50%'",
+            True,
+            "OVER BUDGET: test_variants: the candidate saves 3*must save at least 50 %*",
+        ),
+        (0.08, "", True, "REGRESSED: test_variants: the candidate costs *more*may cost at most 3 % more*"),
+    ],
+)
+def test_the_verdict_on_two_variants(
+    pytester: pytest.Pytester, candidate: float, bound: str, failed: bool, expected: str
+) -> None:
+    pytester.makepyfile(TEST.format(candidate=candidate, bound=bound))
+    result = pytester.runpytest_subprocess("--energy-source=simulated", "--energy-json=run.json")
+    result.assert_outcomes(passed=not failed, failed=failed)
+    result.stdout.fnmatch_lines([f"*{expected}*"])
+    measured = json.loads(Path(pytester.path, "run.json").read_text())["measurements"][0]
+    assert len(measured["rounds"]) == len(measured["arms"]["baseline"]) >= 4
+    assert not measured["comparable"]
+    seconds = [
+        sum(one["seconds"] / one.get("repeats", 1) for one in rounds) / len(rounds)
+        for rounds in (measured["arms"]["baseline"], measured["rounds"])
+    ]
+    assert seconds[0] == pytest.approx(0.06, rel=0.1)
+    assert seconds[1] == pytest.approx(candidate, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ("at_least='a lot'", "*test_variants*at_least='a lot'*must be a share*"),
+        ("restarts=2", "*restarts=2*needs engines in processes of their own*"),
+    ],
+)
+def test_mistakes_name_the_test_and_the_remedy(pytester: pytest.Pytester, call: str, message: str) -> None:
+    pytester.makepyfile(TEST.format(candidate=0.06, bound=f", {call}"))
+    result = pytester.runpytest_subprocess("--energy-source=simulated")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines([message])
+    result.stdout.no_fnmatch_line("*Traceback*")
