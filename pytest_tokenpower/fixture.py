@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, ParamSpec, TypeVar, cast
 
 from pytest_tokenpower import measurement as analysis
@@ -80,6 +81,8 @@ class Energy:
 
         Raises whatever ``fn`` raises, and TokenCountError where its tokens cannot be counted.
         """
+        # An error of the workload is shown as the test's own, without the frames that measured it.
+        __tracebackhide__ = True
         if self._entered:
             raise UsageError(f"{self._test}: energy() and energy.measure() in one test: use one of them")
         if self._called:
@@ -94,7 +97,7 @@ class Energy:
             return fn(*args, **kwargs)
         budget = self._budget
         last, windows = run_rounds(
-            lambda: fn(*args, **kwargs),
+            partial(fn, *args, **kwargs),
             lambda result: self._count(result, args, dict(kwargs), fn),
             phases_of,
             Plan(

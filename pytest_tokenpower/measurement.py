@@ -95,6 +95,7 @@ def round_records(
         for at, one in enumerate(rounds):
             found = reasons[at]
             found += guards.event_reasons(device, timeline.events(device.id, one.start_ns, one.end_ns))
+            found += guards.length_reasons(device, track, one.start_ns, one.end_ns)
             found += guards.energy_reasons(device, track, energy, at)
             found += guards.condition_reasons(device, conditions, one.start_ns, one.end_ns)
             off = guards.counter_disagreement(

@@ -99,7 +99,12 @@ def energy(request: pytest.FixtureRequest) -> Energy | DisabledEnergy:
             return DisabledEnergy()
         pytest.skip(str(error))
     except UsageError as error:
-        pytest.fail(str(error), pytrace=False)
+        raise _failure(error) from None
+
+
+def _failure(error: TokenPowerError) -> BaseException:
+    """A failure of the test in the error's words alone, without a traceback into the plugin."""
+    return pytest.fail.Exception(str(error), pytrace=False)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -115,11 +120,11 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     except (KeyboardInterrupt, pytest.exit.Exception, pytest.skip.Exception):
         raise
     except UsageError as error:
-        pytest.fail(str(error), pytrace=False)
+        raise _failure(error) from None
     except TokenPowerError as error:
         if fixture.used:
             item.stash[_MEASUREMENT] = fixture.finish(failed=True)
-        pytest.fail(str(error), pytrace=False)
+        raise _failure(error) from None
     except BaseException:
         if fixture.used:
             item.stash[_MEASUREMENT] = fixture.finish(failed=True)
@@ -216,7 +221,7 @@ class _Gatherer:
         measurements = self._config.stash[_MEASUREMENTS]
         chosen = self._config.stash[_SETTINGS]
         stores = chosen.stores and measurements
-        if chosen.disabled or self._config.option.collectonly:
+        if chosen.disabled or not _runs_tests(self._config):
             return
         if chosen.record is not None and _SESSION in self._config.stash:
             self._keep(f"recorded in {chosen.record}", _session(self._config).write_recording)
@@ -256,6 +261,12 @@ class _Sender:
                 output["tokenpower_losses"] = [f"this run is NOT recorded: {error}"]
 
 
+def _runs_tests(config: pytest.Config) -> bool:
+    """Whether tests are to run: not where pytest is only asked what there is."""
+    questions = ("collectonly", "showfixtures", "show_fixtures_per_test")
+    return not any(getattr(config.option, question, False) for question in questions)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Find mistakes in what names a meter, a store or a baseline before any test runs (and any worker starts)."""
@@ -266,7 +277,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     else:
         config.pluginmanager.register(_Gatherer(config), "tokenpower-gatherer")
     chosen = config.stash[_SETTINGS]
-    if chosen.disabled or config.option.collectonly:
+    if chosen.disabled or not _runs_tests(config):
         return
     try:
         if chosen.source not in settings.PLAIN_SOURCES:

@@ -50,6 +50,7 @@ def run_rounds(
     A workload shorter than the meter resolves is repeated inside each round. Nothing of the measurement runs
     between a round's two clock readings; results are counted after the window has closed.
     """
+    __tracebackhide__ = True
     last: object = None
     seconds = math.inf
     for _ in range(plan.warmup_rounds):
@@ -98,6 +99,7 @@ def measured_round(
     repeats: int,
 ) -> tuple[object, RoundWindow]:
     """One round: ``repeats`` executions in one window, counted after it has closed; the last result goes along."""
+    __tracebackhide__ = True
     results: list[object] = []
     wait = device_wait()
     start_ns = time.monotonic_ns()

@@ -49,8 +49,8 @@ def count_tokens(
     count = _count(result, args, dict(kwargs or {}), fn)
     if count is None and _sequences(result) is not None:
         raise TokenCountError(
-            f"where the prompts end in {_kind(result)} of token ids cannot be told without them: have generate() called "
-            "by the fixture, energy(model.generate, **inputs), or return pytest_tokenpower.TokenCount(prompt=..., "
+            f"where the prompts end in {_kind(result)} of token ids cannot be told without them: have generate() "
+            "called by the fixture, energy(model.generate, **inputs), or return pytest_tokenpower.TokenCount(prompt=..., "
             "generated=...)"
         )
     if count is None:
@@ -147,6 +147,9 @@ def _end_ids(kwargs: dict[str, Any], fn: Callable[..., Any] | None) -> set[int]:
 
 
 def _kind(result: object) -> str:
-    if isinstance(result, (list, tuple)) and result:
-        return f"a {type(result).__name__} of {type(result[0]).__name__}"
-    return "None" if result is None else f"a {type(result).__name__}"
+    if result is None:
+        return "None"
+    name = type(result).__name__
+    article = "an" if name[0] in "aeiouAEIOU" else "a"
+    members = f" of {type(result[0]).__name__}" if isinstance(result, (list, tuple)) and result else ""
+    return f"{article} {name}{members}"

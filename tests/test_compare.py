@@ -29,7 +29,7 @@ def test_variants(energy):
     [
         (0.04, ", at_least='20%'", False, "passed"),
         (
-            0.07,
+            0.04,
             ", at_least='50%'",
             True,
             "OVER BUDGET: test_variants: the candidate saves 3*must save at least 50 %*",

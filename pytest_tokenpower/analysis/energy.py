@@ -6,10 +6,10 @@ difference of that function at its edges; its uncertainty comes from the two edg
 
 Between two moments power is not taken as flat. Windows begin and end where the work does, so power steps at
 their edges, and a flat interpolation leaks energy out of every window that is hotter than its surroundings
-(5 % of an 82 ms prefill on an H100). With a and c the power of the neighbouring samples, b of the edge's own and f
-the edge's place in it, a step at the edge means b = f·a + (1-f)·c, and the energy before the edge is
-f·d·(b + (1-f)·(a-c)): that removes half of the bias and a quarter of the scatter, and changes nothing where
-power is steady.
+(6 % of an 82 ms prefill on an H100). Two things bring it back, and change nothing where power is steady. With a and c
+the power of the neighbouring samples, b of the edge's own and f the edge's place in it, a step at the edge means
+b = f·a + (1-f)·c, and the energy before the edge is f·d·(b + (1-f)·(a-c)). And the ring follows a step of the load only
+gradually, as a first-order lag: see SMOOTHING_S. Figures before and after: docs/results/window-accuracy.md.
 """
 
 from __future__ import annotations
@@ -25,18 +25,29 @@ from pytest_tokenpower.telemetry.values import PowerSamples
 
 Method = Literal["power ring", "energy counter", "power polling"]
 
-EDGE_SHARE = 0.13
-"""Standard error of one edge as a share of (sample length x power step there): 2.6 ms of the step for 20 ms samples.
-Measured: prefill windows of 82 and 228 ms on an H100 repeat to 2.6 and 1.3 %, their true scatter included."""
+EDGE_SHARE = 0.1
+"""Standard error of one edge as a share of (sample length x power step there): 2 ms of the step for 20 ms samples.
+Measured: prefill windows of 82 and 228 ms on an H100 repeat to 2.6 and 1.1 %, their true scatter included."""
 
-RING_LAG_NS = 2_500_000
-"""A ring sample's stamp is late by about this much (H100: anything from 0 to 5 ms fits; 2.5 ms repeats best)."""
+RING_LAG_NS = 3_000_000
+"""A ring sample's stamp is late by about this much, after the smoothing below has been undone."""
+
+SMOOTHING_S = 0.011
+"""Time constant of the board's own smoothing (H100: the steps of 450 prefills, folded, fit 10 to 13 ms). Undoing it
+takes the bias of an 82 ms window from -3.7 % to -0.1 %, at the same spread. On a board whose samples were
+exact means it would cost 1.5 % there, well within the stated error."""
+
+SHORTEST_SAMPLE_S = 0.01
+"""Samples that are stamped nearer to each other are late stamps, not short samples: sharpening them adds noise."""
 
 TIMESTAMP_NS = 1_000_000
 """Standard error of a ring sample's stamp."""
 
 GAP_PERIODS = 3.0
 """A distance between samples above this many periods is a gap (measurement.md of the project: guards)."""
+
+LARGEST_DISAGREEMENT = 0.05
+"""Counter against ring: beyond this one of the two is wrong, and there is no telling which."""
 
 SCALE_PRIOR_SD = 0.002
 """The ring and the counter of a sound board agree within this; a short recording cannot say it better."""
@@ -77,9 +88,17 @@ class WindowEnergy:
 
 
 def ring_track(power: PowerSamples) -> EnergyTrack:
-    """The track of NVML's power ring: each sample is the mean power since the sample before it."""
+    """The track of NVML's power ring: each sample stands for the time since the sample before it.
+
+    A first-order lag over a sample of length d leaves the share a = exp(-d/SMOOTHING_S) of the reading before it in
+    the reading: (reading - a·before) / (1 - a) is the power that made it.
+    """
     seconds = np.diff(power.t_ns) / 1e9
-    watts = power.milliwatts[1:] / 1e3
+    readings = power.milliwatts / 1e3
+    left = np.exp(np.maximum(seconds, SHORTEST_SAMPLE_S) / -SMOOTHING_S)
+    # The first interval's energy is needed, and what was before its first reading is not known: nothing is undone.
+    left[:1] = 0.0
+    watts = (readings[1:] - left * readings[:-1]) / (1.0 - left)
     joules = np.concatenate([[0.0], np.cumsum(watts * seconds)])
     return replace(_track("power ring", power.t_ns, joules, TIMESTAMP_NS), lag_ns=RING_LAG_NS)
 
@@ -254,7 +273,11 @@ def _longest_gapless(track: EnergyTrack, counters: CounterColumns) -> NDArray[np
 
 
 def scaled(track: EnergyTrack, fit: ScaleFit | None) -> EnergyTrack:
-    """The track at the counter's scale; without a fit at its own, with the prior's uncertainty."""
-    if fit is None:
-        return replace(track, scale=1.0, scale_stderr=SCALE_PRIOR_SD)
+    """The track at the counter's scale; without a fit at its own, with the prior's uncertainty.
+
+    Where the two disagree by more than LARGEST_DISAGREEMENT one of them is wrong: then nothing is scaled, and the
+    guards say so.
+    """
+    if fit is None or abs(fit.agreement - 1.0) > LARGEST_DISAGREEMENT:
+        return replace(track, scale=1.0, scale_stderr=SCALE_PRIOR_SD, fit=fit)
     return replace(track, scale=fit.scale, scale_stderr=fit.stderr, fit=fit)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pytest_tokenpower.analysis.energy import GAP_PERIODS, EnergyTrack, WindowEnergy
+from pytest_tokenpower.analysis.energy import GAP_PERIODS, LARGEST_DISAGREEMENT, EnergyTrack, WindowEnergy
 from pytest_tokenpower.telemetry.timeline import CounterColumns, Event
 from pytest_tokenpower.telemetry.values import Conditions, Device
 
@@ -16,9 +16,6 @@ LARGEST_RELATIVE_ERROR = 0.10
 
 LARGEST_THERMAL_SHARE = 0.01
 """Thermal or brake slowdown for more than this share of a window makes it invalid; a power cap is information."""
-
-LARGEST_DISAGREEMENT = 0.05
-"""Counter against ring: beyond this one of the two is wrong, and there is no telling which."""
 
 DISAGREEMENT_SPAN_NS = 3_000_000_000
 
@@ -55,6 +52,16 @@ def shortest_window_ns(track: EnergyTrack) -> float:
     """How long a window must be for an error of about 2 to 3 % at worst: the meter's own, not the workload's."""
     jitter = 0.0 if track.method == "power ring" else track.edge_jitter_ns
     return max(5.0 * track.period_ns, 50.0 * jitter)
+
+
+def length_reasons(device: Device, track: EnergyTrack, start_ns: int, end_ns: int) -> list[str]:
+    """What no error estimate sees: inside one period of the readings nothing is known but their mean."""
+    if end_ns - start_ns >= track.period_ns:
+        return []
+    return [
+        f"{device.id}: a window of {(end_ns - start_ns) / 1e6:.2g} ms is shorter than the {track.method} can tell "
+        f"apart ({track.period_ns / 1e6:.0f} ms): make a round longer than {shortest_window_ns(track) / 1e9:.2g} s"
+    ]
 
 
 def event_reasons(device: Device, events: Sequence[Event]) -> list[str]:

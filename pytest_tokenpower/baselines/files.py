@@ -174,3 +174,17 @@ def _sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def json_files(folder: Path) -> list[Path]:
+    """The JSON files of a folder that may be runs, by name; none where it cannot be listed."""
+    try:
+        files = sorted(os.listdir(folder))
+    except OSError:  # No folder, or not ours to read: it holds nothing for us.
+        return []
+    return [folder / file for file in files if file.endswith(".json") and not file.startswith(".")]
+
+
+def is_store(path: Path) -> bool:
+    """Whether a path holds stored runs; a folder or file that merely has a branch's name (docs, main) is no store."""
+    return (path / "runs").is_dir() or any(parse_file_name("", file.name) for file in json_files(path))

@@ -58,7 +58,8 @@ class GitOutput:
 def run_git(folder: Path, *arguments: str, stdin: bytes = b"", timeout_s: float = _QUICK_S) -> GitOutput:
     """Run ``git -C folder arguments``: no prompt, no pager, no lock that is optional, messages in English.
 
-    ``stdin`` is what git reads there. A failing git is an answer (``code``); raises HistoryError where git is not installed or does not come back.
+    ``stdin`` is what git reads. A failing git is an answer (``code``); raises HistoryError where git is not
+    installed or does not come back.
     """
     environment = {name: value for name, value in os.environ.items() if name not in _LOCATION_VARIABLES}
     environment |= {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -10,9 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from pytest_tokenpower.baselines.files import COMMIT_LENGTH, StoredRun, parse_file_name
+from pytest_tokenpower.baselines.blessings import Accepted, read_blessings
+from pytest_tokenpower.baselines.files import COMMIT_LENGTH, StoredRun, is_store, json_files
 from pytest_tokenpower.baselines.git import Repository, explain_absence
 from pytest_tokenpower.baselines.key import KeyDifference, differences, ignoring
+from pytest_tokenpower.baselines.line import line_of
 from pytest_tokenpower.baselines.store import IndexedMeasurement, Store
 from pytest_tokenpower.baselines.why import Absence, why_no_history, why_not_found
 from pytest_tokenpower.errors import HistoryError, StoreError, UsageError
@@ -41,12 +42,14 @@ class BaselineRun(NamedTuple):
 class Found:
     """The comparable runs of a test, newest first; without any, ``why`` says what is in the way.
 
-    ``differences`` is how the nearest stored key differs, where a different key is the reason.
+    ``differences`` is how the nearest stored key differs, where a different key is the reason. ``note`` tells of
+    newer runs that regressed and are not blessed: the comparison is with what was before them.
     """
 
     runs: tuple[BaselineRun, ...] = ()
     why: str = ""
     differences: tuple[KeyDifference, ...] = ()
+    note: str = ""
 
 
 def parse_baseline(text: str) -> tuple[Kind | None, str]:
@@ -67,7 +70,8 @@ class Baseline:
     """The stored runs that count as the baseline, newest first, and the others that explain an absence.
 
     ``label`` is what reports call it (``main@1a2b3c4``); ``commits`` is the baseline's history for a ref and empty
-    otherwise. For a ref only clean runs on ``commits`` count; a name or a path is taken at its word.
+    otherwise. For a ref only clean runs on ``commits`` count, and of those that regressed only the blessed ones
+    (``accepted``, None otherwise); a name or a path is taken at its word.
     """
 
     kind: Kind
@@ -78,6 +82,7 @@ class Baseline:
     commits: tuple[str, ...] = ()
     dirty_entries: tuple[StoredRun, ...] = field(default=(), repr=False)
     other_entries: tuple[StoredRun, ...] = field(default=(), repr=False)
+    accepted: Accepted | None = field(default=None, repr=False)
 
     @classmethod
     def resolve(
@@ -88,14 +93,15 @@ class Baseline:
         limit_runs: int = 5,
         *,
         folder: Path | None = None,
+        at_ref: bool = False,
     ) -> Baseline:
         """What ``text`` means here; paths are relative to ``folder`` (the current one).
 
-        Raises UsageError where it means nothing or two things, HistoryError where git cannot answer, StoreError
+        The history of a ref begins where HEAD left it, or with ``at_ref`` at the ref itself. Raises UsageError where it means nothing or two things, HistoryError where git cannot answer, StoreError
         for a run file that is not readable. The store's entries are taken as they are now.
         """
         kind, value = parse_baseline(text)
-        search = _Search(value, store, repository, limit_runs, folder or Path.cwd())
+        search = _Search(value, store, repository, limit_runs, folder or Path.cwd(), at_ref)
         return search.as_kind(kind) if kind else search.guess()
 
     def find(
@@ -118,6 +124,8 @@ class Baseline:
         runs: list[BaselineRun] = []
         seen = Absence(test, self.label, len(self.entries))
         for entry, place in self._places(test, self.entries, seen):
+            if runs and self.accepted and self.accepted.before_level(test, entry.commit):
+                break
             if not place.comparable:
                 seen.invalid += 1
                 continue
@@ -133,11 +141,15 @@ class Baseline:
                 seen.unreadable += 1  # Named in store.problems.
                 continue
             contents = self.store.contents(entry)
+            if self.accepted and not self.accepted.counts(measurement, contents.run_id, entry.commit):
+                if not runs:
+                    seen.add_regressed(contents.commit or "")
+                continue
             runs.append(BaselineRun(contents.run_id, contents.commit, measurement))
             if len(runs) == self.limit_runs:
                 break
         if runs:
-            return Found(tuple(runs))
+            return Found(tuple(runs), note=seen.unblessed)
         return Found((), self._why(test, seen, existing), seen.nearest)
 
     def _places(
@@ -182,6 +194,7 @@ class _Search:
     repository: Repository | None
     limit_runs: int
     folder: Path
+    at_ref: bool = False
 
     @property
     def path(self) -> Path:
@@ -200,7 +213,7 @@ class _Search:
         if self.value.endswith(".json") or self.value.startswith(("/", "./", "../", "~")):
             return self._of_path()
         no_ref = self._no_ref()
-        fits = {"ref": no_ref is None, "name": bool(self._named()), "path": _is_store(self.path)}
+        fits = {"ref": no_ref is None, "name": bool(self._named()), "path": is_store(self.path)}
         fitting = [kind for kind in fits if fits[kind]]
         if len(fitting) > 1:
             raise UsageError(
@@ -209,7 +222,7 @@ class _Search:
             )
         if fitting:
             return self.as_kind(_KINDS[fitting[0]])
-        if self.path.is_file() or _json_files(self.path):
+        if self.path.is_file() or json_files(self.path):
             return self._of_path()
         raise HistoryError(
             f"baseline {self.value!r} is no git ref, no saved run and no path of stored runs. As a ref: {no_ref} "
@@ -239,21 +252,26 @@ class _Search:
                 f"baseline {self.value!r} needs git history, but {explain_absence(self.folder)}. "
                 "Without git, name a saved run (--energy-save=NAME) or a path"
             )
-        name = self.repository.resolve(self.value).name
-        commits = self.repository.baseline_commits(self.value)
+        ref = self.repository.resolve(self.value)
+        commits = (
+            line_of(self.repository, ref.commit)
+            if self.at_ref
+            else self.repository.baseline_commits(self.value)
+        )
         order = {commit[:COMMIT_LENGTH]: position for position, commit in enumerate(commits)}
         ours = [entry for entry in self.entries if entry.commit in order]
         # Stable: the runs of one commit stay newest first.
         ours.sort(key=lambda entry: order[entry.commit or ""])
         return Baseline(
             kind="ref",
-            label=f"{name}@{commits[0][:7]}" if commits else name,
+            label=f"{ref.name}@{commits[0][:7]}" if commits else ref.name,
             store=self.store,
             entries=tuple(entry for entry in ours if entry.state == "clean"),
             limit_runs=self.limit_runs,
             commits=commits,
             dirty_entries=tuple(entry for entry in ours if entry.state != "clean"),
             other_entries=tuple(entry for entry in self.entries if entry.commit not in order),
+            accepted=Accepted(read_blessings(self.store.path), commits),
         )
 
     def _of_name(self) -> Baseline:
@@ -275,7 +293,7 @@ class _Search:
         if store.folder.is_dir():
             return Baseline("path", self.value, store, store.entries(), self.limit_runs)
         entries = []
-        for file in _json_files(path):
+        for file in json_files(path):
             try:
                 entries.append(store.open_file(file))
             except StoreError:
@@ -284,16 +302,3 @@ class _Search:
             raise UsageError(f"baseline {self.value!r}: {path} holds no run of pytest-tokenpower")
         entries.sort(key=lambda entry: (entry.created, entry.id8), reverse=True)
         return Baseline("path", self.value, store, tuple(entries), self.limit_runs)
-
-
-def _json_files(folder: Path) -> list[Path]:
-    try:
-        files = sorted(os.listdir(folder))
-    except OSError:  # No folder, or not ours to read: it holds nothing for us.
-        return []
-    return [folder / file for file in files if file.endswith(".json") and not file.startswith(".")]
-
-
-def _is_store(path: Path) -> bool:
-    # A folder or file that merely has a branch's name (docs, main) is no store.
-    return (path / "runs").is_dir() or any(parse_file_name("", file.name) for file in _json_files(path))

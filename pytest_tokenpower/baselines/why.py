@@ -17,7 +17,8 @@ class Absence:
 
     Of ``entries`` runs ``searched`` were looked into and ``unreadable`` of those could not be read. In the others
     were ``invalid`` measurements of the test and ``differing`` ones with another key, ``nearest`` being the
-    smallest difference. ``contents`` are the tests of each readable run.
+    smallest difference; ``regressed`` comparable ones were judged regressed and are not blessed, the oldest on
+    ``regressed_commit``. ``contents`` are the tests of each readable run.
     """
 
     test: str
@@ -28,6 +29,8 @@ class Absence:
     invalid: int = 0
     differing: int = 0
     nearest: tuple[KeyDifference, ...] = ()
+    regressed: int = 0
+    regressed_commit: str = ""
     contents: list[Mapping[str, object]] = field(default_factory=list)
 
     def add_differing(self, found: tuple[KeyDifference, ...]) -> None:
@@ -35,6 +38,22 @@ class Absence:
         self.differing += 1
         if not self.nearest or len(found) < len(self.nearest):
             self.nearest = found
+
+    def add_regressed(self, commit: str) -> None:
+        """Count a measurement that regressed; they come newest first."""
+        self.regressed += 1
+        self.regressed_commit = commit
+
+    @property
+    def unblessed(self) -> str:
+        """That runs regressed and are not blessed, and how to bless them; empty if none did."""
+        if not self.regressed:
+            return ""
+        verb = "is" if self.regressed == 1 else "are"
+        return (
+            f"{_count(self.regressed, 'stored run')} on {self.label} regressed and {verb} not blessed; to accept: "
+            f"tokenpower bless {self.regressed_commit[:10]} --reason ..."
+        )
 
 
 def why_not_found(
@@ -46,6 +65,8 @@ def why_not_found(
     ``elsewhere`` are runs outside of the baseline that hold the test.
     """
     test, label = absence.test, absence.label
+    if absence.regressed:
+        return absence.unblessed
     if absence.nearest:
         if absence.differing == 1:
             return f"the one stored run on {label} is not comparable: {describe(absence.nearest)}"

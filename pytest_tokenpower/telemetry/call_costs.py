@@ -54,11 +54,19 @@ class CallLog:
 
 
 def call_costs(
-    library: Any, calls: Mapping[str, tuple[Any, ...]], now_ns: Callable[[], int]
+    library: Any, calls: Mapping[str, tuple[Any, ...]], handle: Any, now_ns: Callable[[], int]
 ) -> tuple[CallCost, ...]:
-    """The cost of each function of ``calls`` with its arguments; those that count their callers are left out."""
+    """The cost of each function of ``calls`` with its arguments; those that count their callers are left out.
+
+    Calls on a device go to ``handle``: the one that they were made with ended with its nvmlShutdown.
+    """
     return tuple(
-        _cost(getattr(library, call), call, arguments, now_ns)
+        _cost(
+            getattr(library, call),
+            call,
+            (handle, *arguments[1:]) if call.startswith("nvmlDevice") and arguments else arguments,
+            now_ns,
+        )
         for call, arguments in calls.items()
         if call not in _NEVER_AGAIN
     )

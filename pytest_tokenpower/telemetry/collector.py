@@ -99,6 +99,15 @@ class _Poller(threading.Thread):
         self._wake.set()
 
 
+def _opened(poller: _Poller) -> Sequence[Device]:
+    """The devices of a poller that was started; raises what its meter's ``open`` raised."""
+    if not poller.opened.wait(OPEN_TIMEOUT_S):
+        raise MeterError(f"the meter {poller.meter.name} did not answer within {OPEN_TIMEOUT_S:.0f} s")
+    if poller.error is not None:
+        raise poller.error
+    return poller.devices
+
+
 class Collector:
     """Runs meters in the background and fills a timeline.
 
@@ -107,6 +116,7 @@ class Collector:
 
     def __init__(self, meters: Sequence[Meter], clock_factory: type[Clock] = Clock) -> None:
         self.timeline = Timeline()
+        self._clock_factory = clock_factory
         # Each thread has a clock of its own: the offset is read anew at each of its polls.
         self._pollers = [_Poller(meter, self.timeline, clock_factory()) for meter in meters]
 
@@ -114,43 +124,63 @@ class Collector:
         """Open the meters and begin; returns their devices."""
         for poller in self._pollers:
             poller.start()
-        for poller in self._pollers:
-            if not poller.opened.wait(OPEN_TIMEOUT_S):
-                self.stop()
-                raise MeterError(
-                    f"the meter {poller.meter.name} did not answer within {OPEN_TIMEOUT_S:.0f} s"
-                )
-            if poller.error is not None:
-                self.stop()
-                raise poller.error
-        return [device for poller in self._pollers for device in poller.devices]
+        try:
+            return [device for poller in self._pollers for device in _opened(poller)]
+        except BaseException:
+            self.stop()
+            raise
 
-    def flush(self, until_ns: int, timeout_s: float = FLUSH_TIMEOUT_S) -> None:
-        """Return when every meter's readings reach beyond ``until_ns``.
+    def add(self, meter: Meter) -> Sequence[Device]:
+        """Open one more meter beside those that run; where it fails, they go on."""
+        poller = _Poller(meter, self.timeline, self._clock_factory())
+        poller.start()
+        try:
+            devices = _opened(poller)
+        except BaseException:
+            poller.stop()
+            raise
+        self._pollers.append(poller)
+        return devices
+
+    def flush(
+        self, until_ns: int, timeout_s: float = FLUSH_TIMEOUT_S, devices: Sequence[Device] | None = None
+    ) -> None:
+        """Return when the readings of ``devices`` (None: of all) reach beyond ``until_ns``.
 
         A meter that hangs or stops is noted in the timeline as a fault of its devices; it is not waited for
-        longer than ``timeout_s``.
+        longer than ``timeout_s`` and the latency of its devices.
         """
-        deadline = time.monotonic() + timeout_s
+        wanted = None if devices is None else {device.id for device in devices}
+        began = time.monotonic()
         for poller in self._pollers:
+            mine = [each for each in poller.devices if wanted is None or each.id in wanted]
+            if not mine:
+                continue
+            latency_s = max(each.latency_s for each in mine)
+            # What comes late need not be asked for fifty times a second.
+            pause_s = min(max(0.02, latency_s / 20), 1.0)
             while True:
-                left = deadline - time.monotonic()
+                left = began + timeout_s + latency_s - time.monotonic()
                 if not poller.poll_now(max(left, 0.2)):
-                    self._note_hang(poller, until_ns, "did not answer")
+                    self._note_hang(poller.meter, mine, until_ns, "did not answer", timeout_s + latency_s)
                     break
-                behind = [d for d in poller.devices if (self.timeline.newest_ns(d.id) or 0) < until_ns]
+                behind = [each for each in mine if (self.timeline.newest_ns(each.id) or 0) < until_ns]
                 if not behind:
                     break
                 if left <= 0:
-                    self._note_hang(poller, until_ns, "gave no newer reading")
+                    self._note_hang(
+                        poller.meter, mine, until_ns, "gave no newer reading", timeout_s + latency_s
+                    )
                     break
-                time.sleep(0.02)
+                time.sleep(pause_s)
 
-    def _note_hang(self, poller: _Poller, until_ns: int, what: str) -> None:
+    def _note_hang(
+        self, meter: Meter, devices: Sequence[Device], until_ns: int, what: str, waited_s: float
+    ) -> None:
         now_ns = time.monotonic_ns()
-        for device in poller.devices:
+        for device in devices:
             start_ns = min(self.timeline.newest_ns(device.id) or until_ns, until_ns)
-            reason = f"{device.id}: the meter {poller.meter.name} {what} for {FLUSH_TIMEOUT_S:.0f} s"
+            reason = f"{device.id}: the meter {meter.name} {what} for {waited_s:.0f} s"
             self.timeline.note(Event(start_ns, max(now_ns, until_ns), "meter failed", reason, device.id))
 
     def stop(self) -> None:

@@ -114,7 +114,8 @@ def inspect_boards(
         facts = {device_id: _facts(library, device_id, handle) for device_id, handle in handles.items()}
         refresh = _watch(library, handles, now_ns, sleep)
         boards = tuple(replace(facts[device_id], refresh=refresh[device_id]) for device_id in handles)
-        costs = call_costs(library, calls, now_ns)
+        first = next(iter(handles.values()), None)
+        costs = () if first is None else call_costs(library, calls, first, now_ns)
         return boards, costs, ()
     except Exception as error:
         return (), (), (f"the boards could not be asked again: {error_text(error)}",)

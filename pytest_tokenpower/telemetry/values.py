@@ -20,6 +20,9 @@ Provenance = Literal["measured", "modelled", "simulated", "replayed"]
 
 Fact = str | int | float | bool | None
 
+SLOW_S = 2.0
+"""A meter that is read each second resolves this; one that resolves less is a BMC, or is scraped."""
+
 
 @dataclass(frozen=True)
 class Device:
@@ -29,6 +32,8 @@ class Device:
     two measurements are comparable (board, memory, enforced power limit, driver major, MIG);
     ``facts`` are recorded beside them and shown when a comparison surprises. ``counter_tick_ns`` is the
     counter's own update period (100 ms on an H100); 0 for a counter that is exact at the moment of reading.
+    ``latency_s`` is how late a reading may arrive: a window's energy is waited for that much longer.
+    The fact ``resolution_ms`` is the shortest window that the device resolves, however often it is read.
     """
 
     id: str
@@ -39,6 +44,18 @@ class Device:
     key_facts: Mapping[str, Fact] = field(default_factory=dict)
     facts: Mapping[str, Fact] = field(default_factory=dict)
     counter_tick_ns: int = 0
+    latency_s: float = 0.0
+
+    @property
+    def resolution_s(self) -> float:
+        """The shortest window that the device resolves, as its meter declares it; 0 where it says nothing."""
+        declared_ms = self.facts.get("resolution_ms")
+        return declared_ms / 1e3 if isinstance(declared_ms, (int, float)) else 0.0
+
+    @property
+    def slow(self) -> bool:
+        """Whether it is measured over a whole measurement only: no round, and no phase, is long enough for it."""
+        return self.resolution_s > SLOW_S
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,7 @@ class IpmiMeter:
                     "sampling_s": power.sampling_s,
                     "command": " ".join(self._command),
                 },
+                latency_s=self._timeout_s,
             )
         ]
 

@@ -226,6 +226,8 @@ class PrometheusMeter:
                 "labels": ", ".join(f"{label}={value}" for label, value in labels),
             },
             counter_tick_ns=0 if self._unit == "watts" else round(1e9 * seen_s),
+            # Up to one refresh until the exporter sees it, one until it is scraped, and the request itself.
+            latency_s=2 * seen_s + self._timeout_s,
         )
 
     def _reading(self, clock: Clock, device_id: str, rows: Rows) -> Reading:

@@ -135,6 +135,7 @@ class RedfishMeter:
                 provenance="measured",
                 key_facts=key_facts,
                 facts=facts,
+                latency_s=self._timeout_s,
             )
         ]
 
