@@ -76,11 +76,12 @@ def measure(arguments: argparse.Namespace) -> None:
         test = Path(__file__).parent / "gpu_project" / "test_chat.py"
         repository.write({"test_chat.py": test.read_text(), "engine.json": json.dumps(VARIANTS["unchanged"])})
 
-    def play(label: str, *options: str) -> int:
+    def play(label: str, *options: str) -> dict[str, Any]:
         record = arguments.folder / "record.json"
         record.unlink(missing_ok=True)
         done = repository.pytest(
             "-q",
+            "--show-capture=no",
             f"--energy-source={arguments.source}",
             f"--energy-json={record}",
             *options,
@@ -88,30 +89,40 @@ def measure(arguments: argparse.Namespace) -> None:
         )
         shown = done.output[done.output.find("= FAILURES") :] if done.code == 1 else done.output[-3000:]
         print(f"--- {label}: exit {done.code}, {done.seconds:.0f} s\n{shown[-3500:]}", flush=True)
-        run = json.loads(record.read_text()) if record.exists() else None
-        results["runs"].append(
-            {
-                "label": label,
-                "exit": done.code,
-                "seconds": done.seconds,
-                "at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                "record": run,
-                "output": done.output[-6000:],
-            }
-        )
+        run = {
+            "label": label,
+            "exit": done.code,
+            "seconds": done.seconds,
+            "at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "record": json.loads(record.read_text()) if record.exists() else None,
+            "output": done.output[-6000:],
+        }
+        results["runs"].append(run)
         arguments.results.write_text(json.dumps(results))
-        return done.code
+        return run
 
     stored = sum(run["label"] == "baseline" and run["exit"] == 0 for run in results["runs"])
     for number in range(stored, arguments.baseline_runs):
         repository.commit(f"commit {number + 1} of main")
-        if play("baseline", "--energy-autosave") != 0:
+        if play("baseline", "--energy-autosave")["exit"] != 0:
             sys.exit("a run of the baseline failed: nothing can be compared with it")
+    surprises = []
     for name in arguments.only:
         repository.branch(name.replace(" ", "-"))
         repository.write({"engine.json": json.dumps(VARIANTS[name])})
         repository.commit(name)
-        play(name, "--energy-baseline=main")
+        if (kind := verdict_of(play(name, "--energy-baseline=main")).get("kind")) != EXPECTED[name]:
+            surprises.append(f"{name}: {kind or 'no verdict'}, expected {EXPECTED[name]}")
+    if surprises:
+        sys.exit("; ".join(surprises))
+
+
+def verdict_of(run: dict[str, Any]) -> dict[str, Any]:
+    """The verdict of a run's one test; empty where it has none."""
+    if not run["record"]:
+        return {}
+    verdicts: list[dict[str, Any]] = run["record"]["measurements"][0].get("verdicts") or [{}]
+    return verdicts[-1]
 
 
 def render(results: dict[str, Any]) -> str:
@@ -142,7 +153,7 @@ def render(results: dict[str, Any]) -> str:
             continue
         one = run["record"]["measurements"][0]
         figures = one.get("figures", {})
-        verdict = (one.get("verdicts") or [{}])[-1]
+        verdict = verdict_of(run)
 
         def figure(name: str, digits: int = 4, figures: dict[str, Any] = figures) -> str:
             return f"{figures[name]['value']:.{digits}g}" if name in figures else ""
@@ -165,8 +176,7 @@ def render(results: dict[str, Any]) -> str:
     lines += ["", "What the failing builds printed:", ""]
     for run in results["runs"]:
         if run["exit"] == 1 and run["record"]:
-            message = run["record"]["measurements"][0]["verdicts"][-1]["message"]
-            lines += ["```", f"{run['label']}: {message}", "```", ""]
+            lines += ["```", f"{run['label']}: {verdict_of(run).get('message', 'no verdict')}", "```", ""]
     return "\n".join(lines)
 
 

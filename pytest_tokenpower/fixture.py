@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar, cast
 
 from pytest_tokenpower import measurement as analysis
 from pytest_tokenpower.baselines.key import make_key
+from pytest_tokenpower.beside import Beside
 from pytest_tokenpower.engines.describe import describe_callable
 from pytest_tokenpower.errors import TokenCountError, UsageError
 from pytest_tokenpower.interleave import Arm, BlockPlan, Comparison, Startable, run_blocks
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from pytest_tokenpower.session import Session
     from pytest_tokenpower.settings import Budget
     from pytest_tokenpower.telemetry.timeline import Timeline
-    from pytest_tokenpower.telemetry.values import Device
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -100,7 +100,10 @@ class Energy:
             partial(fn, *args, **kwargs),
             lambda result: self._count(result, args, dict(kwargs), fn),
             phases_of,
-            Plan(
+            # A slow meter has a single figure for all of it: one round that is as long as it takes.
+            Plan(self._session.settings.warmup_rounds, 1, 1, budget.max_seconds)
+            if self._telemetry.slow
+            else Plan(
                 self._session.settings.warmup_rounds, budget.min_rounds, budget.max_rounds, budget.max_seconds
             ),
             self._telemetry,
@@ -225,25 +228,32 @@ class Energy:
 
     def finish(self, *, failed: bool) -> MeasurementRecord:
         """The measurement of this test with its verdicts; ``failed``: the test failed by itself, so none is passed."""
-        records = self._telemetry.assess(self._windows) if self._windows else ()
+        telemetry = self._telemetry
+        windows = self._windows if self._comparison is not None else telemetry.resolved(self._windows)
+        records = telemetry.assess(windows) if windows else ()
+        beside = telemetry.beside(windows, records) if self._comparison is None else Beside(records)
         self._session.keep(self._test, self._windows)
-        least = 1 if not self._called else min(self._budget.min_rounds, self._budget.max_rounds)
+        least = (
+            1 if telemetry.slow or not self._called else min(self._budget.min_rounds, self._budget.max_rounds)
+        )
         reasons = ("the test failed by itself",) if failed else analysis.flagged_too_often(records, least)
-        devices = self._telemetry.devices_in_use(self._windows)
+        devices = telemetry.devices_in_use(self._windows)
         identity = self._identity
         method = sorted({track.method for d in devices if (track := analysis.track_of(self._timeline, d))})
-        key, facts = self._key(devices, identity)
+        key, facts = self._key(identity)
+        facts |= {f"beside.{name}.absent": reason for name, reason in telemetry.notes.items()}
+        facts |= beside.facts
         measured = MeasurementRecord(
             test=self._test,
             key=key,
             facts=facts,
-            provenance=self._telemetry.provenance,
-            scope="+".join(sorted({device.scope for device in devices})),
+            provenance=telemetry.provenance,
+            scope=telemetry.scope,
             method=" + ".join(method),
-            rounds=records,
+            rounds=beside.rounds,
             comparable=not reasons,
             reasons=reasons,
-            figures={} if reasons else analysis.figures(records),
+            figures={} if reasons else {**analysis.figures(records), **beside.figures},
         )
         if self._comparison is not None:
             return self._finish_comparison(self._comparison, measured, failed=failed)
@@ -271,14 +281,13 @@ class Energy:
     def _timeline(self) -> Timeline:
         return self._telemetry.collector.timeline
 
-    def _key(
-        self, devices: Sequence[Device], identity: EngineIdentity | None
-    ) -> tuple[dict[str, Fact], dict[str, Fact]]:
+    def _key(self, identity: EngineIdentity | None) -> tuple[dict[str, Fact], dict[str, Fact]]:
+        devices = self._telemetry.devices_of_key(self._windows)
         each = {count for window in self._windows for count in _executions(window)}
         key = make_key(
             devices=devices,
             provenance=self._telemetry.provenance,
-            scope="+".join(sorted({device.scope for device in devices})),
+            scope=self._telemetry.scope,
             engine=identity.engine if identity else None,
             engine_version=identity.version if identity else None,
             model=identity.model if identity else None,
@@ -287,7 +296,7 @@ class Energy:
         facts: dict[str, Fact] = {}
         if len(each) > 1:
             facts["token_counts"] = "differ between executions"
-        for device in devices:
+        for device in {each.id: each for each in (*devices, *self._telemetry.others)}.values():
             facts |= {f"{device.id}.{name}": value for name, value in device.facts.items()}
         if identity is not None:
             facts["engine_version"] = identity.version
@@ -305,8 +314,7 @@ class Energy:
             )
         settings, budget = self._session.settings, self._budget
         verdicts = list(judge_ceilings(measured, budget.ceilings))
-        baseline = self._session.baseline
-        if baseline is not None:
+        for baseline in self._session.baselines:
             found = baseline.find(self._test, measured.key, (*settings.key_ignore, *budget.key_ignore))
             stored = StoredRuns(
                 label=baseline.label,
@@ -314,7 +322,15 @@ class Energy:
                 run_ids=tuple(run.run_id for run in found.runs),
                 why=found.why,
             )
-            verdicts.append(judge_baseline(measured, stored, budget.regression or settings.regression))
+            verdicts.append(
+                judge_baseline(
+                    measured,
+                    stored,
+                    budget.regression or settings.regression,
+                    self._session.prior(baseline, self._test, measured.key),
+                    family=self._session.gated_tests * len(self._session.baselines),
+                )
+            )
         return tuple(verdicts)
 
 

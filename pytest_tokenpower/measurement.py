@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pytest_tokenpower.analysis import guards
+from pytest_tokenpower.analysis import ages, guards
 from pytest_tokenpower.analysis.energy import (
     EnergyTrack,
     WindowEnergy,
@@ -73,7 +73,7 @@ def track_of(timeline: Timeline, device: Device) -> EnergyTrack | None:
 def round_records(
     timeline: Timeline, devices: Sequence[Device], rounds: Sequence[RoundWindow]
 ) -> tuple[RoundRecord, ...]:
-    """Energy, conditions and reasons of each round, summed over the devices."""
+    """Energy, conditions and reasons of each round, summed over the devices; a slow device leaves no phases."""
     if not rounds:
         return ()
     spans = [(r.start_ns, r.end_ns) for r in rounds] + [
@@ -89,13 +89,18 @@ def round_records(
             for each in reasons:
                 each.append(f"{device.id}: the meter {device.meter} gave no readings")
             continue
-        energy = energies[device.id] = window_energy(track, starts, ends)
+        track = ages.slow_track(track, device)
+        energy = window_energy(track, starts, ends)
+        energies[device.id] = aged = ages.aged(track, device, energy, starts, ends)
         counters = timeline.counters(device.id)
         conditions = timeline.conditions(device.id)
         for at, one in enumerate(rounds):
             found = reasons[at]
             found += guards.event_reasons(device, timeline.events(device.id, one.start_ns, one.end_ns))
-            found += guards.length_reasons(device, track, one.start_ns, one.end_ns)
+            if device.slow:
+                found += ages.age_reasons(device, aged, one.start_ns, one.end_ns, at)
+            else:
+                found += guards.length_reasons(device, track, one.start_ns, one.end_ns)
             found += guards.energy_reasons(device, track, energy, at)
             found += guards.condition_reasons(device, conditions, one.start_ns, one.end_ns)
             off = guards.counter_disagreement(
@@ -104,6 +109,7 @@ def round_records(
             if off is not None:
                 found.append(f"{device.id}: energy counter and power ring disagree by {off:+.0%}")
     records = []
+    slow = any(device.slow for device in devices)
     phase_at = len(rounds)
     for at, one in enumerate(rounds):
         columns = range(phase_at, phase_at + len(one.phases))
@@ -120,7 +126,7 @@ def round_records(
                 generated_tokens=one.tokens.generated,
                 responses=one.tokens.responses,
                 repeats=one.repeats,
-                phases=_phases(one, columns, energies) if not reasons[at] else {},
+                phases=_phases(one, columns, energies) if not reasons[at] and not slow else {},
                 device_joules={device_id: _finite(value) for device_id, value in joules.items()},
                 peak_watts=_finite(sum(float(e.peak_watts[at]) for e in energies.values()))
                 if energies
@@ -235,6 +241,10 @@ FIGURES: Mapping[str, str] = {
 }
 
 
+_OF_ALL_JOULES = frozenset({"joules_per_token", "joules_per_response", "joules", "mean_watts"})
+"""Figures whose relative error is at least that of the rounds' joules."""
+
+
 def round_values(rounds: Sequence[RoundRecord]) -> dict[str, list[float]]:
     """Each figure of FIGURES in each good round; a figure that some round lacks is left out."""
     kept = good(rounds)
@@ -273,7 +283,10 @@ def figures(rounds: Sequence[RoundRecord]) -> dict[str, Figure]:
             continue
         if min(values) <= 0:
             continue
-        [summary] = summarise_runs([[math.log(value) for value in values]])
+        [summary] = summarise_runs(
+            [[math.log(value) for value in values]],
+            meter_errors_per_run=[log_errors(rounds)] if name in _OF_ALL_JOULES else None,
+        )
         value = math.exp(summary.location)
         result[name] = Figure(value, value * math.sqrt(summary.squared_error))
     return result

@@ -73,6 +73,13 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     return report
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Count the tests that can fail by a comparison; every xdist worker collects, so counts, them all."""
+    if session.config.stash[_SETTINGS].baselines and not session.config.option.collectonly:
+        gated = sum("energy" in getattr(item, "fixturenames", ()) for item in session.items)
+        _session(session.config).gated_tests = max(gated, 1)
+
+
 @pytest.fixture
 def energy(request: pytest.FixtureRequest) -> Energy | DisabledEnergy:
     """Measures the joules of a workload: ``energy(fn, *args)`` or ``with energy.measure() as window:``."""
@@ -201,6 +208,42 @@ class _Gatherer:
 
             self._config.stash[_MEASUREMENTS].append(msgspec.convert(report.energy, MeasurementRecord))
 
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtestloop(self) -> Generator[None, object, object]:
+        result = yield
+        if self._config.stash[_MEASUREMENTS] and self._config.stash[_SETTINGS].baselines:
+            self._settle()
+        return result
+
+    def _settle(self) -> None:
+        """Fail the tests that the whole family's p-values show to have regressed, and theirs alone did not."""
+        from msgspec.structs import replace
+
+        from pytest_tokenpower.verdict import settle
+
+        measurements = self._config.stash[_MEASUREMENTS]
+        settled = settle(measurements)
+        for at, measured in enumerate(measurements):
+            verdicts = tuple(settled.get((measured.test, v.against), v) for v in measured.verdicts)
+            if verdicts == measured.verdicts:
+                continue
+            measurements[at] = replace(measured, verdicts=verdicts)
+            name = measured.test.rpartition("::")[2]
+            self._config.hook.pytest_runtest_logreport(
+                report=pytest.TestReport(
+                    nodeid=measured.test,
+                    location=(measured.test.partition("::")[0], None, name),
+                    keywords={},
+                    outcome="failed",
+                    longrepr="\n".join(
+                        f"REGRESSED: {name}: {v.message}\n  Settled with all comparisons of this run (Holm)."
+                        for v in verdicts
+                        if v.kind == "regressed"
+                    ),
+                    when="call",
+                )
+            )
+
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
         output = getattr(node, "workeroutput", {})
@@ -282,7 +325,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     try:
         if chosen.source not in settings.PLAIN_SOURCES:
             _session(config).check_source()
-        if chosen.stores or any(each is not None for each in (chosen.json, chosen.record, chosen.baseline)):
+        if chosen.stores or chosen.baselines or chosen.json is not None or chosen.record is not None:
             _session(config).prepare()
     except TokenPowerError as error:
         raise pytest.UsageError(str(error)) from None

@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
@@ -16,65 +16,24 @@ from typing import TYPE_CHECKING
 from pytest_tokenpower.baselines.git import Repository
 from pytest_tokenpower.baselines.resolve import Baseline
 from pytest_tokenpower.baselines.store import Store, default_store_path
+from pytest_tokenpower.bench import Telemetry
 from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
-from pytest_tokenpower.measurement import RoundWindow, round_records, track_of
-from pytest_tokenpower.record import MeasurementRecord, RoundRecord, RunRecord
+from pytest_tokenpower.measurement import RoundWindow
+from pytest_tokenpower.record import Fact, MeasurementRecord, RunRecord
 from pytest_tokenpower.settings import Settings
 from pytest_tokenpower.telemetry import sources
 
 if TYPE_CHECKING:
-    from pytest_tokenpower.telemetry.collector import Collector
+    from pytest_tokenpower.stats.prior import Prior
     from pytest_tokenpower.telemetry.recording import Recording
-    from pytest_tokenpower.telemetry.values import Device, Meter
-
-AFTER_NS = 60_000_000
-"""Readings are awaited until this long after a window: its last edge is placed between the samples around it."""
-
-
-class Telemetry:
-    """A running collector and the devices whose energy is the figure."""
-
-    def __init__(self, collector: Collector, devices: Sequence[Device]) -> None:
-        self.collector = collector
-        self.devices = tuple(devices)
-
-    def shortest_window_ns(self) -> float:
-        """How long a round must be for the slowest of the devices' meters to resolve it."""
-        from pytest_tokenpower.analysis.guards import shortest_window_ns
-
-        tracks = [track_of(self.collector.timeline, device) for device in self.devices]
-        return max((shortest_window_ns(track) for track in tracks if track is not None), default=0.0)
-
-    def assess(self, windows: Sequence[RoundWindow]) -> tuple[RoundRecord, ...]:
-        """Wait for the readings of the last window, and give each round its energy and reasons."""
-        self.collector.flush(windows[-1].end_ns + AFTER_NS)
-        return round_records(self.collector.timeline, self.devices_in_use(windows), windows)
-
-    def devices_in_use(self, windows: Sequence[RoundWindow]) -> tuple[Device, ...]:
-        """The GPUs that processes of ours ran on; all visible ones where the driver does not say."""
-        if len(self.devices) < 2 or not windows:
-            return self.devices
-        start_ns, end_ns = windows[0].start_ns, windows[-1].end_ns
-        timeline = self.collector.timeline
-        ours = tuple(
-            device
-            for device in self.devices
-            if any(
-                condition.own_process
-                for condition in timeline.conditions(device.id)
-                if start_ns <= condition.t_ns <= end_ns + AFTER_NS * 2
-            )
-        )
-        return ours or self.devices
-
-    @cached_property
-    def provenance(self) -> str:
-        """Measured, unless a device's figure is not; several kinds are named all."""
-        return "+".join(sorted({device.provenance for device in self.devices}))
+    from pytest_tokenpower.telemetry.values import Meter
 
 
 class Session:
-    """The settings of this run and what they stand for. Telemetry starts at the first energy test, not before."""
+    """The settings of this run and what they stand for. Telemetry starts at the first energy test, not before.
+
+    ``gated_tests`` is how many tests of the run can fail by a comparison: the family that Holm's rule is over.
+    """
 
     def __init__(
         self,
@@ -86,6 +45,8 @@ class Session:
         self.rootdir = rootdir
         self._extra_meters = extra_meters
         self._telemetry: Telemetry | MeterError | None = None
+        self._priors: dict[str, dict[str, Prior]] = {}
+        self.gated_tests = 1
         self._measured: list[tuple[str, tuple[RoundWindow, ...]]] = []
 
     @cached_property
@@ -111,17 +72,31 @@ class Session:
         return Store(self.settings.storage or default_store_path(self.repository, self.rootdir))
 
     @cached_property
-    def baseline(self) -> Baseline | None:
-        """What --energy-baseline names; raises UsageError, HistoryError or StoreError."""
-        if self.settings.baseline is None:
-            return None
-        return Baseline.resolve(
-            self.settings.baseline,
-            self.store,
-            self.repository,
-            self.settings.baseline_runs,
-            folder=self.rootdir,
+    def baselines(self) -> tuple[Baseline, ...]:
+        """What --energy-baseline names, in its order; raises UsageError, HistoryError or StoreError."""
+        return tuple(
+            Baseline.resolve(
+                name, self.store, self.repository, self.settings.baseline_runs, folder=self.rootdir
+            )
+            for name in self.settings.baselines
         )
+
+    def prior(self, baseline: Baseline, test: str, key: Mapping[str, Fact]) -> Prior:
+        """What is believed of a test's noise: the default, sharpened by the baseline's other tests on this machine."""
+        from pytest_tokenpower.baselines.histories import histories
+        from pytest_tokenpower.measurement import log_joules_per_token
+        from pytest_tokenpower.stats.prior import DEFAULT_PRIOR, learn_priors
+        from pytest_tokenpower.stats.runs import summarise_runs
+
+        if baseline.label not in self._priors:
+            runs = {
+                name: summarise_runs([log_joules_per_token(run.rounds) for run in each])
+                for name, each in histories(baseline, key).items()
+                if len(each) > 1
+            }
+            self._priors[baseline.label] = learn_priors({name: runs.get(name, []) for name in (*runs, "")})
+        learned = self._priors[baseline.label]
+        return learned.get(test, learned.get("", DEFAULT_PRIOR))
 
     def prepare(self) -> None:
         """Everything that can be wrong before a test runs; raises a TokenPowerError that says what to do."""
@@ -130,7 +105,7 @@ class Session:
 
             validate_name(self.settings.save)
         # The store may lie inside the work tree: whether that is clean is read before anything is written.
-        if self.settings.stores or self.settings.baseline is not None:
+        if self.settings.stores or self.settings.baselines:
             _ = self.repository
         if self.settings.stores:
             self.store.check_writable()
@@ -147,20 +122,19 @@ class Session:
             if self.recording is not None:
                 raise UsageError("--energy-record: a replay measures nothing that could be recorded")
         _ = self.recording
-        _ = self.baseline
+        _ = self.baselines
 
     def check_source(self) -> None:
         """Raises UsageError for a source that nobody knows, or whose file is wrong; opens no meter."""
         # A meter that is known and not there is no mistake of the command line: each test says so.
         with contextlib.suppress(MeterError):
-            if self.recording is None and self._extra_meters(self.settings.source) is None:
-                sources.meters_for(self.settings.source)
+            if self.recording is None:
+                sources.check(self.settings.source, self._extra_meters)
 
     @property
     def problems(self) -> dict[str, str]:
         """The files of the store and the baseline that were left out so far, each with the reason."""
-        baseline = self.__dict__.get("baseline")
-        stores = [self.store, *([baseline.store] if baseline is not None else [])]
+        stores = [self.store, *(baseline.store for baseline in self.__dict__.get("baselines", ()))]
         return {str(problem.path): problem.reason for store in stores for problem in store.problems}
 
     def telemetry(self) -> Telemetry:
@@ -179,15 +153,20 @@ class Session:
         return self._telemetry
 
     def _start(self) -> Telemetry:
-        source = self.settings.source
+        scope = self.settings.scope
         if self.recording is None:
-            return Telemetry(*sources.start(source, self._extra_meters(source)))
+            started = sources.begin(self.settings.source, scope, self._extra_meters)
+            try:
+                return Telemetry(started.collector, started.devices, scope, started.notes)
+            except MeterError:
+                started.collector.stop()
+                raise
         from pytest_tokenpower.telemetry.collector import Collector
 
         # Without meters a collector adds nothing to its timeline and has nothing to wait for.
         collector = Collector(())
         collector.timeline = self.recording.timeline
-        return Telemetry(collector, self.recording.devices)
+        return Telemetry(collector, self.recording.devices, scope)
 
     def replayed(self, test: str) -> tuple[RoundWindow, ...] | None:
         """The recorded rounds of a test; None in a run that measures. Raises UsageError where it has none."""

@@ -6,16 +6,17 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from pytest_tokenpower.errors import UsageError
+from pytest_tokenpower.telemetry.values import Scope
 
 if TYPE_CHECKING:
     import pytest
 
 Severity = Literal["warn", "fail"]
 
-PLAIN_SOURCES = frozenset({"auto", "nvml", "rapl", "model", "simulated"})
+PLAIN_SOURCES = frozenset({"auto", "nvml", "amd", "rapl", "hwmon", "ipmi", "model", "simulated"})
 """Values of --energy-source that are right in any project; others name a file or another plugin's meter."""
 
 DEFAULT_REGRESSION = 0.03
@@ -32,12 +33,13 @@ class Settings:
 
     disabled: bool
     source: str
+    scope: Scope | None
     save: str | None
     autosave: bool
     storage: Path | None
     json: Path | None
     record: Path | None
-    baseline: str | None
+    baselines: tuple[str, ...]
     baseline_runs: int
     require_hardware: bool
     missing_baseline: Severity
@@ -83,8 +85,15 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption(
         "--energy-source",
         metavar="SOURCE",
-        help="what measures: auto (default: NVML, then RAPL), nvml, rapl, model (CPU-time model), "
-        "simulated or simulated:SCENARIO.json, replay:RECORDING, or what a plugin adds",
+        help="what measures: auto (default: NVML, then AMD, then RAPL), nvml, amd, rapl, hwmon, ipmi, redfish[:URL], "
+        "prometheus[:URL], model (CPU-time model), simulated or simulated:SCENARIO.json, replay:RECORDING, or what a "
+        "plugin adds; several with commas between them, such as nvml,rapl",
+    )
+    group.addoption(
+        "--energy-scope",
+        metavar="SCOPE",
+        help="whose joules make J/token: gpu, cpu, dram, node or rack (default: gpu where one is measured, else cpu); "
+        "other scopes that are measured are shown beside it",
     )
     group.addoption(
         "--energy-baseline",
@@ -113,6 +122,7 @@ def add_options(parser: pytest.Parser) -> None:
     )
     for name, default, text in (
         ("energy_source", "auto", "default of --energy-source"),
+        ("energy_scope", "", "default of --energy-scope"),
         ("energy_baseline", "", "default of --energy-baseline"),
         ("energy_storage", "", "default of --energy-storage"),
         (
@@ -150,6 +160,7 @@ def read_settings(config: pytest.Config) -> Settings:
     return Settings(
         disabled=bool(config.getoption("--energy-disable")),
         source=text("--energy-source", "energy_source", "auto"),
+        scope=_scope(text("--energy-scope", "energy_scope", "")),
         save=config.getoption("--energy-save"),
         autosave=bool(config.getoption("--energy-autosave")),
         storage=(config.invocation_params.dir if config.getoption("--energy-storage") else rootdir) / storage
@@ -157,7 +168,7 @@ def read_settings(config: pytest.Config) -> Settings:
         else None,
         json=config.invocation_params.dir / json if json else None,
         record=_of_worker(config.invocation_params.dir / record, config) if record else None,
-        baseline=text("--energy-baseline", "energy_baseline", "") or None,
+        baselines=_names("--energy-baseline", text("--energy-baseline", "energy_baseline", "")),
         baseline_runs=_integer("energy_baseline_runs", text(None, "energy_baseline_runs", "5"), 1),
         require_hardware=_boolean("energy_require_hardware", text(None, "energy_require_hardware", "false")),
         missing_baseline=_severity("energy_missing_baseline", text(None, "energy_missing_baseline", "warn")),
@@ -261,6 +272,20 @@ def fraction(name: str | None, value: Any) -> float:
     if number >= 1 and not (isinstance(value, str) and "%" in value):
         raise UsageError(f"{where}is {number:.0%}: write '{number:g}%' for {number:g} percent")
     return number
+
+
+def _names(option: str, value: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in value.split(",")) if value else ()
+    if "" in names or len(set(names)) < len(names):
+        raise UsageError(f"{option}={value}: must be different names, separated by commas")
+    return names
+
+
+def _scope(value: str) -> Scope | None:
+    valid = get_args(Scope)
+    if value not in ("", *valid):
+        raise UsageError(f"--energy-scope={value}: must be one of {', '.join(valid)}")
+    return cast("Scope", value) if value else None
 
 
 def _severity(name: str, value: str) -> Severity:

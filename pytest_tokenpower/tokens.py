@@ -50,8 +50,8 @@ def count_tokens(
     if count is None and _sequences(result) is not None:
         raise TokenCountError(
             f"where the prompts end in {_kind(result)} of token ids cannot be told without them: have generate() "
-            "called by the fixture, energy(model.generate, **inputs), or return pytest_tokenpower.TokenCount(prompt=..., "
-            "generated=...)"
+            "called by the fixture, energy(model.generate, **inputs), or return "
+            "pytest_tokenpower.TokenCount(prompt=..., generated=...)"
         )
     if count is None:
         raise TokenCountError(

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from pytest_tokenpower.measurement import FIGURES, figures, good, log_joules_per_token, round_values
 from pytest_tokenpower.record import MeasurementRecord, VerdictRecord
 from pytest_tokenpower.stats.decision import below_noise_floor, decide, decide_budget
@@ -34,9 +36,21 @@ class StoredRuns:
 
 
 def judge_baseline(
-    measurement: MeasurementRecord, stored: StoredRuns, threshold: float, prior: Prior = DEFAULT_PRIOR
+    measurement: MeasurementRecord,
+    stored: StoredRuns,
+    threshold: float,
+    prior: Prior = DEFAULT_PRIOR,
+    *,
+    family: int = 1,
+    restarts: Sequence[MeasurementRecord] = (),
 ) -> VerdictRecord:
-    """The verdict against stored runs, by the moderated t with runs as units, at a common die temperature."""
+    """The verdict against stored runs, by the moderated t with runs as units, at a common die temperature.
+
+    ``family`` is how many comparisons the whole run makes. A single test cannot wait for the others: it is decided
+    with ``family`` times its own p, the first step of Holm's rule, so that no later result can take the decision
+    back. What Holm's later steps add is settled when the run ends (:func:`settle`). ``restarts`` are further runs of
+    the same code in fresh processes.
+    """
     if not stored.runs:
         return VerdictRecord(
             kind="no baseline",
@@ -44,9 +58,14 @@ def judge_baseline(
             against=stored.label,
             threshold=threshold,
         )
-    raw, adjusted = _estimates(measurement, stored.runs, prior)
+    raw, adjusted = _estimates((measurement, *restarts), stored.runs, prior)
     estimate = adjusted or raw
-    kind = decide(estimate, threshold)
+    kind = decide(
+        estimate,
+        threshold,
+        p_adjusted=min(1.0, family * estimate.p_above()),
+        p_improved=min(1.0, family * estimate.p_below()),
+    )
     low, high = estimate.change_interval()
     return VerdictRecord(
         kind=kind,
@@ -56,7 +75,7 @@ def judge_baseline(
         change_low=low,
         change_high=high,
         raw_change=raw.change,
-        p_value=estimate.p_above() if kind != "improved" else estimate.p_below(),
+        p_value=estimate.p_above(),
         threshold=threshold,
         resolvable=estimate.resolvable(threshold),
         baseline_runs=stored.run_ids,
@@ -65,21 +84,22 @@ def judge_baseline(
 
 
 def _estimates(
-    measurement: MeasurementRecord, runs: Sequence[MeasurementRecord], prior: Prior
+    new: Sequence[MeasurementRecord], runs: Sequence[MeasurementRecord], prior: Prior
 ) -> tuple[Estimate, Estimate | None]:
     """The comparison as read, and at a common temperature where both sides' temperatures allow it."""
-    values = [log_joules_per_token(one.rounds) for one in (*runs, measurement)]
+    old = len(runs)
+    values = [log_joules_per_token(one.rounds) for one in (*runs, *new)]
     summaries = summarise_runs(values, prior=prior)
-    raw = compare_stored(summaries[:-1], summaries[-1:], prior)
-    temperatures = [_temperatures(one) for one in (*runs, measurement)]
+    raw = compare_stored(summaries[:old], summaries[old:], prior)
+    temperatures = [_temperatures(one) for one in (*runs, *new)]
     if any(each is None for each in temperatures):
         return raw, None
-    reduced = adjust_temperature(values[:-1], temperatures[:-1], values[-1:], temperatures[-1:], prior)
+    reduced = adjust_temperature(values[:old], temperatures[:old], values[old:], temperatures[old:], prior)
     if not isinstance(reduced, Adjustment):
         return raw, None
     summaries = summarise_runs([*reduced.baseline, *reduced.new], prior=prior)
     return raw, compare_stored(
-        summaries[:-1], summaries[-1:], prior, extra_squared_error=reduced.squared_error
+        summaries[:old], summaries[old:], prior, extra_squared_error=reduced.squared_error
     )
 
 
@@ -223,6 +243,31 @@ def judge_ceilings(
     return tuple(verdicts)
 
 
+def settle(
+    measurements: Sequence[MeasurementRecord], alpha: float = 0.05
+) -> dict[tuple[str, str], VerdictRecord]:
+    """The comparisons that Holm's rule over the whole run turns from undecided into regressed.
+
+    By test and baseline. The first step of the rule was taken when each test ended (:func:`judge_baseline`); the
+    later ones, which need every p, can only add failures.
+    """
+    from pytest_tokenpower.stats.decision import holm
+
+    members = [
+        (measured.test, verdict, verdict.p_value)
+        for measured in measurements
+        for verdict in measured.verdicts
+        if verdict.baseline_runs and verdict.p_value is not None
+    ]
+    adjusted: Sequence[float] = [float(p) for p in holm([p for _, _, p in members])]
+    settled = {}
+    for (test, verdict, _), p in zip(members, adjusted, strict=True):
+        risen = (verdict.change or 0.0) > (verdict.threshold or 0.0)
+        if verdict.kind == "inconclusive" and risen and p < alpha:
+            settled[test, verdict.against] = msgspec.structs.replace(verdict, kind="regressed")
+    return settled
+
+
 def gravest(verdicts: Sequence[VerdictRecord]) -> VerdictRecord | None:
     """The verdict that a test is shown with; None where nothing was asked."""
     return min(verdicts, key=lambda verdict: SEVERITY.index(verdict.kind), default=None)
@@ -230,4 +275,6 @@ def gravest(verdicts: Sequence[VerdictRecord]) -> VerdictRecord | None:
 
 def against_baseline(verdicts: Sequence[VerdictRecord]) -> VerdictRecord | None:
     """The verdict that compares with stored runs or with the other arm; None where there is nothing to compare with."""
-    return next((verdict for verdict in verdicts if verdict.baseline_runs or verdict.against == OTHER_ARM), None)
+    return next(
+        (verdict for verdict in verdicts if verdict.baseline_runs or verdict.against == OTHER_ARM), None
+    )

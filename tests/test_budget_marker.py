@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import pytest
-from conftest import Project
+from projects import Project
 
 RAN = "\n\ndef test_ran():\n    open('ran', 'w').close()\n"
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from baselines.helpers import Git
-from conftest import Project
+from projects import Project
 
 WORKLOAD = """
 import time

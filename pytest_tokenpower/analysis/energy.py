@@ -14,7 +14,7 @@ gradually, as a first-order lag: see SMOOTHING_S. Figures before and after: docs
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import numpy as np
@@ -40,8 +40,15 @@ exact means it would cost 1.5 % there, well within the stated error."""
 SHORTEST_SAMPLE_S = 0.01
 """Samples that are stamped nearer to each other are late stamps, not short samples: sharpening them adds noise."""
 
+SAMPLE_SHARE = 0.02
+"""How far a ring sample scatters around the true mean of its time, as a share of it: it is nearer to a glimpse than to
+a mean. Measured: on an H100 the ring wanders from the counter by 1.5 to 3 J in a second of 550 W."""
+
 TIMESTAMP_NS = 1_000_000
 """Standard error of a ring sample's stamp."""
+
+BLOCK = 1 << 15
+"""Windows are worked on in blocks whose intermediate columns fit into a processor's cache."""
 
 GAP_PERIODS = 3.0
 """A distance between samples above this many periods is a gap (measurement.md of the project: guards)."""
@@ -137,19 +144,42 @@ def window_energy(track: EnergyTrack, start_ns: NDArray[np.int64], end_ns: NDArr
         void = np.full(len(start), np.nan)
         no = np.zeros(len(start), dtype=np.bool_)
         return WindowEnergy(void, void, void, no, no)
+    if np.any(start[1:] < start[:-1]):
+        # In the order of time, neighbouring windows read neighbouring samples: that is several times faster.
+        order = np.argsort(start, kind="stable")
+        place = np.empty_like(order)
+        place[order] = np.arange(len(order))
+        ordered = window_energy(track, start[order], end[order])
+        return WindowEnergy(*(getattr(ordered, column.name)[place] for column in fields(WindowEnergy)))
     t = track.t_ns
     watts = track.scale * np.diff(track.joules) / (np.diff(t) / 1e9)
+    parts = [
+        _differences(track, watts, start[at : at + BLOCK], end[at : at + BLOCK])
+        for at in range(0, max(len(start), 1), BLOCK)
+    ]
+    joules, variance, first, last = (np.concatenate(column) for column in zip(*parts, strict=True))
+    covered = (start + track.lag_ns >= t[0]) & (end + track.lag_ns <= t[-1]) & (end > start)
+    gap = np.zeros(len(start), dtype=np.bool_)
+    # Nothing is lost in the gaps of a counter; only an edge inside one is vague, and its variance says so.
+    if track.method != "energy counter":
+        gaps = np.flatnonzero(np.diff(t) > GAP_PERIODS * track.period_ns)
+        if len(gaps):
+            gap = np.searchsorted(gaps, last, "right") > np.searchsorted(gaps, first, "left")
+    peak = _range_maximum(watts, first, last)
+    return WindowEnergy(np.where(covered, joules, np.nan), np.sqrt(variance), peak, covered, gap)
+
+
+def _differences(
+    track: EnergyTrack, watts: NDArray[np.float64], start: NDArray[np.int64], end: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.intp], NDArray[np.intp]]:
+    """Joules of windows, their variance, and the intervals that their edges fall in."""
     first, start_joules, start_variance = _edge(track, watts, start)
     last, end_joules, end_variance = _edge(track, watts, end)
     joules = end_joules - start_joules
-    covered = (start + track.lag_ns >= t[0]) & (end + track.lag_ns <= t[-1]) & (end > start)
-    # Cumulative count of gaps: a window has one inside if the count differs between its edges' intervals.
-    gaps_before = np.concatenate([[0], np.cumsum(np.diff(t) > GAP_PERIODS * track.period_ns)])
-    # Nothing is lost in the gaps of a counter; only an edge inside one is vague, and its variance says so.
-    gap = (gaps_before[last + 1] > gaps_before[first]) & (track.method != "energy counter")
-    stderr = np.sqrt(start_variance + end_variance + (joules * track.scale_stderr / track.scale) ** 2)
-    peak = _range_maximum(watts, first, last)
-    return WindowEnergy(np.where(covered, joules, np.nan), stderr, peak, covered, gap)
+    variance = start_variance + end_variance + (joules * track.scale_stderr / track.scale) ** 2
+    if track.method == "power ring":
+        variance += (SAMPLE_SHARE * joules) ** 2 * track.period_ns / np.maximum(end - start, track.period_ns)
+    return joules, variance, first, last
 
 
 def _edge(
@@ -179,20 +209,16 @@ def _range_maximum(
     values: NDArray[np.float64], first: NDArray[np.intp], last: NDArray[np.intp]
 ) -> NDArray[np.float64]:
     """Maximum of values[first..last] for each pair, by doubling (a sparse table, built only as far as needed)."""
-    length = last - first + 1
-    level = np.zeros(len(length), dtype=np.intp)
-    longest = int(length.max(initial=1))
-    result = values[first].astype(np.float64)
-    table, step, depth = values, 1, 0
-    with np.errstate(divide="ignore"):
-        level = np.floor(np.log2(np.maximum(length, 1))).astype(np.intp)
-    while step <= longest:
-        here = level == depth
+    length = np.maximum(last - first + 1, 1)
+    level = np.frexp(length.astype(np.float64))[1] - 1
+    result = np.empty(len(length))
+    table, step = values, 1
+    for depth in range(int(level.max(initial=0)) + 1):
+        if depth:
+            table = np.maximum(table[:-step], table[step:])
+            step *= 2
+        here = np.flatnonzero(level == depth)
         result[here] = np.maximum(table[first[here]], table[last[here] - step + 1])
-        if 2 * step > longest:
-            break
-        table = np.maximum(table[:-step], table[step:])
-        step, depth = 2 * step, depth + 1
     return result
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pytest_tokenpower.analysis import guards
 from pytest_tokenpower.analysis.energy import (
     GAP_PERIODS,
+    LARGEST_DISAGREEMENT,
     SCALE_PRIOR_SD,
     EnergyTrack,
     Method,
@@ -63,7 +64,7 @@ class Agreement:
     @property
     def limit(self) -> float:
         """The largest departure from 1 that is let pass."""
-        return guards.LARGEST_DISAGREEMENT if self.ring else LARGEST_ROUGH_DISAGREEMENT
+        return LARGEST_DISAGREEMENT if self.ring else LARGEST_ROUGH_DISAGREEMENT
 
     @property
     def sound(self) -> bool:

@@ -26,8 +26,8 @@ SEARCH_BYTES = 64 * 2**20
 never stored, or never on this machine, from reading the whole store."""
 
 _ELSEWHERE_RUNS = 5
-_KINDS: dict[str, Kind] = {"ref": "ref", "name": "name", "path": "path"}
-_MEANINGS = {"ref": "a git ref", "name": "a saved run", "path": "a store"}
+_MEANINGS: dict[Kind, str] = {"ref": "a git ref", "name": "a saved run", "path": "a store"}
+_KINDS: dict[str, Kind] = {kind: kind for kind in _MEANINGS}
 
 
 class BaselineRun(NamedTuple):
@@ -213,7 +213,11 @@ class _Search:
         if self.value.endswith(".json") or self.value.startswith(("/", "./", "../", "~")):
             return self._of_path()
         no_ref = self._no_ref()
-        fits = {"ref": no_ref is None, "name": bool(self._named()), "path": is_store(self.path)}
+        fits: dict[Kind, bool] = {
+            "ref": no_ref is None,
+            "name": bool(self._named()),
+            "path": is_store(self.path),
+        }
         fitting = [kind for kind in fits if fits[kind]]
         if len(fitting) > 1:
             raise UsageError(
@@ -221,7 +225,7 @@ class _Search:
                 f"say which with {' or '.join(f'{kind}:{self.value}' for kind in fitting)}"
             )
         if fitting:
-            return self.as_kind(_KINDS[fitting[0]])
+            return self.as_kind(fitting[0])
         if self.path.is_file() or json_files(self.path):
             return self._of_path()
         raise HistoryError(
@@ -253,11 +257,10 @@ class _Search:
                 "Without git, name a saved run (--energy-save=NAME) or a path"
             )
         ref = self.repository.resolve(self.value)
-        commits = (
-            line_of(self.repository, ref.commit)
-            if self.at_ref
-            else self.repository.baseline_commits(self.value)
-        )
+        if self.at_ref:
+            commits = line_of(self.repository, ref.commit)
+        else:
+            commits = self.repository.baseline_commits(self.value)
         order = {commit[:COMMIT_LENGTH]: position for position, commit in enumerate(commits)}
         ours = [entry for entry in self.entries if entry.commit in order]
         # Stable: the runs of one commit stay newest first.

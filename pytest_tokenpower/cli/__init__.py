@@ -14,6 +14,10 @@ COMMANDS = {
     "demo": "real inference, a stored baseline, and a regression that fails its build",
     "doctor": "what can be measured on this machine, and how well",
     "analyse": "energy of the windows of a recording",
+    "history": "the stored runs of a test: a plot, and where its level changed",
+    "compare": "two refs, saved runs or run files, test by test; exit code 1 on a regression",
+    "show": "one stored run: figures, rounds, conditions, verdicts",
+    "bless": "accept a commit's energy, so that its level becomes the baseline",
 }
 """Name and help of each subcommand; ``cli/NAME.py`` offers ``add_arguments(parser)`` and ``run(arguments) -> int``."""
 

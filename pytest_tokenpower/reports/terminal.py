@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -51,7 +52,8 @@ def summary(
             else {}
         )
         reporter.write_line(line, **markup)
-    notes = [line for measured in measurements for line in footnotes(measured)]
+    notes = [line for measured in measurements for line in (*beside(measured), *footnotes(measured))]
+    notes += absences(measurements)
     if notes:
         reporter.write_line("")
     for note in notes:
@@ -67,8 +69,8 @@ def header(measurements: Sequence[MeasurementRecord], session: Session) -> list[
     lines = []
     for source in dict.fromkeys(_source(measured) for measured in measurements):
         lines.append(source)
-    if session.settings.baseline is not None and session.baseline is not None:
-        lines.append(f"baseline {session.baseline.label}")
+    if session.settings.baselines:
+        lines.append(f"baseline {', '.join(baseline.label for baseline in session.baselines)}")
     return lines
 
 
@@ -79,7 +81,8 @@ def _source(measured: MeasurementRecord) -> str:
         if field.endswith(".count")
     ]
     honest = "" if measured.provenance == "measured" else f"{measured.provenance.upper()}, not measured: "
-    return f"{honest}{', '.join(names)}, {measured.method} ({measured.scope} energy)"
+    scope = f"energy of {measured.scope}" if "+" in measured.scope else f"{measured.scope} energy"
+    return f"{honest}{', '.join(names)}, {measured.method} ({scope})"
 
 
 def table(measurements: Sequence[MeasurementRecord]) -> list[tuple[str, str | None]]:
@@ -142,6 +145,41 @@ def footnotes(measured: MeasurementRecord) -> list[str]:
         causes = dict.fromkeys(reason for one in dropped for reason in one.reasons)
         lines.append(f"{name}: {len(dropped)} of {len(measured.rounds)} rounds dropped: {'; '.join(causes)}")
     return lines
+
+
+_BESIDE = re.compile(r"(gpu|cpu|dram|node|rack|other)(?:_([a-z]+))?_joules_per_token")
+_ABSENT = re.compile(r"beside\.(.+)\.absent")
+
+
+def beside(measured: MeasurementRecord) -> list[str]:
+    """The other scopes' J/token; a slow meter's says what it is taken over, a modelled one that it is modelled."""
+    parts = []
+    for name, figure in measured.figures.items():
+        if not (found := _BESIDE.fullmatch(name)):
+            continue
+        scope, provenance = found.groups()
+        group = f"{scope}_{provenance}" if provenance else scope
+        words = [provenance] if provenance else []
+        if (error := 196 * figure.stderr / figure.value) >= 1:
+            words.append(f"±{error:.0f} %")
+        if (seconds := measured.facts.get(f"beside.{group}.span_seconds")) is not None:
+            share = measured.facts.get(f"beside.{group}.share_in_rounds")
+            words.append(f"over {seconds:.0f} s, {share:.0%} of it in rounds")
+        parts.append(f"{scope} {figure.value:.4g} J/token" + (f" ({', '.join(words)})" if words else ""))
+    return [f"{measured.test.rpartition('::')[2]}: beside it: {', '.join(parts)}"] if parts else []
+
+
+def absences(measurements: Sequence[MeasurementRecord]) -> list[str]:
+    """What was not measured beside the figures, with the reason; once for all tests of which it is true."""
+    tests: dict[tuple[str, object], list[str]] = {}
+    for measured in measurements:
+        for name, reason in measured.facts.items():
+            if found := _ABSENT.fullmatch(name):
+                tests.setdefault((found[1], reason), []).append(measured.test.rpartition("::")[2])
+    return [
+        f"{'all tests' if len(names) == len(measurements) > 1 else ', '.join(names)}: beside it: no {what}: {reason}"
+        for (what, reason), names in tests.items()
+    ]
 
 
 def skipped(problems: Mapping[str, str]) -> list[str]:

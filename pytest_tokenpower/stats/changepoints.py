@@ -152,4 +152,4 @@ def _refined(history: _History, found: list[int], alpha: float) -> tuple[ChangeP
         if placed == found:
             break
         found = placed
-    return tuple(points)
+    return tuple({point.index: point for point in points}.values())

@@ -1,28 +1,107 @@
-"""Which meters stand behind `--energy-source`."""
+"""Which meters stand behind `--energy-source`, and how they are opened beside each other."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
-from pytest_tokenpower.errors import MeterUnavailable, UsageError
+from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
 from pytest_tokenpower.telemetry.collector import Collector
-from pytest_tokenpower.telemetry.values import Device, Meter
+from pytest_tokenpower.telemetry.scopes import SCOPES
+from pytest_tokenpower.telemetry.values import Device, Meter, Scope
 
-SOURCES = ("auto", "nvml", "rapl", "model", "simulated", "simulated:SCENARIO.json", "replay:PATH")
+if TYPE_CHECKING:
+    from pytest_tokenpower.telemetry.meters.prometheus import Unit
+
+SOURCES = (
+    "auto",
+    "nvml",
+    "amd",
+    "rapl",
+    "hwmon",
+    "ipmi",
+    "redfish or redfish:URL",
+    "prometheus or prometheus:URL",
+    "model",
+    "simulated",
+    "simulated:SCENARIO.json",
+    "replay:PATH",
+)
+
+MAY_HAVE: Mapping[str, frozenset[Scope]] = {
+    "nvml": frozenset({"gpu"}),
+    "amd": frozenset({"gpu"}),
+    "simulated": frozenset({"gpu"}),
+    "model": frozenset({"cpu"}),
+    "rapl": frozenset({"cpu", "dram", "node"}),
+    "ipmi": frozenset({"node"}),
+    "redfish": frozenset({"node"}),
+}
+"""The scopes of a source's devices; what is not listed may have any."""
+
+_SIDE_BY_SIDE = frozenset({"nvml", "amd"})
+"""Sources whose devices of one scope are different things: boards of two makers."""
+
+_NEXT_PART = re.compile(r",\s*(?=[a-z][\w-]*\s*(?:[:,]|$))")
+
+Extra = Callable[[str], Sequence[Meter] | None]
+
+
+@dataclass(frozen=True)
+class Started:
+    """Running meters; ``notes`` say of each source that could be done without why it did not open."""
+
+    collector: Collector
+    devices: Sequence[Device]
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+
+def parts_of(source: str) -> tuple[str, ...]:
+    """``"nvml,redfish:https://bmc"`` as its sources; raises UsageError for an empty or a doubled one."""
+    parts = tuple(part.strip() for part in _NEXT_PART.split(source))
+    for part in parts:
+        if not part or part.startswith(",") or part.endswith(",") or parts.count(part) > 1:
+            raise UsageError(
+                f"--energy-source={source}: must name sources once each, with a comma between them, such as nvml,rapl"
+            )
+        if part.partition(":")[0] == "replay" and len(parts) > 1:
+            raise UsageError(f"--energy-source={source}: a replay stands alone, it has all its devices")
+    return parts
 
 
 def meters_for(source: str) -> Sequence[Meter]:
-    """The meters of a source by name; raises UsageError that lists the valid names."""
+    """The meters of one source by name; raises UsageError that lists the valid names."""
     name, _, argument = source.partition(":")
     if name == "nvml" and not argument:
         from pytest_tokenpower.telemetry.meters.nvml import NvmlMeter
 
         return [NvmlMeter(visible=os.environ.get("CUDA_VISIBLE_DEVICES"))]
+    if name == "amd" and not argument:
+        from pytest_tokenpower.telemetry.meters.amd import AmdMeter
+
+        return [AmdMeter()]
     if name == "rapl" and not argument:
         from pytest_tokenpower.telemetry.meters.rapl import RaplMeter
 
         return [RaplMeter()]
+    if name == "hwmon" and not argument:
+        from pytest_tokenpower.telemetry.meters.hwmon import HwmonMeter
+
+        return [HwmonMeter()]
+    if name == "ipmi" and not argument:
+        from pytest_tokenpower.telemetry.meters.ipmi import IpmiMeter
+
+        return [IpmiMeter()]
+    if name == "redfish":
+        from pytest_tokenpower.telemetry.meters.redfish import RedfishMeter
+
+        return [RedfishMeter(argument or None)]
+    if name == "prometheus":
+        return [_prometheus(argument or None)]
     if name == "model" and not argument:
         from pytest_tokenpower.telemetry.meters.cpu_model import CpuModelMeter
 
@@ -34,22 +113,172 @@ def meters_for(source: str) -> Sequence[Meter]:
 
         boards = SimulatedBoards(load_scenario(argument)) if argument else SimulatedBoards()
         return [NvmlMeter(boards, provenance="simulated")]
-    raise UsageError(f"--energy-source={source}: the valid sources are {', '.join(SOURCES)}")
+    raise UsageError(
+        f"--energy-source={source}: the valid sources are {', '.join(SOURCES)}, or several with a comma between them"
+    )
 
 
-def start(source: str, meters: Sequence[Meter] | None = None) -> tuple[Collector, Sequence[Device]]:
-    """Open the source's meters (or those given for it) and begin to collect.
+def _prometheus(url: str | None) -> Meter:
+    """The GPUs of the DCGM exporter, or what TOKENPOWER_PROMETHEUS_QUERY (_UNIT, _SCOPE) says."""
+    from pytest_tokenpower.telemetry.meters.prometheus import PrometheusMeter
 
-    ``auto`` takes the best real meter: NVML, then RAPL. Raises MeterUnavailable with the reason of each.
+    env = os.environ
+    query = env.get("TOKENPOWER_PROMETHEUS_QUERY")
+    if query is None:
+        return PrometheusMeter(url, matchers=env.get("TOKENPOWER_PROMETHEUS_MATCHERS", ""))
+    named = env.get("TOKENPOWER_PROMETHEUS_SCOPE", "rack")
+    scope = next((scope for scope in SCOPES if scope == named), None)
+    if scope is None:
+        raise UsageError(f"TOKENPOWER_PROMETHEUS_SCOPE={named}: must be one of {', '.join(SCOPES)}")
+    # The meter checks the unit.
+    unit = cast("Unit", env.get("TOKENPOWER_PROMETHEUS_UNIT", "watts"))
+    return PrometheusMeter(url, query, unit=unit, scope=scope)
+
+
+def check(source: str, extra: Extra = lambda source: None) -> None:
+    """Raises UsageError for a source that nobody knows, or whose file is wrong; opens no meter."""
+    if extra(source) is None:
+        for part in parts_of(source):
+            if part != "auto" and extra(part) is None:
+                meters_for(part)
+
+
+def begin(source: str, scope: Scope | None = None, extra: Extra = lambda source: None) -> Started:
+    """Open the meters of a source, or of several with commas between them, and begin to collect.
+
+    ``extra`` gives the meters of a source that others add. ``auto`` takes the best real meter of ``scope``. A
+    source that the figure does not need may fail to open, which is noted: one without devices of the scope that
+    was asked for (None: of GPUs, where a source may have them, else of CPUs). For the scope node all are needed.
+    Raises MeterUnavailable with the reason of each, and UsageError where two sources measure the same scope.
     """
-    if source != "auto" or meters is not None:
-        collector = Collector(meters if meters is not None else meters_for(source))
-        return collector, collector.start()
-    reasons = []
-    for candidate in ("nvml", "rapl"):
-        collector = Collector(meters_for(candidate))
+    own = extra(source)
+    if own is not None:
+        collector = Collector(own)
+        return Started(collector, collector.start())
+    parts = parts_of(source)
+    collector = Collector(())
+    found: dict[str, list[Device]] = {}
+    notes: dict[str, str] = {}
+    try:
+        for part in parts:
+            try:
+                found[part] = _open(collector, part, scope, extra)
+            except MeterError as error:
+                if _needed(part, parts, scope):
+                    raise
+                notes[part] = str(error)
+            except ValueError as error:
+                # The timeline has one row of samples a device.
+                raise UsageError(f"--energy-source={source}: {error}") from None
+        _once_each(source, found)
+    except BaseException:
+        collector.stop()
+        raise
+    return Started(collector, [device for devices in found.values() for device in devices], notes)
+
+
+def start(source: str) -> tuple[Collector, Sequence[Device]]:
+    """Open a source's meters and begin to collect; raises as :func:`begin`."""
+    started = begin(source)
+    return started.collector, started.devices
+
+
+def _open(collector: Collector, part: str, scope: Scope | None, extra: Extra) -> list[Device]:
+    meters = extra(part)
+    if meters is None and part == "auto":
+        return _auto(collector, scope)
+    chosen = meters_for(part) if meters is None else meters
+    return [device for meter in chosen for device in collector.add(meter)]
+
+
+def _needed(part: str, parts: Sequence[str], scope: Scope | None) -> bool:
+    """Whether the figure may rest on a source that did not open."""
+    if len(parts) == 1 or scope == "node":
+        return True
+
+    def may_have(part: str) -> Iterable[Scope]:
+        return MAY_HAVE.get(part.partition(":")[0], SCOPES)
+
+    wanted = scope
+    if wanted is None:
+        wanted = next(each for each in SCOPES if any(each in may_have(part) for part in parts))
+    return wanted in may_have(part)
+
+
+def _once_each(source: str, found: Mapping[str, Sequence[Device]]) -> None:
+    """Raises UsageError where one scope would be counted twice."""
+    for scope in SCOPES:
+        owners = [part for part, devices in found.items() if any(each.scope == scope for each in devices)]
+        if len(owners) > 1 and not _SIDE_BY_SIDE.issuperset(owners):
+            raise UsageError(
+                f"--energy-source={source}: {' and '.join(owners)} all measure the scope {scope}, which would be "
+                "counted twice: name one of them"
+            )
+
+
+def _auto(collector: Collector, scope: Scope | None) -> list[Device]:
+    """The best real meter of a scope; for the scope node whatever measures the machine or parts of it."""
+    reasons: list[str] = []
+    devices: list[Device] = []
+    if scope in (None, "gpu", "node"):
+        devices += _first(collector, ("nvml", "amd"), reasons)
+    if scope is None and not devices and (board := unmeasured_gpu()) is not None:
+        raise MeterUnavailable(
+            f"this machine has a GPU ({board}) whose energy cannot be measured. {'; '.join(reasons)}. "
+            "--energy-scope=cpu measures the CPU alone"
+        )
+    if scope in ("cpu", "dram", "node") or (scope is None and not devices):
+        devices += _first(collector, ("rapl",) if scope in (None, "dram") else ("rapl", "hwmon"), reasons)
+    if scope == "node" and not any(device.scope == "node" for device in devices):
+        named = ("redfish",) if os.environ.get("TOKENPOWER_REDFISH_URL") else ()
+        devices += _first(collector, (*named, "ipmi", *_hwmon_of_the_node()), reasons)
+    if not devices:
+        raise MeterUnavailable(
+            "no energy meter on this machine. " + "; ".join(reasons)
+            if scope is None
+            else f"no meter for --energy-scope={scope} on this machine. "
+            + ("; ".join(reasons) or "Name it: --energy-source=prometheus:URL")
+        )
+    return devices
+
+
+def _first(collector: Collector, names: Iterable[str], reasons: list[str]) -> Sequence[Device]:
+    for name in names:
         try:
-            return collector, collector.start()
-        except MeterUnavailable as error:
-            reasons.append(f"{candidate}: {error}")
-    raise MeterUnavailable("no energy meter on this machine. " + "; ".join(reasons))
+            [meter] = meters_for(name)
+            return collector.add(meter)
+        except MeterError as error:
+            reasons.append(f"{name}: {error}")
+    return ()
+
+
+def _hwmon_of_the_node() -> tuple[str, ...]:
+    """hwmon, where all it has is the machine's own power meter: its CPUs would be RAPL's once more."""
+    from pytest_tokenpower.telemetry.clock import Clock
+    from pytest_tokenpower.telemetry.meters.hwmon import HwmonMeter
+
+    meter = HwmonMeter()
+    try:
+        devices = meter.open(Clock())
+    except MeterError:
+        return ()
+    meter.close()
+    return ("hwmon",) if all(device.scope == "node" for device in devices) else ()
+
+
+def unmeasured_gpu(dev: Path = Path("/dev"), drm: Path = Path("/sys/class/drm")) -> str | None:
+    """A GPU that a driver has brought up and that CUDA_VISIBLE_DEVICES does not hide, in words; None without one.
+
+    It tells a machine without GPUs, whose CPU is what inference runs on, from one whose GPU meter is broken: a
+    driver that breaks must not turn the figure into the CPU's. AMD's are boards with 8 GiB and more of their own.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if (visible is None or visible.strip() not in ("", "-1", "NoDevFiles")) and any(dev.glob("nvidia[0-9]*")):
+        return "NVIDIA"
+    for memory in drm.glob("card*/device/mem_info_vram_total"):
+        try:
+            if int(memory.read_text()) >= 8 << 30:
+                return "AMD"
+        except (OSError, ValueError):
+            continue
+    return None

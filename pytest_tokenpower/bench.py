@@ -1,0 +1,110 @@
+"""The running meters as the orchestrator and the tests use them: windows in, rounds with their energy out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from pytest_tokenpower.analysis import ages
+from pytest_tokenpower.beside import Beside, beside, whole
+from pytest_tokenpower.measurement import RoundWindow, round_records, track_of
+from pytest_tokenpower.record import RoundRecord
+from pytest_tokenpower.telemetry.scopes import choose
+
+if TYPE_CHECKING:
+    from pytest_tokenpower.telemetry.collector import Collector
+    from pytest_tokenpower.telemetry.values import Device, Scope
+
+AFTER_NS = 60_000_000
+"""Readings are awaited until this long after a window: its last edge is placed between the samples around it."""
+
+
+class Telemetry:
+    """A running collector, the devices whose energy is the figure, and the others that are measured beside them.
+
+    ``scope`` asks for the figure's (None: GPUs, else CPUs); ``notes`` say why a meter that was named does not run.
+    Raises MeterUnavailable where no device has the scope.
+    """
+
+    def __init__(
+        self,
+        collector: Collector,
+        devices: Sequence[Device],
+        scope: Scope | None = None,
+        notes: Mapping[str, str] | None = None,
+    ) -> None:
+        chosen = choose(devices, scope)
+        self.collector = collector
+        self.devices = chosen.devices
+        self.others = chosen.others
+        self.scope = chosen.label
+        self.notes = dict(notes or {})
+
+    @property
+    def slow(self) -> bool:
+        """Whether the figure's meter resolves nothing shorter than a whole measurement."""
+        return any(device.slow for device in self.devices)
+
+    def shortest_window_ns(self) -> float:
+        """How long a round must be for the slowest of the devices' meters to resolve it."""
+        tracks = [(track_of(self.collector.timeline, device), device) for device in self.devices]
+        return max(
+            (ages.shortest_window_ns(track, device) for track, device in tracks if track is not None),
+            default=0.0,
+        )
+
+    def assess(self, windows: Sequence[RoundWindow]) -> tuple[RoundRecord, ...]:
+        """Wait for the readings of the last window, and give each round its energy and reasons."""
+        self.collector.flush(windows[-1].end_ns + AFTER_NS, devices=self.devices)
+        return round_records(self.collector.timeline, self.devices_in_use(windows), windows)
+
+    def resolved(self, windows: Sequence[RoundWindow]) -> tuple[RoundWindow, ...]:
+        """The windows of a test as the figure's meter can tell them apart: to a slow one they are a single one."""
+        return (whole(windows),) if self.slow and windows else tuple(windows)
+
+    def beside(self, windows: Sequence[RoundWindow], rounds: Sequence[RoundRecord]) -> Beside:
+        """What the other devices measured over the figure's windows; ``rounds`` are what :meth:`assess` gave."""
+        if not self.others or not windows:
+            return Beside(tuple(rounds))
+        start_ns, end_ns = windows[0].start_ns, windows[-1].end_ns
+        # A meter that cannot resolve the measurement is not waited for.
+        able = [
+            each for each in self.others if not each.slow or (end_ns - start_ns) / 1e9 >= each.resolution_s
+        ]
+        if able:
+            self.collector.flush(end_ns + AFTER_NS, devices=able)
+        devices, others = self.devices_in_use(windows), self._in_use(self.others, windows)
+        return beside(self.collector.timeline, devices, others, windows, rounds)
+
+    def devices_in_use(self, windows: Sequence[RoundWindow]) -> tuple[Device, ...]:
+        """The figure's devices, of the GPUs those that processes of ours ran on; all where the driver does not say."""
+        return self._in_use(self.devices, windows)
+
+    def devices_of_key(self, windows: Sequence[RoundWindow]) -> tuple[Device, ...]:
+        """What must be the same for two measurements to be compared: the figure's devices, and in any case the GPUs."""
+        gpus = [device for device in self._in_use(self.others, windows) if device.scope == "gpu"]
+        return (*self.devices_in_use(windows), *gpus)
+
+    def _in_use(self, devices: Sequence[Device], windows: Sequence[RoundWindow]) -> tuple[Device, ...]:
+        gpus = [device for device in devices if device.scope == "gpu"]
+        if len(gpus) < 2 or not windows:
+            return tuple(devices)
+        start_ns, end_ns = windows[0].start_ns, windows[-1].end_ns
+        timeline = self.collector.timeline
+        ours = [
+            device
+            for device in gpus
+            if any(
+                condition.own_process
+                for condition in timeline.conditions(device.id)
+                if start_ns <= condition.t_ns <= end_ns + AFTER_NS * 2
+            )
+        ]
+        used = ours or gpus
+        return tuple(device for device in devices if device.scope != "gpu" or device in used)
+
+    @cached_property
+    def provenance(self) -> str:
+        """Measured, unless a device's figure is not; several kinds are named all."""
+        return "+".join(sorted({device.provenance for device in self.devices}))

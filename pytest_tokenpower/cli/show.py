@@ -1,0 +1,169 @@
+"""`tokenpower show`: one stored run as a person reads it."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+from pytest_tokenpower.baselines.key import label
+from pytest_tokenpower.baselines.line import subjects
+from pytest_tokenpower.cli.access import RUN_HELP, Place, add_storage, choose_test
+from pytest_tokenpower.errors import UsageError
+from pytest_tokenpower.measurement import FIGURES, good
+from pytest_tokenpower.record import Fact, MeasurementRecord, RoundRecord, RunRecord, encode_run
+from pytest_tokenpower.verdict import FAILING
+
+_WIDTH = 100
+_LABEL = 12
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which run, and which of its tests."""
+    parser.add_argument("run", metavar="RUN", nargs="?", help=f"{RUN_HELP} (default: the newest run)")
+    parser.add_argument(
+        "--test", metavar="TEST", help="only this test (its id, or a part that fits no other)"
+    )
+    parser.add_argument("--json", action="store_true", help="the record as it is stored, indented")
+    add_storage(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the run."""
+    import msgspec
+
+    place = Place.of(arguments)
+    if arguments.run is None:
+        entries, store = place.entries(), place.store
+    else:
+        found = place.runs(arguments.run, commit_only=True)
+        entries, store = found.entries, found.store
+        if not entries:
+            raise UsageError(f"{found.label} holds no run")
+    record = store.load(entries[0])
+    if arguments.test is not None:
+        test = choose_test(arguments.test, {measured.test for measured in record.measurements})
+        kept = tuple(measured for measured in record.measurements if measured.test == test)
+        record = msgspec.structs.replace(record, measurements=kept)
+    if arguments.json:
+        print(msgspec.json.format(encode_run(record), indent=2).decode())
+        return 0
+    subject = ""
+    if record.commit and place.repository is not None:
+        subject = subjects(place.repository, [record.commit]).get(record.commit, "")
+    if arguments.run is not None and len(entries) > 1:
+        others = ", ".join(entry.id8 for entry in entries[1:6]) + (" ..." if len(entries) > 6 else "")
+        print(f"the newest of {len(entries)} runs of {arguments.run}; the others: {others}\n")
+    print("\n".join(as_text(record, subject)))
+    return 0
+
+
+def as_text(record: RunRecord, subject: str = "") -> list[str]:
+    """The run's head, then each measurement; lines of about 100 characters."""
+    lines = [f"run {record.id}"]
+    lines += _row("time", record.created)
+    if record.name:
+        lines += _row("name", record.name)
+    lines += _row("commit", _commit(record, subject))
+    lines += _row("command", " ".join(["pytest", *record.command]))
+    lines += _row("host", _facts(record.host))
+    lines += _row("versions", ", ".join(f"{name} {version}" for name, version in record.versions.items()))
+    for measured in record.measurements:
+        lines += ["", *_measurement(measured)]
+    if not record.measurements:
+        lines += ["", "It holds no measurement."]
+    return lines
+
+
+def _commit(record: RunRecord, subject: str) -> str:
+    if record.commit is None:
+        return "none: outside git"
+    branch = f" on {record.branch}" if record.branch else ""
+    dirty = ", with uncommitted changes: no baseline" if record.dirty else ""
+    return f"{record.commit[:12]}{branch}{dirty}{f': {subject}' if subject else ''}"
+
+
+def _measurement(measured: MeasurementRecord) -> Iterator[str]:
+    yield measured.test
+    honest = "" if measured.provenance == "measured" else f"{measured.provenance.upper()}, not measured: "
+    yield from _row("measured by", f"{honest}{measured.method or 'nothing'} ({measured.scope} energy)")
+    if not measured.comparable:
+        yield from _row("INVALID", "; ".join(measured.reasons) or "no reason is recorded")
+    for name, figure in measured.figures.items():
+        unit = FIGURES.get(name, "")
+        error = (
+            f" ± {196 * figure.stderr / abs(figure.value):.1f} %" if figure.stderr and figure.value else ""
+        )
+        yield from _row(
+            "figures" if name == next(iter(measured.figures)) else "",
+            f"{name} {figure.value:.4g}{error}  ({unit})",
+        )
+    yield from _row("rounds", _rounds(measured))
+    for reason, count in _dropped(measured.rounds).most_common():
+        yield from _row("  dropped", f"{count} of {len(measured.rounds)}: {reason}")
+    yield from _row("conditions", _conditions(measured.rounds))
+    yield from _row("key", ", ".join(f"{label(field)} {value}" for field, value in measured.key.items()))
+    yield from _row("facts", _facts(measured.facts))
+    for verdict in measured.verdicts:
+        word = verdict.kind.upper() if verdict.kind in FAILING else verdict.kind
+        text = [
+            f"{word}: {line}" if at == 0 else line for at, line in enumerate(verdict.message.splitlines())
+        ]
+        for at, line in enumerate(text or [word]):
+            yield from _row("verdict" if at == 0 else "", line.strip())
+    if not measured.verdicts:
+        yield from _row("verdict", "none: nothing was asked of it")
+
+
+def _rounds(measured: MeasurementRecord) -> str:
+    rounds, kept = measured.rounds, good(measured.rounds)
+    if not rounds:
+        return "none"
+    seconds = [one.seconds for one in rounds]
+    repeats = {one.repeats for one in rounds}
+    text = f"{len(kept)} good of {len(rounds)}, {min(seconds):.3g} to {max(seconds):.3g} s each"
+    if repeats != {1}:
+        text += f", {min(repeats)} to {max(repeats)} executions in one"
+    tokens = {one.generated_tokens for one in rounds}
+    return text + f", {min(tokens)}{f' to {max(tokens)}' if len(tokens) > 1 else ''} generated tokens"
+
+
+def _dropped(rounds: tuple[RoundRecord, ...]) -> Counter[str]:
+    return Counter(reason for one in rounds for reason in one.reasons)
+
+
+def _conditions(rounds: tuple[RoundRecord, ...]) -> str:
+    parts = []
+    for name, unit in (("temperature_celsius", "°C"), ("sm_clock_mhz", "MHz SM"), ("peak_watts", "W peak")):
+        values = [value for one in rounds if (value := getattr(one, name)) is not None]
+        if values:
+            low, high = min(values), max(values)
+            parts.append(
+                f"{low:.0f} {unit}" if f"{low:.0f}" == f"{high:.0f}" else f"{low:.0f} to {high:.0f} {unit}"
+            )
+    limits: dict[str, float] = {}
+    for one in rounds:
+        for name, share in one.limited_shares.items():
+            limits[name] = max(limits.get(name, 0.0), share)
+    parts += [
+        f"limited by {name.replace('_', ' ')} up to {share:.0%} of a round" for name, share in limits.items()
+    ]
+    return ", ".join(parts)
+
+
+def _facts(facts: Mapping[str, Fact]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in facts.items())
+
+
+def _row(head: str, text: str) -> list[str]:
+    if not text:
+        return []
+    return textwrap.wrap(
+        text,
+        _WIDTH,
+        initial_indent=f"  {head:<{_LABEL}} ",
+        subsequent_indent=" " * (_LABEL + 3),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

@@ -1,0 +1,215 @@
+"""`--energy-rerun-baseline`: the baseline's commit and this one measured in turn, in fresh processes, A B B A.
+
+No stored history is needed. The baseline's commit is checked out in a git worktree in a temporary folder, which is
+taken away again, also when the run is interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_tokenpower.baselines.git import Repository, run_git
+from pytest_tokenpower.errors import HistoryError, TokenPowerError
+from pytest_tokenpower.record import MeasurementRecord, RunRecord, decode_run
+
+ORDER = ("baseline", "candidate", "candidate", "baseline")
+
+REQUIREMENTS = (
+    "pyproject.toml", "setup.py", "setup.cfg", "uv.lock", "poetry.lock", "pdm.lock", "requirements.txt",
+    "requirements-dev.txt", "requirements-test.txt", "constraints.txt",
+)  # fmt: skip
+"""Files that say what is installed. Where one differs, the baseline gets an environment of its own."""
+
+_DROPPED = {
+    "--energy-baseline": 1,
+    "--energy-rerun-baseline": 0,
+    "--energy-autosave": 0,
+    "--energy-save": 1,
+    "--energy-json": 1,
+    "--energy-record": 1,
+    "--junitxml": 1,
+    "--junit-xml": 1,
+    "-n": 1,
+    "--numprocesses": 1,
+}
+"""Options of the whole run that its child runs do not repeat, with the number of their values."""
+
+
+@dataclass(frozen=True)
+class Rerun:
+    """The runs of both sides, in the order in which they ran, and what the baseline is called."""
+
+    label: str
+    baseline: tuple[RunRecord, ...]
+    candidate: tuple[RunRecord, ...]
+
+    def of_test(self, test: str) -> tuple[tuple[MeasurementRecord, ...], tuple[MeasurementRecord, ...]]:
+        """The measurements of one test on both sides; a side without it is empty."""
+        baseline, candidate = (
+            tuple(one for run in runs for one in run.measurements if one.test == test)
+            for runs in (self.baseline, self.candidate)
+        )
+        return baseline, candidate
+
+
+def rerun(
+    repository: Repository | None,
+    ref: str,
+    arguments: Sequence[str],
+    folder: Path,
+    say: Callable[[str], None],
+) -> Rerun:
+    """Run pytest with ``arguments`` in turn on both sides; ``folder`` is where the command line was given.
+
+    Raises HistoryError where there is no such commit, TokenPowerError with the output's tail where a child run
+    cannot measure.
+    """
+    if repository is None:
+        raise HistoryError("--energy-rerun-baseline needs a git repository: the baseline is a commit of it")
+    commits = repository.baseline_commits(ref)
+    if not commits:
+        raise HistoryError(f"{ref} has no commit before HEAD: there is no baseline to run again")
+    label = f"{ref}@{commits[0][:7]}"
+    repeated = child_arguments(arguments)
+    runs: dict[str, list[RunRecord]] = {"baseline": [], "candidate": []}
+    with (
+        tempfile.TemporaryDirectory(prefix="tokenpower-rerun-") as scratch,
+        _worktree(repository, commits[0], Path(scratch) / "baseline") as tree,
+    ):
+        python = _environment(repository.top_level, tree, Path(scratch) / "environment", say)
+        for number, side in enumerate(ORDER, start=1):
+            top = tree if side == "baseline" else repository.top_level
+            say(f"[{number}/{len(ORDER)}] {label if side == 'baseline' else 'this work tree'}")
+            record = Path(scratch) / f"{number}.json"
+            child = _Child(
+                python if side == "baseline" else sys.executable,
+                top,
+                top / os.path.relpath(folder, repository.top_level),
+                [moved(argument, repository.top_level, top) for argument in repeated],
+            )
+            runs[side].append(child.run(record, side))
+    return Rerun(label, tuple(runs["baseline"]), tuple(runs["candidate"]))
+
+
+def child_arguments(arguments: Sequence[str]) -> list[str]:
+    """The command line of a child run: without what belongs to the whole run."""
+    kept: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        name, has_value, _ = argument.partition("=")
+        if name not in _DROPPED:
+            kept.append(argument)
+        elif not has_value:
+            for _ in range(_DROPPED[name]):
+                next(rest, None)
+    return kept
+
+
+def moved(argument: str, top: Path, other: Path) -> str:
+    """An absolute path inside the repository, pointed at the same place of another work tree of it."""
+    path, colons, inside = argument.partition("::")
+    if not os.path.isabs(path) or not Path(path).is_relative_to(top):
+        return argument
+    return f"{other / Path(path).relative_to(top)}{colons}{inside}"
+
+
+@dataclass(frozen=True)
+class _Child:
+    python: str
+    top: Path
+    folder: Path
+    arguments: Sequence[str]
+
+    def run(self, record: Path, side: str) -> RunRecord:
+        command = [
+            self.python,
+            "-m",
+            "pytest",
+            "-p",
+            "no:cacheprovider",
+            *self.arguments,
+            f"--energy-json={record}",
+        ]
+        # The package under test may be installed from the other work tree: this one goes first.
+        sources = [str(path) for path in (self.top, self.top / "src") if path.is_dir()]
+        inherited = os.environ.get("PYTHONPATH")
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([*sources, *([inherited] if inherited else [])]),
+        }
+        with subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as child:
+            try:
+                output, _ = child.communicate()
+            except BaseException:
+                child.terminate()
+                raise
+        if not record.exists():
+            tail = "\n".join(output.splitlines()[-15:])
+            raise TokenPowerError(
+                f"the {side}'s run in {self.folder} measured nothing (pytest exited with {child.returncode}):\n{tail}"
+            )
+        return decode_run(record.read_bytes(), source=str(record))
+
+
+@contextmanager
+def _worktree(repository: Repository, commit: str, path: Path) -> Iterator[Path]:
+    top = repository.top_level
+    made = run_git(top, "worktree", "add", "--detach", str(path), commit, timeout_s=300)
+    if made.code != 0:
+        raise HistoryError(f"{top}: git worktree add for {commit[:7]} failed: {made.complaint}")
+    try:
+        yield path
+    finally:
+        run_git(top, "worktree", "remove", "--force", str(path), timeout_s=300)
+        shutil.rmtree(path, ignore_errors=True)
+        run_git(top, "worktree", "prune")
+
+
+def _environment(top: Path, tree: Path, path: Path, say: Callable[[str], None]) -> str:
+    """The Python of the baseline: this one, unless what is installed there differs."""
+    differing = [name for name in REQUIREMENTS if _content(top / name) != _content(tree / name)]
+    if not differing:
+        return sys.executable
+    say(f"{', '.join(differing)} differ: making an environment for the baseline")
+    python = path / "bin" / "python"
+    wanted = ["-r", "requirements.txt"] if (tree / "requirements.txt").exists() else ["-e", "."]
+    # What this environment has stays visible; what the baseline asks for is installed over it.
+    for command in (
+        [sys.executable, "-m", "venv", "--system-site-packages", str(path)],
+        [str(python), "-m", "pip", "install", "--quiet", *wanted],
+    ):
+        done = subprocess.run(command, cwd=tree, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise TokenPowerError(
+                f"the baseline's environment could not be made: {' '.join(command[1:])} failed:\n{done.stderr[-1500:]}"
+            )
+    _see_parent_packages(path)
+    return str(python)
+
+
+def _see_parent_packages(path: Path) -> None:
+    # A virtual environment made from another one sees the base interpreter's packages, not that one's.
+    for own in (path / "lib").glob("python*/site-packages"):
+        parents = [each for each in sys.path if each.endswith("site-packages") and Path(each) != own]
+        (own / "tokenpower-parents.pth").write_text(
+            "".join(f"{each}\n" for each in parents), encoding="utf-8"
+        )
+
+
+def _content(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None

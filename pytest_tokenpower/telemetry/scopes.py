@@ -1,0 +1,65 @@
+"""Scopes: which devices' joules make the figure, what that figure is called, and what is measured beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pytest_tokenpower.errors import MeterUnavailable
+from pytest_tokenpower.telemetry.values import Device, Scope
+
+SCOPES: tuple[Scope, ...] = ("gpu", "cpu", "node", "dram", "rack")
+"""All scopes; where none is asked for, the first of them that is measured makes the figure."""
+
+PARTS: tuple[Scope, ...] = ("gpu", "cpu", "dram")
+"""What a node consists of, beside the rest of it, which has no meter of its own."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """``devices`` make the figure, called ``label`` in the key; ``others`` are measured beside it."""
+
+    label: str
+    devices: tuple[Device, ...]
+    others: tuple[Device, ...] = ()
+
+
+def choose(devices: Sequence[Device], scope: Scope | None = None) -> Choice:
+    """The devices of a scope (None: gpu where there is one, else cpu, else what there is).
+
+    A node without a meter of its own is the sum of its parts, at least two of them, and is called by them:
+    ``gpu+cpu, without dram and other``. Raises MeterUnavailable where the scope has no device.
+    """
+    measured = {device.scope for device in devices}
+    if not devices:
+        return Choice("", ())
+    wanted: Scope = scope or next(each for each in SCOPES if each in measured)
+    label: str = wanted
+    counted: tuple[Scope, ...] = (wanted,)
+    if wanted not in measured:
+        counted = tuple(part for part in PARTS if part in measured)
+        if wanted != "node" or len(counted) < 2:
+            raise MeterUnavailable(
+                f"--energy-scope={wanted}: no meter of this run measures it, only "
+                f"{', '.join(sorted(measured))}; {_REMEDIES[wanted]}"
+            )
+        absent = [part for part in PARTS if part not in counted]
+        label = f"{'+'.join(counted)}, without {_listed([*absent, 'other'])}"
+    return Choice(
+        label,
+        tuple(device for device in devices if device.scope in counted),
+        tuple(device for device in devices if device.scope not in counted),
+    )
+
+
+_REMEDIES: dict[Scope, str] = {
+    "gpu": "--energy-source=nvml or amd does",
+    "cpu": "--energy-source=rapl or hwmon does",
+    "dram": "--energy-source=rapl does on machines with a counter for it",
+    "node": "a node's meter (ipmi, redfish, hwmon) or two of its parts (nvml,rapl) would do",
+    "rack": "--energy-source=prometheus does with TOKENPOWER_PROMETHEUS_QUERY",
+}
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

@@ -1,0 +1,205 @@
+"""Energy of windows against the exact integral of the power that the readings were made of."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from readings import (
+    MS,
+    SECOND,
+    Ring,
+    counter_readings,
+    ring_samples,
+    rings,
+    rings_with_edges,
+)
+
+from pytest_tokenpower.analysis.energy import (
+    RING_LAG_NS,
+    EnergyTrack,
+    WindowEnergy,
+    counter_track,
+    polled_track,
+    ring_track,
+    window_energy,
+)
+from pytest_tokenpower.telemetry.meters.simulated_curve import PowerCurve
+from pytest_tokenpower.telemetry.values import PowerSamples
+
+quickly = settings(deadline=None, max_examples=60)
+
+LARGEST_ERRORS = 3.6
+"""In standard errors: an edge is off by at most a quarter of sample length x power step, 2.5 of its own."""
+
+
+def energy(track: EnergyTrack, *windows: tuple[int, int]) -> WindowEnergy:
+    return window_energy(
+        track,
+        np.array([start for start, _ in windows], dtype=np.int64),
+        np.array([end for _, end in windows], dtype=np.int64),
+    )
+
+
+def rounding(start_ns: int, end_ns: int) -> float:
+    """The ring counts milliwatts, and sharpening it doubles that at most."""
+    return 2e-3 * ((end_ns - start_ns) / SECOND + 0.1)
+
+
+@quickly
+@given(rings_with_edges(2))
+def test_a_window_is_as_near_to_the_exact_integral_as_it_says(case: tuple[Ring, list[int]]) -> None:
+    ring, (start, end) = case
+    found = energy(ring.track, (start, end))
+    off = abs(found.joules[0] - ring.joules(start, end))
+    assert off <= LARGEST_ERRORS * found.stderr[0] + rounding(start, end)
+
+
+@quickly
+@given(rings(), st.data())
+def test_a_window_whose_edges_fall_on_samples_is_exact(ring: Ring, data: st.DataObject) -> None:
+    inner = [int(t) for t in ring.track.t_ns - RING_LAG_NS if ring.first_ns <= t <= ring.last_ns]
+    start, end = sorted(data.draw(st.lists(st.sampled_from(inner), min_size=2, max_size=2, unique=True)))
+    found = energy(ring.track, (start, end))
+    assert found.joules[0] == pytest.approx(ring.joules(start, end), abs=rounding(start, end))
+
+
+@quickly
+@given(
+    st.integers(1, 1000),
+    st.lists(st.integers(5, 45), min_size=1, max_size=9),
+    st.tuples(st.integers(200 * MS, 1800 * MS), st.integers(200 * MS, 1800 * MS)).filter(
+        lambda w: w[0] < w[1]
+    ),
+)
+def test_steady_power_is_exact_wherever_the_edges_fall(
+    watts: int, sample_ms: list[int], window: tuple[int, int]
+) -> None:
+    stamps = np.concatenate([[0], np.cumsum(np.resize(np.array(sample_ms), 400))]).astype(np.int64) * MS
+    track = ring_track(ring_samples(PowerCurve.constant(float(watts)), stamps))
+    found = energy(track, window)
+    exact = watts * (window[1] - window[0]) / SECOND
+    assert found.joules[0] == pytest.approx(exact, rel=1e-9)
+    assert found.stderr[0] <= 1e-6 * exact
+    assert found.peak_watts[0] == pytest.approx(watts)
+
+
+@quickly
+@given(rings_with_edges(3))
+def test_adjacent_windows_add_up(case: tuple[Ring, list[int]]) -> None:
+    ring, (start, middle, end) = case
+    first, second, both = energy(ring.track, (start, middle), (middle, end), (start, end)).joules
+    assert first + second == pytest.approx(both, rel=1e-9, abs=1e-6)
+
+
+@quickly
+@given(rings_with_edges(6), st.data())
+def test_windows_do_not_depend_on_those_beside_them(
+    case: tuple[Ring, list[int]], data: st.DataObject
+) -> None:
+    ring, (a, b, c, d, e, f) = case
+    # Nested, overlapping and apart, in any order.
+    windows = data.draw(st.permutations([(a, f), (b, e), (c, d), (a, d), (b, f), (a, b), (e, f)]))
+    together = energy(ring.track, *windows)
+    for at, window in enumerate(windows):
+        alone = energy(ring.track, window)
+        for column in ("joules", "stderr", "peak_watts", "covered", "gap"):
+            assert getattr(together, column)[at] == getattr(alone, column)[0]
+
+
+@quickly
+@given(rings_with_edges(2))
+def test_the_peak_is_the_highest_sample_that_the_window_touches(case: tuple[Ring, list[int]]) -> None:
+    ring, (start, end) = case
+    track = ring.track
+    watts = np.diff(track.joules) / (np.diff(track.t_ns) / SECOND)
+    touched = (track.t_ns[1:] >= start + track.lag_ns) & (track.t_ns[:-1] < end + track.lag_ns)
+    assert energy(track, (start, end)).peak_watts[0] == pytest.approx(watts[touched].max())
+
+
+@quickly
+@given(rings(), st.integers(-5 * SECOND, 10 * SECOND), st.integers(-5 * SECOND, 10 * SECOND))
+def test_beyond_the_readings_a_window_is_void_and_never_zero(ring: Ring, start: int, end: int) -> None:
+    track = ring.track
+    found = energy(track, (start, end))
+    inside = track.t_ns[0] <= start + track.lag_ns and end + track.lag_ns <= track.t_ns[-1] and start < end
+    assert bool(found.covered[0]) is bool(inside)
+    assert math.isfinite(found.joules[0]) is bool(inside)
+
+
+@pytest.mark.parametrize("samples", [0, 1])
+def test_without_two_readings_there_is_nothing(samples: int) -> None:
+    empty = PowerSamples(
+        np.arange(samples, dtype=np.int64), np.full(samples, 300_000, dtype=np.int64), held=False
+    )
+    found = energy(polled_track(empty), (0, SECOND))
+    assert math.isnan(found.joules[0])
+    assert not found.covered[0]
+
+
+@quickly
+@given(st.integers(61, 2000), st.data())
+def test_a_gap_spoils_the_windows_that_it_touches_and_no_others(gap_ms: int, data: st.DataObject) -> None:
+    before = np.arange(0, 2000, 20)
+    stamps = np.concatenate([before, before + 1980 + gap_ms]).astype(np.int64) * MS
+    track = ring_track(ring_samples(PowerCurve.constant(300.0), stamps))
+    gap = (1980 * MS - RING_LAG_NS, (1980 + gap_ms) * MS - RING_LAG_NS)
+    moments = st.integers(100 * MS, int(stamps[-1]) - 100 * MS)
+    start, end = sorted(data.draw(st.tuples(moments, moments).filter(lambda w: w[0] != w[1])))
+    touches = start <= gap[1] and end > gap[0]
+    found = energy(track, (start, end))
+    # An edge on the very last sample before the gap, or first after it, may count either way.
+    if min(abs(edge - limit) for edge in (start, end) for limit in gap) > 1:
+        assert bool(found.gap[0]) is touches
+
+
+@quickly
+@given(
+    st.integers(50, 700),
+    st.integers(0, 99),
+    st.lists(st.integers(80, 1100), min_size=20, max_size=20),
+    st.tuples(st.integers(1300, 5000), st.integers(1300, 5000)).filter(lambda w: w[0] < w[1]),
+)
+def test_a_counter_that_ticks_is_as_near_as_it_says(
+    watts: int, phase_ms: int, polls_ms: list[int], window_ms: tuple[int, int]
+) -> None:
+    # Read at least every 1.1 s, from 0 to beyond 6 s.
+    reads = np.cumsum([0, *polls_ms * 4]).astype(np.int64) * MS
+    counters = counter_readings(
+        PowerCurve.constant(float(watts)).energy(), reads, 100 * MS, phase_ns=phase_ms * MS
+    )
+    start, end = window_ms[0] * MS, window_ms[1] * MS
+    found = energy(counter_track(counters, 100 * MS), (start, end))
+    assert found.covered[0]
+    off = abs(found.joules[0] - watts * (end - start) / SECOND)
+    assert off <= LARGEST_ERRORS * found.stderr[0] + 1e-5
+
+
+@quickly
+@given(rings(), st.lists(st.integers(5, 400), min_size=3, max_size=30), st.data())
+def test_a_counter_that_is_exact_when_read_is_exact_between_two_reads(
+    ring: Ring, polls_ms: list[int], data: st.DataObject
+) -> None:
+    reads = np.cumsum([10, *polls_ms]).astype(np.int64) * MS
+    counters = counter_readings(ring.curve.energy(), reads, 0)
+    start, end = sorted(
+        data.draw(st.lists(st.sampled_from(reads.tolist()), min_size=2, max_size=2, unique=True))
+    )
+    found = energy(counter_track(counters), (start, end))
+    assert found.joules[0] == pytest.approx(ring.joules(start, end), abs=1e-5)
+
+
+@quickly
+@given(rings_with_edges(2, ("lines",)), st.integers(2, 20))
+def test_polled_power_is_joined_by_lines(case: tuple[Ring, list[int]], every_ms: int) -> None:
+    ring, (start, end) = case
+    # The curve bends at whole milliseconds; polled at every one of them the trapezoids are exact.
+    polls = np.arange(0, ring.last_ns + 300 * MS, MS)
+    watts = np.array([ring.curve.joules(t, t + 1000) * 1e6 for t in polls.tolist()])
+    track = polled_track(PowerSamples(polls, np.rint(watts * 1e3).astype(np.int64), held=False))
+    edges = (start // MS * MS, end // MS * MS + every_ms * MS)
+    found = energy(track, edges)
+    assert found.joules[0] == pytest.approx(ring.joules(*edges), rel=1e-4)

@@ -1,0 +1,83 @@
+"""Projects of energy tests to run pytest in, over the simulated board."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pytest_tokenpower.record import RunRecord, decode_run
+
+INI = """
+[pytest]
+addopts = --strict-markers --strict-config -p no:cacheprovider -p no:hypothesispytest
+filterwarnings = error
+energy_source = simulated
+energy_warmup_rounds = 1
+{more}
+"""
+
+WORKLOADS = '''
+import time
+
+import pytest
+from pytest_tokenpower import TokenCount
+
+quick = pytest.mark.power_budget(min_rounds=2, max_rounds=2)
+
+
+def generate(seconds=0.02, prompt=0, generated=1000, responses=1):
+    """A model: its boards draw 300 W for as long as it takes."""
+    time.sleep(seconds)
+    return TokenCount(prompt, generated, responses)
+'''
+
+# Imported by the first energy test of a run; pytester would forget them after each run, and numpy does not
+# survive that.
+LATE_IMPORTS = (
+    "pytest_tokenpower.reports.junit",
+    "pytest_tokenpower.reports.terminal",
+    "pytest_tokenpower.session",
+    "pytest_tokenpower.fixture",
+    "pytest_tokenpower.telemetry.meters.cpu_model",
+    "pytest_tokenpower.telemetry.meters.simulated",
+    "pytest_tokenpower.stats.temperature",
+    "scipy.optimize",
+    "tabulate",
+)
+
+
+class Project:
+    """A folder of tests; every run of pytest in it has the simulated board, unless it says otherwise."""
+
+    def __init__(self, pytester: pytest.Pytester) -> None:
+        self.pytester = pytester
+        self.path = pytester.path
+        self.ini()
+        self.file("workloads.py", WORKLOADS)
+
+    def ini(self, *lines: str) -> None:
+        """The ini file anew, with further lines."""
+        self.file("pytest.ini", INI.format(more="\n".join(lines)))
+
+    def file(self, name: str, text: str) -> Path:
+        """Write a file of the project."""
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
+    def tests(self, text: str, file: str = "test_energy.py") -> Path:
+        """Write a test file that has what workloads.py offers."""
+        head = "import time\n\nimport pytest\n\nfrom pytest_tokenpower import TokenCount\nfrom workloads import *\n\n"
+        return self.file(file, head + text)
+
+    def run(self, *arguments: str) -> pytest.RunResult:
+        """Run pytest on the project in this process."""
+        return self.pytester.runpytest_inprocess(*arguments)
+
+    def measure(self, *arguments: str) -> tuple[pytest.RunResult, RunRecord]:
+        """Run pytest and read the record of the run."""
+        path = self.path / "run.json"
+        result = self.run(f"--energy-json={path}", *arguments)
+        return result, decode_run(path.read_bytes(), source=str(path))

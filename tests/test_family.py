@@ -1,0 +1,147 @@
+"""Several comparisons in one run: Holm's rule, several baselines, and what one test's noise learns from the others."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from statsmodels.stats.multitest import multipletests
+
+from pytest_tokenpower.record import MeasurementRecord, RoundRecord, VerdictRecord
+from pytest_tokenpower.stats.prior import DEFAULT_PRIOR
+from pytest_tokenpower.verdict import StoredRuns, judge_baseline, settle
+
+
+def measured(test: str, joules_per_token: float, spread: float = 0.001, **more: object) -> MeasurementRecord:
+    rounds = tuple(
+        RoundRecord(
+            start_ns=at, seconds=1.0, joules=joules_per_token * 1000 * math.exp(spread * ((-1) ** at)), stderr_joules=0.01,
+            prompt_tokens=0, generated_tokens=1000,
+        )
+        for at in range(8)
+    )  # fmt: skip
+    return MeasurementRecord(
+        test=test, key={}, provenance="simulated", scope="gpu", method="power ring", rounds=rounds, comparable=True,
+        **more,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def stored(*levels: float) -> StoredRuns:
+    return StoredRuns("main", tuple(measured("t", level) for level in levels), tuple(map(str, levels)))
+
+
+def test_a_larger_family_needs_more_certainty() -> None:
+    baseline = stored(0.200, 0.202, 0.198)
+    alone = judge_baseline(measured("t", 0.210), baseline, 0.03)
+    among = judge_baseline(measured("t", 0.210), baseline, 0.03, family=200)
+    assert alone.kind == "regressed"
+    assert among.kind == "inconclusive"
+    assert among.p_value == alone.p_value
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(0.0001, 0.2), st.sampled_from(["inconclusive", "passed"]), st.floats(-0.1, 0.2)),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_settling_is_holms_rule_over_all_comparisons(members: list[tuple[float, str, float]]) -> None:
+    measurements = [
+        measured(
+            f"t{at}", 0.2,
+            verdicts=(VerdictRecord(kind, "m", "main", change=change, p_value=p, threshold=0.03, baseline_runs=("a",)),),
+        )
+        for at, (p, kind, change) in enumerate(members)
+    ]  # fmt: skip
+    rejected, *_ = multipletests([p for p, _, _ in members], alpha=0.05, method="holm")
+    expected = {
+        (f"t{at}", "main")
+        for at, (_, kind, change) in enumerate(members)
+        if rejected[at] and kind == "inconclusive" and change > 0.03
+    }
+    settled = settle(measurements)
+    assert set(settled) == expected
+    assert all(verdict.kind == "regressed" for verdict in settled.values())
+
+
+def test_the_first_step_never_contradicts_the_whole_family() -> None:
+    """What a test decided by itself, with the family's size, Holm's rule over all p-values confirms."""
+    baseline = stored(0.200, 0.2005, 0.1995)
+    verdicts = [
+        judge_baseline(measured("t", level), baseline, 0.03, family=4) for level in (0.2, 0.207, 0.215, 0.25)
+    ]
+    rejected, *_ = multipletests([v.p_value for v in verdicts], alpha=0.05, method="holm")
+    assert [v.kind == "regressed" for v in verdicts] == [False, True, True, True]
+    assert all(rejected[at] for at, v in enumerate(verdicts) if v.kind == "regressed")
+
+
+PROJECT = """
+import time
+from pathlib import Path
+import pytest
+from pytest_tokenpower import TokenCount
+
+@pytest.mark.power_budget(min_rounds=3, max_rounds=3)
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_work(energy, name):
+    def work():
+        time.sleep(float(Path("seconds").read_text()))
+        return TokenCount(prompt=0, generated=1000)
+    energy(work)
+"""
+
+
+def test_two_baselines_catch_the_creep_that_each_step_hides(pytester: pytest.Pytester) -> None:
+    """A rolling baseline (main) moves along with a slow rise; a pinned one (a tag) does not."""
+
+    def git(*arguments: str) -> None:
+        subprocess.run(
+            ["git", "-c", "user.name=n", "-c", "user.email=e@x", *arguments], cwd=pytester.path, check=True
+        )
+
+    def run(*arguments: str) -> pytest.RunResult:
+        return pytester.runpytest_subprocess(
+            "--energy-source=simulated", "-p", "no:cacheprovider", *arguments
+        )
+
+    pytester.makepyfile(test_creep=PROJECT)
+    Path(pytester.path, ".gitignore").write_text("__pycache__\n")
+    git("init", "--quiet", "--initial-branch=main")
+    for seconds, tag in ((0.05, "v1"), (0.065, "v2")):
+        Path(pytester.path, "seconds").write_text(str(seconds))
+        git("add", "--all")
+        git("commit", "--quiet", "--message", tag)
+        git("tag", tag)
+        for _ in range(2):
+            run("--energy-autosave").assert_outcomes(passed=2)
+    git("switch", "--quiet", "--create", "change")
+    git("commit", "--quiet", "--allow-empty", "--message", "nothing")
+    result = run("--energy-baseline=main,v1")
+    result.assert_outcomes(failed=2)
+    result.stdout.re_match_lines(
+        [r"baseline main@\w+, v1@\w+", r".*REGRESSED: test_work\[a\]: .* above v1@\w+ .*"]
+    )
+    result.stdout.no_re_match_line(r".*REGRESSED: test_work.* above main@.*")
+
+
+def test_a_list_of_baselines_with_a_hole_is_refused(pytester: pytest.Pytester) -> None:
+    result = pytester.runpytest_subprocess("--energy-baseline=main,")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*--energy-baseline=main,: must be different names, separated by commas*"])
+
+
+def test_the_prior_is_sharpened_by_other_tests() -> None:
+    quiet = judge_baseline(measured("t", 0.2062), stored(0.2, 0.2001), 0.02)
+    from dataclasses import replace
+
+    learned = replace(DEFAULT_PRIOR, tau0=0.001, nu0=12.0)
+    sharp = judge_baseline(measured("t", 0.2062), stored(0.2, 0.2001), 0.02, learned)
+    assert quiet.change == pytest.approx(sharp.change)
+    assert (sharp.change_high or 0) - (sharp.change_low or 0) < (quiet.change_high or 0) - (
+        quiet.change_low or 0
+    )
