@@ -40,7 +40,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "fp8": {**graphs(32), "quantization": "fp8"},
     "half batch": {**graphs(16), "max_num_seqs": 16},
 }
+MEANING = {
+    "baseline": "main: bf16, CUDA graphs for decode",
+    "unchanged": "the same",
+    "eager": "`enforce_eager=True`: no CUDA graphs",
+    "fp8": '`quantization="fp8"`',
+    "half batch": "`max_num_seqs=16`: the prompts run in two batches",
+}
 EXPECTED = {"unchanged": "passed", "eager": "regressed", "half batch": "regressed", "fp8": "improved"}
+COLUMNS = (
+    *("run", "exit", "rounds", "°C", "J/token", "± 95 %", "prefill", "decode", "W", "tok/s"),
+    *("change", "95 % interval", "verdict"),
+)
 
 
 def main() -> None:
@@ -125,8 +136,16 @@ def verdict_of(run: dict[str, Any]) -> dict[str, Any]:
     return verdicts[-1]
 
 
+def mean_celsius(measurement: dict[str, Any]) -> str:
+    """The die's mean temperature over the rounds, for people; empty where the board does not say."""
+    known = [each["temperature_celsius"] for each in measurement["rounds"] if "temperature_celsius" in each]
+    return f"{sum(known) / len(known):.0f}" if known else ""
+
+
 def render(results: dict[str, Any]) -> str:
-    first = next(run["record"] for run in results["runs"] if run["record"])
+    first = next((run["record"] for run in results["runs"] if run["record"]), None)
+    if first is None:
+        sys.exit("no run of these results has a record")
     measured = first["measurements"][0]
     driver = next((v for k, v in measured["facts"].items() if k.endswith(".driver")), "unknown")
     key = measured["key"]
@@ -139,17 +158,24 @@ def render(results: dict[str, Any]) -> str:
         "Versions: " + ", ".join(f"{name} {version}" for name, version in first["versions"].items()) + ".  ",
         f"Date: {results['runs'][0]['at'][:10]}. Command: `{results['command']}`.  ",
         "Model: Llama 3.1 8B's architecture with random weights (normal, 0.02), bf16, vLLM in one process, "
-        "32 prompts of 512 tokens, 256 new tokens each, greedy, CUDA graphs for decode.",
+        "32 prompts of 512 tokens, 256 new tokens each, greedy.",
         "",
         "Every row is a process of its own. The first rows are stored runs of `main` (`--energy-autosave`), the others "
-        "are branches judged with `--energy-baseline=main`, limit 3 %.",
+        "are branches judged with `--energy-baseline=main`, limit 3 %. J/token, prefill, decode, W and tok/s are as "
+        "read; the change and its interval are at a common die temperature.",
         "",
-        "| run | exit | J/token | ± 95 % | prefill | decode | W | tok/s | change | 95 % interval | verdict |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        *(
+            f"- {label}: {meaning}"
+            for label, meaning in MEANING.items()
+            if any(run["label"] == label for run in results["runs"])
+        ),
+        "",
+        "| " + " | ".join(COLUMNS) + " |",
+        "| " + " | ".join("---" for _ in COLUMNS) + " |",
     ]
     for run in results["runs"]:
         if run["record"] is None:
-            lines.append(f"| {run['label']} | {run['exit']} | no record | | | | | | | | |")
+            lines.append(f"| {run['label']} | {run['exit']} | no record |" + " |" * (len(COLUMNS) - 3))
             continue
         one = run["record"]["measurements"][0]
         figures = one.get("figures", {})
@@ -160,7 +186,8 @@ def render(results: dict[str, Any]) -> str:
 
         main_figure = figures.get("joules_per_token")
         lines.append(
-            f"| {run['label']} | {run['exit']} | {figure('joules_per_token')} | "
+            f"| {run['label']} | {run['exit']} | {len(one['rounds'])} | {mean_celsius(one)} | "
+            f"{figure('joules_per_token')} | "
             + (f"{196 * main_figure['stderr'] / main_figure['value']:.2f} %" if main_figure else "")
             + f" | {figure('prefill_joules_per_token', 3)} | {figure('decode_joules_per_token')} | "
             f"{figure('mean_watts', 3)} | {figure('tokens_per_second')} | "

@@ -38,7 +38,9 @@ def record(hours: float, boards: int) -> Timeline:
     """Power that wanders and steps, at 50 Hz, with a counter reading a second, appended as a collector does."""
     random = np.random.default_rng(7)
     timeline = Timeline()
-    devices = [Device(f"GPU-{n}", "gpu", "board", "nvml", "simulated", counter_tick_ns=0) for n in range(boards)]
+    devices = [
+        Device(f"GPU-{n}", "gpu", "board", "nvml", "simulated", counter_tick_ns=0) for n in range(boards)
+    ]
     for device in devices:
         timeline.add_device(device)
     per_chunk = CHUNK_S * 1_000_000_000 // PERIOD_NS
@@ -52,7 +54,10 @@ def record(hours: float, boards: int) -> Timeline:
             # Milliwatts over 20 ms are 20 microjoules each.
             microjoules = counted[device.id] + np.cumsum(milliwatts * (PERIOD_NS // 1_000_000))
             counted[device.id] = int(microjoules[-1])
-            counters = [CounterReading(int(t), int(t), int(e)) for t, e in zip(t_ns[49::50], microjoules[49::50], strict=True)]
+            counters = [
+                CounterReading(int(t), int(t), int(e))
+                for t, e in zip(t_ns[49::50], microjoules[49::50], strict=True)
+            ]
             timeline.append(Reading(device.id, PowerSamples(t_ns, milliwatts), counters))
     return timeline
 
@@ -76,7 +81,9 @@ def sum_over_boards(
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--hours", type=float, default=24.0)
     parser.add_argument("--boards", type=int, default=8)
     parser.add_argument("--windows", type=int, default=1_000_000)

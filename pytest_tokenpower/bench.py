@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from pytest_tokenpower.analysis import ages
 from pytest_tokenpower.beside import Beside, beside, whole
+from pytest_tokenpower.errors import MeterUnavailable
 from pytest_tokenpower.measurement import RoundWindow, round_records, track_of
 from pytest_tokenpower.record import RoundRecord
 from pytest_tokenpower.telemetry.scopes import choose
@@ -40,6 +42,32 @@ class Telemetry:
         self.others = chosen.others
         self.scope = chosen.label
         self.notes = dict(notes or {})
+        self._gpus: frozenset[str] | None = None
+
+    def on_gpus(self, ids: Sequence[str]) -> Telemetry:
+        """The same meters, with those GPUs alone that an engine says it runs on.
+
+        Raises MeterUnavailable where a GPU of the engine is not measured, or where only GPUs are and it uses none.
+        Boards that are not real stand for any.
+        """
+        measured = {device.id for device in (*self.devices, *self.others) if device.scope == "gpu"}
+        if ids and measured.issuperset(ids):
+            chosen = copy(self)
+            chosen._gpus = frozenset(ids)
+            return chosen
+        real = "measured" in self.provenance
+        if not real or not measured or (not ids and any(device.scope != "gpu" for device in self.devices)):
+            return self
+        if not ids:
+            raise MeterUnavailable(
+                "the engine runs on no GPU, and GPUs are what this run measures: --energy-source=rapl or model "
+                "measures CPUs"
+            )
+        missing = ", ".join(sorted(set(ids) - measured))
+        raise MeterUnavailable(
+            f"the engine runs on {missing}, which this run does not measure (it measures "
+            f"{', '.join(sorted(measured))}): look at CUDA_VISIBLE_DEVICES of the engine and of the tests"
+        )
 
     @property
     def slow(self) -> bool:
@@ -68,9 +96,14 @@ class Telemetry:
         if not self.others or not windows:
             return Beside(tuple(rounds))
         start_ns, end_ns = windows[0].start_ns, windows[-1].end_ns
-        # A meter that cannot resolve the measurement is not waited for.
+        seconds = (end_ns - start_ns) / 1e9
+        events = self.collector.timeline.events
+        # What cannot resolve the measurement, or has failed already, is not waited for.
         able = [
-            each for each in self.others if not each.slow or (end_ns - start_ns) / 1e9 >= each.resolution_s
+            each
+            for each in self.others
+            if (not each.slow or seconds >= ages.NEEDED * each.resolution_s)
+            and not events(each.id, start_ns, end_ns)
         ]
         if able:
             self.collector.flush(end_ns + AFTER_NS, devices=able)
@@ -88,6 +121,8 @@ class Telemetry:
 
     def _in_use(self, devices: Sequence[Device], windows: Sequence[RoundWindow]) -> tuple[Device, ...]:
         gpus = [device for device in devices if device.scope == "gpu"]
+        if self._gpus is not None:
+            return tuple(device for device in devices if device.scope != "gpu" or device.id in self._gpus)
         if len(gpus) < 2 or not windows:
             return tuple(devices)
         start_ns, end_ns = windows[0].start_ns, windows[-1].end_ns

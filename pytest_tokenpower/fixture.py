@@ -160,6 +160,8 @@ class Energy:
             raise UsageError(
                 f"{self._test}: energy.compare() is a measurement of its own: use it once, and alone"
             )
+        if self._replayed is not None:
+            raise UsageError(f"{self._test}: energy.compare() cannot be replayed: it needs both variants running")
         self._entered = True
         saving = _share(self._test, "at_least", at_least)
         limit = self._budget.regression or self._session.settings.regression
@@ -231,12 +233,13 @@ class Energy:
         telemetry = self._telemetry
         windows = self._windows if self._comparison is not None else telemetry.resolved(self._windows)
         records = telemetry.assess(windows) if windows else ()
-        beside = telemetry.beside(windows, records) if self._comparison is None else Beside(records)
         self._session.keep(self._test, self._windows)
         least = (
             1 if telemetry.slow or not self._called else min(self._budget.min_rounds, self._budget.max_rounds)
         )
         reasons = ("the test failed by itself",) if failed else analysis.flagged_too_often(records, least)
+        alone = bool(reasons) or self._comparison is not None
+        beside = Beside(records) if alone else telemetry.beside(windows, records)
         devices = telemetry.devices_in_use(self._windows)
         identity = self._identity
         method = sorted({track.method for d in devices if (track := analysis.track_of(self._timeline, d))})

@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from pytest_tokenpower.measurement import LARGEST_FLAGGED_SHARE, PhaseWindow, RoundWindow
@@ -77,7 +77,9 @@ def run_blocks(
         lead = order.choice(ARMS)
         other = ARMS[1 - ARMS.index(lead)]
         arms = (lead, other, other, lead)
-        windows = tuple(measured_round(execute[arm], count, phases, repeats[arm])[1] for arm in arms)
+        windows = tuple(
+            replace(measured_round(execute[arm], count, phases, repeats[arm])[1], pool=arm) for arm in arms
+        )
         blocks.append(Block(arms, windows))
         if len(blocks) < plan.min_blocks:
             continue

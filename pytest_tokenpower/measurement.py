@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pytest_tokenpower.analysis import ages, guards
+from pytest_tokenpower.analysis.counter_check import sound_stretch
 from pytest_tokenpower.analysis.energy import (
     EnergyTrack,
     WindowEnergy,
@@ -20,8 +21,9 @@ from pytest_tokenpower.analysis.energy import (
     scaled,
     window_energy,
 )
-from pytest_tokenpower.record import Figure, PhaseRecord, RoundRecord
-from pytest_tokenpower.telemetry.timeline import Timeline
+from pytest_tokenpower.analysis.phases import phase_records
+from pytest_tokenpower.record import Fact, Figure, PhaseRecord, RoundRecord
+from pytest_tokenpower.telemetry.timeline import CounterColumns, Timeline
 from pytest_tokenpower.telemetry.values import Device
 from pytest_tokenpower.tokens import TokenCount
 
@@ -31,12 +33,17 @@ LARGEST_FLAGGED_SHARE = 0.25
 
 @dataclass(frozen=True)
 class PhaseWindow:
-    """A stretch of a round in one phase; ``estimated`` where the marks come from outside the engine."""
+    """A step of a round, or a stretch in one phase; ``estimated`` where the marks come from outside the engine.
+
+    ``phase`` is prefill, decode or mixed; tokens are those of the step, None where only the phase is known.
+    """
 
     phase: str
     start_ns: int
     end_ns: int
     estimated: bool = False
+    prompt_tokens: int | None = None
+    generated_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,7 @@ class RoundWindow:
     """One round as it was run: its window on the monotonic clock, the tokens of all its repeats, its phases.
 
     ``executions`` are the different token counts that its executions had: one, unless the work varies; empty where
-    only their sum is known.
+    only their sum is known. Mixed steps are split by coefficients that the rounds of one ``pool`` have in common.
     """
 
     start_ns: int
@@ -53,21 +60,29 @@ class RoundWindow:
     repeats: int = 1
     phases: tuple[PhaseWindow, ...] = ()
     executions: frozenset[TokenCount] = frozenset()
+    pool: str = ""
 
 
 def track_of(timeline: Timeline, device: Device) -> EnergyTrack | None:
     """The best track of a device: ring (at the counter's scale), then counter, then polled power; None: no data."""
     power = timeline.power(device.id)
-    counters = timeline.counters(device.id)
+    tick_ns = device.counter_tick_ns
+    counters = _counters(timeline, device)
     if power is not None and power.held and len(power.t_ns) > 2:
         track = ring_track(power)
-        return scaled(track, fit_scale(track, counters, device.counter_tick_ns))
+        return scaled(track, fit_scale(track, sound_stretch(track, counters, tick_ns), tick_ns))
     if len(counters) > 1:
-        return counter_track(counters, device.counter_tick_ns)
+        return counter_track(counters, tick_ns)
     if power is not None and len(power.t_ns) > 1:
         # The board's own power reading is a 1 s average: an edge is blurred over that second.
         return polled_track(power, refresh_ns=1e9 / math.sqrt(12.0))
     return None
+
+
+def _counters(timeline: Timeline, device: Device) -> CounterColumns:
+    counters = timeline.counters(device.id)
+    # What answers over a network is slow by nature, and says itself how old it may be.
+    return counters if device.slow else counters.prompt(device.counter_tick_ns)
 
 
 def round_records(
@@ -76,12 +91,10 @@ def round_records(
     """Energy, conditions and reasons of each round, summed over the devices; a slow device leaves no phases."""
     if not rounds:
         return ()
-    spans = [(r.start_ns, r.end_ns) for r in rounds] + [
-        (p.start_ns, p.end_ns) for r in rounds for p in r.phases
-    ]
-    starts = np.array([start for start, _ in spans], dtype=np.int64)
-    ends = np.array([end for _, end in spans], dtype=np.int64)
+    starts = np.array([one.start_ns for one in rounds], dtype=np.int64)
+    ends = np.array([one.end_ns for one in rounds], dtype=np.int64)
     energies: dict[str, WindowEnergy] = {}
+    tracks: list[EnergyTrack] = []
     reasons: list[list[str]] = [[] for _ in rounds]
     for device in devices:
         track = track_of(timeline, device)
@@ -90,9 +103,11 @@ def round_records(
                 each.append(f"{device.id}: the meter {device.meter} gave no readings")
             continue
         track = ages.slow_track(track, device)
+        if not device.slow:
+            tracks.append(track)
         energy = window_energy(track, starts, ends)
         energies[device.id] = aged = ages.aged(track, device, energy, starts, ends)
-        counters = timeline.counters(device.id)
+        counters = _counters(timeline, device)
         conditions = timeline.conditions(device.id)
         for at, one in enumerate(rounds):
             found = reasons[at]
@@ -103,17 +118,13 @@ def round_records(
                 found += guards.length_reasons(device, track, one.start_ns, one.end_ns)
             found += guards.energy_reasons(device, track, energy, at)
             found += guards.condition_reasons(device, conditions, one.start_ns, one.end_ns)
-            off = guards.counter_disagreement(
-                track, counters, device.counter_tick_ns, one.start_ns, one.end_ns
+            power = timeline.power(
+                device.id, one.start_ns - guards.AROUND_NS, one.end_ns + guards.AROUND_NS
             )
-            if off is not None:
-                found.append(f"{device.id}: energy counter and power ring disagree by {off:+.0%}")
+            found += guards.witness_reasons(device, track, power, counters, one.start_ns, one.end_ns)
     records = []
-    slow = any(device.slow for device in devices)
-    phase_at = len(rounds)
+    phases = _phases(tracks if len(tracks) == len(devices) else (), rounds, reasons)
     for at, one in enumerate(rounds):
-        columns = range(phase_at, phase_at + len(one.phases))
-        phase_at += len(one.phases)
         joules = {device_id: float(energy.joules[at]) for device_id, energy in energies.items()}
         seconds = (one.end_ns - one.start_ns) / 1e9
         records.append(
@@ -126,7 +137,7 @@ def round_records(
                 generated_tokens=one.tokens.generated,
                 responses=one.tokens.responses,
                 repeats=one.repeats,
-                phases=_phases(one, columns, energies) if not reasons[at] and not slow else {},
+                phases=phases[at],
                 device_joules={device_id: _finite(value) for device_id, value in joules.items()},
                 peak_watts=_finite(sum(float(e.peak_watts[at]) for e in energies.values()))
                 if energies
@@ -134,7 +145,8 @@ def round_records(
                 temperature_celsius=_over_devices(timeline, devices, "temperature_celsius", one),
                 sm_clock_mhz=_over_devices(timeline, devices, "sm_clock_mhz", one),
                 limited_shares=_limits(timeline, devices, one),
-                reasons=tuple(reasons[at]),
+                # A meter that fails says so at every poll.
+                reasons=tuple(dict.fromkeys(reasons[at])),
             )
         )
     return tuple(records)
@@ -145,23 +157,35 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _phases(one: RoundWindow, columns: range, energies: Mapping[str, WindowEnergy]) -> dict[str, PhaseRecord]:
-    sums: dict[str, list[float]] = {}
-    estimated: set[str] = set()
-    for phase, column in zip(one.phases, columns, strict=True):
-        joules = sum(float(energy.joules[column]) for energy in energies.values())
-        variance = sum(float(energy.stderr[column]) ** 2 for energy in energies.values())
-        total = sums.setdefault(phase.phase, [0.0, 0.0, 0.0])
-        total[0] += joules
-        total[1] += variance
-        total[2] += (phase.end_ns - phase.start_ns) / 1e9
-        if phase.estimated:
-            estimated.add(phase.phase)
-    return {
-        phase: PhaseRecord(joules, math.sqrt(variance), seconds, phase in estimated)
-        for phase, (joules, variance, seconds) in sums.items()
-        if math.isfinite(joules)
-    }
+def _phases(
+    tracks: Sequence[EnergyTrack], rounds: Sequence[RoundWindow], reasons: Sequence[Sequence[str]]
+) -> list[dict[str, PhaseRecord]]:
+    """The phases of each good round, pool by pool; a phase is told by all devices or by none."""
+    phases: list[dict[str, PhaseRecord]] = [{} for _ in rounds]
+    for pool in dict.fromkeys(one.pool for one in rounds):
+        members = [at for at, one in enumerate(rounds) if one.pool == pool and not reasons[at]]
+        found, _ = phase_records(tracks, [rounds[at].phases for at in members])
+        for at, each in zip(members, found, strict=True):
+            phases[at] = each
+    return phases
+
+
+def phase_facts(
+    timeline: Timeline,
+    devices: Sequence[Device],
+    rounds: Sequence[RoundWindow],
+    records: Sequence[RoundRecord],
+) -> dict[str, Fact]:
+    """How the phases of these rounds were told apart, for the record; empty where no step was mixed."""
+    tracks = [track for device in devices if (track := track_of(timeline, device)) is not None]
+    marks = [() if record.reasons else one.phases for one, record in zip(rounds, records, strict=True)]
+    _, found = phase_records(tracks, marks)
+    facts: dict[str, Fact] = {"phases.mixed_share": round(found.mixed_share, 4)} if found.mixed_share else {}
+    if found.refusal is not None:
+        facts["phases.refused"] = found.refusal
+    elif found.split is not None:
+        facts["phases.condition"] = round(found.split.condition, 2)
+    return facts
 
 
 def _over_devices(
@@ -206,7 +230,7 @@ def flagged_too_often(rounds: Sequence[RoundRecord], least: int) -> tuple[str, .
     """Why the rounds as a whole are no measurement: too few good ones, or too many dropped; empty if they are."""
     kept = good(rounds)
     dropped = [one for one in rounds if one.reasons]
-    causes = Counter(reason for one in dropped for reason in one.reasons).most_common(3)
+    causes = Counter(reason for one in dropped for reason in dict.fromkeys(one.reasons)).most_common(3)
     listed = tuple(f"{reason} ({count} of {len(rounds)} rounds)" for reason, count in causes)
     if not rounds:
         return ("no round was measured",)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pytest_tokenpower.analysis.phases import DECODE, MIXED, PREFILL
 from pytest_tokenpower.engines.protocol import Generation, Step
 from pytest_tokenpower.engines.request_metrics import steps_from_request_metrics
 from pytest_tokenpower.measurement import PhaseWindow
@@ -28,18 +29,19 @@ def phases_of(result: object) -> tuple[PhaseWindow, ...]:
 
 
 def phases_of_steps(steps: Sequence[Step], *, estimated: bool = False) -> tuple[PhaseWindow, ...]:
-    """Neighbouring steps of one phase as one window; none where a step is mixed.
+    """Each step as a window of its own with its tokens; a step with prompt and generated tokens is ``mixed``.
 
-    The time between two steps (scheduling, sampling on the host) belongs to the step that follows it.
+    Steps that computed nothing new (a preempted prompt once more) count as prefill, which they repeat.
     """
-    windows: list[PhaseWindow] = []
-    for step in steps:
-        if step.prompt_tokens and step.generated_tokens:
-            return ()
-        phase = "prefill" if step.prompt_tokens else "decode"
-        if windows and windows[-1].phase == phase:
-            windows[-1] = PhaseWindow(phase, windows[-1].start_ns, step.end_ns, estimated)
-        else:
-            start_ns = windows[-1].end_ns if windows else step.start_ns
-            windows.append(PhaseWindow(phase, start_ns, step.end_ns, estimated))
-    return tuple(windows)
+    return tuple(
+        PhaseWindow(
+            _kind(step), step.start_ns, step.end_ns, estimated, step.prompt_tokens, step.generated_tokens
+        )
+        for step in steps
+    )
+
+
+def _kind(step: Step) -> str:
+    if not step.generated_tokens:
+        return PREFILL
+    return MIXED if step.prompt_tokens else DECODE

@@ -14,6 +14,7 @@ from pytest_tokenpower.errors import MeterError, TokenPowerError, UsageError
 if TYPE_CHECKING:
     from pytest_tokenpower.fixture import DisabledEnergy, Energy
     from pytest_tokenpower.record import MeasurementRecord, VerdictRecord
+    from pytest_tokenpower.rerun import Rerun
     from pytest_tokenpower.session import Session
 
 _SETTINGS = pytest.StashKey[settings.Settings]()
@@ -76,7 +77,7 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Count the tests that can fail by a comparison; every xdist worker collects, so counts, them all."""
     if session.config.stash[_SETTINGS].baselines and not session.config.option.collectonly:
-        gated = sum("energy" in getattr(item, "fixturenames", ()) for item in session.items)
+        gated = sum(map(_is_gated, session.items))
         _session(session.config).gated_tests = max(gated, 1)
 
 
@@ -190,6 +191,75 @@ def pytest_runtest_makereport(
         report.energy = msgspec.to_builtins(measured)  # type: ignore[attr-defined]
         return report
     return (yield)
+
+
+class _Rerunner:
+    """--energy-rerun-baseline: energy tests are not run here, but in turn with the baseline's in fresh processes."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        chosen = config.stash[_SETTINGS]
+        if len(chosen.baselines) != 1:
+            raise UsageError("--energy-rerun-baseline needs one git ref: --energy-baseline=REF")
+        if config.getoption("numprocesses", None):
+            raise UsageError("--energy-rerun-baseline runs one process at a time: leave -n away")
+        self._config = config
+        self._rerun: Rerun | None = None
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, object, object]:
+        if any(_is_gated(item) for item in session.items):
+            from pytest_tokenpower.rerun import rerun
+
+            reporter = self._config.pluginmanager.get_plugin("terminalreporter")
+
+            def say(text: str) -> None:
+                if reporter is not None:
+                    reporter.write_line(f"energy: {text}")
+                    reporter.flush()
+
+            try:
+                self._rerun = rerun(
+                    _session(self._config).repository,
+                    self._config.stash[_SETTINGS].baselines[0],
+                    [str(argument) for argument in self._config.invocation_params.args],
+                    self._config.invocation_params.dir,
+                    say,
+                )
+            except TokenPowerError as error:
+                pytest.exit(f"energy: {error}", returncode=pytest.ExitCode.USAGE_ERROR)
+        return (yield)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
+        if self._rerun is None or not _is_gated(item):
+            return None
+        chosen, budget = self._config.stash[_SETTINGS], settings.read_budget(item)
+        measured = self._rerun.judge(
+            item.nodeid,
+            budget.regression or chosen.regression,
+            budget.ceilings,
+            (*chosen.key_ignore, *budget.key_ignore),
+            _session(self._config).gated_tests,
+        )
+
+        def outcome() -> None:
+            if measured is None:
+                pytest.skip("nothing was measured in its own process: run it alone to see why")
+            item.stash[_MEASUREMENT] = measured
+            if complaint := _complaint(item, measured):
+                pytest.fail(complaint, pytrace=False)
+
+        hook = item.ihook
+        hook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+        for when, body in (("setup", lambda: None), ("call", outcome), ("teardown", lambda: None)):
+            call = pytest.CallInfo.from_call(body, when)  # type: ignore[arg-type]
+            hook.pytest_runtest_logreport(report=hook.pytest_runtest_makereport(item=item, call=call))
+        hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+        return True
+
+
+def _is_gated(item: pytest.Item) -> bool:
+    return "energy" in getattr(item, "fixturenames", ())
 
 
 class _Gatherer:
@@ -323,6 +393,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     if chosen.disabled or not _runs_tests(config):
         return
     try:
+        if chosen.rerun_baseline and not hasattr(config, "workerinput"):
+            config.pluginmanager.register(_Rerunner(config), "tokenpower-rerunner")
         if chosen.source not in settings.PLAIN_SOURCES:
             _session(config).check_source()
         if chosen.stores or chosen.baselines or chosen.json is not None or chosen.record is not None:

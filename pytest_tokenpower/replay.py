@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from pytest_tokenpower.errors import UsageError
@@ -16,8 +17,7 @@ def recorded_windows(
 ) -> Iterator[RecordedWindow]:
     """The rounds of a test and their phases as windows of a recording, under the test's name.
 
-    A phase carries its round's tokens where the round has one window of that phase; how several shared them is
-    not known.
+    A step carries its own tokens; a phase without steps carries its round's, where the round has one window of it.
     """
     for one in rounds:
         yield RecordedWindow(
@@ -30,16 +30,17 @@ def recorded_windows(
             repeats=one.repeats,
             devices=tuple(devices),
         )
-        kinds = [phase.phase for phase in one.phases]
+        kinds = Counter(phase.phase for phase in one.phases)
         for phase in one.phases:
-            alone = kinds.count(phase.phase) == 1
+            alone = kinds[phase.phase] == 1
+            prompt, generated = phase.prompt_tokens, phase.generated_tokens
             yield RecordedWindow(
                 name=test,
                 start_ns=phase.start_ns,
                 end_ns=phase.end_ns,
                 phase=phase.phase,
-                prompt_tokens=one.tokens.prompt if alone else None,
-                generated_tokens=one.tokens.generated if alone else None,
+                prompt_tokens=one.tokens.prompt if alone and prompt is None else prompt,
+                generated_tokens=one.tokens.generated if alone and generated is None else generated,
                 estimated=phase.estimated,
                 devices=tuple(devices),
             )
@@ -65,10 +66,18 @@ def rounds_of(recording: Recording, test: str) -> tuple[RoundWindow, ...]:
 def _round(recording: Recording, one: RecordedWindow, mine: Sequence[RecordedWindow]) -> RoundWindow:
     if not one.generated_tokens:
         raise UsageError(
-            f"{recording.path}: a window of {one.name} says of no generated tokens: there is no energy per token to replay"
+            f"{recording.path}: a window of {one.name} has no generated tokens: there is no energy per token to "
+            "replay"
         )
     phases = tuple(
-        PhaseWindow(each.phase, each.start_ns, each.end_ns, each.estimated)
+        PhaseWindow(
+            each.phase,
+            each.start_ns,
+            each.end_ns,
+            each.estimated,
+            each.prompt_tokens,
+            each.generated_tokens,
+        )
         for each in mine
         if each.phase is not None and one.start_ns <= each.start_ns and each.end_ns <= one.end_ns
     )

@@ -11,14 +11,18 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from pytest_tokenpower.baselines.git import Repository, run_git
+from pytest_tokenpower.baselines.key import describe, differences, ignoring
 from pytest_tokenpower.errors import HistoryError, TokenPowerError
-from pytest_tokenpower.record import MeasurementRecord, RunRecord, decode_run
+from pytest_tokenpower.record import MeasurementRecord, RunRecord, VerdictRecord, decode_run
+from pytest_tokenpower.verdict import StoredRuns, judge_baseline, judge_ceilings
 
 ORDER = ("baseline", "candidate", "candidate", "baseline")
 
@@ -50,6 +54,35 @@ class Rerun:
     label: str
     baseline: tuple[RunRecord, ...]
     candidate: tuple[RunRecord, ...]
+
+    def judge(
+        self, test: str, threshold: float, ceilings: Mapping[str, float], ignore: Sequence[str], family: int
+    ) -> MeasurementRecord | None:
+        """The candidate's first run of a test with the verdict over all runs; None where it measured nothing."""
+        baseline, candidate = self.of_test(test)
+        if not candidate:
+            return None
+        first = candidate[0]
+        spoilt = [one for one in candidate if not one.comparable]
+        if spoilt:
+            reasons = "; ".join(dict.fromkeys(reason for one in spoilt for reason in one.reasons))
+            return replace(
+                first, verdicts=(VerdictRecord("invalid", f"measured in a process of its own: {reasons}"),)
+            )
+        wanted = ignoring(first.key, ignore)
+        alike = [
+            one for one in baseline if one.comparable and not differences(wanted, ignoring(one.key, ignore))
+        ]
+        why = "its commit has no such test" if not baseline else "its run of this test failed or was invalid"
+        if differing := [
+            found for one in baseline if (found := differences(wanted, ignoring(one.key, ignore)))
+        ]:
+            why = f"not comparable, it differs in {describe(differing[0])}"
+        stored = StoredRuns(
+            self.label, tuple(alike), tuple(f"rerun-{at + 1}" for at in range(len(alike))), why
+        )
+        verdict = judge_baseline(first, stored, threshold, family=family, restarts=candidate[1:])
+        return replace(first, verdicts=(*judge_ceilings(first, ceilings), verdict))
 
     def of_test(self, test: str) -> tuple[tuple[MeasurementRecord, ...], tuple[MeasurementRecord, ...]]:
         """The measurements of one test on both sides; a side without it is empty."""
@@ -158,7 +191,8 @@ class _Child:
             except BaseException:
                 child.terminate()
                 raise
-        if not record.exists():
+        # 0 and 1: the tests ran. Anything else (a collection error, a crash) measured not what was asked for.
+        if child.returncode not in (0, 1) or not record.exists():
             tail = "\n".join(output.splitlines()[-15:])
             raise TokenPowerError(
                 f"the {side}'s run in {self.folder} measured nothing (pytest exited with {child.returncode}):\n{tail}"

@@ -78,7 +78,7 @@ class Session:
             Baseline.resolve(
                 name, self.store, self.repository, self.settings.baseline_runs, folder=self.rootdir
             )
-            for name in self.settings.baselines
+            for name in (() if self.settings.rerun_baseline else self.settings.baselines)
         )
 
     def prior(self, baseline: Baseline, test: str, key: Mapping[str, Fact]) -> Prior:
@@ -187,7 +187,7 @@ class Session:
             return
         from pytest_tokenpower.replay import recorded_windows
         from pytest_tokenpower.telemetry.clock import Clock
-        from pytest_tokenpower.telemetry.recording import write_recording
+        from pytest_tokenpower.telemetry.recording_write import write_recording
 
         windows = [
             window

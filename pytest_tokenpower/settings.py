@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from pytest_tokenpower.errors import UsageError
-from pytest_tokenpower.telemetry.values import Scope
 
 if TYPE_CHECKING:
     import pytest
+
+    from pytest_tokenpower.telemetry.values import Scope
 
 Severity = Literal["warn", "fail"]
 
@@ -41,6 +42,7 @@ class Settings:
     record: Path | None
     baselines: tuple[str, ...]
     baseline_runs: int
+    rerun_baseline: bool
     require_hardware: bool
     missing_baseline: Severity
     inconclusive: Severity
@@ -100,6 +102,13 @@ def add_options(parser: pytest.Parser) -> None:
         metavar="REF|NAME|PATH",
         help="compare with the stored runs of a git ref (its merge base with HEAD and the commits before it), with "
         "runs saved under a name, or with a file or folder",
+    )
+    group.addoption(
+        "--energy-rerun-baseline",
+        action="store_true",
+        default=None,
+        help="measure the baseline's commit anew, in turn with this one and in fresh processes (A B B A), instead of "
+        "reading stored runs",
     )
     group.addoption("--energy-save", metavar="NAME", help="store this run under a name")
     group.addoption(
@@ -169,6 +178,7 @@ def read_settings(config: pytest.Config) -> Settings:
         json=config.invocation_params.dir / json if json else None,
         record=_of_worker(config.invocation_params.dir / record, config) if record else None,
         baselines=_names("--energy-baseline", text("--energy-baseline", "energy_baseline", "")),
+        rerun_baseline=bool(config.getoption("--energy-rerun-baseline")),
         baseline_runs=_integer("energy_baseline_runs", text(None, "energy_baseline_runs", "5"), 1),
         require_hardware=_boolean("energy_require_hardware", text(None, "energy_require_hardware", "false")),
         missing_baseline=_severity("energy_missing_baseline", text(None, "energy_missing_baseline", "warn")),
@@ -282,10 +292,13 @@ def _names(option: str, value: str) -> tuple[str, ...]:
 
 
 def _scope(value: str) -> Scope | None:
-    valid = get_args(Scope)
-    if value not in ("", *valid):
+    if not value:
+        return None
+    from pytest_tokenpower.telemetry.values import Scope
+
+    if value not in (valid := get_args(Scope)):
         raise UsageError(f"--energy-scope={value}: must be one of {', '.join(valid)}")
-    return cast("Scope", value) if value else None
+    return cast("Scope", value)
 
 
 def _severity(name: str, value: str) -> Severity:

@@ -153,8 +153,8 @@ def _percent(share: float, digits: int = 3) -> str:
 
 
 def signed(share: float) -> str:
-    """A change for people: +6.1 %."""
-    return f"{100 * share:+.1f} %"
+    """A change for people: +6.1 %, and never -0.0 %."""
+    return f"{round(100 * share, 1) + 0.0:+.1f} %"
 
 
 def _anatomy(changes: Mapping[str, float], here: Mapping[str, object]) -> str:
@@ -180,7 +180,7 @@ def _anatomy(changes: Mapping[str, float], here: Mapping[str, object]) -> str:
 def _power_or_speed(power: float, speed: float) -> str:
     """With ln J/token = ln W - ln tok/s: which of the two carries the change."""
     total = power - speed
-    if abs(total) < 1e-3:
+    if abs(total) < 0.005:
         return "no change"
     share = power / total
     hotter, slower = ("hotter", "slower") if total > 0 else ("cooler", "faster")

@@ -76,7 +76,7 @@ def test_without_a_meter_a_test_fails_where_hardware_is_required(project: Projec
 @pytest.mark.parametrize(
     ("source", "complaint"),
     [
-        ("nonsense", "--energy-source=nonsense: the valid sources are auto, nvml, rapl, model, simulated, "),
+        ("nonsense", "--energy-source=nonsense: the valid sources are auto, nvml, "),
         ("nvml:0", "--energy-source=nvml:0: the valid sources are "),
         ("simulated:none.json", "cannot read the scenario none.json: No such file or directory"),
         ("simulated:bad.json", "bad.json: Object contains unknown field `watts` (at boards[0])"),

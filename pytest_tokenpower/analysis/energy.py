@@ -14,6 +14,7 @@ gradually, as a first-order lag: see SMOOTHING_S. Figures before and after: docs
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
@@ -40,9 +41,10 @@ exact means it would cost 1.5 % there, well within the stated error."""
 SHORTEST_SAMPLE_S = 0.01
 """Samples that are stamped nearer to each other are late stamps, not short samples: sharpening them adds noise."""
 
-SAMPLE_SHARE = 0.02
-"""How far a ring sample scatters around the true mean of its time, as a share of it: it is nearer to a glimpse than to
-a mean. Measured: on an H100 the ring wanders from the counter by 1.5 to 3 J in a second of 550 W."""
+SAMPLE_SHARE = 0.4
+"""How far a ring sample is off the true mean of its time, as a share of the scatter of the samples around it: it is
+a glimpse of a power that changes faster. Measured: on an H100 under vLLM the ring wanders from the counter by 1 to 2 J
+in a second of 550 W (samples scatter by 30 W), in plain PyTorch by 2 to 3 J."""
 
 TIMESTAMP_NS = 1_000_000
 """Standard error of a ring sample's stamp."""
@@ -52,6 +54,9 @@ BLOCK = 1 << 15
 
 GAP_PERIODS = 3.0
 """A distance between samples above this many periods is a gap (measurement.md of the project: guards)."""
+
+TICKS_FOR_POWER = 5.0
+"""Between two reads of a counter there must be more ticks than this for their difference to be a power."""
 
 LARGEST_DISAGREEMENT = 0.05
 """Counter against ring: beyond this one of the two is wrong, and there is no telling which."""
@@ -84,7 +89,7 @@ class WindowEnergy:
     """Energy of windows, as columns of one length: joules and standard error, mean and peak power in watts.
 
     ``covered`` is False where the track does not reach over the whole window, ``gap`` True where samples are
-    missing inside it; both make the figure void, not small.
+    missing inside it; both make the figure void, not small. The peak is NaN where the track cannot tell it.
     """
 
     joules: NDArray[np.float64]
@@ -153,8 +158,9 @@ def window_energy(track: EnergyTrack, start_ns: NDArray[np.int64], end_ns: NDArr
         return WindowEnergy(*(getattr(ordered, column.name)[place] for column in fields(WindowEnergy)))
     t = track.t_ns
     watts = track.scale * np.diff(track.joules) / (np.diff(t) / 1e9)
+    wander = np.concatenate([[0.0], np.cumsum(np.diff(watts) ** 2)])
     parts = [
-        _differences(track, watts, start[at : at + BLOCK], end[at : at + BLOCK])
+        _differences(track, watts, wander, start[at : at + BLOCK], end[at : at + BLOCK])
         for at in range(0, max(len(start), 1), BLOCK)
     ]
     joules, variance, first, last = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -165,12 +171,18 @@ def window_energy(track: EnergyTrack, start_ns: NDArray[np.int64], end_ns: NDArr
         gaps = np.flatnonzero(np.diff(t) > GAP_PERIODS * track.period_ns)
         if len(gaps):
             gap = np.searchsorted(gaps, last, "right") > np.searchsorted(gaps, first, "left")
-    peak = _range_maximum(watts, first, last)
+    # Read nearly as often as it ticks, a counter stands still and then leaps: that is no power of anything.
+    known = covered & (track.period_ns > TICKS_FOR_POWER * _tick_ns(track))
+    peak = np.where(known, _range_maximum(watts, first, last), np.nan)
     return WindowEnergy(np.where(covered, joules, np.nan), np.sqrt(variance), peak, covered, gap)
 
 
 def _differences(
-    track: EnergyTrack, watts: NDArray[np.float64], start: NDArray[np.int64], end: NDArray[np.int64]
+    track: EnergyTrack,
+    watts: NDArray[np.float64],
+    wander: NDArray[np.float64],
+    start: NDArray[np.int64],
+    end: NDArray[np.int64],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.intp], NDArray[np.intp]]:
     """Joules of windows, their variance, and the intervals that their edges fall in."""
     first, start_joules, start_variance = _edge(track, watts, start)
@@ -178,7 +190,10 @@ def _differences(
     joules = end_joules - start_joules
     variance = start_variance + end_variance + (joules * track.scale_stderr / track.scale) ** 2
     if track.method == "power ring":
-        variance += (SAMPLE_SHARE * joules) ** 2 * track.period_ns / np.maximum(end - start, track.period_ns)
+        # The steps at the edges have their own share; half the mean square of two samples' difference is a variance.
+        inner = np.minimum(first + 2, last)
+        jumps = wander[np.maximum(last - 2, inner)] - wander[inner]
+        variance += (SAMPLE_SHARE * track.period_ns / 1e9) ** 2 * jumps / 2
     return joules, variance, first, last
 
 
@@ -200,9 +215,24 @@ def _edge(
     step = np.maximum(np.maximum(before, here), after) - np.minimum(np.minimum(before, here), after)
     # The ring's stamps are late or early alike at both edges, so only a step makes them matter; a counter's
     # ticks and a board's refresh are cut anew at each edge, whatever the power does.
-    jittered = step if track.method == "power ring" else here
+    jittered = {"power ring": step, "power polling": here}.get(track.method, _power_around(track, at))
     variance = (EDGE_SHARE * length * step) ** 2 + (track.edge_jitter_ns / 1e9 * jittered) ** 2
     return index, joules, variance
+
+
+def _power_around(track: EnergyTrack, at_ns: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Mean watts over many ticks of a counter around edges: between two reads it may have stood still."""
+    reach_ns = max(TICKS_FOR_POWER * _tick_ns(track), track.period_ns)
+    ends = np.clip([at_ns - reach_ns, at_ns + reach_ns], track.t_ns[0], track.t_ns[-1])
+    joules = np.interp(ends, track.t_ns, track.joules)
+    power: NDArray[np.float64] = (
+        track.scale * (joules[1] - joules[0]) * 1e9 / np.maximum(ends[1] - ends[0], 1.0)
+    )
+    return power
+
+
+def _tick_ns(track: EnergyTrack) -> float:
+    return track.edge_jitter_ns * math.sqrt(12.0) if track.method == "energy counter" else 0.0
 
 
 def _range_maximum(
@@ -256,7 +286,7 @@ def fit_scale(track: EnergyTrack, counters: CounterColumns, tick_ns: float) -> S
     phases = np.linspace(0.0, tick_ns, 50, endpoint=False) if tick_ns else np.zeros(1)
     origin = float(track.t_ns[0])
     relative = read_ns - origin
-    best: tuple[float, float, float] | None = None
+    best: tuple[float, float, NDArray[np.float64]] | None = None
     knots = (track.t_ns - track.t_ns[0]).astype(np.float64)
     for phase in phases:
         ticks = np.floor((relative - phase) / tick_ns) * tick_ns + phase if tick_ns else relative
@@ -269,14 +299,15 @@ def fit_scale(track: EnergyTrack, counters: CounterColumns, tick_ns: float) -> S
         rest = read_joules - read_joules.mean() - slope * spread
         total = float(rest @ rest)
         if best is None or total < best[0]:
-            best = (total, slope, denominator)
+            best = (total, slope, ring)
     assert best is not None
-    total, slope, denominator = best
+    total, slope, ring = best
+    denominator = float(((ring - ring.mean()) ** 2).sum())
     residual = float(np.sqrt(total / max(len(index) - 2, 1)))
     # Below a handful of readings the phase fits anything: keep the tick's own scatter as the floor then.
     watts = float(track.joules[-1] / max((track.t_ns[-1] - track.t_ns[0]) / 1e9, 1e-9))
     floor = watts * tick_ns / 1e9 / np.sqrt(12.0) if len(index) < 10 else 0.0
-    variance = max(residual, floor) ** 2 / denominator
+    variance = max(max(residual, floor) ** 2 / denominator, _drift_variance(ring, read_joules, slope))
     weight = SCALE_PRIOR_SD**2 / (SCALE_PRIOR_SD**2 + variance)
     return ScaleFit(
         scale=1.0 + weight * (slope - 1.0),
@@ -285,6 +316,17 @@ def fit_scale(track: EnergyTrack, counters: CounterColumns, tick_ns: float) -> S
         residual_joules=residual,
         readings=len(index),
     )
+
+
+def _drift_variance(ring: NDArray[np.float64], counted: NDArray[np.float64], slope: float) -> float:
+    """The variance of the slope where the ring's error adds up over time, so that the scatter around the line does
+    not tell it: from how five stretches of the recording differ. Zero below ten readings.
+    """
+    if len(ring) < 10:
+        return 0.0
+    ends = np.linspace(0, len(ring) - 1, 6).astype(np.intp)
+    off = np.diff(counted[ends]) - slope * np.diff(ring[ends])
+    return float(off @ off) * 5 / 4 / float(ring[-1] - ring[0]) ** 2
 
 
 def _longest_gapless(track: EnergyTrack, counters: CounterColumns) -> NDArray[np.bool_]:

@@ -7,9 +7,16 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from pytest_tokenpower.analysis.counter_check import (
+    STILL_DISAGREEMENT,
+    STILL_SAMPLES,
+    counter_disagreement,
+    longest_still_ns,
+    power_disagreement,
+)
 from pytest_tokenpower.analysis.energy import GAP_PERIODS, LARGEST_DISAGREEMENT, EnergyTrack, WindowEnergy
 from pytest_tokenpower.telemetry.timeline import CounterColumns, Event
-from pytest_tokenpower.telemetry.values import Conditions, Device
+from pytest_tokenpower.telemetry.values import Conditions, Device, PowerSamples
 
 LARGEST_RELATIVE_ERROR = 0.10
 """Above this standard error a window is too short for the method that measured it."""
@@ -17,7 +24,11 @@ LARGEST_RELATIVE_ERROR = 0.10
 LARGEST_THERMAL_SHARE = 0.01
 """Thermal or brake slowdown for more than this share of a window makes it invalid; a power cap is information."""
 
-DISAGREEMENT_SPAN_NS = 3_000_000_000
+STALE_NS = 5_000_000_000
+"""A condition that was read longer ago than this says nothing about a window."""
+
+AROUND_NS = 5_000_000_000
+"""How far around a window the power samples are looked at: whether they move, and what the counter says."""
 
 HEAT_LIMITS = ("thermal", "sw_thermal", "hw_thermal", "power_brake")
 
@@ -66,42 +77,46 @@ def length_reasons(device: Device, track: EnergyTrack, start_ns: int, end_ns: in
 
 def event_reasons(device: Device, events: Sequence[Event]) -> list[str]:
     """What the collector noted over the window: failed calls, clock steps."""
-    return [event.reason if event.device_id else f"{device.id}: {event.reason}" for event in events]
+    # A meter that hangs is noted at each attempt to wait for it.
+    reasons = [event.reason if event.device_id else f"{device.id}: {event.reason}" for event in events]
+    return list(dict.fromkeys(reasons))
 
 
-def counter_disagreement(
-    track: EnergyTrack, counters: CounterColumns, tick_ns: float, start_ns: int, end_ns: int
-) -> float | None:
-    """Counter over ring, less one, around a window, where it is beyond what ticks explain; None if they agree.
+def witness_reasons(
+    device: Device,
+    track: EnergyTrack,
+    power: PowerSamples | None,
+    counters: CounterColumns,
+    start_ns: int,
+    end_ns: int,
+) -> list[str]:
+    """What a device's readings say against each other over a window, and which of them do not move.
 
-    It looks at the counter readings just outside the window, at least three seconds apart where there are any.
+    ``power`` are the samples around the window at least.
     """
-    if track.method != "power ring" or len(counters) < 2:
-        return None
-    margin = max(0, DISAGREEMENT_SPAN_NS - (end_ns - start_ns)) // 2
-    first = int(np.searchsorted(counters.t1_ns, start_ns - margin, "right")) - 1
-    last = int(np.searchsorted(counters.t0_ns, end_ns + margin, "left"))
-    first, last = max(first, 0), min(last, len(counters) - 1)
-    span_ns = int(counters.t0_ns[last] - counters.t0_ns[first])
-    if span_ns <= 0:
-        return None
-    knots = (track.t_ns - track.t_ns[0]).astype(np.float64)
-    edges = np.array([counters.t0_ns[first], counters.t0_ns[last]]) - track.t_ns[0]
-    if edges[0] < 0 or edges[1] > knots[-1]:
-        return None
-    ring = float(np.diff(np.interp(edges, knots, track.joules))[0])
-    counted = (int(counters.microjoules[last]) - int(counters.microjoules[first])) / 1e6
-    if ring <= 0:
-        return None
-    # Each reading lies up to one tick behind, whose power may be the highest around.
-    around = slice(
-        max(int(np.searchsorted(track.t_ns, counters.t0_ns[first])) - 5, 0),
-        int(np.searchsorted(track.t_ns, counters.t0_ns[last])) + 5,
+    reasons = []
+    tick_ns = device.counter_tick_ns
+    frozen_ms = device.facts.get("frozen_after_ms")
+    still_ns, still = (
+        (0, 0) if power is None else longest_still_ns(power.t_ns, power.milliwatts, start_ns, end_ns)
     )
-    powers = np.diff(track.joules[around]) / (np.diff(track.t_ns[around]) / 1e9)
-    tick_joules = float(powers.max(initial=0.0)) * tick_ns / 1e9
-    excess = abs(counted - ring) - tick_joules
-    return counted / ring - 1 if excess > LARGEST_DISAGREEMENT * ring else None
+    if track.method == "power ring":
+        limit = STILL_DISAGREEMENT if still >= STILL_SAMPLES else LARGEST_DISAGREEMENT
+        off = counter_disagreement(track, counters, tick_ns, start_ns, end_ns, limit)
+        if off is not None:
+            reasons.append(f"{device.id}: energy counter and power ring disagree by {off:+.0%}")
+    elif isinstance(frozen_ms, (int, float)) and still_ns >= frozen_ms * 1e6:
+        reasons.append(
+            f"{device.id}: the power reading is frozen: it did not move by a milliwatt for {still_ns / 1e9:.1f} s"
+        )
+    if track.method == "energy counter":
+        still_ns, _ = longest_still_ns(counters.t0_ns, counters.microjoules, start_ns, end_ns)
+        if still_ns > GAP_PERIODS * max(tick_ns, track.period_ns):
+            reasons.append(f"{device.id}: the energy counter stood still for {still_ns / 1e9:.1f} s")
+        off = None if power is None else power_disagreement(power, counters, tick_ns, start_ns, end_ns)
+        if off is not None:
+            reasons.append(f"{device.id}: energy counter and power reading disagree by {off:+.0%}")
+    return reasons
 
 
 def condition_reasons(
@@ -132,25 +147,33 @@ def limited_shares(conditions: Sequence[Conditions], start_ns: int, end_ns: int)
 
     Counters are read once a second: a limit that was hit between two polls is spread evenly over them.
     """
-    names = sorted({name for c in conditions for name in c.limited_ns})
-    if not names or len(conditions) < 2 or end_ns <= start_ns:
-        return {}
+    near = _near(conditions, start_ns, end_ns)
     shares = {}
-    for name in names:
-        known = [(c.t_ns, c.limited_ns[name]) for c in conditions if name in c.limited_ns]
+    for name in sorted({name for c in near for name in c.limited_ns}):
+        known = [(c.t_ns, c.limited_ns[name]) for c in near if name in c.limited_ns]
         t = np.array([at for at, _ in known], dtype=np.float64)
         total = np.array([value for _, value in known], dtype=np.float64)
-        at_edges = np.interp([start_ns, end_ns], t, total)
-        shares[name] = float((at_edges[1] - at_edges[0]) / (end_ns - start_ns))
+        edges = np.clip([start_ns, end_ns], t[0], t[-1])
+        # A counter that goes backwards has been reset: what it held is not known.
+        if edges[1] <= edges[0] or np.any(np.diff(total) < 0):
+            continue
+        at_edges = np.interp(edges, t, total)
+        shares[name] = float((at_edges[1] - at_edges[0]) / (edges[1] - edges[0]))
     return shares
 
 
 def mean_condition(conditions: Sequence[Conditions], field: str, start_ns: int, end_ns: int) -> float | None:
-    """The mean of ``temperature_celsius`` or ``sm_clock_mhz`` over a window: joined by lines between the polls."""
-    known = [(c.t_ns, value) for c in conditions if (value := getattr(c, field)) is not None]
+    """The mean of ``temperature_celsius`` or ``sm_clock_mhz`` over a window: joined by lines between the polls.
+
+    None where it was not read for long: what a condition was is not made up.
+    """
+    near = _near(conditions, start_ns, end_ns)
+    known = [(c.t_ns, value) for c in near if (value := getattr(c, field)) is not None]
     if not known:
         return None
     t: NDArray[np.float64] = np.array([at for at, _ in known], dtype=np.float64)
+    if max(np.diff(t, prepend=start_ns - STALE_NS, append=end_ns + STALE_NS)) > 2 * STALE_NS:
+        return None
     values = np.array([value for _, value in known], dtype=np.float64)
     inside = t[(t > start_ns) & (t < end_ns)]
     grid = np.concatenate([[start_ns], inside, [end_ns]])
@@ -159,9 +182,14 @@ def mean_condition(conditions: Sequence[Conditions], field: str, start_ns: int, 
     return float(((read[1:] + read[:-1]) / 2) @ widths / widths.sum())
 
 
+def _near(conditions: Sequence[Conditions], start_ns: int, end_ns: int) -> Sequence[Conditions]:
+    return [c for c in conditions if start_ns - STALE_NS <= c.t_ns <= end_ns + STALE_NS]
+
+
 def _around(conditions: Sequence[Conditions], start_ns: int, end_ns: int) -> Sequence[Conditions]:
     """The conditions inside a window and the one poll on each side of it."""
-    before = [c for c in conditions if c.t_ns < start_ns][-1:]
-    inside = [c for c in conditions if start_ns <= c.t_ns <= end_ns]
-    after = [c for c in conditions if c.t_ns > end_ns][:1]
+    near = _near(conditions, start_ns, end_ns)
+    before = [c for c in near if c.t_ns < start_ns][-1:]
+    inside = [c for c in near if start_ns <= c.t_ns <= end_ns]
+    after = [c for c in near if c.t_ns > end_ns][:1]
     return [*before, *inside, *after]

@@ -17,7 +17,7 @@ import msgspec
 
 from pytest_tokenpower.baselines.files import COMMIT_LENGTH, publish
 from pytest_tokenpower.errors import StoreError
-from pytest_tokenpower.record import MeasurementRecord, VerdictRecord
+from pytest_tokenpower.record import VerdictRecord
 
 VERSION = 1
 FOLDER = "blessings"
@@ -146,11 +146,10 @@ class Accepted:
         level = self._levels.get(test)
         return level is not None and self._positions.get(commit or "", level) > level
 
-    def counts(self, measurement: MeasurementRecord, run_id: str, commit: str | None) -> bool:
-        """Whether a measurement may be a baseline: it did not regress, or its commit or run is blessed."""
-        test = measurement.test
+    def counts(self, test: str, verdicts: Sequence[VerdictRecord], run_id: str, commit: str | None) -> bool:
+        """Whether a run's measurement may be a baseline: it did not regress, or its commit or run is blessed."""
         return (
-            not self.regressed(measurement.verdicts)
+            not self.regressed(verdicts)
             or (commit or "") in self._blessed.get(test, ())
             or run_id in self._runs.get(test, ())
         )
@@ -161,7 +160,7 @@ class Accepted:
         A run may be judged against a rolling and a pinned baseline at once (main and v1.0): the older one goes on
         failing after the level has been accepted, and must not keep every later run out.
         """
-        compared = [each for each in verdicts if each.baseline_runs or each.kind == "regressed"]
+        compared = (verdict for verdict in verdicts if verdict.baseline_runs)
         nearest = min(
             compared, key=lambda one: (self._start(one.against), one.kind != "regressed"), default=None
         )

@@ -97,8 +97,9 @@ class Baseline:
     ) -> Baseline:
         """What ``text`` means here; paths are relative to ``folder`` (the current one).
 
-        The history of a ref begins where HEAD left it, or with ``at_ref`` at the ref itself. Raises UsageError where it means nothing or two things, HistoryError where git cannot answer, StoreError
-        for a run file that is not readable. The store's entries are taken as they are now.
+        The history of a ref begins where HEAD left it, or with ``at_ref`` at the ref itself. The store's entries are
+        taken as they are now. Raises UsageError where the text means nothing or two things, HistoryError where git
+        cannot answer, StoreError for a run file or a blessing that is not readable.
         """
         kind, value = parse_baseline(text)
         search = _Search(value, store, repository, limit_runs, folder or Path.cwd(), at_ref)
@@ -141,7 +142,8 @@ class Baseline:
                 seen.unreadable += 1  # Named in store.problems.
                 continue
             contents = self.store.contents(entry)
-            if self.accepted and not self.accepted.counts(measurement, contents.run_id, entry.commit):
+            verdicts, run_id = measurement.verdicts, contents.run_id
+            if self.accepted and not self.accepted.counts(test, verdicts, run_id, entry.commit):
                 if not runs:
                     seen.add_regressed(contents.commit or "")
                 continue
@@ -213,12 +215,8 @@ class _Search:
         if self.value.endswith(".json") or self.value.startswith(("/", "./", "../", "~")):
             return self._of_path()
         no_ref = self._no_ref()
-        fits: dict[Kind, bool] = {
-            "ref": no_ref is None,
-            "name": bool(self._named()),
-            "path": is_store(self.path),
-        }
-        fitting = [kind for kind in fits if fits[kind]]
+        fits = (no_ref is None, bool(self._named()), is_store(self.path))
+        fitting = [kind for kind, fit in zip(_MEANINGS, fits, strict=True) if fit]
         if len(fitting) > 1:
             raise UsageError(
                 f"baseline {self.value!r} is {' and '.join(_MEANINGS[kind] for kind in fitting)}: "
@@ -257,10 +255,8 @@ class _Search:
                 "Without git, name a saved run (--energy-save=NAME) or a path"
             )
         ref = self.repository.resolve(self.value)
-        if self.at_ref:
-            commits = line_of(self.repository, ref.commit)
-        else:
-            commits = self.repository.baseline_commits(self.value)
+        repository = self.repository
+        commits = line_of(repository, ref.commit) if self.at_ref else repository.baseline_commits(self.value)
         order = {commit[:COMMIT_LENGTH]: position for position, commit in enumerate(commits)}
         ours = [entry for entry in self.entries if entry.commit in order]
         # Stable: the runs of one commit stay newest first.

@@ -18,6 +18,9 @@ COMMANDS = {
     "compare": "two refs, saved runs or run files, test by test; exit code 1 on a regression",
     "show": "one stored run: figures, rounds, conditions, verdicts",
     "bless": "accept a commit's energy, so that its level becomes the baseline",
+    "prune": "remove old runs that no baseline needs",
+    "push": "add this store's runs to a branch of a git remote",
+    "pull": "fetch the runs that others pushed",
 }
 """Name and help of each subcommand; ``cli/NAME.py`` offers ``add_arguments(parser)`` and ``run(arguments) -> int``."""
 

@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def analyse(recording: Recording) -> dict[str, Any]:
-    """What ``--json`` prints (docs/recording-format.md): ``scale``, ``devices`` by id, and ``windows`` in input order."""
+    """What ``--json`` prints, as docs/recording-format.md describes it; the windows in the recording's order."""
     tracks = {device.id: track_of(recording.timeline, device) for device in recording.devices}
     records = window_records(recording)
     return {
@@ -101,7 +101,9 @@ def _text(recording: Recording, result: dict[str, Any]) -> str:
 
     lines = [f"recording: {recording.path}"]
     for device_id, device in result["devices"].items():
-        lines.append(f"{device_id}: {device['name']}, {device['method'] or 'no readings'}{_scale_words(device)}")
+        lines.append(
+            f"{device_id}: {device['name']}, {device['method'] or 'no readings'}{_scale_words(device)}"
+        )
     rows = [
         [
             window["name"],

@@ -202,8 +202,9 @@ class _Line:
         """The oldest commits of the newest runs that regressed and are not blessed."""
         found: dict[str, None] = {}
         for entry in self._clean[:50]:
-            for measured in self._measurements(entry).values():
-                if not self._accepted.counts(measured, self._store.contents(entry).run_id, entry.commit):
+            for test, measured in self._measurements(entry).items():
+                run_id = self._store.contents(entry).run_id
+                if not self._accepted.counts(test, measured.verdicts, run_id, entry.commit):
                     found[(entry.commit or "")[:7]] = None
         if not found:
             return f"no newer run on {self._line.name} regressed"

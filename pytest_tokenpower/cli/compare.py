@@ -6,21 +6,30 @@ import argparse
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from pytest_tokenpower.baselines.histories import histories
+from pytest_tokenpower.baselines.key import differences
 from pytest_tokenpower.baselines.resolve import Baseline
 from pytest_tokenpower.baselines.store import Store
 from pytest_tokenpower.cli.access import RUN_HELP, Place, add_storage
 from pytest_tokenpower.errors import StoreError, UsageError
+from pytest_tokenpower.measurement import log_joules_per_token
 from pytest_tokenpower.record import MeasurementRecord
 from pytest_tokenpower.settings import DEFAULT_BASELINE_RUNS, DEFAULT_REGRESSION
+
+if TYPE_CHECKING:
+    from pytest_tokenpower.stats.prior import Prior
 
 FAIL_ON = ("regressed", "inconclusive", "missing", "nothing")
 """What may make the exit code 1; ``missing``: a test of A that B does not hold, or holds under another key."""
 
+_MOST_RUNS = 20
+
 EPILOG = f"""\
 A and B are each {RUN_HELP}.
 A ref stands, as A, for its newest clean runs along its first-parent history, as the baseline of a build does, and
-as B for the newest run of its own commit.
+as B for all runs of its own commit, taken together.
 
 exit codes: 0, or 1 for what --fail-on names, or 4 for a mistake in the arguments
 """
@@ -96,56 +105,88 @@ def run(arguments: argparse.Namespace) -> int:
 def compare(
     baseline: Baseline, candidate: Baseline, threshold: float | None, ignore: Sequence[str] = ()
 ) -> Compared:
-    """Judge the newest valid measurement of each test of ``candidate``; raises UsageError where no test is in both."""
+    """Judge each test of ``candidate``, all its comparable runs together; raises UsageError where no test is in both.
+
+    The rule is the gate's: the moderated t on runs, its prior learned from the baseline's other tests, Holm over all
+    tests that are compared.
+    """
     import msgspec
 
-    from pytest_tokenpower.verdict import StoredRuns, against_baseline, judge_baseline
+    from pytest_tokenpower.verdict import StoredRuns, against_baseline, judge_baseline, settle
 
-    ours, theirs = _newest(candidate), _tests(baseline)
+    ours, theirs = _runs(candidate), _tests(baseline)
+    both = [test for test in ours if test in theirs]
+    if not both:
+        raise UsageError(
+            f"no test is in both {baseline.label} ({_count(len(theirs), 'test')}) and "
+            f"{candidate.label} ({_count(len(ours), 'valid test')})"
+        )
+    priors: dict[str, dict[str, Prior]] = {}
     judged, notes = [], []
-    for test, (run_id, measured) in ours.items():
-        if test not in theirs:
-            continue
+    for test in both:
+        run_ids, (measured, *restarts) = ours[test]
         found = baseline.find(test, measured.key, ignore, existing=ours)
         # A run is never its own baseline.
-        runs = [each for each in found.runs if each.run_id != run_id]
-        why = found.why or "the only run there is the one that is compared"
+        runs = [each for each in found.runs if each.run_id not in run_ids]
         before = against_baseline(measured.verdicts)
         limit = threshold or (before.threshold if before else None) or DEFAULT_REGRESSION
         stored = StoredRuns(
             baseline.label,
             tuple(each.measurement for each in runs),
             tuple(each.run_id for each in runs),
-            why,
+            found.why or "the only runs there are those that are compared",
         )
-        judged.append(msgspec.structs.replace(measured, verdicts=(judge_baseline(measured, stored, limit),)))
+        prior = _prior(baseline, measured, priors)
+        verdict = judge_baseline(measured, stored, limit, prior, family=len(both), restarts=restarts)
+        judged.append(msgspec.structs.replace(measured, verdicts=(verdict,)))
         if found.note:
             notes.append(f"{test}: {found.note}")
-    if not judged:
-        raise UsageError(
-            f"no test is in both {baseline.label} ({_count(len(theirs), 'test')}) and "
-            f"{candidate.label} ({_count(len(ours), 'valid test')})"
-        )
+    settled = settle(judged)
     return Compared(
-        tuple(judged),
+        tuple(
+            msgspec.structs.replace(
+                each, verdicts=tuple(settled.get((each.test, v.against), v) for v in each.verdicts)
+            )
+            for each in judged
+        ),
         tuple(sorted(theirs - ours.keys())),
         tuple(sorted(ours.keys() - theirs)),
         tuple(notes),
     )
 
 
-def _newest(side: Baseline) -> dict[str, tuple[str, MeasurementRecord]]:
-    """The newest comparable measurement of each test, with the id of its run."""
-    found: dict[str, tuple[str, MeasurementRecord]] = {}
-    for entry in side.entries:
+def _runs(side: Baseline) -> dict[str, tuple[list[str], list[MeasurementRecord]]]:
+    """The comparable measurements of each test under its newest key, newest first, with the ids of their runs."""
+    found: dict[str, tuple[list[str], list[MeasurementRecord]]] = {}
+    for entry in side.entries[:_MOST_RUNS]:
         try:
             contents = side.store.contents(entry)
             for test, inside in contents.measurements.items():
-                if inside.comparable and test not in found:
-                    found[test] = (contents.run_id, side.store.measurement(entry, test))
+                ids, measured = found.get(test, ([], []))
+                if inside.comparable and (not measured or not differences(measured[0].key, inside.key)):
+                    measured.append(side.store.measurement(entry, test))
+                    ids.append(contents.run_id)
+                    found[test] = ids, measured
         except StoreError:
             continue  # Named in store.problems.
     return found
+
+
+def _prior(baseline: Baseline, measured: MeasurementRecord, known: dict[str, dict[str, Prior]]) -> Prior:
+    """What is believed of a test's noise, learned from the baseline's other tests on the same kind of machine."""
+    from pytest_tokenpower.stats.prior import DEFAULT_PRIOR, learn_priors
+    from pytest_tokenpower.stats.runs import summarise_runs
+
+    machine = repr([measured.key.get(name) for name in ("provenance", "scope", "gpu.name", "cpu.name")])
+    if machine not in known:
+        runs = {
+            test: summarise_runs([log_joules_per_token(run.rounds) for run in each])
+            for test, each in histories(baseline, measured.key).items()
+            if len(each) > 1
+        }
+        known[machine] = learn_priors({test: runs.get(test, []) for test in (*runs, "")})
+    learned = known[machine]
+    return learned.get(measured.test, learned.get("", DEFAULT_PRIOR))
 
 
 def _tests(side: Baseline) -> set[str]:
@@ -166,8 +207,8 @@ def as_text(found: Compared, baseline: Baseline, candidate: Baseline) -> list[st
 
     entries = candidate.entries
     lines = [
-        f"{candidate.label} ({_count(len(entries), 'run')}, the newest counts) against {baseline.label} "
-        f"({len(baseline.entries)} stored)",
+        f"{candidate.label} ({_count(len(entries), 'run')}) against {baseline.label} "
+        f"(the newest {baseline.limit_runs} of {len(baseline.entries)})",
         "",
         *(line for line, _ in table(found.measurements)),
         "",

@@ -99,7 +99,9 @@ def _measurement(measured: MeasurementRecord) -> Iterator[str]:
             "figures" if name == next(iter(measured.figures)) else "",
             f"{name} {figure.value:.4g}{error}  ({unit})",
         )
-    yield from _row("rounds", _rounds(measured))
+    yield from _row("rounds", _rounds(measured.rounds))
+    for arm, rounds in measured.arms.items():
+        yield from _row(f"{arm} arm", _rounds(rounds))
     for reason, count in _dropped(measured.rounds).most_common():
         yield from _row("  dropped", f"{count} of {len(measured.rounds)}: {reason}")
     yield from _row("conditions", _conditions(measured.rounds))
@@ -116,13 +118,15 @@ def _measurement(measured: MeasurementRecord) -> Iterator[str]:
         yield from _row("verdict", "none: nothing was asked of it")
 
 
-def _rounds(measured: MeasurementRecord) -> str:
-    rounds, kept = measured.rounds, good(measured.rounds)
+def _rounds(rounds: tuple[RoundRecord, ...]) -> str:
+    kept = good(rounds)
     if not rounds:
         return "none"
     seconds = [one.seconds for one in rounds]
     repeats = {one.repeats for one in rounds}
-    text = f"{len(kept)} good of {len(rounds)}, {min(seconds):.3g} to {max(seconds):.3g} s each"
+    shortest, longest = f"{min(seconds):.3g}", f"{max(seconds):.3g}"
+    length = longest if shortest == longest else f"{shortest} to {longest}"
+    text = f"{len(kept)} good of {len(rounds)}, {length} s each"
     if repeats != {1}:
         text += f", {min(repeats)} to {max(repeats)} executions in one"
     tokens = {one.generated_tokens for one in rounds}

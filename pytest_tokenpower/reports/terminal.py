@@ -69,7 +69,7 @@ def header(measurements: Sequence[MeasurementRecord], session: Session) -> list[
     lines = []
     for source in dict.fromkeys(_source(measured) for measured in measurements):
         lines.append(source)
-    if session.settings.baselines:
+    if session.baselines:
         lines.append(f"baseline {', '.join(baseline.label for baseline in session.baselines)}")
     return lines
 
@@ -162,9 +162,10 @@ def beside(measured: MeasurementRecord) -> list[str]:
         words = [provenance] if provenance else []
         if (error := 196 * figure.stderr / figure.value) >= 1:
             words.append(f"±{error:.0f} %")
-        if (seconds := measured.facts.get(f"beside.{group}.span_seconds")) is not None:
-            share = measured.facts.get(f"beside.{group}.share_in_rounds")
-            words.append(f"over {seconds:.0f} s, {share:.0%} of it in rounds")
+        seconds = measured.facts.get(f"beside.{group}.span_seconds")
+        share = measured.facts.get(f"beside.{group}.share_in_rounds")
+        if isinstance(seconds, (int, float)) and isinstance(share, (int, float)):
+            words.append(f"over {seconds:.0f} s, {100 * share:.0f} % of it in rounds")
         parts.append(f"{scope} {figure.value:.4g} J/token" + (f" ({', '.join(words)})" if words else ""))
     return [f"{measured.test.rpartition('::')[2]}: beside it: {', '.join(parts)}"] if parts else []
 

@@ -16,7 +16,7 @@ FEWEST_RUNS = 2
 """A level has at least so many runs: one run apart from all others is an outlier, not a level."""
 
 _DECAY = math.sqrt(0.5)
-_MOST_REFINEMENTS = 10
+_MOST_PLACEMENTS = 10
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,9 @@ def change_points(
     by the moderated t of two groups of runs (Smyth 2004), v = max(w², [nu0 (tau0² + w²) + SS]/df), df = nu0 + n - 2,
     se² = v (1/k + 1/(n - k)); the largest |t| counts (Worsley 1979, JASA 74:365), with Bonferroni's correction for
     all splits of its layer of intervals. Layer j of ever shorter intervals gets alpha/2^(j+1), so that a history
-    without any step shows one with probability at most ``alpha``. Found steps are placed anew between their
-    neighbours and stay if they are still significant there. Steps smaller than ``least`` (a log ratio) are not looked for.
+    without any step shows one with probability at most ``alpha``. Found steps are then placed anew between their
+    neighbours, where that makes them significant too. Steps smaller than ``least`` (a log ratio) are passed
+    over.
     """
     if prior.nu0 <= 0 and len(runs) < 3:
         return ()
@@ -70,8 +71,7 @@ def change_points(
         prior,
         least,
     )
-    found = sorted(_segmented(history, 0, len(runs), alpha))
-    return _refined(history, found, alpha)
+    return _placed(history, _segmented(history, 0, len(runs), alpha), alpha)
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class _History:
         return ChangePoint(start + int(left[at]), float(deltas[at]), float(stderr[at]), df, p)
 
 
-def _segmented(history: _History, start: int, stop: int, alpha: float) -> list[int]:
+def _segmented(history: _History, start: int, stop: int, alpha: float) -> list[ChangePoint]:
     best: ChangePoint | None = None
     for layer, intervals in enumerate(_seeded(start, stop)):
         splits = sum(last - first - 2 * FEWEST_RUNS + 1 for first, last in intervals)
@@ -119,7 +119,7 @@ def _segmented(history: _History, start: int, stop: int, alpha: float) -> list[i
         return []
     return [
         *_segmented(history, start, best.index, alpha),
-        best.index,
+        best,
         *_segmented(history, best.index, stop, alpha),
     ]
 
@@ -138,18 +138,17 @@ def _seeded(start: int, stop: int) -> Iterator[list[tuple[int, int]]]:
         layer += 1
 
 
-def _refined(history: _History, found: list[int], alpha: float) -> tuple[ChangePoint, ...]:
-    points: list[ChangePoint] = []
-    for _ in range(_MOST_REFINEMENTS):
-        edges = [0, *found, len(history.locations)]
-        points = []
-        for before, after in zip(edges, edges[2:], strict=False):
-            splits = after - before - 2 * FEWEST_RUNS + 1
-            point = history.best_split(before, after, tests=float(splits))
-            if point is not None and point.p_value < alpha:
-                points.append(point)
-        placed = sorted({point.index for point in points})
-        if placed == found:
+def _placed(history: _History, found: list[ChangePoint], alpha: float) -> tuple[ChangePoint, ...]:
+    for _ in range(_MOST_PLACEMENTS):
+        edges = [0, *(point.index for point in found), len(history.locations)]
+        moved: dict[int, ChangePoint] = {}
+        for point, before, after in zip(found, edges, edges[2:], strict=False):
+            anew = history.best_split(before, after, tests=float(after - before - 2 * FEWEST_RUNS + 1))
+            # A stray run between two steps may hide there what a shorter interval showed.
+            kept = anew if anew is not None and anew.p_value < alpha else point
+            moved[kept.index] = kept
+        settled = list(moved) == [point.index for point in found]
+        found = [moved[index] for index in sorted(moved)]
+        if settled:
             break
-        found = placed
-    return tuple({point.index: point for point in points}.values())
+    return tuple(found)

@@ -6,7 +6,7 @@ docs/recording-format.md describes the format for those who write or read it the
 from __future__ import annotations
 
 import gzip
-import os
+import itertools
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -40,6 +40,13 @@ from pytest_tokenpower.telemetry.values import (
     PowerSamples,
     Reading,
 )
+
+WINDOW_FIELDS = tuple(name for name in WindowRow.__struct_fields__ if name not in ("start_us", "end_us"))
+CONDITION_FIELDS = tuple(name for name in ConditionsRow.__struct_fields__ if name not in ("device", "t_us"))
+"""The fields that a row and its value have in common."""
+
+_END_NS = 9_000_000_000_000_000_000
+
 
 @dataclass(frozen=True)
 class RecordedWindow:
@@ -82,7 +89,7 @@ def read_recording(path: Path) -> Recording:
     """
     parts = _Parts()
     try:
-        with closing(_open(path, "rb")) as lines:
+        with closing(open_recording(path, "rb")) as lines:
             for row in _rows(path, lines):
                 parts.add(row)
     except (OSError, EOFError) as error:
@@ -92,7 +99,8 @@ def read_recording(path: Path) -> Recording:
     return Recording(path, timeline, devices, tuple(parts.windows))
 
 
-def _open(path: Path, mode: Literal["rb", "wb"]) -> IO[bytes]:
+def open_recording(path: Path, mode: Literal["rb", "wb"]) -> IO[bytes]:
+    """The file itself, read or written through gzip where its name ends in ``.gz``."""
     return cast("IO[bytes]", gzip.open(path, mode)) if path.suffix == ".gz" else path.open(mode)
 
 
@@ -164,12 +172,12 @@ class _Parts:
                 column.append(value)
         elif isinstance(row, WindowRow):
             start_ns, end_ns = row.start_us * 1000, row.end_us * 1000
-            rest = {name: getattr(row, name) for name in _WINDOW_FIELDS}
+            rest = {name: getattr(row, name) for name in WINDOW_FIELDS}
             self.windows.append(RecordedWindow(start_ns=start_ns, end_ns=end_ns, **rest))
         elif isinstance(row, DeviceRow):
             self._described[row.id] = row
         elif isinstance(row, ConditionsRow):
-            rest = {name: getattr(row, name) for name in _CONDITION_FIELDS}
+            rest = {name: getattr(row, name) for name in CONDITION_FIELDS}
             self._conditions.setdefault(row.device, []).append(Conditions(t_ns=row.t_us * 1000, **rest))
         elif isinstance(row, EventRow):
             event = Event(row.start_us * 1000, row.end_us * 1000, row.guard, row.reason, row.device)
@@ -198,10 +206,6 @@ class _Parts:
         return timeline, devices
 
 
-_WINDOW_FIELDS = tuple(name for name in WindowRow.__struct_fields__ if name not in ("start_us", "end_us"))
-_CONDITION_FIELDS = tuple(name for name in ConditionsRow.__struct_fields__ if name not in ("device", "t_us"))
-
-
 def _device(row: DeviceRow) -> Device:
     recorded_as = {} if row.provenance is None else {"recorded_as": row.provenance}
     return Device(
@@ -227,19 +231,22 @@ def _power(columns: tuple[array[int], array[int]] | None, held: bool) -> PowerSa
 def _counters(columns: tuple[array[int], array[int], array[int]] | None) -> Sequence[CounterReading]:
     if columns is None:
         return ()
-    return [CounterReading(t0 * 1000, t1 * 1000, value) for t0, t1, value in sorted(zip(*columns, strict=True))]
+    return [
+        CounterReading(t0 * 1000, t1 * 1000, value) for t0, t1, value in sorted(zip(*columns, strict=True))
+    ]
 
 
 def _clock_steps(clocks: Iterable[ClockRow]) -> Iterator[Event]:
     """Where realtime was set: between two rows of both clocks, as between two polls of a live collector."""
     ordered = sorted(clocks, key=lambda row: row.monotonic_ns)
-    for before, after in zip(ordered, ordered[1:], strict=False):
+    for before, after in itertools.pairwise(ordered):
         elapsed_ns = (after.realtime_us - before.realtime_us) * 1000
         step_ns = elapsed_ns - (after.monotonic_ns - before.monotonic_ns)
         if abs(step_ns) > STEP_NS:
-            edges = sorted((before.realtime_us * 1000, after.realtime_us * 1000))
+            start_us, end_us = sorted((before.realtime_us, after.realtime_us))
             yield Event(
-                *edges,
+                start_us * 1000,
+                end_us * 1000,
                 "clock step",
                 f"the realtime clock was set by {step_ns / 1e6:+.1f} ms during the recording (NTP)",
             )
@@ -249,7 +256,7 @@ def _spoilt(
     device: Device, power: PowerSamples | None, counters: Sequence[CounterReading]
 ) -> Iterator[Event]:
     """What a live meter would have noted itself: a counter that goes backwards, or a ring without a counter."""
-    for before, after in zip(counters, counters[1:], strict=False):
+    for before, after in itertools.pairwise(counters):
         if after.microjoules < before.microjoules:
             yield Event(
                 before.t0_ns,
@@ -268,86 +275,3 @@ def _spoilt(
             'says so: a device row with "facts": {"energy_counter": false})',
             device.id,
         )
-
-
-_END_NS = 9_000_000_000_000_000_000
-
-
-def write_recording(
-    path: Path, timeline: Timeline, windows: Iterable[RecordedWindow], *, realtime_offset_ns: int
-) -> None:
-    """Write a timeline and its windows (gzipped where the name ends in ``.gz``); whole, or not at all.
-
-    ``realtime_offset_ns`` is realtime less the timeline's clock. Times are rounded to microseconds. Raises UsageError
-    where the file cannot be written.
-    """
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        with _open(temporary, "wb") as out:
-            for rows in _encoded(timeline, windows, realtime_offset_ns):
-                out.write(rows)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UsageError(f"{path}: the recording cannot be written: {error.strerror or error}") from error
-
-
-def _encoded(
-    timeline: Timeline, windows: Iterable[RecordedWindow], realtime_offset_ns: int
-) -> Iterator[bytes]:
-    encode = msgspec.json.Encoder().encode
-
-    def us(t_ns: int) -> int:
-        return (t_ns + realtime_offset_ns + 500) // 1000
-
-    yield b'{"type":"recording","version":%d}\n' % VERSION
-    yield encode(ClockRow(us(0), 0)) + b"\n"
-    for device in timeline.devices.values():
-        yield encode(_device_row(timeline, device)) + b"\n"
-    for device_id in timeline.devices:
-        name = encode(device_id).decode()
-        power = timeline.power(device_id)
-        if power is not None:
-            t_us = (power.t_ns + (realtime_offset_ns + 500)) // 1000
-            # A day of eight boards is 35 million rows: text by hand is many times faster than a struct for each.
-            for first in range(0, len(t_us), _BLOCK_ROWS):
-                block = slice(first, first + _BLOCK_ROWS)
-                pairs = zip(t_us[block].tolist(), power.milliwatts[block].tolist(), strict=True)
-                yield "".join(
-                    f'{{"type":"power","device":{name},"t_us":{t},"mw":{mw}}}\n' for t, mw in pairs
-                ).encode()
-        counters = timeline.counters(device_id)
-        for t0, t1, value in zip(
-            counters.t0_ns.tolist(), counters.t1_ns.tolist(), counters.microjoules.tolist(), strict=True
-        ):
-            whole, rest = divmod(value, 1000)
-            yield encode(CounterRow(device_id, us(t0), us(t1), value / 1000 if rest else whole)) + b"\n"
-        for each in timeline.conditions(device_id):
-            fields = {name: getattr(each, name) for name in _CONDITION_FIELDS}
-            yield encode(ConditionsRow(device=device_id, t_us=us(each.t_ns), **fields)) + b"\n"
-    for event in timeline.all_events:
-        yield (
-            encode(EventRow(us(event.start_ns), us(event.end_ns), event.guard, event.reason, event.device_id))
-            + b"\n"
-        )
-    for window in windows:
-        fields = {name: getattr(window, name) for name in _WINDOW_FIELDS}
-        yield encode(WindowRow(start_us=us(window.start_ns), end_us=us(window.end_ns), **fields)) + b"\n"
-
-
-_BLOCK_ROWS = 10_000
-
-
-def _device_row(timeline: Timeline, device: Device) -> DeviceRow:
-    power = timeline.power(device.id)
-    return DeviceRow(
-        id=device.id,
-        scope=device.scope,
-        name=device.name,
-        meter=device.meter,
-        provenance=device.provenance,
-        counter_tick_us=device.counter_tick_ns // 1000,
-        held=power is None or power.held,
-        key_facts=dict(device.key_facts),
-        facts=dict(device.facts),
-    )

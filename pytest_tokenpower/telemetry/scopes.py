@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from pytest_tokenpower.errors import MeterUnavailable
@@ -24,6 +24,14 @@ class Choice:
     others: tuple[Device, ...] = ()
 
 
+def default_scope(measured: Collection[Scope]) -> Scope:
+    """The scope of the figure where none is asked for; raises ValueError where nothing is measured."""
+    for scope in SCOPES:
+        if scope in measured:
+            return scope
+    raise ValueError("no scope is measured")
+
+
 def choose(devices: Sequence[Device], scope: Scope | None = None) -> Choice:
     """The devices of a scope (None: gpu where there is one, else cpu, else what there is).
 
@@ -33,7 +41,7 @@ def choose(devices: Sequence[Device], scope: Scope | None = None) -> Choice:
     measured = {device.scope for device in devices}
     if not devices:
         return Choice("", ())
-    wanted: Scope = scope or next(each for each in SCOPES if each in measured)
+    wanted = default_scope(measured) if scope is None else scope
     label: str = wanted
     counted: tuple[Scope, ...] = (wanted,)
     if wanted not in measured:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
 from pytest_tokenpower.telemetry.collector import Collector
-from pytest_tokenpower.telemetry.scopes import SCOPES
+from pytest_tokenpower.telemetry.scopes import SCOPES, default_scope
 from pytest_tokenpower.telemetry.values import Device, Meter, Scope
 
 if TYPE_CHECKING:
@@ -196,13 +196,9 @@ def _needed(part: str, parts: Sequence[str], scope: Scope | None) -> bool:
     if len(parts) == 1 or scope == "node":
         return True
 
-    def may_have(part: str) -> Iterable[Scope]:
-        return MAY_HAVE.get(part.partition(":")[0], SCOPES)
-
-    wanted = scope
-    if wanted is None:
-        wanted = next(each for each in SCOPES if any(each in may_have(part) for part in parts))
-    return wanted in may_have(part)
+    may_have = {each: MAY_HAVE.get(each.partition(":")[0], frozenset(SCOPES)) for each in parts}
+    wanted = default_scope(frozenset[Scope]().union(*may_have.values())) if scope is None else scope
+    return wanted in may_have[part]
 
 
 def _once_each(source: str, found: Mapping[str, Sequence[Device]]) -> None:

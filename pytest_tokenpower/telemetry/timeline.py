@@ -68,6 +68,7 @@ class _Columns:
 
 
 _POWER = [("t_ns", "i8"), ("milliwatts", "u4")]
+_MOST_MILLIWATTS = np.iinfo(np.uint32).max
 _COUNTER = [("t_ns", "i8"), ("t1_ns", "i8"), ("microjoules", "i8")]
 
 
@@ -102,12 +103,16 @@ class Timeline:
             self._conditions[device.id] = []
 
     def append(self, reading: Reading) -> None:
-        """Add what one poll gave. Power samples that are not newer than the last one are left out."""
+        """Add what one poll gave. Power samples that are not newer than those before them are left out."""
         with self._lock:
             power, columns = reading.power, self._power[reading.device_id]
             if power is not None and len(power.t_ns):
+                if power.milliwatts.min() < 0 or power.milliwatts.max() > _MOST_MILLIWATTS:
+                    raise ValueError(f"{reading.device_id}: a power of {power.milliwatts.min() / 1e3:g} W")
                 self._held[reading.device_id] = power.held
-                newer = power.t_ns > columns.last("t_ns") if len(columns) else slice(None)
+                last = columns.last("t_ns") if len(columns) else np.iinfo(np.int64).min
+                newest = np.maximum.accumulate(np.concatenate([[last], power.t_ns]))
+                newer = power.t_ns > newest[:-1]
                 columns.append(t_ns=power.t_ns[newer], milliwatts=power.milliwatts[newer])
             if reading.counters:
                 self._counters[reading.device_id].append(
@@ -190,6 +195,11 @@ class CounterColumns:
 
     def __len__(self) -> int:
         return len(self.t0_ns)
+
+    def prompt(self, tick_ns: float) -> CounterColumns:
+        """Only readings of calls that came back within a tick (or 50 ms): of others the time is not known."""
+        kept = self.t1_ns - self.t0_ns <= max(tick_ns, 5e7)
+        return CounterColumns(self.t0_ns[kept], self.t1_ns[kept], self.microjoules[kept])
 
     @classmethod
     def of(cls, readings: Sequence[CounterReading]) -> CounterColumns:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -26,8 +27,8 @@ def ring_samples(curve: PowerCurve, stamps_ns: NDArray[np.int64]) -> PowerSample
     seconds = np.diff(stamps_ns) / SECOND
     joules = curve.energy().joules_at_each(stamps_ns - RING_LAG_NS)
     readings = [float(curve.joules(0, SECOND))]
-    for mean, length in zip(np.diff(joules) / seconds, seconds, strict=True):
-        left = np.exp(-length / SMOOTHING_S)
+    for mean, length in zip((np.diff(joules) / seconds).tolist(), seconds.tolist(), strict=True):
+        left = math.exp(-length / SMOOTHING_S)
         readings.append(left * readings[-1] + (1 - left) * mean)
     return PowerSamples(stamps_ns, np.rint(np.array(readings) * 1e3).astype(np.int64))
 

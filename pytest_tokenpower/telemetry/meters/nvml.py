@@ -6,18 +6,17 @@ code under test is the code that runs on GPUs.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 
 from pytest_tokenpower.errors import MeterError, MeterUnavailable
 from pytest_tokenpower.telemetry.clock import STEP_NS, Clock
-from pytest_tokenpower.telemetry.processes import is_in_tree
+from pytest_tokenpower.telemetry.meters.cuda_visible import visible_indices
+from pytest_tokenpower.telemetry.meters.nvml_conditions import conditions_of, optional
 from pytest_tokenpower.telemetry.values import (
-    Conditions,
     CounterReading,
     Device,
     Fact,
@@ -34,33 +33,37 @@ POLLING_S = 0.1
 
 COUNTER_TICK_NS = 100_000_000
 
-LIMIT_FIELDS: Mapping[str, str] = {
-    "power": "NVML_FI_DEV_PERF_POLICY_POWER",
-    "thermal": "NVML_FI_DEV_PERF_POLICY_THERMAL",
-    "board": "NVML_FI_DEV_PERF_POLICY_BOARD_LIMIT",
-    "sw_thermal": "NVML_FI_DEV_CLOCKS_EVENT_REASON_SW_THERM_SLOWDOWN",
-    "hw_thermal": "NVML_FI_DEV_CLOCKS_EVENT_REASON_HW_THERM_SLOWDOWN",
-    "power_brake": "NVML_FI_DEV_CLOCKS_EVENT_REASON_HW_POWER_BRAKE_SLOWDOWN",
-}
-"""Cumulative time under each limit, in nanoseconds (fields 74, 75, 77, 269, 270, 271)."""
+FROZEN_AFTER_MS = 3000
+"""A power reading that does not move by a milliwatt for so long is frozen: a working board's never stands still."""
+
+OPINION_SHARE = 0.1
+"""How far a board's averaged power may lie outside of what its ring read over the last two seconds."""
+
+T = TypeVar("T")
 
 
 @dataclass
 class _Board:
     handle: Any
     id: str
-    ring: bool
-    counter: bool
+    ring: bool = False
+    counter: bool = False
+    errors: dict[str, Fact] = field(default_factory=dict)
     last_ring_us: int = 0
-    last_offset_ns: int | None = None
+    offset_ns: int | None = None
+    unplaceable: frozenset[int] = frozenset()
+    recent: list[tuple[int, int]] = field(default_factory=list)
     last_microjoules: int | None = None
+    missing_microjoules: int = 0
+    restarts: int = 0
 
 
 class NvmlMeter:
     """Reads the GPUs that CUDA_VISIBLE_DEVICES leaves visible.
 
     ``nvml`` is the `pynvml` module or anything with its calls; ``visible`` the value of CUDA_VISIBLE_DEVICES
-    (None: all GPUs).
+    (None: all GPUs). ``realtime_ns`` is the clock that the boards stamp by, where it is not this machine's
+    (simulated boards have their own).
     """
 
     name = "nvml"
@@ -71,10 +74,12 @@ class NvmlMeter:
         *,
         visible: str | None = None,
         provenance: Provenance = "measured",
+        realtime_ns: Callable[[], int] | None = None,
     ) -> None:
         self._nvml = nvml
         self._visible = visible
         self._provenance: Provenance = provenance
+        self._realtime_ns = realtime_ns
         self._boards: list[_Board] = []
         self.poll_interval_s = RING_POLL_S
 
@@ -84,18 +89,21 @@ class NvmlMeter:
             import pynvml
 
             self._nvml = pynvml
-        nvml = self._nvml
+        if self._realtime_ns is not None:
+            clock.realtime_ns = self._realtime_ns
+            clock.tick()
         try:
-            nvml.nvmlInit()
-        except nvml.NVMLError as error:
+            self._nvml.nvmlInit()
+        except self._nvml.NVMLError as error:
             raise MeterUnavailable(
                 f"no NVIDIA driver answers ({error}); nvidia-smi on this machine should list the GPU"
             ) from error
         try:
-            handles = self._visible_handles()
-            self._boards = [self._board(handle) for handle in handles]
+            self._boards = [self._board(handle) for handle in self._visible_handles()]
             devices = [self._describe(board) for board in self._boards]
-        except nvml.NVMLError as error:
+        except MeterUnavailable:
+            raise
+        except MeterError as error:
             raise MeterUnavailable(f"NVML could not describe the GPUs: {error}") from error
         if not all(board.ring for board in self._boards):
             self.poll_interval_s = POLLING_S
@@ -116,82 +124,70 @@ class NvmlMeter:
             return
 
     def _visible_handles(self) -> list[Any]:
-        nvml = self._nvml
-        handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
-        if not handles:
+        count = self._ask("NVML", "nvmlDeviceGetCount")
+        if not count:
             raise MeterUnavailable("the NVIDIA driver lists no GPU")
+        handles = [self._ask(f"GPU {i}", "nvmlDeviceGetHandleByIndex", i) for i in range(count)]
         if self._visible is None:
             return handles
-        uuids = [_text(nvml.nvmlDeviceGetUUID(handle)) for handle in handles]
-        names = {_text(nvml.nvmlDeviceGetName(handle)) for handle in handles}
-        chosen = []
-        for part in (part.strip() for part in self._visible.split(",")):
-            if part.startswith("MIG-"):
-                raise MeterUnavailable(
-                    f"CUDA_VISIBLE_DEVICES names the MIG slice {part}: NVML reports the power of the whole board, "
-                    "so the energy of one slice cannot be measured; run energy tests on a GPU without MIG"
-                )
-            if part.startswith("GPU-"):
-                matches = [
-                    handle for handle, uuid in zip(handles, uuids, strict=True) if uuid.startswith(part)
-                ]
-                if len(matches) != 1:
-                    raise MeterUnavailable(
-                        f"CUDA_VISIBLE_DEVICES names {part}, which matches {len(matches)} of the GPUs {', '.join(uuids)}"
-                    )
-                chosen.append(matches[0])
-                continue
-            # CUDA hides this entry and all after it when one is not a valid index ("-1", "NoDevFiles").
-            if not part.isdigit() or int(part) >= len(handles):
-                break
-            if len(names) > 1 and os.environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
-                raise MeterUnavailable(
-                    f"CUDA_VISIBLE_DEVICES={self._visible} counts in CUDA's order, which is not NVML's on a machine "
-                    f"with different GPUs ({', '.join(sorted(names))}): set CUDA_DEVICE_ORDER=PCI_BUS_ID, or name "
-                    "the GPUs by UUID (nvidia-smi -L)"
-                )
-            chosen.append(handles[int(part)])
-        if not chosen:
-            raise MeterUnavailable(f"CUDA_VISIBLE_DEVICES={self._visible!r} leaves no GPU visible")
-        return chosen
+        uuids = [_text(self._ask(f"GPU {i}", "nvmlDeviceGetUUID", each)) for i, each in enumerate(handles)]
+        names = [_text(self._ask(f"GPU {i}", "nvmlDeviceGetName", each)) for i, each in enumerate(handles)]
+        return [handles[index] for index in visible_indices(self._visible, uuids, names)]
 
     def _board(self, handle: Any) -> _Board:
-        nvml = self._nvml
-        board = _Board(handle, _text(nvml.nvmlDeviceGetUUID(handle)), ring=True, counter=True)
-        if (mig := self._optional("nvmlDeviceGetMigMode", handle)) and mig[0]:
+        board = _Board(handle, _text(self._ask("a GPU", "nvmlDeviceGetUUID", handle)))
+        if (mig := self._offered(board, "nvmlDeviceGetMigMode")) and mig[0]:
             raise MeterUnavailable(
                 f"{board.id} runs in MIG mode: NVML reports the power of the whole board, so the energy of one slice "
                 "cannot be measured; run energy tests on a GPU without MIG"
             )
-        try:
-            board.ring = len(self._ring(board, 0)) > 1
-        except nvml.NVMLError:
-            board.ring = False
-        try:
-            board.counter = nvml.nvmlDeviceGetTotalEnergyConsumption(handle) > 0
-        except nvml.NVMLError:
-            board.counter = False
-        if not board.ring and not board.counter and self._optional("nvmlDeviceGetPowerUsage", handle) is None:
+        board.ring = self._works(board, "power_ring", lambda: len(self._ring(board, 0)) > 1)
+        board.counter = self._works(
+            board,
+            "energy_counter",
+            lambda: self._ask(board.id, "nvmlDeviceGetTotalEnergyConsumption", handle) > 0,
+        )
+        if (
+            not board.ring
+            and not board.counter
+            and not self._works(
+                board, "power", lambda: self._ask(board.id, "nvmlDeviceGetPowerUsage", handle) > 0
+            )
+        ):
+            why = "; ".join(str(error) for error in board.errors.values())
             raise MeterUnavailable(
-                f"{board.id} ({_text(nvml.nvmlDeviceGetName(handle))}) offers neither power samples, nor an energy "
-                "counter, nor power: NVML cannot measure its energy (a vGPU, or too old a board)"
+                f"{board.id} offers neither power samples, nor an energy counter, nor power: NVML cannot measure its "
+                f"energy (a vGPU, or too old a board): {why}"
             )
         return board
 
+    def _works(self, board: _Board, what: str, tried: Callable[[], bool]) -> bool:
+        """Whether a reading gives something; one that fails may have been disturbed, so it is tried twice."""
+        for _ in range(2):
+            try:
+                if tried():
+                    return True
+                board.errors[f"{what}_error"] = f"{what.replace('_', ' ')}: nothing was read"
+            except MeterError as error:
+                board.errors[f"{what}_error"] = str(error)
+        return False
+
     def _describe(self, board: _Board) -> Device:
-        nvml, handle = self._nvml, board.handle
-        driver = _text(nvml.nvmlSystemGetDriverVersion())
-        memory = self._optional("nvmlDeviceGetMemoryInfo", handle)
-        limit = self._optional("nvmlDeviceGetEnforcedPowerLimit", handle)
-        name = _text(nvml.nvmlDeviceGetName(handle))
+        driver = _text(self._ask("NVML", "nvmlSystemGetDriverVersion"))
+        memory = self._offered(board, "nvmlDeviceGetMemoryInfo")
+        limit = self._offered(board, "nvmlDeviceGetEnforcedPowerLimit")
+        name = _text(self._ask(board.id, "nvmlDeviceGetName", board.handle))
         facts: dict[str, Fact] = {
             "driver": driver,
             "power_ring": board.ring,
             "energy_counter": board.counter,
-            "persistence_mode": self._optional("nvmlDeviceGetPersistenceMode", handle),
+            "persistence_mode": optional(self._nvml, "nvmlDeviceGetPersistenceMode", board.handle),
             "refresh_ms": 20 if board.ring else 100,
             "resolution_ms": 30 if board.ring else 500,
+            **board.errors,
         }
+        if not board.ring:
+            facts["frozen_after_ms"] = FROZEN_AFTER_MS
         return Device(
             id=board.id,
             scope="gpu",
@@ -200,8 +196,8 @@ class NvmlMeter:
             provenance=self._provenance,
             key_facts={
                 "model": name,
-                "memory_gib": round(memory.total / 2**30) if memory is not None else None,
-                "power_limit_watts": round(limit / 1000) if limit is not None else None,
+                "memory_gib": round(memory.total / 2**30) or None if memory is not None else None,
+                "power_limit_watts": round(limit / 1000) or None if limit is not None else None,
                 "driver_major": driver.split(".", maxsplit=1)[0],
                 "mig": False,
             },
@@ -210,27 +206,28 @@ class NvmlMeter:
         )
 
     def _read(self, board: _Board, clock: Clock) -> Reading:
-        nvml = self._nvml
-        power: PowerSamples | None = None
-        counters: list[CounterReading] = []
-        call = ""
-        try:
-            if board.ring:
-                call = "nvmlDeviceGetSamples"
-                power = self._drain(board, clock)
-            if board.counter:
-                call = "nvmlDeviceGetTotalEnergyConsumption"
-                counters = [self._counter(board, clock)]
-            elif not board.ring:
-                call = "nvmlDeviceGetPowerUsage"
-                power = self._usage(board, clock)
-            call = "nvmlDeviceGetFieldValues"
-            conditions = self._conditions(board, clock)
-        except nvml.NVMLError as error:
-            return Reading(board.id, power, counters, fault=f"{board.id}: {call} failed: {error}")
-        except MeterError as error:
-            return Reading(board.id, power, counters, fault=f"{board.id}: {error}")
-        return Reading(board.id, power, counters, conditions)
+        faults: list[str] = []
+
+        def tried(read: Callable[[_Board, Clock], T]) -> T | None:
+            try:
+                return read(board, clock)
+            except MeterError as error:
+                faults.append(str(error))
+                return None
+
+        power = tried(self._drain) if board.ring else None
+        counter = tried(self._counter) if board.counter else None
+        if board.restarts:
+            faults.append(
+                f"{board.id}: the energy counter went backwards (the driver was reloaded: switch persistence mode on)"
+            )
+        if not board.ring:
+            power = tried(self._usage)
+        elif not board.counter:
+            tried(self._second_opinion)
+        counters = () if counter is None else (counter,)
+        conditions = conditions_of(self._nvml, board.handle, clock.monotonic_ns())
+        return Reading(board.id, power, counters, conditions, "; ".join(faults) or None)
 
     def _ring(self, board: _Board, since_us: int) -> list[tuple[int, int]]:
         nvml = self._nvml
@@ -239,79 +236,93 @@ class NvmlMeter:
         except nvml.NVMLError_NotFound:
             # "No samples" since the last drain.
             return []
+        except nvml.NVMLError as error:
+            raise MeterError(f"{board.id}: nvmlDeviceGetSamples failed: {error}") from error
         return [(s.timeStamp, s.sampleValue.uiVal) for s in samples if s.timeStamp > since_us]
 
     def _drain(self, board: _Board, clock: Clock) -> PowerSamples | None:
-        previous, board.last_offset_ns = board.last_offset_ns, clock.offset_ns
-        if previous is not None and abs(clock.offset_ns - previous) > STEP_NS:
-            # Realtime was set: stamps after a step back would hide behind the newest one before it.
+        offset_ns = clock.offset_ns
+        stepped = board.offset_ns is not None and abs(offset_ns - board.offset_ns) > STEP_NS
+        rows = self._ring(board, 0 if stepped else board.last_ring_us)
+        board.offset_ns = offset_ns
+        if stepped:
+            # Realtime was set: no stamp tells on which side of the step its sample lies. They stay in the ring for
+            # two seconds more, and may then seem newer than those after a step back.
+            board.unplaceable = frozenset(t_us for t_us, _ in rows)
             board.last_ring_us = 0
-        newest_us = (clock.monotonic_ns() + clock.offset_ns) // 1000
-        rows = [row for row in self._ring(board, board.last_ring_us) if row[0] <= newest_us]
+            board.recent.clear()
+            return None
+        newest_us = (clock.monotonic_ns() + offset_ns) // 1000
+        rows = [row for row in rows if row[0] <= newest_us and row[0] not in board.unplaceable]
         if not rows:
             return None
         board.last_ring_us = rows[-1][0]
+        board.recent = [*board.recent, *rows][-100:]
         columns = np.array(rows, dtype=np.int64)
         milliwatts = columns[:, 1]
-        if not milliwatts.any():
-            raise MeterError("the power ring reads 0 W, which no powered board draws")
+        if milliwatts.min() <= 0:
+            raise MeterError(f"{board.id}: the power ring reads 0 W, which no powered board draws")
         return PowerSamples(clock.from_realtime_us(columns[:, 0]), milliwatts)
+
+    def _second_opinion(self, board: _Board, clock: Clock) -> None:
+        """Without a counter the board's averaged power is all that a ring can be held against."""
+        milliwatts = optional(self._nvml, "nvmlDeviceGetPowerUsage", board.handle)
+        if milliwatts is None or len(board.recent) < 100:
+            return
+        powers = [power for _, power in board.recent]
+        low, high = (1 - OPINION_SHARE) * min(powers), (1 + OPINION_SHARE) * max(powers)
+        if not low <= milliwatts <= high:
+            raise MeterError(
+                f"{board.id}: the power ring reads {min(powers) / 1e3:.0f} to {max(powers) / 1e3:.0f} W and "
+                f"nvmlDeviceGetPowerUsage {milliwatts / 1e3:.0f} W: one of the two is wrong"
+            )
 
     def _counter(self, board: _Board, clock: Clock) -> CounterReading:
         before_ns = clock.monotonic_ns()
-        microjoules = 1000 * self._nvml.nvmlDeviceGetTotalEnergyConsumption(board.handle)
+        microjoules: int = 1000 * self._ask(board.id, "nvmlDeviceGetTotalEnergyConsumption", board.handle)
         after_ns = clock.monotonic_ns()
-        previous, board.last_microjoules = board.last_microjoules, microjoules
-        if previous is not None and microjoules < previous:
-            raise MeterError(
-                f"the energy counter went backwards, from {previous / 1e6:.1f} J to {microjoules / 1e6:.1f} J "
-                "(the driver was reloaded: switch persistence mode on)"
-            )
-        return CounterReading(before_ns, after_ns, microjoules)
+        if microjoules <= 0:
+            raise MeterError(f"{board.id}: the energy counter reads 0 J, which it did not before")
+        # A counter that starts anew goes on from where it was. Was it one wrong reading, then the next one leaps: that
+        # one is spoilt as well.
+        board.restarts = max(0, board.restarts - 1)
+        if board.last_microjoules is not None and microjoules < board.last_microjoules:
+            board.restarts = 2
+            board.missing_microjoules += board.last_microjoules - microjoules
+        board.last_microjoules = microjoules
+        return CounterReading(before_ns, after_ns, microjoules + board.missing_microjoules)
 
-    def _usage(self, board: _Board, clock: Clock) -> PowerSamples:
-        now_ns = clock.monotonic_ns()
-        milliwatts = self._nvml.nvmlDeviceGetPowerUsage(board.handle)
+    def _usage(self, board: _Board, clock: Clock) -> PowerSamples | None:
+        """The averaged power: all there is without a ring and a counter, else what the counter is held against."""
+        before_ns = clock.monotonic_ns()
+        milliwatts = (
+            optional(self._nvml, "nvmlDeviceGetPowerUsage", board.handle)
+            if board.counter
+            else (self._ask(board.id, "nvmlDeviceGetPowerUsage", board.handle))
+        )
+        after_ns = clock.monotonic_ns()
+        if milliwatts is None:
+            return None
         if milliwatts <= 0:
-            raise MeterError("the power reading is 0 W, which no powered board draws")
-        return PowerSamples(
-            np.array([now_ns], dtype=np.int64), np.array([milliwatts], dtype=np.int64), held=False
-        )
+            raise MeterError(f"{board.id}: the power reading is 0 W, which no powered board draws")
+        t_ns = np.array([(before_ns + after_ns) // 2], dtype=np.int64)
+        return PowerSamples(t_ns, np.array([milliwatts], dtype=np.int64), held=False)
 
-    def _conditions(self, board: _Board, clock: Clock) -> Conditions:
-        nvml, handle = self._nvml, board.handle
-        ids = [getattr(nvml, field) for field in LIMIT_FIELDS.values()]
-        limited: dict[str, int] = {}
-        for name, value in zip(
-            LIMIT_FIELDS, self._optional("nvmlDeviceGetFieldValues", handle, ids) or (), strict=False
-        ):
-            if value.nvmlReturn == nvml.NVML_SUCCESS:
-                limited[name] = int(value.value.ullVal)
-        temperature = self._optional("nvmlDeviceGetTemperatureV", handle, nvml.NVML_TEMPERATURE_GPU)
-        if temperature is None:
-            temperature = self._optional("nvmlDeviceGetTemperature", handle, nvml.NVML_TEMPERATURE_GPU)
-        processes = self._optional("nvmlDeviceGetComputeRunningProcesses_v3", handle)
-        ours, foreign = None, None
-        if processes is not None:
-            inside = {process.pid: is_in_tree(process.pid) for process in processes}
-            # A pid that is not in our /proc belongs to another PID namespace: it may well be our own.
-            foreign = tuple(sorted(pid for pid, known in inside.items() if known is False))
-            ours = any(known for known in inside.values()) if None not in inside.values() else None
-        return Conditions(
-            t_ns=clock.monotonic_ns(),
-            temperature_celsius=temperature,
-            sm_clock_mhz=self._optional("nvmlDeviceGetClockInfo", handle, nvml.NVML_CLOCK_SM),
-            limited_ns=limited,
-            foreign_pids=foreign,
-            own_process=ours,
-        )
-
-    def _optional(self, call: str, *arguments: Any) -> Any:
-        """What a call answers, or None where this board or driver does not offer it (missing, never zero)."""
+    def _ask(self, who: str, call: str, *arguments: Any) -> Any:
+        """What a call answers; raises MeterError with who and what failed."""
         try:
             return getattr(self._nvml, call)(*arguments)
+        except self._nvml.NVMLError as error:
+            raise MeterError(f"{who}: {call} failed: {error}") from error
+
+    def _offered(self, board: _Board, call: str) -> Any:
+        """What a call answers, or None where this board or driver does not offer it; raises MeterError."""
+        try:
+            return getattr(self._nvml, call)(board.handle)
         except (self._nvml.NVMLError_NotSupported, self._nvml.NVMLError_FunctionNotFound):
             return None
+        except self._nvml.NVMLError as error:
+            raise MeterError(f"{board.id}: {call} failed: {error}") from error
 
 
 def _text(value: str | bytes) -> str:

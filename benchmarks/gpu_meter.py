@@ -1,0 +1,943 @@
+"""The meter on a real GPU: what it costs the engine, and the same windows through Zeus, CodeCarbon and polling.
+
+    python benchmarks/gpu_meter.py run --results results.json       on the GPU machine (torch, vLLM; Zeus, CodeCarbon)
+    python benchmarks/gpu_meter.py page results.json > docs/results/h100-meter.md
+
+`run` keeps each part in the results as soon as it has it, and goes on where an earlier call stopped. `--fake` tries
+the script without a GPU: a simulated board, an engine that sleeps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import random
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+from importlib import metadata
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from pytest_tokenpower.measurement import RoundWindow
+from pytest_tokenpower.rounds import measured_round
+from pytest_tokenpower.session import Telemetry
+from pytest_tokenpower.telemetry.collector import Collector
+from pytest_tokenpower.telemetry.meters.nvml import NvmlMeter
+from pytest_tokenpower.tokens import TokenCount
+
+Row = dict[str, Any]
+
+BATCH = 32
+DECODE = (BATCH, 32, 264)
+"""Requests, prompt tokens, new tokens of a round of the overhead part: nearly all of it is decode, about 2 s."""
+
+KINDS: dict[str, tuple[int, int, int]] = {
+    "33 ms": (3, 448, 1),
+    "90 ms": (8, 480, 1),
+    "230 ms": (20, 496, 1),
+    "380 ms": (32, 512, 1),
+    "2.4 s": (32, 512, 256),
+}
+"""Requests, prompt tokens and new tokens of each kind of window: prefills, and a whole round."""
+
+COUNTS = {"33 ms": (30, 8), "90 ms": (30, 8), "230 ms": (22, 6), "380 ms": (18, 6), "2.4 s": (5, 3)}
+"""Windows with Zeus around them (and as many without), and windows with CodeCarbon around them."""
+
+GAP_S = 0.15
+"""Pause before each round of the overhead part: the collector starts and stops inside it."""
+
+
+class Results:
+    """The results file; written anew, and copied, whenever a part has something."""
+
+    def __init__(self, path: Path, copy: Path | None) -> None:
+        self._path, self._copy = path, copy
+        self.parts: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+
+    def keep(self, part: str, value: Any) -> None:
+        """Set a part and write everything."""
+        self.parts[part] = value
+        text = json.dumps(self.parts, separators=(",", ":"))
+        for path in (self._path, self._copy):
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                temporary = path.with_name(f".{path.name}.part")
+                temporary.write_text(text)
+                temporary.replace(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("run", "engine", "doctor"):
+        one = commands.add_parser(name)
+        one.add_argument("--fake", action="store_true")
+        if name == "doctor":
+            continue
+        one.add_argument("--results", type=Path, required=True)
+        one.add_argument("--copy", type=Path, default=Path("/tmp/gpu-meter-results.json"))
+        one.add_argument("--recording", type=Path)
+        one.add_argument("--model", type=Path, default=Path("/tmp/gpu-gate/model"))
+        one.add_argument("--seconds", type=float, default=380.0, help="when to begin nothing more")
+        one.add_argument("--pairs", type=int, default=20)
+        one.add_argument("--separate", action="store_true", help="with the engine in a process of its own")
+    page = commands.add_parser("page")
+    page.add_argument("results", type=Path)
+    arguments = parser.parse_args()
+    match arguments.command:
+        case "run":
+            run(arguments)
+        case "engine":
+            engine_parts(arguments)
+        case "doctor":
+            print(json.dumps(doctor(arguments.fake)))
+        case "page":
+            print(render(json.loads(arguments.results.read_text())))
+
+
+# --- the parts, in the order in which they run
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Doctor on the idle board while the engine's process imports; then the engine's parts."""
+    began = time.monotonic()
+    results = Results(arguments.results, arguments.copy)
+    results.keep("began", results.parts.get("began") or now())
+    child = start_engine(arguments, arguments.seconds, separate=False)
+    try:
+        if "doctor idle" not in results.parts:
+            results.keep("doctor idle", doctor_command(arguments.fake))
+            say(began, results.parts["doctor idle"]["text"])
+        child.communicate("go\n", timeout=arguments.seconds + 60)
+        left = arguments.seconds - (time.monotonic() - began)
+        done = "overhead separate" in Results(arguments.results, None).parts
+        if child.returncode == 0 and not done and left > (5 if arguments.fake else 85):
+            child = start_engine(arguments, left, separate=True)
+            child.communicate("go\n", timeout=left + 45)
+    finally:
+        if child.poll() is None:
+            child.kill()
+    results = Results(arguments.results, arguments.copy)
+    results.keep("seconds", results.parts.get("seconds", 0.0) + time.monotonic() - began)
+    print(render(results.parts)[:6000], flush=True)
+    sys.exit(child.returncode)
+
+
+def start_engine(arguments: argparse.Namespace, seconds: float, *, separate: bool) -> subprocess.Popen[str]:
+    options = [f"--results={arguments.results}", f"--copy={arguments.copy}", f"--model={arguments.model}"]
+    options += [f"--seconds={seconds}", f"--pairs={arguments.pairs}"]
+    options += [f"--recording={arguments.recording}"] if arguments.recording else []
+    options += ["--fake"] * arguments.fake + ["--separate"] * separate
+    return subprocess.Popen([sys.executable, __file__, "engine", *options], stdin=subprocess.PIPE, text=True)
+
+
+def run_doctor(fake: bool) -> Row:
+    """Text and --json of one trial, in a process of its own."""
+    command = [sys.executable, __file__, "doctor", *(["--fake"] * fake)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return {"at": now(), "text": done.stderr[-2000:], "json": None}
+    found: Row = json.loads(done.stdout)
+    return {"at": now(), **found}
+
+
+def doctor_command(fake: bool) -> Row:
+    """The command as a person runs it."""
+    options = ["--source=simulated", "--seconds=1"] * fake
+    command = [sys.executable, "-m", "pytest_tokenpower", "doctor", *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return {"at": now(), "text": done.stdout + done.stderr, "exit": done.returncode}
+
+
+def doctor(fake: bool) -> Row:
+    """What `tokenpower doctor` and `tokenpower doctor --json` print, of one trial."""
+    from pytest_tokenpower.cli.doctor import subjects_of
+    from pytest_tokenpower.cli.doctor_report import as_json, exit_code, report_of
+    from pytest_tokenpower.cli.doctor_text import render as text_of
+    from pytest_tokenpower.telemetry.qualify import try_meters
+
+    source, seconds = ("simulated", 1.0) if fake else (None, 10.0)
+    trials, clock = try_meters(subjects_of(source), seconds)
+    report = report_of(trials, clock, seconds, source)
+    code = exit_code(report, allow_model=False)
+    return {"text": text_of(report, width=100), "json": as_json(report, code), "exit": code}
+
+
+def engine_parts(arguments: argparse.Namespace) -> None:
+    began = time.monotonic()
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1" if arguments.separate else "0"
+    load = import_fake() if arguments.fake else import_vllm()
+    say(began, "imported")
+    sys.stdin.readline()
+    results = Results(arguments.results, arguments.copy)
+    llm = load(arguments.model)
+    say(began, f"engine ready (separate process: {arguments.separate})")
+    deadline = began + arguments.seconds
+    rng = random.Random(1 if arguments.separate else 0)
+    results.keep("environment", environment(arguments.fake))
+    scale = 0.02 if arguments.fake else 1.0
+    part = "overhead separate" if arguments.separate else "overhead"
+    if len(results.parts.get(part, [])) < 4 * (arguments.pairs // 2):
+        overhead(results, part, llm, arguments, deadline - (0 if arguments.separate else 120 * scale), rng)
+        say(began, f"{part}: {len(results.parts[part])} rounds; {overhead_line(results.parts[part])}")
+    if arguments.separate:
+        return
+    windows(results, llm, arguments, deadline, rng, began)
+    if "doctor load" not in results.parts and time.monotonic() < deadline:
+        results.keep("doctor load", doctor_under_load(llm, arguments.fake))
+        say(began, results.parts["doctor load"]["text"])
+
+
+def doctor_under_load(llm: Any, fake: bool) -> Row:
+    found: list[Row] = []
+    thread = threading.Thread(target=lambda: found.append(run_doctor(fake)))
+    thread.start()
+    execute = workload(llm, DECODE)
+    while thread.is_alive():
+        execute()
+    return found[0]
+
+
+class StampedMeter(NvmlMeter):
+    """The meter that the plugin takes on a GPU; it also notes when each poll was."""
+
+    def __init__(self, nvml: Any = None, **options: Any) -> None:
+        super().__init__(nvml, **options)
+        self.polls: list[tuple[int, int]] = []
+
+    def poll(self, clock: Any) -> Any:
+        """As the meter polls."""
+        start_ns = time.monotonic_ns()
+        readings = super().poll(clock)
+        self.polls.append((start_ns, time.monotonic_ns()))
+        return readings
+
+
+def start_meter(fake: bool) -> tuple[Telemetry, StampedMeter]:
+    """The collector as `--energy-source=auto` starts it."""
+    if fake:
+        meter = StampedMeter(sys.modules["pynvml"], provenance="simulated")
+    else:
+        meter = StampedMeter(visible=os.environ.get("CUDA_VISIBLE_DEVICES"))
+    collector = Collector([meter])
+    return Telemetry(collector, collector.start()), meter
+
+
+def collector_cpu_s() -> float:
+    """CPU time of the collector's thread so far."""
+    [thread] = [each for each in threading.enumerate() if each.name == "tokenpower-nvml"]
+    assert thread.ident is not None
+    return time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
+
+
+def overhead(
+    results: Results, part: str, llm: Any, arguments: argparse.Namespace, deadline: float, rng: random.Random
+) -> None:
+    """Rounds with and without the collector, in blocks off-on-on-off or on-off-off-on, which one by lot."""
+    execute = workload(llm, (BATCH, 32, 8) if arguments.fake else DECODE)
+    steps = record_steps(llm)
+    for _ in range(1 if arguments.fake else 3):
+        execute()
+    rows: list[Row] = results.parts.get(part, [])
+    rows = rows[: len(rows) // 4 * 4]
+    telemetry: Telemetry | None = None
+    meter: StampedMeter | None = None
+    while len(rows) < 4 * (arguments.pairs // 2) and time.monotonic() < deadline - 10:
+        lead = rng.random() < 0.5
+        for at, on in enumerate((lead, not lead, not lead, lead)):
+            ended = time.monotonic()
+            if on and telemetry is None:
+                telemetry, meter = start_meter(arguments.fake)
+            elif not on and telemetry is not None:
+                telemetry.collector.stop()
+                telemetry = meter = None
+            time.sleep(max(0.0, ended + GAP_S - time.monotonic()))
+            steps.clear()
+            cpu_s = collector_cpu_s() if on else 0.0
+            window = measure(execute)
+            row = {
+                "block": len(rows) // 4 if at == 0 else rows[-1]["block"],
+                "on": on,
+                "seconds": (window.end_ns - window.start_ns) / 1e9,
+                "tokens": window.tokens.generated,
+                "steps_us": [(t - window.start_ns) // 1000 for t in steps],
+            }
+            if on:
+                assert meter is not None
+                row["cpu_s"] = collector_cpu_s() - cpu_s
+                row["polls_us"] = [
+                    [(t0 - window.start_ns) // 1000, (t1 - window.start_ns) // 1000]
+                    for t0, t1 in meter.polls
+                    if t1 > window.start_ns and t0 < window.end_ns
+                ]
+            rows.append(row)
+        results.keep(part, rows)
+    if telemetry is not None:
+        telemetry.collector.stop()
+
+
+def record_steps(llm: Any) -> list[int]:
+    """Notes the end of each engine step, in both arms alike; stays empty where the steps are in another process."""
+    stamps: list[int] = []
+    if os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0":
+        step = llm.llm_engine.step
+
+        def stamped(*args: Any, **kwargs: Any) -> Any:
+            result = step(*args, **kwargs)
+            stamps.append(time.monotonic_ns())
+            return result
+
+        llm.llm_engine.step = stamped
+    return stamps
+
+
+def measure(execute: Callable[[], TokenCount]) -> RoundWindow:
+    """One window as the plugin runs a round: two clock readings, and a wait for the GPU before the second."""
+    return measured_round(execute, lambda result: result, lambda _: (), 1)[1]  # type: ignore[return-value,arg-type]
+
+
+def workload(llm: Any, shape: tuple[int, int, int]) -> Callable[[], TokenCount]:
+    """So many requests of so many random prompt tokens, each generating so many."""
+    requests, prompt, new = shape
+    rng = random.Random(0)
+    prompts = [
+        {"prompt_token_ids": [rng.randrange(100, 30_000) for _ in range(prompt)]} for _ in range(requests)
+    ]
+    sampling = llm.sampling(new)
+
+    def execute() -> TokenCount:
+        outputs = llm.generate(prompts, sampling, use_tqdm=False)
+        generated = sum(len(output.outputs[0].token_ids) for output in outputs)
+        assert generated == requests * new
+        return TokenCount(requests * prompt, generated, requests)
+
+    return execute
+
+
+def windows(
+    results: Results,
+    llm: Any,
+    arguments: argparse.Namespace,
+    deadline: float,
+    rng: random.Random,
+    began: float,
+) -> None:
+    """Each kind of window: with Zeus and without by lot, with CodeCarbon, and back to back as the truth."""
+    found: Row = results.parts.get("windows", {})
+    if len(found) == len(KINDS):
+        return
+    telemetry, meter = start_meter(arguments.fake)
+    [device] = telemetry.devices
+    library: Any = sys.modules["pynvml"]
+    handle = library.nvmlDeviceGetHandleByUUID(device.id)
+    power = Poller(lambda: library.nvmlDeviceGetPowerUsage(handle))
+    zeus, codecarbon = start_zeus(arguments.fake), start_codecarbon()
+    results.keep("tools", {"Zeus": describe(zeus), "CodeCarbon": describe(codecarbon)})
+    say(began, f"tools: {results.parts['tools']}")
+    cpu_s, since = collector_cpu_s(), time.monotonic()
+    measured: dict[str, list[tuple[Row, RoundWindow]]] = {}
+    for kind, shape in KINDS.items():
+        if kind in found or time.monotonic() > deadline - 20 * (not arguments.fake):
+            continue
+        execute = workload(llm, shape)
+        with_zeus, with_codecarbon = (2, 1) if arguments.fake else COUNTS[kind]
+        arms = ["alone", "zeus"] * with_zeus
+        rng.shuffle(arms)
+        arms += ["codecarbon"] * with_codecarbon
+        for _ in range(2):
+            execute()
+        rows = measured[kind] = []
+        for arm in arms:
+            tool = {"zeus": zeus, "codecarbon": codecarbon}.get(arm)
+            if isinstance(tool, str):
+                continue
+            # Where a window falls between the ticks of the meters is a matter of chance.
+            time.sleep(rng.uniform(0.02, 0.12))
+            if tool is None:
+                window = measure(execute)
+                rows.append(({"arm": arm}, window))
+                continue
+            before = time.perf_counter()
+            tool.begin()
+            opened = time.perf_counter()
+            window = measure(execute)
+            closed = time.perf_counter()
+            joules = tool.end()
+            cost = time.perf_counter() - closed + opened - before
+            rows.append(({"arm": arm, "tool_joules": joules, "cost_ms": 1e3 * cost}, window))
+        usual_s = statistics.median((w.end_ns - w.start_ns) / 1e9 for row, w in rows if row["arm"] == "alone")
+        truth, repeats = back_to_back(
+            execute,
+            lambda: library.nvmlDeviceGetTotalEnergyConsumption(handle),
+            usual_s,
+            0.6 if arguments.fake else 5.1,
+        )
+        rows.extend(({"arm": "back to back"}, window) for window in repeats)
+        found[kind] = {"truth": truth}
+        for name, each in measured.items():
+            # All windows anew: the scale of the ring is known better the longer the recording is.
+            records = telemetry.assess([window for _, window in each])
+            for (row, window), record in zip(each, records, strict=True):
+                row.update(start_ns=window.start_ns, end_ns=window.end_ns, joules=record.joules)
+                row.update(stderr=record.stderr_joules, reasons=list(record.reasons))
+                row.update(celsius=record.temperature_celsius)
+            found[name]["rows"] = [row for row, _ in each]
+        results.keep("windows", found)
+        results.keep("power polls", results.parts.get("power polls", []) + power.taken())
+        say(began, "\n".join(table_of(kind, found[kind], results.parts["power polls"])))
+    lasted = time.monotonic() - since
+    longest = max((t1 - t0) / 1e6 for t0, t1 in meter.polls)
+    results.keep(
+        "collector",
+        {
+            "seconds": lasted,
+            "cpu_s": collector_cpu_s() - cpu_s,
+            "polls": len(meter.polls),
+            "poll_ms": statistics.median((t1 - t0) / 1e6 for t0, t1 in meter.polls),
+            "longest_poll_ms": longest,
+            "two_clock_readings_us": clock_cost_us(),
+        },
+    )
+    power.stop()
+    telemetry.collector.stop()
+    if arguments.recording:
+        keep_recording(arguments.recording, telemetry, measured)
+
+
+def keep_recording(path: Path, telemetry: Telemetry, measured: dict[str, Any]) -> None:
+    from pytest_tokenpower.telemetry.clock import Clock
+    from pytest_tokenpower.telemetry.recording import RecordedWindow
+    from pytest_tokenpower.telemetry.recording_write import write_recording
+
+    recorded = [
+        RecordedWindow(
+            f"{kind} {row['arm']}",
+            window.start_ns,
+            window.end_ns,
+            prompt_tokens=window.tokens.prompt,
+            generated_tokens=window.tokens.generated,
+        )
+        for kind, rows in measured.items()
+        for row, window in rows
+    ]
+    write_recording(path, telemetry.collector.timeline, recorded, realtime_offset_ns=Clock().offset_ns)
+
+
+def back_to_back(
+    execute: Callable[[], TokenCount], counter: Callable[[], int], usual_s: float, least_s: float
+) -> tuple[Row, list[RoundWindow]]:
+    """The truth: whole windows one after another for over five seconds, by the energy counter alone.
+
+    The counter's ticks are watched around the start of two windows far apart; in between nothing reads it. Its value
+    at a window's start is interpolated between the two ticks around that.
+    """
+    skip, count = math.ceil(0.5 / usual_s), math.ceil(least_s / usual_s)
+    began_ns = time.monotonic_ns()
+    targets = [began_ns + int(1e9 * usual_s * each) for each in (skip, skip + count)]
+    ticks: list[list[tuple[int, int]]] = [[], []]
+    done = threading.Event()
+
+    def watch() -> None:
+        for target, seen in zip(targets, ticks, strict=True):
+            time.sleep(max(0.0, (target - time.monotonic_ns()) / 1e9 - 0.22))
+            while not seen or seen[-1][0] < target + 120_000_000:
+                seen.append(next_tick(counter))
+        done.set()
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    repeats = []
+    while not done.is_set():
+        repeats.append(measure(execute))
+    thread.join()
+    edges = []
+    for target, seen in zip(targets, ticks, strict=True):
+        inside = [at for at, w in enumerate(repeats) if seen[0][0] <= w.start_ns <= seen[-1][0]]
+        at = min(inside, key=lambda each: abs(repeats[each].start_ns - target))
+        edges.append((at, _between(seen, repeats[at].start_ns)))
+    (first, start_joules), (last, end_joules) = edges
+    kept = repeats[first:last]
+    seconds = (repeats[last].start_ns - repeats[first].start_ns) / 1e9
+    mean_s = statistics.fmean((each.end_ns - each.start_ns) / 1e9 for each in kept)
+    watts = (end_joules - start_joules) / seconds
+    truth = {"joules": watts * mean_s, "watts": watts, "window_ms": 1e3 * mean_s}
+    return truth | {"windows": len(kept), "seconds": seconds}, kept
+
+
+def _between(ticks: Sequence[tuple[int, int]], at_ns: int) -> float:
+    """The counter's joules at a moment, on the line between the ticks around it."""
+    for (t0, first), (t1, second) in pairwise(ticks):
+        if t0 <= at_ns <= t1:
+            return (first + (second - first) * (at_ns - t0) / (t1 - t0)) / 1e3
+    raise AssertionError("no ticks around the moment")
+
+
+def next_tick(counter: Callable[[], int]) -> tuple[int, int]:
+    """When the counter changes next (monotonic ns), and what it then shows (mJ)."""
+    shown = counter()
+    while True:
+        before = time.monotonic_ns()
+        value = counter()
+        if value != shown:
+            return (before + time.monotonic_ns()) // 2, value
+        time.sleep(0.0005)
+
+
+class Poller(threading.Thread):
+    """Reads the board's power every 100 ms, as tools do that poll."""
+
+    def __init__(self, read: Callable[[], int]) -> None:
+        super().__init__(daemon=True)
+        self._read, self._over = read, threading.Event()
+        self._rows: list[tuple[int, int]] = []
+        self.start()
+
+    def run(self) -> None:
+        """Poll until stopped."""
+        at = time.monotonic()
+        while not self._over.wait(max(0.0, at - time.monotonic())):
+            milliwatts = self._read()
+            self._rows.append((time.monotonic_ns(), milliwatts))
+            at += 0.1
+
+    def taken(self) -> list[tuple[int, int]]:
+        """What was read since the last call."""
+        rows, self._rows = self._rows, []
+        return rows
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._over.set()
+
+
+class Zeus:
+    """The real ZeusMonitor, on the GPU alone."""
+
+    def __init__(self, fake: bool) -> None:
+        from zeus.monitor import ZeusMonitor
+
+        self._monitor = ZeusMonitor(gpu_indices=[0], cpu_indices=[])
+        self._sync = not fake
+        self.begin()
+        self.end()
+
+    def begin(self) -> None:
+        """Open a window."""
+        self._monitor.begin_window("window", sync_execution=self._sync)
+
+    def end(self) -> float:
+        """Close it; joules of the GPU."""
+        return float(self._monitor.end_window("window", sync_execution=self._sync).total_energy)
+
+
+class CodeCarbon:
+    """The real tracker, offline, one task a window; CPU and memory are given, so that only the GPU is read."""
+
+    def __init__(self) -> None:
+        from codecarbon import OfflineEmissionsTracker
+
+        self._tracker = OfflineEmissionsTracker(
+            country_iso_code="USA",
+            measure_power_secs=1,
+            save_to_file=False,
+            log_level="error",
+            force_cpu_power=100,
+            force_ram_power=10,
+            gpu_ids=[0],
+        )
+        self.begin()
+        time.sleep(0.1)
+        self.end()
+        if not any(type(each).__name__ == "GPU" for each in self._tracker._hardware):
+            raise RuntimeError("it found no GPU (it looks for nvidia-smi)")
+
+    def begin(self) -> None:
+        """Open a window."""
+        self._tracker.start_task()
+
+    def end(self) -> float:
+        """Close it; joules of the GPU."""
+        return float(self._tracker.stop_task().gpu_energy * 3.6e6)
+
+
+def start_zeus(fake: bool) -> Zeus | str:
+    try:
+        return Zeus(fake)
+    except Exception as error:
+        return f"not run: {type(error).__name__}: {error}"
+
+
+def start_codecarbon() -> CodeCarbon | str:
+    try:
+        return CodeCarbon()
+    except Exception as error:
+        return f"not run: {type(error).__name__}: {error}"
+
+
+def describe(tool: Zeus | CodeCarbon | str) -> str:
+    return tool if isinstance(tool, str) else version_of(type(tool).__name__.lower())
+
+
+# --- the engine
+
+
+def import_vllm() -> Callable[[Path], Any]:
+    from vllm import LLM, SamplingParams
+
+    def load(folder: Path) -> Any:
+        from pytest_tokenpower.models.random_weights import write_random_model
+
+        began = time.monotonic()
+        model = write_random_model(folder, "llama-3.1-8b")
+        say(began, "model written")
+        llm = LLM(
+            model=str(model),
+            skip_tokenizer_init=True,
+            dtype="bfloat16",
+            max_num_seqs=BATCH,
+            max_model_len=1024,
+            max_num_batched_tokens=16384,
+            gpu_memory_utilization=0.6,
+            enable_prefix_caching=False,
+            disable_log_stats=False,
+            async_scheduling=False,
+            seed=0,
+            compilation_config={
+                "mode": 0,
+                "cudagraph_mode": "FULL_DECODE_ONLY",
+                "cudagraph_capture_sizes": [BATCH],
+            },
+        )
+        llm.sampling = lambda new: SamplingParams(  # type: ignore[attr-defined]
+            temperature=0, max_tokens=new, ignore_eos=True, detokenize=False
+        )
+        return llm
+
+    return load
+
+
+def import_fake() -> Callable[[Path], Any]:
+    from pytest_tokenpower.telemetry.meters.simulated import SimulatedBoards
+
+    boards: Any = SimulatedBoards()
+    boards.nvmlInit()
+    # What Zeus and CodeCarbon ask besides, and the simulated boards do not answer.
+    boards.nvmlDeviceGetArchitecture = lambda _: boards.NVML_DEVICE_ARCH_HOPPER
+    boards.nvmlDeviceGetUtilizationRates = lambda _: SimpleNamespace(gpu=100)
+    boards.nvmlDeviceGetComputeMode = lambda _: 0
+    boards.nvmlDeviceGetGraphicsRunningProcesses = lambda _: []
+    sys.modules["pynvml"] = boards
+    with contextlib.suppress(ImportError):
+        from codecarbon.core import gpu
+
+        gpu.is_nvidia_system = lambda: True
+
+    class Engine:
+        def step(self) -> None:
+            time.sleep(0.004)
+
+    class Fake:
+        llm_engine = Engine()
+
+        def sampling(self, new: int) -> int:
+            return new
+
+        def generate(self, prompts: Sequence[Row], new: int, use_tqdm: bool) -> list[Any]:
+            time.sleep(2e-5 * sum(len(each["prompt_token_ids"]) for each in prompts))
+            for _ in range(min(new, 20)):
+                self.llm_engine.step()
+            return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=[0] * new)]) for _ in prompts]
+
+    return lambda _: Fake()
+
+
+def environment(fake: bool) -> Row:
+    telemetry, _ = start_meter(fake)
+    [device] = telemetry.devices
+    telemetry.collector.stop()
+    names = ("pytest-tokenpower", "vllm", "torch", "nvidia-ml-py", "numpy", "zeus", "codecarbon")
+    return {
+        "device": {**device.key_facts, **device.facts},
+        "provenance": device.provenance,
+        "cpus": os.cpu_count(),
+        "versions": {"python": sys.version.split()[0], **{name: version_of(name) for name in names}},
+    }
+
+
+def version_of(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return str(getattr(sys.modules.get(name), "__version__", "not installed"))
+
+
+def clock_cost_us() -> float:
+    began = time.perf_counter_ns()
+    for _ in range(10_000):
+        time.monotonic_ns()
+        time.monotonic_ns()
+    return (time.perf_counter_ns() - began) / 10_000 / 1e3
+
+
+def now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def say(began: float, text: str) -> None:
+    print(f"[{time.monotonic() - began:6.1f} s] {text}", flush=True)
+
+
+# --- figures
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean and its 95 % interval by Student's t."""
+    from scipy.stats import t
+
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return mean, math.nan, math.nan
+    half = float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+    return mean, mean - half, mean + half
+
+
+def losses(rows: Sequence[Row]) -> tuple[list[float], list[float]]:
+    """Loss of tokens/s in percent: of each pair of neighbours, and of each block of four (no drift in it)."""
+    rate = [row["tokens"] / row["seconds"] for row in rows]
+    pairs = []
+    for at in range(0, len(rows) - 1, 2):
+        off, on = (rate[at + 1], rate[at]) if rows[at]["on"] else (rate[at], rate[at + 1])
+        pairs.append(100 * (1 - on / off))
+    return pairs, [statistics.fmean(pairs[at : at + 2]) for at in range(0, len(pairs) - 1, 2)]
+
+
+def poll_excess_us(row: Row, spans: Sequence[Sequence[int]]) -> list[float]:
+    """How much longer the engine's steps around each span took than their neighbours on both sides, in all."""
+    steps: list[int] = row["steps_us"]
+    lengths = [after - before for before, after in pairwise(steps)]
+    found = []
+    for start, end in spans:
+        touched = [at for at in range(len(lengths)) if steps[at + 1] > start and steps[at] < end]
+        if not touched:
+            continue
+        first, last = touched[0], touched[-1] + 1
+        around = lengths[max(first - 8, 1) : first] + lengths[last + 1 : last + 9]
+        if first < 9 or last + 9 > len(lengths):
+            continue
+        usual = statistics.median(around)
+        found.append(sum(lengths[first : last + 1]) - usual * (last + 1 - first))
+    return found
+
+
+def overhead_line(rows: Sequence[Row]) -> str:
+    pairs, _ = losses(rows)
+    mean, low, high = interval(pairs)
+    return f"loss {mean:+.3f} % ({low:+.3f} to {high:+.3f}) over {len(pairs)} pairs"
+
+
+def polled(polls: Sequence[Sequence[int]], start_ns: int, end_ns: int, *, edges: bool) -> float | None:
+    """Trapezoids over polled power: between the samples inside the window, or joined to its edges; None: no data."""
+    import numpy as np
+
+    t = np.array([each[0] for each in polls], dtype=np.float64)
+    watts = np.array([each[1] for each in polls], dtype=np.float64) / 1e3
+    inside = (t >= start_ns) & (t <= end_ns)
+    if edges:
+        if len(t) < 2 or t[0] > start_ns or t[-1] < end_ns:
+            return None
+        times = np.concatenate([[start_ns], t[inside], [end_ns]])
+        values = np.interp(times, t, watts)
+    else:
+        if inside.sum() < 2:
+            return 0.0
+        times, values = t[inside], watts[inside]
+    return float(np.sum((values[1:] + values[:-1]) / 2 * np.diff(times)) / 1e9)
+
+
+def readings(kind: Row, polls: Sequence[Sequence[int]]) -> dict[str, tuple[list[float], list[float]]]:
+    """Each method's joules over its windows, and what its calls cost on the measured path (ms)."""
+    alone = [row for row in kind["rows"] if row["arm"] == "alone"]
+    with_zeus = [row for row in kind["rows"] if row["arm"] == "zeus"]
+    with_codecarbon = [row for row in kind["rows"] if row["arm"] == "codecarbon"]
+    isolated = [*alone, *with_zeus]
+
+    def ring(rows: Sequence[Row]) -> list[float]:
+        return [row["joules"] if row["joules"] is not None else math.nan for row in rows]
+
+    def emulated(thin: int, edges: bool) -> list[float]:
+        found = [polled(polls[::thin], row["start_ns"], row["end_ns"], edges=edges) for row in isolated]
+        return [each for each in found if each is not None]
+
+    return {
+        "power ring, alone": (ring(alone), [0.0]),
+        "power ring, Zeus around it": (ring(with_zeus), [0.0]),
+        "Zeus": ([r["tool_joules"] for r in with_zeus], [r["cost_ms"] for r in with_zeus]),
+        "CodeCarbon": ([r["tool_joules"] for r in with_codecarbon], [r["cost_ms"] for r in with_codecarbon]),
+        "power ring, CodeCarbon around it": (ring(with_codecarbon), [0.0]),
+        "polling 100 ms, samples inside (emulated)": (emulated(1, False), [0.0]),
+        "polling 100 ms, joined to the edges (emulated)": (emulated(1, True), [0.0]),
+        "polling 1 s, joined to the edges (emulated)": (emulated(10, True), [0.0]),
+        "power ring, back to back": (ring([r for r in kind["rows"] if r["arm"] == "back to back"]), [0.0]),
+    }
+
+
+def table_of(name: str, kind: Row, polls: Sequence[Sequence[int]]) -> list[str]:
+    truth = kind["truth"]["joules"]
+    lines = [
+        f"**{name}** (as run: {kind['truth']['window_ms']:.1f} ms): {truth:.2f} J back to back, "
+        f"{kind['truth']['windows']:.0f} windows in {kind['truth']['seconds']:.1f} s at {kind['truth']['watts']:.0f} W",
+        "",
+        "| method | windows | mean J | SD | zeros | bias | calls on the path, ms (median, worst) |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for method, (joules, cost) in readings(kind, polls).items():
+        if not joules:
+            lines.append(f"| {method} | 0 | not run | | | | |")
+            continue
+        mean = statistics.fmean(joules)
+        spread = f"{100 * statistics.stdev(joules) / mean:.1f} %" if len(joules) > 1 and mean else ""
+        lines.append(
+            f"| {method} | {len(joules)} | {mean:.1f} | {spread} | {sum(each == 0 for each in joules)} | "
+            f"{100 * (mean / truth - 1):+.1f} % | "
+            + (f"{statistics.median(cost):.1f}, {max(cost):.1f}" if cost and max(cost) else "0")
+            + " |"
+        )
+    return lines
+
+
+def coverage(rows: Sequence[Row], truth: float) -> tuple[float, float, float, float] | None:
+    """SD and stated standard error in percent, and shares of the 95 % intervals that hold the truth and the mean."""
+    good = [row for row in rows if row["joules"] is not None and row["stderr"] is not None]
+    if len(good) < 3:
+        return None
+    joules = [row["joules"] for row in good]
+    mean = statistics.fmean(joules)
+
+    def held(value: float) -> float:
+        return statistics.fmean(abs(row["joules"] - value) <= 1.96 * row["stderr"] for row in good)
+
+    stated = statistics.fmean(row["stderr"] for row in good)
+    return 100 * statistics.stdev(joules) / mean, 100 * stated / mean, held(truth), held(mean)
+
+
+def render(parts: Row) -> str:
+    lines = ["# The meter on a real GPU", ""]
+    if "environment" in parts:
+        board, versions = parts["environment"]["device"], parts["environment"]["versions"]
+        lines += [
+            f"Board: {board['model']}, {board['memory_gib']} GiB, power limit {board['power_limit_watts']} W. Driver "
+            f"{board['driver']}. Provenance: {parts['environment']['provenance']}.  ",
+            "Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".  ",
+            f"Date: {parts['began'][:10]}. Command: `python benchmarks/gpu_meter.py run --results results.json` "
+            f"({parts.get('seconds', 0):.0f} s).  ",
+            "Model: Llama 3.1 8B's architecture with random weights (normal, 0.02), bf16, vLLM, greedy, CUDA graphs "
+            "for decode.",
+            "",
+        ]
+    lines += overhead_section(parts)
+    if parts.get("windows"):
+        lines += ["## The same windows, through every method", ""]
+        lines += [f"{name}: {state}  " for name, state in parts.get("tools", {}).items()] + [""]
+        for name, kind in parts["windows"].items():
+            lines += [*table_of(name, kind, parts.get("power polls", [])), ""]
+        lines += coverage_section(parts["windows"])
+    for part, title in (("doctor idle", "idle"), ("doctor load", "under load")):
+        if part in parts:
+            lines += [f"## `tokenpower doctor`, {title}", "", "```", parts[part]["text"].rstrip(), "```", ""]
+    return "\n".join(lines)
+
+
+def overhead_section(parts: Row) -> list[str]:
+    lines = ["## What the collector costs the engine", ""]
+    lines += [
+        "| engine | pairs | tok/s without | tok/s with | loss by pairs | loss by blocks | added to the steps around a "
+        "poll | collector's CPU |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for part, title in (
+        ("overhead", "in the tests' process"),
+        ("overhead separate", "in a process of its own"),
+    ):
+        rows = parts.get(part, [])
+        if len(rows) < 8:
+            continue
+        pairs, blocks = losses(rows)
+        on = [row for row in rows if row["on"]]
+        off = [row for row in rows if not row["on"]]
+        rate = [statistics.fmean(row["tokens"] / row["seconds"] for row in each) for each in (off, on)]
+        cpu = 100 * sum(row["cpu_s"] for row in on) / sum(row["seconds"] for row in on)
+        lines.append(
+            f"| {title} | {len(pairs)} | {rate[0]:.0f} | {rate[1]:.0f} | {_percent(interval(pairs))} | "
+            f"{_percent(interval(blocks))} | {_excess(on, off)} | {cpu:.2f} % |"
+        )
+    if "collector" in parts:
+        one = parts["collector"]
+        lines += [
+            "",
+            f"Over {one['seconds']:.0f} s of the windows below the collector took "
+            f"{100 * one['cpu_s'] / one['seconds']:.2f} % of one core: {one['polls']} polls of {one['poll_ms']:.1f} ms "
+            f"(longest {one['longest_poll_ms']:.1f} ms). A window's two clock readings take "
+            f"{one['two_clock_readings_us']:.2f} µs.",
+        ]
+    return [*lines, ""]
+
+
+def _percent(found: tuple[float, float, float]) -> str:
+    return f"{found[0]:+.3f} % ({found[1]:+.3f} to {found[2]:+.3f})"
+
+
+def _excess(on: Sequence[Row], off: Sequence[Row]) -> str:
+    real = [each for row in on for each in poll_excess_us(row, row["polls_us"])]
+    # The same moments in the rounds without a collector: what chance alone gives.
+    placebo = [
+        each for row, other in zip(off, on, strict=False) for each in poll_excess_us(row, other["polls_us"])
+    ]
+    if len(real) < 3 or len(placebo) < 3:
+        return "not seen from outside"
+    found, chance = interval(real), interval(placebo)
+    return (
+        f"{found[0]:+.0f} µs ({found[1]:+.0f} to {found[2]:+.0f}), n {len(real)}; "
+        f"same moments without: {chance[0]:+.0f} µs ({chance[1]:+.0f} to {chance[2]:+.0f})"
+    )
+
+
+def coverage_section(kinds: dict[str, Row]) -> list[str]:
+    lines = [
+        "## Single windows from the ring: spread, and what their stated error holds",
+        "",
+        "| window | around it | windows | SD | stated standard error | 95 % interval holds the truth | "
+        "holds the mean | flagged |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, kind in kinds.items():
+        for arm in ("alone", "zeus", "codecarbon", "back to back"):
+            rows = [row for row in kind["rows"] if row["arm"] == arm]
+            found = coverage(rows, kind["truth"]["joules"])
+            if found is None:
+                continue
+            flagged = sum(bool(row["reasons"]) for row in rows)
+            lines.append(
+                f"| {name} | {arm} | {len(rows)} | {found[0]:.1f} % | {found[1]:.1f} % | {found[2]:.0%} | "
+                f"{found[3]:.0%} | {flagged} |"
+            )
+    return [*lines, ""]
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    main()

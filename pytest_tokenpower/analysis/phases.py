@@ -1,0 +1,224 @@
+"""Energy of each phase from an engine's steps: pure steps as they are, mixed ones as step_split divides them. Pure.
+
+The time between two steps (scheduling and sampling on the host) belongs to neither phase and is called BETWEEN. Where
+it is shorter than the meter's samples, its energy is that of the power around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pytest_tokenpower.analysis.energy import EnergyTrack, window_energy
+from pytest_tokenpower.analysis.step_split import Split, Steps, fit_split
+from pytest_tokenpower.record import PhaseRecord
+
+PREFILL, DECODE, MIXED, BETWEEN = "prefill", "decode", "mixed", "between steps"
+
+LARGEST_ERROR = 0.10
+"""A standard error of the split beyond this share of a phase's energy says nothing of the phase."""
+
+
+@dataclass(frozen=True)
+class PhaseColumns:
+    """One phase over rounds, columns of one length: joules, their variance (J²) and seconds."""
+
+    joules: NDArray[np.float64]
+    variance: NDArray[np.float64]
+    seconds: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class StepPhases:
+    """The phases of rounds, by name, and how mixed steps were split; ``refusal`` says why they could not be.
+
+    ``mixed_share`` is the share of the steps' energy that was in mixed ones. Without mixed steps there is no split.
+    """
+
+    phases: dict[str, PhaseColumns]
+    split: Split | None = None
+    mixed_share: float = 0.0
+    refusal: str | None = None
+
+
+class Mark(Protocol):
+    """A step, or a stretch in one phase whose tokens are not known (None)."""
+
+    @property
+    def phase(self) -> str:
+        """PREFILL, DECODE or MIXED."""
+        ...
+
+    @property
+    def start_ns(self) -> int:
+        """On the monotonic clock."""
+        ...
+
+    @property
+    def end_ns(self) -> int:
+        """On the monotonic clock."""
+        ...
+
+    @property
+    def prompt_tokens(self) -> int | None:
+        """Prefilled in it."""
+        ...
+
+    @property
+    def generated_tokens(self) -> int | None:
+        """Decoded in it."""
+        ...
+
+    @property
+    def estimated(self) -> bool:
+        """Whether the mark comes from outside the engine."""
+        ...
+
+
+def phase_records(
+    tracks: Sequence[EnergyTrack], rounds: Sequence[Sequence[Mark]]
+) -> tuple[tuple[dict[str, PhaseRecord], ...], StepPhases]:
+    """The phases of each round for its record, empty where they are not known; and how they were found."""
+    found = step_phases(tracks, _columns(rounds), len(rounds))
+    records: list[dict[str, PhaseRecord]] = []
+    for at, marks in enumerate(rounds):
+        estimated = any(mark.estimated for mark in marks)
+        records.append(
+            {
+                name: PhaseRecord(
+                    float(phase.joules[at]),
+                    float(np.sqrt(phase.variance[at])),
+                    float(phase.seconds[at]),
+                    estimated,
+                )
+                for name, phase in found.phases.items()
+                if np.isfinite(phase.joules[at]) and phase.seconds[at] > 0
+            }
+        )
+    return tuple(records), found
+
+
+def _columns(rounds: Sequence[Sequence[Mark]]) -> Steps:
+    marks = [mark for each in rounds for mark in each]
+
+    def tokens(mark: Mark, count: int | None, phase: str) -> float:
+        if mark.phase not in (phase, MIXED):
+            return 0.0
+        # Of a stretch whose tokens are not known it is known that there were some.
+        return 1.0 if count is None else float(count)
+
+    return Steps(
+        np.array([mark.start_ns for mark in marks], dtype=np.int64),
+        np.array([mark.end_ns for mark in marks], dtype=np.int64),
+        np.array([tokens(mark, mark.prompt_tokens, PREFILL) for mark in marks]),
+        np.array([tokens(mark, mark.generated_tokens, DECODE) for mark in marks]),
+        np.repeat(np.arange(len(rounds)), [len(each) for each in rounds]),
+    )
+
+
+def step_phases(tracks: Sequence[EnergyTrack], steps: Steps, rounds: int) -> StepPhases:
+    """Joules, variance and seconds of each phase in each of so many rounds, summed over the devices' tracks.
+
+    In a round the phases' joules add up to the energy from its first step's start to its last step's end. A round
+    that a track does not cover, or that has no steps, comes out as nan. Mixed steps that cannot be split leave no
+    phases at all, and a refusal.
+    """
+    if not tracks or not len(steps.start_ns):
+        return StepPhases({})
+    joules = sum(window_energy(track, steps.start_ns, steps.end_ns).joules for track in tracks)
+    assert isinstance(joules, np.ndarray)
+    mixed = steps.mixed
+    share = time_share = np.where(steps.prefill, 1.0, 0.0)
+    split = None
+    spread = np.zeros(rounds)
+    total = float(np.nansum(joules))
+    mixed_share = float(np.nansum(joules[mixed])) / total if total else 0.0
+    if mixed.any():
+        found = fit_split(tracks, steps, joules)
+        if isinstance(found, str):
+            return StepPhases({}, mixed_share=mixed_share, refusal=found)
+        split = found
+        energy, time = split.shares(steps)
+        share, time_share = np.where(mixed, energy, share), np.where(mixed, time, time_share)
+        spread = _spread(split, steps, joules, rounds)
+    phases = {}
+    meter = _edge_variance(tracks, steps, rounds)
+    for name, part, seconds, variance in (
+        (PREFILL, share, time_share, meter[0]),
+        (DECODE, 1.0 - share, 1.0 - time_share, meter[1]),
+    ):
+        phase = phases[name] = PhaseColumns(
+            _sum(steps, part * joules, rounds),
+            variance + spread,
+            _sum(steps, seconds * steps.seconds, rounds),
+        )
+        # The coefficients are common to the rounds: their errors add up over them and do not average out.
+        error, size = float(np.nansum(np.sqrt(spread))), float(np.nansum(phase.joules))
+        if error > LARGEST_ERROR * size:
+            refusal = (
+                f"the split of the mixed steps leaves {name} with a standard error of {error:.2g} J of {size:.2g} J "
+                f"(at most {LARGEST_ERROR:.0%}): more rounds, or more pure steps, would tell"
+            )
+            return StepPhases({}, split, mixed_share, refusal)
+    phases[BETWEEN] = _between(tracks, steps, rounds)
+    return StepPhases(phases, split, mixed_share)
+
+
+def _spread(split: Split, steps: Steps, joules: NDArray[np.float64], rounds: int) -> NDArray[np.float64]:
+    """Variance of the prefill in each round that the coefficients' error makes; the decode's is the same error."""
+    mixed = steps.mixed
+    energy, _ = split.shares(steps)
+    whole = _sum(steps, np.where(mixed, energy * joules, 0.0), rounds)
+    total = np.zeros(rounds)
+    for each in split.groups:
+        share, _ = each.shares(steps)
+        total += (_sum(steps, np.where(mixed, share * joules, 0.0), rounds) - whole) ** 2
+    count = len(split.groups)
+    return total * (count - 1) / count if count else total
+
+
+def _edge_variance(tracks: Sequence[EnergyTrack], steps: Steps, rounds: int) -> NDArray[np.float64]:
+    """The meter's variance of (prefill, decode) in each round: of each stretch of steps of one kind as one window.
+
+    Edges between steps of one kind cancel. A mixed stretch's goes to both, for its edges may be anyone's.
+    """
+    kind = np.where(steps.mixed, 2, np.where(steps.prefill, 0, 1))
+    first = np.concatenate([[True], (np.diff(kind) != 0) | (np.diff(steps.round_at) != 0)])
+    last = np.concatenate([first[1:], [True]])
+    variance = sum(
+        window_energy(track, steps.start_ns[first], steps.end_ns[last]).stderr ** 2 for track in tracks
+    )
+    result = np.zeros((2, rounds))
+    at, kinds = steps.round_at[first], kind[first]
+    for phase in (0, 1):
+        np.add.at(result[phase], at, np.where((kinds == phase) | (kinds == 2), variance, 0.0))
+    return result
+
+
+def _between(tracks: Sequence[EnergyTrack], steps: Steps, rounds: int) -> PhaseColumns:
+    same = np.diff(steps.round_at) == 0
+    start, end = steps.end_ns[:-1][same], steps.start_ns[1:][same]
+    # Steps that touch have nothing between them, which is no window.
+    apart = end > start
+    start, end, at = start[apart], end[apart], steps.round_at[1:][same][apart]
+    joules, variance, seconds = np.zeros(rounds), np.zeros(rounds), np.zeros(rounds)
+    if len(start):
+        for track in tracks:
+            energy = window_energy(track, start, end)
+            np.add.at(joules, at, energy.joules)
+            # The edges of a gap shorter than a sample share their error: what is left of it is a share of the gap's.
+            part = np.minimum((end - start) / track.period_ns, 1.0)
+            np.add.at(variance, at, (energy.stderr * part) ** 2)
+        np.add.at(seconds, at, (end - start) / 1e9)
+    return PhaseColumns(joules, variance, seconds)
+
+
+def _sum(steps: Steps, values: NDArray[np.float64], rounds: int) -> NDArray[np.float64]:
+    result = np.full(rounds, np.nan)
+    result[np.unique(steps.round_at)] = 0.0
+    np.add.at(result, steps.round_at, values)
+    return result

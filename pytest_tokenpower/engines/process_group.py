@@ -1,0 +1,83 @@
+"""A child in a process group of its own: started with a log, waited for, and ended with all its descendants."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+TAIL_LINES = 20
+TAIL_BYTES = 6000
+
+
+class ProcessGroup:
+    """``arguments`` run in a session of their own, standard output and error in ``log``; POSIX only."""
+
+    def __init__(
+        self, arguments: Sequence[str], *, log: Path, pass_fds: Iterable[int], env: dict[str, str]
+    ) -> None:
+        self.log = log
+        with log.open("wb") as stream:
+            self._process = subprocess.Popen(
+                arguments,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                pass_fds=tuple(pass_fds),
+                env=env,
+                start_new_session=True,
+            )
+        self.pid = self._process.pid
+        self._ended = False
+
+    def exited(self) -> bool:
+        """Whether the child itself has ended; it is not reaped, so that its group's number stays its own."""
+        if self._ended:
+            return True
+        found = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+        return found is not None
+
+    def end(self, patience_s: float) -> str:
+        """Wait so long for the child to end by itself, then kill what is left of its group; says how it ended."""
+        if not self._ended:
+            until = time.monotonic() + patience_s
+            while not self.exited() and time.monotonic() < until:
+                time.sleep(0.02)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+            self._process.wait()
+            until = time.monotonic() + 10.0
+            # What was orphaned is reaped by somebody else; its memory is free once it is gone or a zombie.
+            while group_members(self.pid) and time.monotonic() < until:
+                time.sleep(0.02)
+            self._ended = True
+        code = self._process.returncode
+        return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+
+    def tail(self) -> str:
+        """The last lines of the log."""
+        try:
+            with self.log.open("rb") as stream:
+                stream.seek(max(0, self.log.stat().st_size - TAIL_BYTES))
+                lines = stream.read().decode("utf-8", "replace").splitlines()
+        except OSError as error:
+            return f"(the log {self.log} cannot be read: {error})"
+        return "\n".join(lines[-TAIL_LINES:]) or "(nothing was printed)"
+
+
+def group_members(group: int) -> tuple[int, ...]:
+    """The processes of a group that still run, from /proc; zombies are none. Empty where there is no /proc."""
+    members = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            # The command may hold spaces and brackets: state, parent and group follow its last bracket.
+            state, _, its_group = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()[:3]
+        except (OSError, ValueError):
+            continue
+        if int(its_group) == group and state not in "ZX":
+            members.append(int(entry.name))
+    return tuple(members)

@@ -1,0 +1,167 @@
+"""`tokenpower compare`: which runs each side means, the verdict, and the exit code."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+from baselines.helpers import KEY, TEST, Git, run
+
+from pytest_tokenpower.baselines.store import Store
+from pytest_tokenpower.record import encode_run
+
+from .conftest import Command
+from .histories import OTHER, at_level, regressed, stored_levels, verdict
+
+
+@pytest.mark.parametrize(
+    ("level", "kind", "code"), [(1.0, "passed", 0), (1.06, "REGRESSED", 1), (0.9, "improved", 0)]
+)
+def test_the_exit_code_is_the_answer(
+    git: Git, store: Store, tokenpower: Command, level: float, kind: str, code: int
+) -> None:
+    stored_levels(git, store, [1.0] * 5)
+    git("switch", "--quiet", "--create", "topic")
+    stored_levels(git, store, [level], first=10)
+    ended = tokenpower("compare", "main", "topic")
+    assert (ended.code, ended.err) == (code, "")
+    assert re.search(rf"^test_chat\[bf16\] .* {kind}$", ended.out, re.MULTILINE)
+
+
+def test_all_runs_of_the_candidate_count_and_sharpen(git: Git, store: Store, tokenpower: Command) -> None:
+    stored_levels(git, store, [1.0] * 5)
+    git("switch", "--quiet", "--create", "topic")
+    stored_levels(git, store, [1.05], first=10)
+    one = tokenpower("compare", "main", "topic").out
+    for number in (11, 12, 13):
+        store.write(run(number, at_level(1.05, seed=number), commit=git.head))
+    four = tokenpower("compare", "main", "topic").out
+    assert "(1 run) against" in one
+    assert "(4 runs) against" in four
+
+    def width(text: str) -> float:
+        found = re.search(r"\[([+-][\d.]+), ([+-][\d.]+)\]", text)
+        assert found is not None
+        return float(found[2]) - float(found[1])
+
+    assert width(four) < width(one)
+
+
+@pytest.mark.parametrize(
+    ("fail_on", "code"),
+    [("regressed", 0), ("missing", 1), ("regressed,missing", 1), ("inconclusive", 0), ("nothing", 0)],
+)
+def test_what_fails_is_chosen(git: Git, store: Store, tokenpower: Command, fail_on: str, code: int) -> None:
+    store.write(run(1, at_level(), at_level(test=OTHER), commit=git.commit("one")))
+    store.write(run(2, at_level(seed=2), commit=git.commit("two")))
+    ended = tokenpower("compare", "HEAD~1", "HEAD", f"--fail-on={fail_on}")
+    assert ended.code == code
+    assert f"Only in HEAD~1@{git('rev-parse', '--short=7', 'HEAD~1')}: {OTHER}" in ended.out
+
+
+def test_nothing_is_chosen_to_fail(git: Git, store: Store, tokenpower: Command) -> None:
+    stored_levels(git, store, [1.0] * 4 + [1.2])
+    assert tokenpower("compare", "HEAD~1", "HEAD").code == 1
+    assert tokenpower("compare", "HEAD~1", "HEAD", "--fail-on=nothing").code == 0
+
+
+def test_a_noisy_comparison_may_fail_as_undecided(git: Git, store: Store, tokenpower: Command) -> None:
+    stored_levels(git, store, [1.0, 1.06, 1.03])
+    assert tokenpower("compare", "HEAD~1", "HEAD").code == 0
+    assert tokenpower("compare", "HEAD~1", "HEAD", "--fail-on=inconclusive").code == 1
+
+
+def test_the_limit_is_the_tests_own_unless_given(git: Git, store: Store, tokenpower: Command) -> None:
+    stored_levels(git, store, [1.0] * 5)
+    own = (verdict("passed", "main@1234567", threshold=0.2),)
+    store.write(run(10, at_level(1.1, verdicts=own), commit=git.commit("dearer")))
+    assert tokenpower("compare", "HEAD~1", "HEAD").code == 0
+    assert tokenpower("compare", "HEAD~1", "HEAD", "--regression=5%").code == 1
+    assert tokenpower("compare", "HEAD~1", "HEAD", "--regression=0.3").code == 0
+
+
+def test_sides_by_name_id_and_file(git: Git, store: Store, tokenpower: Command, tmp_path: Path) -> None:
+    commit = git.commit("one")
+    first = msgspec.structs.replace(run(1, at_level(), commit=commit, name="good"), id="aaaa1111" + "0" * 24)
+    second = msgspec.structs.replace(
+        run(2, at_level(1.2), commit=commit, name="bad"), id="bbbb2222" + "0" * 24
+    )
+    store.write(first)
+    store.write(second)
+    file = tmp_path / "dear.json"
+    file.write_bytes(encode_run(second))
+    for good in ("good", "name:good", "aaaa", "run:aaaa1111", first.id):
+        for bad in ("bad", "run:bbbb2222", os.fspath(file)):
+            ended = tokenpower("compare", good, bad)
+            assert (ended.code, ended.err) == (1, ""), ended.out
+            assert tokenpower("compare", bad, good).code == 0
+
+
+def test_a_run_is_never_its_own_baseline(git: Git, store: Store, tokenpower: Command) -> None:
+    stored_levels(git, store, [1.0])
+    ended = tokenpower("compare", "HEAD", "HEAD", "--fail-on=missing")
+    assert ended.code == 1
+    assert "the only runs there are those that are compared" in ended.out
+
+
+def test_another_key_is_not_compared_and_says_why(git: Git, store: Store, tokenpower: Command) -> None:
+    store.write(run(1, at_level(), commit=git.commit("one")))
+    other = msgspec.structs.replace(at_level(), key=KEY | {"axis.quantization": "fp8"})
+    store.write(run(2, other, commit=git.commit("two")))
+    ended = tokenpower("compare", "HEAD~1", "HEAD", "--fail-on=missing")
+    assert ended.code == 1
+    assert "quantization: fp8 here, none there" in ended.out
+    assert tokenpower("compare", "HEAD~1", "HEAD", "--fail-on=missing", "--key-ignore=quantization").code == 0
+
+
+def test_runs_that_regressed_are_no_baseline_here_either(git: Git, store: Store, tokenpower: Command) -> None:
+    stored_levels(git, store, [1.0] * 4)
+    label = f"main@{git.head[:7]}"
+    worse = git.commit("worse")
+    store.write(run(10, at_level(1.1, verdicts=regressed(label)), commit=worse))
+    store.write(run(11, at_level(1.1, seed=11), commit=git.commit("later")))
+    ended = tokenpower("compare", "HEAD~1", "HEAD")
+    assert ended.code == 1
+    assert f"1 stored run on HEAD~1@{worse[:7]} regressed and is not blessed" in ended.out
+    assert tokenpower("bless", worse, "--reason=needed").code == 0
+    assert tokenpower("compare", "HEAD~1", "HEAD").code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["main", "HEAD", "--fail-on=slower"], r"--fail-on=slower: must be regressed, inconclusive, missing"),
+        (["main", "HEAD", "--fail-on=nothing,missing"], "--fail-on=nothing,missing: must be"),
+        (["main", "HEAD", "--regression=3"], "--regression=3: must be a share such as 3% or 0.03"),
+        (["main", "HEAD", "--baseline-runs=0"], "--baseline-runs=0: must be at least 1"),
+        (["main", "HEAD", "--key-ignore=scope"], "'scope' cannot be left out"),
+        (["mian", "HEAD"], "baseline 'mian' is no git ref, no saved run"),
+        (["main", "run:ffff"], "no run in .* has an id that begins with 'ffff'; the newest: 00000001"),
+        (["main", "run:0000"], "run '0000' is ambiguous: 00000001, 00000000 begin so; give more digits"),
+        (["main", "bare"], "no run of bare@.* is stored.*The newest run in .* is 00000001 of commit"),
+        (["main", "missing.json"], "missing.json does not exist"),
+    ],
+)
+def test_mistakes(git: Git, store: Store, tokenpower: Command, arguments: list[str], complaint: str) -> None:
+    stored_levels(git, store, [1.0] * 2)
+    git("switch", "--quiet", "--create", "bare")
+    git.commit("without a run")
+    git("switch", "--quiet", "main")
+    ended = tokenpower("compare", *arguments)
+    assert (ended.code, ended.out) == (4, "")
+    assert re.search(f"tokenpower compare: .*{complaint}", ended.err)
+    assert ended.err.count("\n") == 1
+
+
+def test_no_test_in_both(git: Git, store: Store, tokenpower: Command) -> None:
+    store.write(run(1, at_level(), commit=git.commit("one")))
+    store.write(run(2, at_level(test=OTHER), commit=git.commit("two")))
+    ended = tokenpower("compare", "HEAD", "run:00000001")
+    assert ended.code == 0  # HEAD's line holds TEST too.
+    assert TEST.rpartition("::")[2] in ended.out
+    ended = tokenpower("compare", "run:00000001", "HEAD")
+    assert ended.code == 4
+    assert "no test is in both run 00000001 (1 test) and HEAD@" in ended.err

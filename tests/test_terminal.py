@@ -1,0 +1,308 @@
+"""What a person reads, to the letter: the energy section, its notes, and the messages of verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from io import StringIO
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from pytest_tokenpower.measurement import figures
+from pytest_tokenpower.record import Fact, MeasurementRecord, PhaseRecord, RoundRecord, VerdictRecord
+from pytest_tokenpower.reports.terminal import summary
+from pytest_tokenpower.session import Session
+from pytest_tokenpower.verdict import StoredRuns, judge_baseline, judge_ceilings
+
+KEY: dict[str, Fact] = {"gpu.count": 1, "gpu.name": "NVIDIA H100 80GB HBM3"}
+WOBBLE = (1.0, 1.004, 0.997, 1.001, 0.998, 1.0)
+
+
+def measured(
+    test: str = "test_chat",
+    *,
+    watts: float = 500.0,
+    seconds: float = 10.0,
+    prefill: float | None = 0.1,
+    verdicts: Sequence[VerdictRecord] = (),
+    reasons: tuple[str, ...] = (),
+    dropped: tuple[str, ...] = (),
+    provenance: str = "measured",
+    scope: str = "gpu",
+    facts: dict[str, Fact] | None = None,
+    temperature: float | None = None,
+) -> MeasurementRecord:
+    """Six rounds of 20 000 tokens each; ``prefill`` is that phase's share of time and energy."""
+    rounds = tuple(
+        RoundRecord(
+            start_ns=at,
+            seconds=seconds,
+            joules=watts * seconds * factor,
+            stderr_joules=1.0,
+            prompt_tokens=4000,
+            generated_tokens=20_000,
+            responses=40,
+            phases={}
+            if prefill is None
+            else {
+                "prefill": PhaseRecord(watts * prefill, 1.0, prefill),
+                "decode": PhaseRecord(watts * (seconds * factor - prefill), 1.0, seconds - prefill),
+            },
+            peak_watts=650.0,
+            temperature_celsius=temperature,
+            reasons=dropped if at == 2 else (),
+        )
+        for at, factor in enumerate(WOBBLE)
+    )
+    return MeasurementRecord(
+        test=f"tests/test_energy.py::{test}",
+        key=KEY,
+        provenance=provenance,
+        scope=scope,
+        method="power ring",
+        rounds=rounds,
+        comparable=not reasons,
+        facts=facts or {},
+        reasons=reasons,
+        figures={} if reasons else figures(rounds),
+        verdicts=tuple(verdicts),
+    )
+
+
+def compared(kind: str, change: float, message: str, *, provisional: bool = False) -> VerdictRecord:
+    return VerdictRecord(
+        kind,
+        message,
+        against="main@1a2b3c4",
+        change=change,
+        change_low=change - 0.014,
+        change_high=change + 0.014,
+        threshold=0.03,
+        baseline_runs=("a",) if provisional else ("a", "b", "c"),
+        provisional=provisional,
+    )
+
+
+def shown(
+    config: pytest.Config,
+    measurements: Sequence[MeasurementRecord],
+    *,
+    baselines: Sequence[str] = (),
+    problems: dict[str, str] | None = None,
+) -> str:
+    """The energy section; what a line ends with and nobody sees is cut off."""
+    out = StringIO()
+    reporter = pytest.TerminalReporter(config, out)
+    session = SimpleNamespace(baselines=[SimpleNamespace(label=label) for label in baselines])
+    summary(reporter, measurements, cast(Session, session), problems or {})
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+
+
+@pytest.fixture(autouse=True)
+def width(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+
+
+NO_BASELINE = VerdictRecord(
+    "no baseline",
+    "nothing to compare with on main@1a2b3c4: no run is stored in /store",
+    against="main@1a2b3c4",
+    threshold=0.03,
+)
+
+SECTION = """
+======================================================== energy ========================================================
+1x NVIDIA H100 80GB HBM3, power ring (gpu energy)
+baseline main@1a2b3c4
+
+test               J/token    ±95 %    prefill    decode    W    tok/s    change    95 % interval  verdict
+---------------  ---------  -------  ---------  --------  ---  -------  --------  ---------------  ------------
+test_chat[bf16]     0.2499    0.3 %     0.0025    0.2474  500     2000    +0.3 %     [-1.1, +1.7]  passed
+test_chat[fp8]       0.175    0.3 %    0.00175    0.1732  350     2000   -30.1 %   [-31.5, -28.7]  improved
+test_eager          0.3249    0.3 %     0.0025    0.3224  500     1538   +31.0 %   [+29.6, +32.4]  REGRESSED
+test_long           0.2499    0.3 %     0.0025    0.2474  500     2000    +2.1 %     [+0.7, +3.5]  inconclusive
+test_new            0.2499    0.3 %                       500     2000                             no baseline
+test_budget         0.2499    0.3 %                       500     2000    +0.1 %     [-1.3, +1.5]  OVER BUDGET
+test_within         0.2499    0.3 %                       500     2000                             passed
+test_first          0.2499    0.3 %     0.0025    0.2474  500     2000    +0.1 %     [-1.3, +1.5]  passed
+test_hot                                                                                           INVALID
+test_broken                                                                                        failed
+test_shared         0.2501    0.4 %     0.0025    0.2476  500     2000                             measured
+
+test_chat[fp8]: improved: 0.175 J/token is 30.1 % below main@1a2b3c4 (0.2503, 3 runs); limit 3 %.
+  Further lines of the message.
+test_long: inconclusive: Why it was not decided.
+test_new: no baseline: nothing to compare with on main@1a2b3c4: no run is stored in /store
+test_first: passed: What it rests on.
+test_shared: 1 of 6 rounds dropped: GPU-1: another process used the GPU (pid 7)
+
+2 stored files skipped:
+  /store/runs/a.json: not readable as JSON (truncated)
+  /store/runs/b: its name is not one of a stored run
+"""
+
+
+def test_the_section_has_a_row_for_every_verdict_and_a_note_for_what_needs_one(
+    pytestconfig: pytest.Config,
+) -> None:
+    improved = "0.175 J/token is 30.1 % below main@1a2b3c4 (0.2503, 3 runs); limit 3 %.\n  Further lines of the message."
+    over = VerdictRecord("over budget", "…", against="joules", change=0.1, change_low=0.05, change_high=0.15)
+    within = VerdictRecord("passed", "…", against="joules", change=-0.1, change_low=-0.15, change_high=-0.05)
+    text = shown(
+        pytestconfig,
+        [
+            measured("test_chat[bf16]", verdicts=[compared("passed", 0.003, "…")]),
+            measured("test_chat[fp8]", watts=350, verdicts=[compared("improved", -0.301, improved)]),
+            measured("test_eager", seconds=13, verdicts=[compared("regressed", 0.31, "…")]),
+            measured("test_long", verdicts=[compared("inconclusive", 0.021, "Why it was not decided.")]),
+            measured("test_new", prefill=None, verdicts=[NO_BASELINE]),
+            measured("test_budget", prefill=None, verdicts=[over, compared("passed", 0.001, "…")]),
+            measured("test_within", prefill=None, verdicts=[within]),
+            measured(
+                "test_first", verdicts=[compared("passed", 0.001, "What it rests on.", provisional=True)]
+            ),
+            measured("test_hot", reasons=("too hot",), verdicts=[VerdictRecord("invalid", "…")]),
+            measured("test_broken", reasons=("the test failed by itself",)),
+            measured("test_shared", dropped=("GPU-1: another process used the GPU (pid 7)",)),
+        ],
+        baselines=["main@1a2b3c4"],
+        problems={
+            "/store/runs/b": "its name is not one of a stored run",
+            "/store/runs/a.json": "not readable as JSON (truncated)",
+        },
+    )
+    assert text == SECTION.strip("\n")
+
+
+MODELLED = """
+======================================================== energy ========================================================
+MODELLED, not measured: 1x NVIDIA H100 80GB HBM3, power ring (cpu energy)
+
+test         J/token    ±95 %    prefill    decode    W    tok/s  verdict
+---------  ---------  -------  ---------  --------  ---  -------  ---------
+test_chat     0.2499    0.3 %     0.0025    0.2474  500     2000  measured
+"""
+
+
+def test_what_was_not_measured_says_so_first(pytestconfig: pytest.Config) -> None:
+    text = shown(pytestconfig, [measured(provenance="modelled", scope="cpu")])
+    assert text == MODELLED.strip("\n")
+
+
+def stored(*watts: float, prefill: float | None = 0.1) -> StoredRuns:
+    runs = tuple(measured(watts=each, prefill=prefill) for each in watts)
+    return StoredRuns("main@1a2b3c4", runs, tuple(map(str, watts)))
+
+
+THREE = stored(500, 501, 499)
+
+MESSAGES = {
+    "slower": (
+        measured(seconds=10.7),
+        THREE,
+        "regressed",
+        """
+0.2674 J/token is 7.0 % above main@1a2b3c4 (0.2499, 3 runs); limit 3 %.
+  95 % interval +5.7 % to +8.4 %, one-sided p < 0.0001.
+  decode +7.1 %, prefill +0.0 %; power 500 W (+0.0 %), 1869 tok/s (-6.5 %): slower, not hotter.
+""",
+    ),
+    "hotter": (
+        measured(watts=535),
+        THREE,
+        "regressed",
+        """
+0.2674 J/token is 7.0 % above main@1a2b3c4 (0.2499, 3 runs); limit 3 %.
+  95 % interval +5.7 % to +8.4 %, one-sided p < 0.0001.
+  decode +7.0 %, prefill +7.0 %; power 535 W (+7.0 %), 2000 tok/s (+0.0 %): hotter, not slower.
+""",
+    ),
+    "both": (
+        measured(watts=515, seconds=10.4),
+        THREE,
+        "regressed",
+        """
+0.2677 J/token is 7.1 % above main@1a2b3c4 (0.2499, 3 runs); limit 3 %.
+  95 % interval +5.8 % to +8.5 %, one-sided p < 0.0001.
+  decode +7.2 %, prefill +3.0 %; power 515 W (+3.0 %), 1923 tok/s (-3.8 %): hotter and slower.
+""",
+    ),
+    "improved": (
+        measured(watts=400),
+        THREE,
+        "improved",
+        """
+0.1999 J/token is 20.0 % below main@1a2b3c4 (0.2499, 3 runs); limit 3 %.
+  95 % interval -21.0 % to -19.0 %, one-sided p < 0.0001.
+  decode -20.0 %, prefill -20.0 %; power 400 W (-20.0 %), 2000 tok/s (+0.0 %): cooler, not faster.
+""",
+    ),
+    "unchanged": (
+        measured(),
+        THREE,
+        "passed",
+        """
+0.2499 J/token is 0.0 % above main@1a2b3c4 (0.2499, 3 runs); limit 3 %.
+  95 % interval -1.2 % to +1.3 %, one-sided p = 0.5.
+  decode +0.0 %, prefill +0.0 %; power 500 W (+0.0 %), 2000 tok/s (+0.0 %): no change.
+""",
+    ),
+    "one run": (
+        measured(seconds=10.7),
+        stored(500),
+        "regressed",
+        """
+0.2674 J/token is 7.0 % above main@1a2b3c4 (0.2499, 1 run); limit 3 %.
+  95 % interval +3.7 % to +10.4 %, one-sided p = 0.0057.
+  decode +7.1 %, prefill +0.0 %; power 500 W (+0.0 %), 1869 tok/s (-6.5 %): slower, not hotter.
+  Provisional: only 1 run stored.
+""",
+    ),
+    "noisy": (
+        measured(seconds=10.7, prefill=None),
+        stored(500, 550, 455, prefill=None),
+        "inconclusive",
+        """
+0.2674 J/token is 7.0 % above main@1a2b3c4 (0.25, 3 runs); limit 3 %.
+  95 % interval -13.8 % to +32.7 %, one-sided p = 0.22.
+  power 500 W (+0.0 %), 1869 tok/s (-6.5 %): slower, not hotter.
+  Not decided: this comparison can tell changes from 26 % on; more stored runs of the baseline or more rounds would """
+        """tell smaller ones.
+""",
+    ),
+    "none": (
+        measured(),
+        StoredRuns("main@1a2b3c4", (), (), "no run is stored in /store"),
+        "no baseline",
+        "nothing to compare with on main@1a2b3c4: no run is stored in /store",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MESSAGES)
+def test_the_message_of_a_comparison(case: str) -> None:
+    measurement, runs, kind, message = MESSAGES[case]
+    verdict = judge_baseline(measurement, runs, 0.03)
+    assert verdict.kind == kind
+    assert verdict.message == message.strip("\n")
+
+
+def test_the_messages_of_absolute_limits() -> None:
+    limits = {
+        "joules_per_token": 0.2,
+        "joules_per_response": 130.0,
+        "joules": 5000.0,
+        "mean_watts": 600.0,
+        "peak_watts": 600.0,
+    }
+    assert [f"{verdict.kind}: {verdict.message}" for verdict in judge_ceilings(measured(), limits)] == [
+        "over budget: joules_per_token 0.2499 J / generated token exceeds the budget of 0.2 "
+        "(95 % interval 0.2444 to 0.2556).",
+        "passed: joules_per_response 125 J / response stays within the budget of 130 "
+        "(95 % interval 122.2 to 127.8).",
+        "inconclusive: joules 4999 J / execution of the workload cannot be told from the budget of 5000 "
+        "(95 % interval 4889 to 5111).",
+        "passed: mean_watts 499.9 W stays within the budget of 600 (95 % interval 488.9 to 511.1).",
+        "over budget: peak power 650 W exceeds 600 W.",
+    ]

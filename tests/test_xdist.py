@@ -1,0 +1,61 @@
+"""Under pytest-xdist: workers measure, the controller stores, shows and refuses."""
+
+from __future__ import annotations
+
+import pytest
+from projects import Project
+
+from pytest_tokenpower.record import decode_run
+
+TESTS = """
+@quick
+@pytest.mark.parametrize("number", range(3))
+def test_it(energy, number):
+    energy(generate, {seconds})
+"""
+
+
+def test_results_of_all_workers_are_stored_and_shown_once_and_a_regression_fails(project: Project) -> None:
+    project.tests(TESTS.format(seconds=0.02))
+    first = project.run("-n2", "--energy-autosave", "--energy-storage=store", "--energy-json=run.json")
+    first.assert_outcomes(passed=3)
+    [file] = (project.path / "store/runs").glob("*.json")
+    run = decode_run(file.read_bytes(), source="store")
+    assert sorted(measured.test for measured in run.measurements) == [
+        f"test_energy.py::test_it[{number}]" for number in range(3)
+    ]
+    assert run == decode_run((project.path / "run.json").read_bytes(), source="json")
+    assert sum(line.startswith("test_it[") for line in first.outlines) == 3
+    assert sum("SIMULATED, not measured" in line for line in first.outlines) == 1
+
+    corrupt = file.with_name(f"20000101T000000.000000Z{file.name[23:]}")
+    corrupt.write_text("corrupt")
+    project.tests(TESTS.format(seconds="0.06 if number == 1 else 0.02"))
+    second = project.run("-n2", "--energy-baseline=./store", "--junit-xml=report.xml")
+    second.assert_outcomes(passed=2, failed=1)
+    assert second.ret == pytest.ExitCode.TESTS_FAILED
+    second.stdout.fnmatch_lines(
+        ["REGRESSED: test_it[[]1[]]: * % above ./store (*, 1 run); limit 3 %.", "test_it[[]1[]] * REGRESSED"]
+    )
+    # A file is read on the worker that needs it, and named in the one summary.
+    second.stdout.fnmatch_lines(["1 stored file skipped:", f"  {corrupt}: not readable as JSON *"])
+    report = (project.path / "report.xml").read_text()
+    assert report.count('name="energy.joules_per_token"') == 3
+    assert report.count('"energy.verdict" value="regressed"') == 1
+
+
+def test_mistakes_stop_the_run_before_any_worker_starts(project: Project) -> None:
+    project.tests(TESTS.format(seconds=0.02))
+    for options in (["--energy-baseline=./nowhere"], ["--energy-source=nonsense"]):
+        result = project.run("-n2", *options)
+        assert result.ret == pytest.ExitCode.USAGE_ERROR
+        result.stderr.fnmatch_lines(["ERROR: *"])
+        result.stdout.no_fnmatch_line("*workers*")
+
+
+def test_a_malformed_marker_is_a_clean_error(project: Project) -> None:
+    project.tests("@pytest.mark.power_budget(watts=3)\ndef test_it(energy):\n    pass\n")
+    result = project.run("-n2")
+    assert result.ret != 0
+    assert "power_budget has no argument 'watts'" in result.stdout.str()
+    assert "INTERNALERROR" not in result.stdout.str()
