@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_tokenpower import __version__
 from pytest_tokenpower.baselines.git import Repository
 from pytest_tokenpower.baselines.resolve import Baseline
 from pytest_tokenpower.baselines.store import Store, default_store_path
@@ -207,8 +208,8 @@ class Session:
         from importlib import metadata
 
         repository = self.repository
-        versions = {"python": platform.python_version()}
-        for name in ("pytest-tokenpower", "pytest", "nvidia-ml-py", "torch", "transformers", "vllm"):
+        versions = {"python": platform.python_version(), "pytest-tokenpower": __version__}
+        for name in ("pytest", "nvidia-ml-py", "torch", "transformers", "vllm"):
             try:
                 versions[name] = metadata.version(name)
             except metadata.PackageNotFoundError:

@@ -69,7 +69,7 @@ def judge_baseline(
     low, high = estimate.change_interval()
     return VerdictRecord(
         kind=kind,
-        message=_comparison(kind, measurement, stored, threshold, estimate),
+        message=_comparison(kind, measurement, stored, threshold, estimate, raw),
         against=stored.label,
         change=estimate.change,
         change_low=low,
@@ -109,7 +109,12 @@ def _temperatures(measurement: MeasurementRecord) -> list[float] | None:
 
 
 def _comparison(
-    kind: str, measurement: MeasurementRecord, stored: StoredRuns, threshold: float, estimate: Estimate
+    kind: str,
+    measurement: MeasurementRecord,
+    stored: StoredRuns,
+    threshold: float,
+    estimate: Estimate,
+    raw: Estimate,
 ) -> str:
     here = figures(measurement.rounds)
     there = [figures(run.rounds) for run in stored.runs]
@@ -122,9 +127,12 @@ def _comparison(
     low, high = estimate.change_interval()
     runs = f"{len(stored.runs)} run{'s' if len(stored.runs) != 1 else ''}"
     side = "above" if estimate.change >= 0 else "below"
+    # The figures are as read; the change that is judged is at one die temperature, and may be another one.
+    as_read = f", at the same die temperature ({signed(raw.change)} as read)"
     lines = [
         f"{here['joules_per_token'].value:.4g} J/token is {100 * abs(estimate.change):.1f} % {side} {stored.label} "
-        f"({base:.4g}, {runs}); limit {_percent(threshold)}."
+        f"({base:.4g}, {runs}){as_read if abs(raw.change - estimate.change) >= 5e-4 else ''}; "
+        f"limit {_percent(threshold)}."
     ]
     lines.append(f"  95 % interval {signed(low)} to {signed(high)}, one-sided p {_p(estimate, kind)}.")
     lines.append("  " + _anatomy(changes, here))
