@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, ParamSpec, TypeVar, cast
 
 from pytest_tokenpower import measurement as analysis
+from pytest_tokenpower.axes import declared_axes
 from pytest_tokenpower.baselines.key import make_key
 from pytest_tokenpower.beside import Beside
 from pytest_tokenpower.engines.describe import describe_callable
@@ -17,16 +18,18 @@ from pytest_tokenpower.errors import TokenCountError, UsageError
 from pytest_tokenpower.interleave import Arm, BlockPlan, Comparison, Startable, run_blocks
 from pytest_tokenpower.measurement import PhaseWindow, RoundWindow
 from pytest_tokenpower.phases import phases_of
-from pytest_tokenpower.record import Fact, MeasurementRecord, VerdictRecord
+from pytest_tokenpower.record import Fact, MeasurementRecord, RoundRecord, VerdictRecord
 from pytest_tokenpower.rounds import Plan, device_wait, run_rounds
 from pytest_tokenpower.settings import fraction
 from pytest_tokenpower.tokens import TokenCount, count_tokens
 
 if TYPE_CHECKING:
-    from pytest_tokenpower.engines.protocol import EngineIdentity
+    from pytest_tokenpower.engines.protocol import Batch, Engine, EngineIdentity, Generation
+    from pytest_tokenpower.engines.spec import EngineSpec
     from pytest_tokenpower.session import Session
     from pytest_tokenpower.settings import Budget
     from pytest_tokenpower.telemetry.timeline import Timeline
+    from pytest_tokenpower.workloads import Workload
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -71,6 +74,8 @@ class Energy:
         self._telemetry = session.telemetry()
         self._windows: list[RoundWindow] = []
         self._identity: EngineIdentity | None = None
+        self._declared: dict[str, Fact] = {}
+        self._workload: str | None = None
         self._called = False
         self._comparison: Comparison | None = None
         self._entered = False
@@ -92,6 +97,7 @@ class Energy:
             )
         self._called = True
         self._identity = describe_callable(fn)
+        declared_axes(self._declared, self._identity)
         if self._replayed is not None:
             self._windows.extend(self._replayed)
             return fn(*args, **kwargs)
@@ -111,6 +117,43 @@ class Energy:
         self._windows.extend(windows)
         return cast(R, last)
 
+    def run(self, engine: Engine | EngineSpec, workload: Workload | Batch) -> Generation:
+        """Run a workload of pytest_tokenpower.workloads on an engine in rounds; returns what it generated last.
+
+        Phases come from the engine's steps, and the GPUs that are measured are those that it says it uses. An
+        EngineSpec is started before and closed after it. The workload's fingerprint enters the key; of the engine's
+        configuration what :meth:`declare` names. Raises EngineError, and TokenCountError where the engine did less
+        or more than the workload asks for.
+        """
+        __tracebackhide__ = True
+        from pytest_tokenpower.engines.spec import EngineSpec
+        from pytest_tokenpower.workloads.execution import Execution
+
+        if self.used:
+            raise UsageError(
+                f"{self._test}: energy.run() is a measurement of its own: use it once, and alone"
+            )
+        with ExitStack() as stack:
+            running = stack.enter_context(engine.start()) if isinstance(engine, EngineSpec) else engine
+            execution = Execution(running, workload)
+            if execution.device_ids is not None:
+                self._telemetry = self._telemetry.on_gpus(execution.device_ids)
+            self._workload = execution.fingerprint
+            return self(execution)
+
+    def declare(self, **axes: Fact) -> None:
+        """Have parts of the engine's configuration enter the key: ``energy.declare(quantization="fp8")``.
+
+        Named are axes or facts that the engine reports (dtype, quantization, kv_cache_dtype, tensor_parallel, ...).
+        The key gets the engine's own values; another value than the test's is an error, here or once the engine is
+        known. What is not declared is recorded, and runs are compared whatever it is.
+        """
+        if self._entered:
+            raise UsageError(f"{self._test}: energy.declare() comes before the measurement")
+        self._declared |= axes
+        if self._identity is not None:
+            declared_axes(self._declared, self._identity)
+
     @contextmanager
     def measure(self) -> Iterator[Window]:
         """Measure what runs inside the ``with`` block, as one round; the block may be entered again for more.
@@ -120,6 +163,7 @@ class Energy:
         """
         if self._called:
             raise UsageError(f"{self._test}: energy() and energy.measure() in one test: use one of them")
+        declared_axes(self._declared, None)
         self._entered = True
         window = Window()
         if (wait := device_wait()) is not None:
@@ -161,7 +205,9 @@ class Energy:
                 f"{self._test}: energy.compare() is a measurement of its own: use it once, and alone"
             )
         if self._replayed is not None:
-            raise UsageError(f"{self._test}: energy.compare() cannot be replayed: it needs both variants running")
+            raise UsageError(
+                f"{self._test}: energy.compare() cannot be replayed: it needs both variants running"
+            )
         self._entered = True
         saving = _share(self._test, "at_least", at_least)
         limit = self._budget.regression or self._session.settings.regression
@@ -184,6 +230,11 @@ class Energy:
                     "baseline": _started(baseline, stack),
                     "candidate": _started(candidate, stack),
                 }
+                self._identity = describe_callable(arms["candidate"])
+                declared_axes(self._declared, self._identity)
+                gpus = [getattr(arm, "device_ids", None) for arm in arms.values()]
+                if all(each is not None for each in gpus):
+                    self._telemetry = self._telemetry.on_gpus(sorted({gpu for each in gpus for gpu in each}))
                 finished.append(
                     run_blocks(
                         arms,
@@ -243,7 +294,7 @@ class Energy:
         devices = telemetry.devices_in_use(self._windows)
         identity = self._identity
         method = sorted({track.method for d in devices if (track := analysis.track_of(self._timeline, d))})
-        key, facts = self._key(identity)
+        key, facts = self._key(identity, windows, records)
         facts |= {f"beside.{name}.absent": reason for name, reason in telemetry.notes.items()}
         facts |= beside.facts
         measured = MeasurementRecord(
@@ -284,7 +335,12 @@ class Energy:
     def _timeline(self) -> Timeline:
         return self._telemetry.collector.timeline
 
-    def _key(self, identity: EngineIdentity | None) -> tuple[dict[str, Fact], dict[str, Fact]]:
+    def _key(
+        self,
+        identity: EngineIdentity | None,
+        windows: Sequence[RoundWindow],
+        rounds: Sequence[RoundRecord],
+    ) -> tuple[dict[str, Fact], dict[str, Fact]]:
         devices = self._telemetry.devices_of_key(self._windows)
         each = {count for window in self._windows for count in _executions(window)}
         key = make_key(
@@ -294,11 +350,17 @@ class Energy:
             engine=identity.engine if identity else None,
             engine_version=identity.version if identity else None,
             model=identity.model if identity else None,
+            axes=declared_axes(self._declared, identity) if identity else None,
+            workload=self._workload,
             tokens=each.pop() if len(each) == 1 else None,
         )
         facts: dict[str, Fact] = {}
         if len(each) > 1:
             facts["token_counts"] = "differ between executions"
+        if self._comparison is None and any(window.phases for window in windows):
+            facts |= analysis.phase_facts(
+                self._timeline, self._telemetry.devices_in_use(windows), windows, rounds
+            )
         for device in {each.id: each for each in (*devices, *self._telemetry.others)}.values():
             facts |= {f"{device.id}.{name}": value for name, value in device.facts.items()}
         if identity is not None:
@@ -343,6 +405,30 @@ class DisabledEnergy:
     def __call__(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run ``fn`` once."""
         return fn(*args, **kwargs)
+
+    def run(self, engine: Engine | EngineSpec, workload: Workload | Batch) -> Generation:
+        """Run the workload once."""
+        from pytest_tokenpower.engines.spec import EngineSpec
+        from pytest_tokenpower.workloads.execution import Execution
+
+        with ExitStack() as stack:
+            running = stack.enter_context(engine.start()) if isinstance(engine, EngineSpec) else engine
+            return Execution(running, workload)()
+
+    def compare(
+        self,
+        *,
+        baseline: Callable[[], object] | Startable,
+        candidate: Callable[[], object] | Startable,
+        **_: object,
+    ) -> None:
+        """Run each variant once."""
+        for variant in (baseline, candidate):
+            with ExitStack() as stack:
+                _started(variant, stack)()
+
+    def declare(self, **axes: Fact) -> None:
+        """Nothing is compared."""
 
     @contextmanager
     def measure(self) -> Iterator[Window]:

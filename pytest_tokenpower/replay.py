@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
 
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.measurement import PhaseWindow, RoundWindow, round_records
 from pytest_tokenpower.record import RoundRecord
 from pytest_tokenpower.telemetry.recording import RecordedWindow, Recording
 from pytest_tokenpower.tokens import TokenCount
+
+NO_DEVICE = "the recording has no readings of any device"
 
 
 def recorded_windows(
@@ -106,4 +111,8 @@ def window_records(recording: Recording) -> tuple[RoundRecord, ...]:
             for window in (recording.windows[at] for at in group)
         ]
         records |= zip(group, round_records(recording.timeline, devices, rounds), strict=True)
+    if not recording.devices:
+        # The sum over no device is no energy of 0 J.
+        nothing: dict[str, Any] = {"joules": None, "stderr_joules": None, "reasons": (NO_DEVICE,)}
+        records = {at: msgspec.structs.replace(record, **nothing) for at, record in records.items()}
     return tuple(records[at] for at in range(len(recording.windows)))

@@ -269,7 +269,7 @@ def test_a_slow_meter_gives_no_phases_and_no_short_rounds() -> None:
     assert 120 * S < shortest_window_ns(track, node) < 140 * S
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=60)
 @given(
     age=st.floats(0, 60),
     warm=st.floats(0, 60),
@@ -283,10 +283,10 @@ def test_a_slow_meter_is_right_within_its_error_or_says_that_it_is_not(
 ) -> None:
     """Idle, 700 W from ``warm`` before the window on, other work from some time in it on, all told ``age`` late.
 
-    What only the last minute does is never told in time: there the work must be the same, as documented.
+    What changes in the last minute may not be told in time: there the work must be the same, as documented.
     """
     node = device("node", slow=True)
-    turn = 100 + share * (seconds - 60)
+    turn = 100 + share * (seconds - 65)
 
     def told(at: float) -> float:
         at -= age

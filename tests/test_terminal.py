@@ -146,14 +146,17 @@ test_shared: 1 of 6 rounds dropped: GPU-1: another process used the GPU (pid 7)
 def test_the_section_has_a_row_for_every_verdict_and_a_note_for_what_needs_one(
     pytestconfig: pytest.Config,
 ) -> None:
-    improved = "0.175 J/token is 30.1 % below main@1a2b3c4 (0.2503, 3 runs); limit 3 %.\n  Further lines of the message."
+    lines = [
+        "0.175 J/token is 30.1 % below main@1a2b3c4 (0.2503, 3 runs); limit 3 %.",
+        "  Further lines of the message.",
+    ]
     over = VerdictRecord("over budget", "…", against="joules", change=0.1, change_low=0.05, change_high=0.15)
     within = VerdictRecord("passed", "…", against="joules", change=-0.1, change_low=-0.15, change_high=-0.05)
     text = shown(
         pytestconfig,
         [
             measured("test_chat[bf16]", verdicts=[compared("passed", 0.003, "…")]),
-            measured("test_chat[fp8]", watts=350, verdicts=[compared("improved", -0.301, improved)]),
+            measured("test_chat[fp8]", watts=350, verdicts=[compared("improved", -0.301, "\n".join(lines))]),
             measured("test_eager", seconds=13, verdicts=[compared("regressed", 0.31, "…")]),
             measured("test_long", verdicts=[compared("inconclusive", 0.021, "Why it was not decided.")]),
             measured("test_new", prefill=None, verdicts=[NO_BASELINE]),

@@ -51,7 +51,8 @@ def aged(
     the energy. That takes the work for the same throughout. Where the readings up to R lie above or below that mean,
     they are old or the work is uneven: the larger of the two sums is as much as the energy can be off, so a third of
     its square (anything from nothing to all of it) goes into the variance, beside the scatter of the mean power.
-    Other work that fills less than the last R is not seen. A counter is left as it is: its tick says how old it is.
+    Likewise the last R may have gone on as the newest readings say; a change that none of them tells is not seen.
+    A counter is left as it is: its tick says how old it is.
     """
     if not device.slow or track.method == "energy counter" or len(track.t_ns) < 2:
         return energy
@@ -74,8 +75,11 @@ def aged(
     scatter = watts.std(axis=-1, ddof=1) / np.sqrt(BLOCKS) * seconds
     off = block_watts(start_s, from_s, OLD_BLOCKS) - watts.mean(axis=-1, keepdims=True)
     above, below = np.maximum(off, 0).mean(axis=-1), np.maximum(-off, 0).mean(axis=-1)
-    doubt = np.maximum(above, below) * (from_s - start_s)
-    variance = energy.stderr**2 + scatter**2 + doubt**2 / 3
+    old_s = from_s - start_s
+    doubt = np.maximum(above, below) * old_s
+    newest = block_watts(end_s - old_s / OLD_BLOCKS, end_s, 1)[..., 0]
+    untold = (newest - watts.mean(axis=-1)) * old_s
+    variance = energy.stderr**2 + scatter**2 + (doubt**2 + untold**2) / 3
     return replace(energy, joules=np.where(energy.covered, joules, np.nan), stderr=np.sqrt(variance))
 
 

@@ -290,7 +290,7 @@ def fit_scale(track: EnergyTrack, counters: CounterColumns, tick_ns: float) -> S
     knots = (track.t_ns - track.t_ns[0]).astype(np.float64)
     for phase in phases:
         ticks = np.floor((relative - phase) / tick_ns) * tick_ns + phase if tick_ns else relative
-        ring = np.interp(ticks, knots, track.joules)
+        ring = np.interp(ticks + track.lag_ns, knots, track.joules)
         spread = ring - ring.mean()
         denominator = float(spread @ spread)
         if denominator <= 0:

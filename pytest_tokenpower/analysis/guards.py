@@ -105,7 +105,7 @@ def witness_reasons(
         off = counter_disagreement(track, counters, tick_ns, start_ns, end_ns, limit)
         if off is not None:
             reasons.append(f"{device.id}: energy counter and power ring disagree by {off:+.0%}")
-    elif isinstance(frozen_ms, (int, float)) and still_ns >= frozen_ms * 1e6:
+    if isinstance(frozen_ms, (int, float)) and still_ns >= frozen_ms * 1e6:
         reasons.append(
             f"{device.id}: the power reading is frozen: it did not move by a milliwatt for {still_ns / 1e9:.1f} s"
         )

@@ -42,14 +42,14 @@ class Place:
     folder: Path
 
     @classmethod
-    def of(cls, arguments: argparse.Namespace) -> Place:
-        """The store that the command line names; raises UsageError for one that does not exist."""
+    def of(cls, arguments: argparse.Namespace, *, may_be_new: bool = False) -> Place:
+        """The store that the command line names; raises UsageError for one that does not exist, unless it may."""
         folder = Path.cwd()
         repository = Repository.discover(folder)
         if arguments.storage is None:
             return cls(Store(default_store_path(repository, folder)), repository, folder)
         path = folder / arguments.storage.expanduser()
-        if not path.is_dir():
+        if not path.is_dir() and (path.exists() or not may_be_new):
             raise UsageError(f"--storage={arguments.storage}: {path} is no folder")
         # The folder of the run files is as good as the store that it belongs to.
         return cls(Store(path.parent if path.name == "runs" else path), repository, folder)

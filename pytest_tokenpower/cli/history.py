@@ -203,7 +203,8 @@ def _verdict(measured: MeasurementRecord, run_id: str, entry: StoredRun, accepte
     kind = verdict.kind if verdict else ""
     if accepted is None or not accepted.regressed(measured.verdicts):
         return kind
-    return f"{kind}, {'blessed' if accepted.counts(measured.test, measured.verdicts, run_id, entry.commit) else 'not blessed'}"
+    counts = accepted.counts(measured.test, measured.verdicts, run_id, entry.commit)
+    return f"{kind}, {'blessed' if counts else 'not blessed'}"
 
 
 def as_json(history: History) -> dict[str, Any]:

@@ -188,7 +188,9 @@ class _Parts:
     def timeline(self) -> tuple[Timeline, tuple[Device, ...]]:
         """Everything in the order of time, and the devices; the rows are let go of."""
         timeline = Timeline()
-        ids = dict.fromkeys([*self._described, *self._power, *self._counters, *self._conditions])
+        # A device that only a window names has no readings: then that window has no energy, not a smaller one.
+        named = [each for window in self.windows for each in window.devices or ()]
+        ids = dict.fromkeys([*self._described, *self._power, *self._counters, *self._conditions, *named])
         devices = tuple(_device(self._described.get(each) or DeviceRow(id=each)) for each in ids)
         for event in (*self._events, *_clock_steps(self._clocks)):
             timeline.note(event)

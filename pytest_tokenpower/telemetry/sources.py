@@ -112,7 +112,7 @@ def meters_for(source: str) -> Sequence[Meter]:
         from pytest_tokenpower.telemetry.meters.simulated_scenario import load_scenario
 
         boards = SimulatedBoards(load_scenario(argument)) if argument else SimulatedBoards()
-        return [NvmlMeter(boards, provenance="simulated")]
+        return [NvmlMeter(boards, provenance="simulated", realtime_ns=boards.realtime_ns)]
     raise UsageError(
         f"--energy-source={source}: the valid sources are {', '.join(SOURCES)}, or several with a comma between them"
     )

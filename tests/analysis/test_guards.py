@@ -11,6 +11,7 @@ import pytest
 from readings import MS, SECOND, counter_readings, ring_of, ring_samples
 
 from pytest_tokenpower.analysis import guards
+from pytest_tokenpower.analysis.counter_check import counter_disagreement
 from pytest_tokenpower.analysis.energy import (
     EnergyTrack,
     WindowEnergy,
@@ -41,7 +42,7 @@ def test_sound_readings_have_nothing_against_them() -> None:
     assert guards.length_reasons(GPU, STEADY, *WINDOW) == []
     assert guards.event_reasons(GPU, []) == []
     counters = counter_readings(PowerCurve.constant(300.0).energy(), np.arange(10) * SECOND, 100 * MS)
-    assert guards.counter_disagreement(STEADY, counters, 100 * MS, *WINDOW) is None
+    assert counter_disagreement(STEADY, counters, 100 * MS, *WINDOW) is None
     polls = [
         Conditions(t, limited_ns={"thermal": 5, "power": t}, foreign_pids=())
         for t in range(0, 10 * SECOND, SECOND)
@@ -117,9 +118,7 @@ def test_a_counter_that_contradicts_the_ring(scale: float) -> None:
         PowerCurve.constant(300.0).energy(), np.arange(10) * SECOND, 100 * MS, scale=scale
     )
     window = (4 * SECOND, 5 * SECOND)
-    assert guards.counter_disagreement(STEADY, counters, 100 * MS, *window) == pytest.approx(
-        scale - 1, abs=0.04
-    )
+    assert counter_disagreement(STEADY, counters, 100 * MS, *window) == pytest.approx(scale - 1, abs=0.04)
 
 
 @pytest.mark.parametrize("phase_ms", range(0, 100, 10))
@@ -129,7 +128,7 @@ def test_the_ticks_of_a_counter_are_no_contradiction(phase_ms: int) -> None:
     )
     for start_ms in range(1000, 8000, 250):
         window = (start_ms * MS, (start_ms + 100) * MS)
-        assert guards.counter_disagreement(STEADY, counters, 100 * MS, *window) is None
+        assert counter_disagreement(STEADY, counters, 100 * MS, *window) is None
 
 
 def test_another_process_on_the_board() -> None:

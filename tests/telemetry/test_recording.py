@@ -241,7 +241,7 @@ BAD_ROWS = {
         '{"type": "device", "id": "x", "scope": "moon"}',
         "malformed row: Invalid enum value 'moon' - at `$.scope`",
     ),
-    "half a character": ('{"type": "power", "device": "\\ud800"}', "not a line of JSON: "),
+    "half a character": (json.dumps(power(1, 1, "\ud800")), "not a line of JSON: JSON is malformed: "),
 }
 
 
@@ -300,6 +300,13 @@ def test_a_recording_that_cannot_be_written_says_so_and_leaves_nothing(tmp_path:
     with pytest.raises(UsageError, match=r"folder.jsonl: the recording cannot be written"):
         write_recording(target, Timeline(), [], realtime_offset_ns=0)
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_device_that_only_a_window_names_makes_it_invalid_not_smaller(tmp_path: Path) -> None:
+    path = written(tmp_path / "r.jsonl", *steady(), window(1_500_000, 2_500_000, devices=["GPU-1", "GPU-2"]))
+    [record] = window_records(read_recording(path))
+    assert record.joules is None
+    assert record.reasons == ("GPU-2: the meter recording gave no readings",)
 
 
 # --- what a live meter would have noted

@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from pytest_tokenpower.errors import MeterError, MeterUnavailable
-from pytest_tokenpower.telemetry.clock import STEP_NS, Clock
+from pytest_tokenpower.telemetry.clock import Clock
 from pytest_tokenpower.telemetry.meters.cuda_visible import visible_indices
 from pytest_tokenpower.telemetry.meters.nvml_conditions import conditions_of, optional
+from pytest_tokenpower.telemetry.meters.nvml_ring import PowerRing
 from pytest_tokenpower.telemetry.values import (
     CounterReading,
     Device,
@@ -33,11 +34,9 @@ POLLING_S = 0.1
 
 COUNTER_TICK_NS = 100_000_000
 
-FROZEN_AFTER_MS = 3000
-"""A power reading that does not move by a milliwatt for so long is frozen: a working board's never stands still."""
-
-OPINION_SHARE = 0.1
-"""How far a board's averaged power may lie outside of what its ring read over the last two seconds."""
+FROZEN_RING_MS, FROZEN_POWER_MS = 1000, 3000
+"""Readings that do not move by a milliwatt for so long are frozen, where there is no counter to bear them out. On an
+H100 no more than 5 ring samples (0.1 s) are alike; the averaged power changes every 100 to 500 ms."""
 
 T = TypeVar("T")
 
@@ -46,13 +45,10 @@ T = TypeVar("T")
 class _Board:
     handle: Any
     id: str
+    samples: PowerRing
     ring: bool = False
     counter: bool = False
     errors: dict[str, Fact] = field(default_factory=dict)
-    last_ring_us: int = 0
-    offset_ns: int | None = None
-    unplaceable: frozenset[int] = frozenset()
-    recent: list[tuple[int, int]] = field(default_factory=list)
     last_microjoules: int | None = None
     missing_microjoules: int = 0
     restarts: int = 0
@@ -135,13 +131,14 @@ class NvmlMeter:
         return [handles[index] for index in visible_indices(self._visible, uuids, names)]
 
     def _board(self, handle: Any) -> _Board:
-        board = _Board(handle, _text(self._ask("a GPU", "nvmlDeviceGetUUID", handle)))
+        uuid = _text(self._ask("a GPU", "nvmlDeviceGetUUID", handle))
+        board = _Board(handle, uuid, PowerRing(self._nvml, handle, uuid))
         if (mig := self._offered(board, "nvmlDeviceGetMigMode")) and mig[0]:
             raise MeterUnavailable(
                 f"{board.id} runs in MIG mode: NVML reports the power of the whole board, so the energy of one slice "
                 "cannot be measured; run energy tests on a GPU without MIG"
             )
-        board.ring = self._works(board, "power_ring", lambda: len(self._ring(board, 0)) > 1)
+        board.ring = self._works(board, "power_ring", lambda: len(board.samples.since(0)) > 1)
         board.counter = self._works(
             board,
             "energy_counter",
@@ -166,6 +163,7 @@ class NvmlMeter:
         for _ in range(2):
             try:
                 if tried():
+                    board.errors.pop(f"{what}_error", None)
                     return True
                 board.errors[f"{what}_error"] = f"{what.replace('_', ' ')}: nothing was read"
             except MeterError as error:
@@ -186,8 +184,8 @@ class NvmlMeter:
             "resolution_ms": 30 if board.ring else 500,
             **board.errors,
         }
-        if not board.ring:
-            facts["frozen_after_ms"] = FROZEN_AFTER_MS
+        if not board.counter:
+            facts["frozen_after_ms"] = FROZEN_RING_MS if board.ring else FROZEN_POWER_MS
         return Device(
             id=board.id,
             scope="gpu",
@@ -215,7 +213,7 @@ class NvmlMeter:
                 faults.append(str(error))
                 return None
 
-        power = tried(self._drain) if board.ring else None
+        power = tried(_drain) if board.ring else None
         counter = tried(self._counter) if board.counter else None
         if board.restarts:
             faults.append(
@@ -223,59 +221,9 @@ class NvmlMeter:
             )
         if not board.ring:
             power = tried(self._usage)
-        elif not board.counter:
-            tried(self._second_opinion)
         counters = () if counter is None else (counter,)
         conditions = conditions_of(self._nvml, board.handle, clock.monotonic_ns())
         return Reading(board.id, power, counters, conditions, "; ".join(faults) or None)
-
-    def _ring(self, board: _Board, since_us: int) -> list[tuple[int, int]]:
-        nvml = self._nvml
-        try:
-            _, samples = nvml.nvmlDeviceGetSamples(board.handle, nvml.NVML_TOTAL_POWER_SAMPLES, since_us)
-        except nvml.NVMLError_NotFound:
-            # "No samples" since the last drain.
-            return []
-        except nvml.NVMLError as error:
-            raise MeterError(f"{board.id}: nvmlDeviceGetSamples failed: {error}") from error
-        return [(s.timeStamp, s.sampleValue.uiVal) for s in samples if s.timeStamp > since_us]
-
-    def _drain(self, board: _Board, clock: Clock) -> PowerSamples | None:
-        offset_ns = clock.offset_ns
-        stepped = board.offset_ns is not None and abs(offset_ns - board.offset_ns) > STEP_NS
-        rows = self._ring(board, 0 if stepped else board.last_ring_us)
-        board.offset_ns = offset_ns
-        if stepped:
-            # Realtime was set: no stamp tells on which side of the step its sample lies. They stay in the ring for
-            # two seconds more, and may then seem newer than those after a step back.
-            board.unplaceable = frozenset(t_us for t_us, _ in rows)
-            board.last_ring_us = 0
-            board.recent.clear()
-            return None
-        newest_us = (clock.monotonic_ns() + offset_ns) // 1000
-        rows = [row for row in rows if row[0] <= newest_us and row[0] not in board.unplaceable]
-        if not rows:
-            return None
-        board.last_ring_us = rows[-1][0]
-        board.recent = [*board.recent, *rows][-100:]
-        columns = np.array(rows, dtype=np.int64)
-        milliwatts = columns[:, 1]
-        if milliwatts.min() <= 0:
-            raise MeterError(f"{board.id}: the power ring reads 0 W, which no powered board draws")
-        return PowerSamples(clock.from_realtime_us(columns[:, 0]), milliwatts)
-
-    def _second_opinion(self, board: _Board, clock: Clock) -> None:
-        """Without a counter the board's averaged power is all that a ring can be held against."""
-        milliwatts = optional(self._nvml, "nvmlDeviceGetPowerUsage", board.handle)
-        if milliwatts is None or len(board.recent) < 100:
-            return
-        powers = [power for _, power in board.recent]
-        low, high = (1 - OPINION_SHARE) * min(powers), (1 + OPINION_SHARE) * max(powers)
-        if not low <= milliwatts <= high:
-            raise MeterError(
-                f"{board.id}: the power ring reads {min(powers) / 1e3:.0f} to {max(powers) / 1e3:.0f} W and "
-                f"nvmlDeviceGetPowerUsage {milliwatts / 1e3:.0f} W: one of the two is wrong"
-            )
 
     def _counter(self, board: _Board, clock: Clock) -> CounterReading:
         before_ns = clock.monotonic_ns()
@@ -298,7 +246,7 @@ class NvmlMeter:
         milliwatts = (
             optional(self._nvml, "nvmlDeviceGetPowerUsage", board.handle)
             if board.counter
-            else (self._ask(board.id, "nvmlDeviceGetPowerUsage", board.handle))
+            else self._ask(board.id, "nvmlDeviceGetPowerUsage", board.handle)
         )
         after_ns = clock.monotonic_ns()
         if milliwatts is None:
@@ -323,6 +271,10 @@ class NvmlMeter:
             return None
         except self._nvml.NVMLError as error:
             raise MeterError(f"{board.id}: {call} failed: {error}") from error
+
+
+def _drain(board: _Board, clock: Clock) -> PowerSamples | None:
+    return board.samples.drain(clock)
 
 
 def _text(value: str | bytes) -> str:

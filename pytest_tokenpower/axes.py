@@ -1,0 +1,56 @@
+"""Declared axes: what a test says of its engine's configuration, checked against what the engine says itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pytest_tokenpower.engines.protocol import EngineIdentity, Fact
+from pytest_tokenpower.errors import UsageError
+
+_SPELLINGS = {
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "half": "float16",
+    "fp32": "float32",
+    "float": "float32",
+    "none": None,
+}
+
+
+def declared_axes(declared: Mapping[str, Fact], identity: EngineIdentity | None) -> dict[str, Fact]:
+    """The engine's own values of the axes that a test declares, for the key.
+
+    Raises UsageError for an axis that the engine does not report, and where it reports something else.
+    """
+    if declared and identity is None:
+        raise UsageError(
+            f"energy.declare({_said(declared)}): nothing is known of the engine behind this workload: measure with "
+            "energy.run(engine, workload), or energy(llm.generate, ...) with a method of the engine itself"
+        )
+    axes: dict[str, Fact] = {}
+    for name, said in declared.items():
+        assert identity is not None
+        known = {**identity.facts, **identity.axes}
+        if name not in known:
+            raise UsageError(
+                f"energy.declare({name}={said!r}): the {identity.engine} engine reports no such axis; it reports "
+                f"{', '.join(sorted(identity.axes))} and {', '.join(sorted(identity.facts)) or 'no facts'}"
+            )
+        if _plain(said) != _plain(known[name]):
+            raise UsageError(
+                f"energy.declare({name}={said!r}): the {identity.engine} engine runs with {name}={known[name]!r}: "
+                "correct the test or the engine's options"
+            )
+        axes[name] = known[name]
+    return axes
+
+
+def _plain(value: Fact) -> Fact:
+    if not isinstance(value, str):
+        return value
+    word = value.lower().removeprefix("torch.")
+    return _SPELLINGS.get(word, word)
+
+
+def _said(declared: Mapping[str, Fact]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in declared.items())

@@ -1,0 +1,94 @@
+"""EngineSpec: an engine that is not there yet, as a value that starts it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pytest_tokenpower.engines.isolated import IsolatedEngine, Timeouts
+from pytest_tokenpower.engines.protocol import Batch, Engine, Generation
+from pytest_tokenpower.engines.registry import factory, reference
+
+if TYPE_CHECKING:
+    from pytest_tokenpower.workloads import Workload
+
+
+@dataclass(frozen=True, init=False)
+class EngineSpec:
+    """``EngineSpec("vllm", "path or hub id", dtype="bfloat16", ...)``: which engine, model and options of the engine.
+
+    ``engine`` is a name of ``registry.ENGINES``, or ``module:name`` of one's own factory. With ``isolated`` (the
+    default) it runs in a subprocess of its own, with ``env`` added to its environment and held to ``timeouts``; what
+    it leaves on the GPU ends with that process. Raises UsageError for an unknown engine.
+    """
+
+    engine: str
+    model: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    isolated: bool = True
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    env: Mapping[str, str] = field(default_factory=dict)
+
+    def __init__(
+        self,
+        engine: str,
+        model: str | os.PathLike[str],
+        *,
+        isolated: bool = True,
+        timeouts: Timeouts | None = None,
+        env: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> None:
+        reference(engine)
+        for name, value in (
+            ("engine", engine),
+            ("model", os.fspath(model)),
+            ("options", options),
+            ("isolated", isolated),
+            ("timeouts", timeouts or Timeouts()),
+            ("env", dict(env or {})),
+        ):
+            object.__setattr__(self, name, value)
+
+    def load(self) -> Engine:
+        """The engine with its model loaded; the caller closes it. Raises EngineError or UsageError."""
+        if self.isolated:
+            return IsolatedEngine(
+                self.engine, self.model, timeouts=self.timeouts, env=self.env, **self.options
+            )
+        return factory(self.engine)(self.model, **self.options)
+
+    @contextmanager
+    def start(self) -> Iterator[Engine]:
+        """The engine, closed at the end of the block."""
+        engine = self.load()
+        try:
+            yield engine
+        finally:
+            engine.close()
+
+    def workload(self, workload: Workload | Batch) -> SpecWorkload:
+        """The workload on this engine, for ``energy.compare``: each restart starts the engine anew."""
+        return SpecWorkload(self, workload)
+
+
+@dataclass(frozen=True)
+class SpecWorkload:
+    """An engine and what it is to do; an ``interleave.Startable``."""
+
+    spec: EngineSpec
+    work: Workload | Batch
+
+    def start(self) -> AbstractContextManager[Callable[[], Generation]]:
+        """Start the engine; the context gives what runs the workload once."""
+        return self._started()
+
+    @contextmanager
+    def _started(self) -> Iterator[Callable[[], Generation]]:
+        from pytest_tokenpower.workloads.execution import Execution
+
+        with self.spec.start() as engine:
+            yield Execution(engine, self.work)

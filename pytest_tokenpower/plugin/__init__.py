@@ -1,0 +1,192 @@
+"""pytest's hooks, and nothing else. Whatever is heavy is imported by the first energy test, not here."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_tokenpower import hookspecs, settings
+from pytest_tokenpower.errors import MeterError, TokenPowerError, UsageError
+from pytest_tokenpower.plugin.state import (
+    ENERGY,
+    MEASUREMENT,
+    MEASUREMENTS,
+    NO_METER,
+    SESSION,
+    SETTINGS,
+    complaint_of,
+    is_gated,
+    runs_tests,
+    session_of,
+)
+
+if TYPE_CHECKING:
+    from pytest_tokenpower.fixture import DisabledEnergy, Energy
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Declare options and ini values."""
+    settings.add_options(parser)
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    """Declare how others add meters and token counters."""
+    pluginmanager.add_hookspecs(hookspecs)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Read and check the settings."""
+    config.addinivalue_line("markers", settings.MARKER)
+    config.stash[MEASUREMENTS] = []
+    try:
+        config.stash[SETTINGS] = settings.read_settings(config)
+    except TokenPowerError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Check every power_budget marker at collection, so that a malformed one stops the run before it begins."""
+    report = yield
+    complaints: dict[str, None] = {}
+    for item in report.result or ():
+        if isinstance(item, pytest.Item) and item.get_closest_marker("power_budget") is not None:
+            try:
+                settings.read_budget(item)
+            except UsageError as error:
+                complaints[str(error)] = None
+    if complaints:
+        # A UsageError from here would be an internal error on an xdist worker.
+        report.outcome, report.longrepr, report.result = "failed", "\n".join(complaints), []
+    return report
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Count the tests that can fail by a comparison; every xdist worker collects, so counts, them all."""
+    if session.config.stash[SETTINGS].baselines and not session.config.option.collectonly:
+        gated = sum(map(is_gated, session.items))
+        session_of(session.config).gated_tests = max(gated, 1)
+
+
+@pytest.fixture
+def energy(request: pytest.FixtureRequest) -> Energy | DisabledEnergy:
+    """Measures the joules of a workload: ``energy(fn, *args)`` or ``with energy.measure() as window:``."""
+    from pytest_tokenpower.fixture import DisabledEnergy, Energy
+
+    item, config = request.node, request.config
+    chosen = config.stash[SETTINGS]
+    if chosen.disabled:
+        return DisabledEnergy()
+    try:
+        session = session_of(config)
+        item.stash[ENERGY] = fixture = Energy(
+            item.nodeid,
+            settings.read_budget(item),
+            session,
+            lambda result, args, kwargs, fn: config.hook.pytest_tokenpower_count_tokens(
+                result=result, args=args, kwargs=kwargs
+            ),
+        )
+        return fixture
+    except MeterError as error:
+        if chosen.require_hardware:
+            item.stash[NO_METER] = f"energy_require_hardware is set, and {error}"
+            return DisabledEnergy()
+        pytest.skip(str(error))
+    except UsageError as error:
+        raise _failure(error) from None
+
+
+def _failure(error: TokenPowerError) -> BaseException:
+    """A failure of the test in the error's words alone, without a traceback into the plugin."""
+    return pytest.fail.Exception(str(error), pytrace=False)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Judge an energy test when its body has ended, and fail the test itself."""
+    if (reason := item.stash.get(NO_METER, None)) is not None:
+        pytest.fail(reason, pytrace=False)
+    fixture = item.stash.get(ENERGY, None)
+    if fixture is None:
+        return (yield)
+    try:
+        result = yield
+    except (KeyboardInterrupt, pytest.exit.Exception, pytest.skip.Exception):
+        raise
+    except UsageError as error:
+        raise _failure(error) from None
+    except TokenPowerError as error:
+        if fixture.used:
+            item.stash[MEASUREMENT] = fixture.finish(failed=True)
+        raise _failure(error) from None
+    except BaseException:
+        if fixture.used:
+            item.stash[MEASUREMENT] = fixture.finish(failed=True)
+        raise
+    if not fixture.used:
+        pytest.fail(
+            f"{item.nodeid} asks for the energy fixture and measures nothing: call energy(fn, ...) or enter "
+            "energy.measure()",
+            pytrace=False,
+        )
+    item.stash[MEASUREMENT] = measured = fixture.finish(failed=False)
+    complaint = complaint_of(item, measured)
+    if complaint:
+        pytest.fail(complaint, pytrace=False)
+    return result
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Send the measurement along with the report: that is how it travels from an xdist worker."""
+    if call.when == "call" and (measured := item.stash.get(MEASUREMENT, None)) is not None:
+        import msgspec
+
+        from pytest_tokenpower.reports.junit import properties
+
+        # A plugin that reruns tests makes several reports of one item: each has its own measurement.
+        del item.stash[MEASUREMENT]
+        item.user_properties[:] = [
+            each for each in item.user_properties if not each[0].startswith("energy.")
+        ] + properties(measured)
+        report = yield
+        report.energy = msgspec.to_builtins(measured)  # type: ignore[attr-defined]
+        return report
+    return (yield)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Find mistakes in what names a meter, a store or a baseline before any test runs (and any worker starts)."""
+    from pytest_tokenpower.plugin.gather import Gatherer, Sender
+    from pytest_tokenpower.plugin.rerunner import Rerunner
+
+    config = session.config
+    # Results are gathered on the controller (or the only process); xdist's workers only send theirs.
+    if hasattr(config, "workerinput"):
+        config.pluginmanager.register(Sender(config), "tokenpower-sender")
+    else:
+        config.pluginmanager.register(Gatherer(config), "tokenpower-gatherer")
+    chosen = config.stash[SETTINGS]
+    if chosen.disabled or not runs_tests(config):
+        return
+    try:
+        if chosen.rerun_baseline and not hasattr(config, "workerinput"):
+            config.pluginmanager.register(Rerunner(config), "tokenpower-rerunner")
+        if chosen.source not in settings.PLAIN_SOURCES:
+            session_of(config).check_source()
+        if chosen.stores or chosen.baselines or chosen.json is not None or chosen.record is not None:
+            session_of(config).prepare()
+    except TokenPowerError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Stop the collector."""
+    if (session := config.stash.get(SESSION, None)) is not None:
+        session.close()

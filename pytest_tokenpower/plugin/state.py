@@ -1,0 +1,68 @@
+"""What the hooks share: where pytest keeps our state, and which verdicts fail a test."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_tokenpower import settings
+
+if TYPE_CHECKING:
+    from pytest_tokenpower.fixture import Energy
+    from pytest_tokenpower.record import MeasurementRecord, VerdictRecord
+    from pytest_tokenpower.session import Session
+
+SETTINGS: pytest.StashKey[settings.Settings] = pytest.StashKey()
+SESSION: pytest.StashKey[Session] = pytest.StashKey()
+ENERGY: pytest.StashKey[Energy] = pytest.StashKey()
+NO_METER: pytest.StashKey[str] = pytest.StashKey()
+MEASUREMENTS: pytest.StashKey[list[MeasurementRecord]] = pytest.StashKey()
+MEASUREMENT: pytest.StashKey[MeasurementRecord] = pytest.StashKey()
+
+
+def session_of(config: pytest.Config) -> Session:
+    """What lives for this process's whole run, made when it is first asked for."""
+    if SESSION not in config.stash:
+        from pytest_tokenpower.session import Session
+
+        config.stash[SESSION] = Session(
+            config.stash[SETTINGS],
+            config.rootpath,
+            cache(lambda source: config.hook.pytest_tokenpower_meters(source=source)),
+        )
+    return config.stash[SESSION]
+
+
+def complaint_of(item: pytest.Item, measured: MeasurementRecord) -> str:
+    """What fails the test: each failing verdict, the gravest first; empty if none does."""
+    from pytest_tokenpower.verdict import SEVERITY
+
+    chosen = item.config.stash[SETTINGS]
+    failing = sorted(
+        (verdict for verdict in measured.verdicts if _fails(verdict, chosen)),
+        key=lambda verdict: SEVERITY.index(verdict.kind),
+    )
+    return "\n".join(f"{verdict.kind.upper()}: {item.name}: {verdict.message}" for verdict in failing)
+
+
+def _fails(verdict: VerdictRecord, chosen: settings.Settings) -> bool:
+    from pytest_tokenpower.verdict import FAILING
+
+    if verdict.kind == "no baseline":
+        return chosen.missing_baseline == "fail"
+    if verdict.kind == "inconclusive":
+        return chosen.inconclusive == "fail"
+    return verdict.kind in FAILING
+
+
+def is_gated(item: pytest.Item) -> bool:
+    """Whether a test measures energy, and so can fail by a comparison."""
+    return "energy" in getattr(item, "fixturenames", ())
+
+
+def runs_tests(config: pytest.Config) -> bool:
+    """Whether tests are to run: not where pytest is only asked what there is."""
+    questions = ("collectonly", "showfixtures", "show_fixtures_per_test")
+    return not any(getattr(config.option, question, False) for question in questions)

@@ -1,0 +1,203 @@
+"""Sets of prompts from files or a hub: CSV, JSON and JSONL, in the formats of Alpaca, LongBench, or of one's own."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from pytest_tokenpower.engines.protocol import Batch
+from pytest_tokenpower.errors import UsageError
+from pytest_tokenpower.workloads.arrivals import AllAtOnce, Arrivals
+from pytest_tokenpower.workloads.tokenizing import Encode, byte_ids
+from pytest_tokenpower.workloads.workload import Workload, check_positive, fingerprint_of
+
+_ALPACA = "Below is an instruction that describes a task"
+_RESPONSE = "Write a response that appropriately completes the request."
+
+
+@dataclass(frozen=True)
+class PromptSet(Workload):
+    """Texts as prompts, and ``new_tokens`` generated for each.
+
+    A prompt of more than ``max_prompt_tokens`` loses its middle, as LongBench does it: instructions stand at both
+    ends. Without a tokenizer a token is a byte (``tokenizing.byte_ids``), which the key then says.
+    """
+
+    texts: tuple[str, ...]
+    new_tokens: int
+    max_prompt_tokens: int | None = None
+    arrivals: Arrivals = field(default_factory=AllAtOnce)
+
+    def __post_init__(self) -> None:
+        check_positive("PromptSet", new_tokens=self.new_tokens)
+        if self.max_prompt_tokens is not None:
+            check_positive("PromptSet", max_prompt_tokens=self.max_prompt_tokens)
+        if not self.texts:
+            raise UsageError("PromptSet: there is no prompt")
+        for index, text in enumerate(self.texts):
+            if not isinstance(text, str) or not text:
+                raise UsageError(f"PromptSet: prompt {index} is {text!r}, not a text")
+
+    @classmethod
+    def read(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        new_tokens: int,
+        limit: int | None = None,
+        max_prompt_tokens: int | None = None,
+        arrivals: Arrivals | None = None,
+    ) -> PromptSet:
+        """The first ``limit`` prompts of a .csv, .json or .jsonl file.
+
+        A row (an object of JSON, a line of CSV under its header) has ``instruction`` and perhaps ``input`` (Alpaca,
+        in its own template), ``context`` and ``input`` (LongBench), or ``prompt`` or ``text``; in JSON it may be the
+        text itself. Other fields are left alone. Raises UsageError that names the file and the row.
+        """
+        path = Path(path)
+        reader = _READERS.get(path.suffix.lower())
+        if reader is None:
+            raise UsageError(f"{path}: prompts are read from {', '.join(_READERS)} files")
+        try:
+            texts = tuple(islice(_texts(reader(path), str(path)), limit))
+        except OSError as error:
+            raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise UsageError(f"{path}: is no {path.suffix[1:].upper()} in UTF-8: {error}") from None
+        if not texts:
+            raise UsageError(f"{path}: there is no prompt in it")
+        return cls(texts, new_tokens, max_prompt_tokens, arrivals or AllAtOnce())
+
+    @classmethod
+    def from_hub(
+        cls,
+        dataset: str,
+        *,
+        new_tokens: int,
+        split: str = "train",
+        subset: str | None = None,
+        limit: int | None = None,
+        max_prompt_tokens: int | None = None,
+        arrivals: Arrivals | None = None,
+    ) -> PromptSet:
+        """The same from a data set of the Hugging Face hub (package ``datasets``), read in its own order.
+
+        Raises UsageError where the package or the hub is not there.
+        """
+        try:
+            load_dataset = importlib.import_module("datasets").load_dataset
+        except ImportError:
+            raise UsageError(
+                f"{dataset}: data sets of the hub need a package that is not installed: pip install datasets (or save "
+                "the prompts to a file, and use PromptSet.read)"
+            ) from None
+        where = f"data set {dataset}, split {split}"
+        try:
+            rows = load_dataset(dataset, subset, split=split, streaming=True)
+            texts = tuple(islice(_texts(((f"row {at}", row) for at, row in enumerate(rows)), where), limit))
+        except UsageError:
+            raise
+        except Exception as error:  # the hub's client raises what its transport does
+            raise UsageError(f"{where}: cannot be loaded: {type(error).__name__}: {error}") from error
+        if not texts:
+            raise UsageError(f"{where}: there is no prompt in it")
+        return cls(texts, new_tokens, max_prompt_tokens, arrivals or AllAtOnce())
+
+    def to_batch(self, encode: Encode | None = None) -> Batch:
+        """The prompts' token ids, cut in the middle where they are too long."""
+        ids = map(encode or byte_ids, self.texts)
+        return Batch(tuple(_cut(tuple(each), self.max_prompt_tokens) for each in ids), self.new_tokens)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all texts and limits; which tokenizer they go through is the model's business."""
+        return fingerprint_of("texts", self.arrivals, self.new_tokens, self.max_prompt_tokens, self.texts)
+
+    @property
+    def tokenized(self) -> bool:
+        """Texts need a tokenizer."""
+        return False
+
+
+def _cut(ids: tuple[int, ...], most: int | None) -> tuple[int, ...]:
+    if most is None or len(ids) <= most:
+        return ids
+    return ids[: most - most // 2] + ids[len(ids) - most // 2 :]
+
+
+Rows = Iterator[tuple[str, Any]]
+
+
+def _texts(rows: Iterable[tuple[str, Any]], where: str) -> Iterator[str]:
+    for place, row in rows:
+        text = row if isinstance(row, str) else _prompt(row) if isinstance(row, Mapping) else None
+        if text is None:
+            fields = f"the fields {', '.join(map(str, row))}" if isinstance(row, Mapping) else repr(row)[:80]
+            raise UsageError(
+                f"{where}, {place}: has {fields}; needed are instruction (and input), context and input, prompt, or "
+                "text"
+            )
+        if not text.strip():
+            raise UsageError(f"{where}, {place}: the prompt is empty")
+        yield text
+
+
+def _prompt(row: Mapping[str, Any]) -> str | None:
+    def words(name: str) -> str | None:
+        value = row.get(name)
+        return value if isinstance(value, str) else None
+
+    instruction, given = words("instruction"), words("input")
+    if instruction is not None:
+        if not instruction.strip():
+            return ""
+        # The template that Alpaca was trained with.
+        if given:
+            return (
+                f"{_ALPACA}, paired with an input that provides further context. {_RESPONSE}\n\n"
+                f"### Instruction:\n{instruction}\n\n### Input:\n{given}\n\n### Response:"
+            )
+        return f"{_ALPACA}. {_RESPONSE}\n\n### Instruction:\n{instruction}\n\n### Response:"
+    context = words("context")
+    if context is not None and given is not None:
+        return f"{context}\n\n{given}"
+    return next((text for text in (words("prompt"), words("text")) if text is not None), None)
+
+
+def _csv(path: Path) -> Rows:
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        reader = csv.DictReader(stream)
+        for row in reader:
+            yield f"line {reader.line_num}", row
+
+
+def _json(path: Path) -> Rows:
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{path}: is no JSON: {error}") from None
+    if not isinstance(rows, Sequence) or isinstance(rows, str):
+        raise UsageError(f"{path}: must be a list of prompts, not {type(rows).__name__}")
+    for at, row in enumerate(rows):
+        yield f"entry {at}", row
+
+
+def _jsonl(path: Path) -> Rows:
+    with path.open(encoding="utf-8-sig") as stream:
+        for number, line in enumerate(stream, 1):
+            if not line.strip():
+                continue
+            try:
+                yield f"line {number}", json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UsageError(f"{path}, line {number}: is no JSON: {error}") from None
+
+
+_READERS: Mapping[str, Callable[[Path], Rows]] = {".csv": _csv, ".json": _json, ".jsonl": _jsonl}
