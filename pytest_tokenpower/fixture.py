@@ -232,9 +232,11 @@ class Energy:
                 }
                 self._identity = describe_callable(arms["candidate"])
                 declared_axes(self._declared, self._identity)
-                gpus = [getattr(arm, "device_ids", None) for arm in arms.values()]
-                if all(each is not None for each in gpus):
-                    self._telemetry = self._telemetry.on_gpus(sorted({gpu for each in gpus for gpu in each}))
+                used = [getattr(arm, "device_ids", None) for arm in arms.values()]
+                if None not in used:
+                    self._telemetry = self._telemetry.on_gpus(
+                        sorted({gpu for each in used for gpu in each or ()})
+                    )
                 finished.append(
                     run_blocks(
                         arms,

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 
 import msgspec
 
-from pytest_tokenpower.measurement import FIGURES, figures, good, log_joules_per_token, round_values
+from pytest_tokenpower.measurement import (
+    FIGURES,
+    figures,
+    good,
+    log_errors,
+    log_joules_per_token,
+    round_values,
+)
 from pytest_tokenpower.record import MeasurementRecord, VerdictRecord
 from pytest_tokenpower.stats.decision import below_noise_floor, decide, decide_budget
 from pytest_tokenpower.stats.moderated import Estimate, compare_constant, compare_stored
@@ -89,7 +96,8 @@ def _estimates(
     """The comparison as read, and at a common temperature where both sides' temperatures allow it."""
     old = len(runs)
     values = [log_joules_per_token(one.rounds) for one in (*runs, *new)]
-    summaries = summarise_runs(values, prior=prior)
+    errors = [log_errors(one.rounds) for one in (*runs, *new)]
+    summaries = summarise_runs(values, meter_errors_per_run=errors, prior=prior)
     raw = compare_stored(summaries[:old], summaries[old:], prior)
     temperatures = [_temperatures(one) for one in (*runs, *new)]
     if any(each is None for each in temperatures):
@@ -97,7 +105,7 @@ def _estimates(
     reduced = adjust_temperature(values[:old], temperatures[:old], values[old:], temperatures[old:], prior)
     if not isinstance(reduced, Adjustment):
         return raw, None
-    summaries = summarise_runs([*reduced.baseline, *reduced.new], prior=prior)
+    summaries = summarise_runs([*reduced.baseline, *reduced.new], meter_errors_per_run=errors, prior=prior)
     return raw, compare_stored(
         summaries[:old], summaries[old:], prior, extra_squared_error=reduced.squared_error
     )
@@ -223,7 +231,11 @@ def judge_ceilings(
             )
             verdicts.append(VerdictRecord(kind, message, against=name, threshold=ceiling))
             continue
-        [summary] = summarise_runs([[math.log(value) for value in values[name]]], prior=prior)
+        [summary] = summarise_runs(
+            [[math.log(value) for value in values[name]]],
+            meter_errors_per_run=[log_errors(measurement.rounds)],
+            prior=prior,
+        )
         estimate = compare_constant([summary], ceiling, prior)
         kind = decide_budget(estimate)
         low, high = (ceiling * (1 + share) for share in estimate.change_interval())

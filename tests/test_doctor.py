@@ -277,7 +277,7 @@ def test_json_has_no_infinity() -> None:
             [Fault(kind="freeze", what="counter", from_s=0)],
             Board(power=SWING, ring=False),
             "unusable",
-            "energy counter read 0 J",
+            "energy counter and polled power disagree: 0.000",
             id="counter sticks, no ring",
         ),
         pytest.param(

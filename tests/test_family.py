@@ -109,7 +109,7 @@ def test_two_baselines_catch_the_creep_that_each_step_hides(pytester: pytest.Pyt
         )
 
     pytester.makepyfile(test_creep=PROJECT)
-    Path(pytester.path, ".gitignore").write_text("__pycache__\nstdout\nstderr\n")
+    Path(pytester.path, ".gitignore").write_text("__pycache__\nstdout\nstderr\nrunpytest-*\n")
     git("init", "--quiet", "--initial-branch=main")
     for seconds, tag in ((0.05, "v1"), (0.065, "v2")):
         Path(pytester.path, "seconds").write_text(str(seconds))

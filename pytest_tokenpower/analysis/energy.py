@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -83,6 +84,22 @@ class EnergyTrack:
     scale_stderr: float = 0.0
     fit: ScaleFit | None = None
 
+    @cached_property
+    def watts(self) -> NDArray[np.float64]:
+        """Power between the knots (float64[n-1]), at the scale."""
+        watts: NDArray[np.float64] = np.diff(self.joules)
+        watts /= np.diff(self.t_ns)
+        watts *= self.scale * 1e9
+        return watts
+
+    @cached_property
+    def wander(self) -> NDArray[np.float64]:
+        """The squared differences of neighbouring powers, summed up from the start (float64[n-1])."""
+        squares: NDArray[np.float64] = np.zeros_like(self.watts)
+        np.subtract(self.watts[1:], self.watts[:-1], out=squares[1:])
+        squares *= squares
+        return np.cumsum(squares, out=squares)
+
 
 @dataclass(frozen=True)
 class WindowEnergy:
@@ -138,7 +155,9 @@ def counter_track(counters: CounterColumns, tick_ns: float = 0.0) -> EnergyTrack
 def _track(
     method: Method, t_ns: NDArray[np.int64], joules: NDArray[np.float64], edge_jitter_ns: float
 ) -> EnergyTrack:
-    period_ns = float(np.median(np.diff(t_ns))) if len(t_ns) > 1 else np.inf
+    # Of a day's samples some tens of thousands tell the period as well.
+    distances = np.diff(t_ns)
+    period_ns = float(np.median(distances[:: 1 + len(distances) // 50_000])) if len(t_ns) > 1 else np.inf
     return EnergyTrack(method, t_ns, joules, period_ns, float(edge_jitter_ns))
 
 
@@ -157,10 +176,8 @@ def window_energy(track: EnergyTrack, start_ns: NDArray[np.int64], end_ns: NDArr
         ordered = window_energy(track, start[order], end[order])
         return WindowEnergy(*(getattr(ordered, column.name)[place] for column in fields(WindowEnergy)))
     t = track.t_ns
-    watts = track.scale * np.diff(track.joules) / (np.diff(t) / 1e9)
-    wander = np.concatenate([[0.0], np.cumsum(np.diff(watts) ** 2)])
     parts = [
-        _differences(track, watts, wander, start[at : at + BLOCK], end[at : at + BLOCK])
+        _differences(track, start[at : at + BLOCK], end[at : at + BLOCK])
         for at in range(0, max(len(start), 1), BLOCK)
     ]
     joules, variance, first, last = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -173,35 +190,31 @@ def window_energy(track: EnergyTrack, start_ns: NDArray[np.int64], end_ns: NDArr
             gap = np.searchsorted(gaps, last, "right") > np.searchsorted(gaps, first, "left")
     # Read nearly as often as it ticks, a counter stands still and then leaps: that is no power of anything.
     known = covered & (track.period_ns > TICKS_FOR_POWER * _tick_ns(track))
-    peak = np.where(known, _range_maximum(watts, first, last), np.nan)
+    peak = np.where(known, _range_maximum(track.watts, first, last), np.nan)
     return WindowEnergy(np.where(covered, joules, np.nan), np.sqrt(variance), peak, covered, gap)
 
 
 def _differences(
-    track: EnergyTrack,
-    watts: NDArray[np.float64],
-    wander: NDArray[np.float64],
-    start: NDArray[np.int64],
-    end: NDArray[np.int64],
+    track: EnergyTrack, start: NDArray[np.int64], end: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.intp], NDArray[np.intp]]:
     """Joules of windows, their variance, and the intervals that their edges fall in."""
-    first, start_joules, start_variance = _edge(track, watts, start)
-    last, end_joules, end_variance = _edge(track, watts, end)
+    first, start_joules, start_variance = _edge(track, start)
+    last, end_joules, end_variance = _edge(track, end)
     joules = end_joules - start_joules
     variance = start_variance + end_variance + (joules * track.scale_stderr / track.scale) ** 2
     if track.method == "power ring":
         # The steps at the edges have their own share; half the mean square of two samples' difference is a variance.
         inner = np.minimum(first + 2, last)
-        jumps = wander[np.maximum(last - 2, inner)] - wander[inner]
+        jumps = track.wander[np.maximum(last - 2, inner)] - track.wander[inner]
         variance += (SAMPLE_SHARE * track.period_ns / 1e9) ** 2 * jumps / 2
     return joules, variance, first, last
 
 
 def _edge(
-    track: EnergyTrack, watts: NDArray[np.float64], at_ns: NDArray[np.int64]
+    track: EnergyTrack, at_ns: NDArray[np.int64]
 ) -> tuple[NDArray[np.intp], NDArray[np.float64], NDArray[np.float64]]:
     """The interval that an edge falls in, the cumulative joules there, and their variance."""
-    t = track.t_ns
+    t, watts = track.t_ns, track.watts
     at = at_ns + track.lag_ns
     index = np.clip(np.searchsorted(t, at, "left") - 1, 0, len(t) - 2)
     length = (t[index + 1] - t[index]) / 1e9

@@ -19,7 +19,7 @@ from pytest_tokenpower.telemetry.qualify import ClockWatch, Trial
 from pytest_tokenpower.telemetry.qualify_nvml import BoardFacts
 from pytest_tokenpower.telemetry.values import Device
 
-AUTO = ("nvml", "rapl")
+AUTO = ("nvml", "amd", "rapl")
 """The sources that ``--energy-source=auto`` tries, in its order (telemetry/sources.py)."""
 
 

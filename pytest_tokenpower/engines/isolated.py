@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pytest_tokenpower import progress
-from pytest_tokenpower.engines.isolated_worker import Failure, Ready, Request, Start
+from pytest_tokenpower.engines.isolated_worker import COMMAND, Failure, Ready, Request, Start
 from pytest_tokenpower.engines.process_group import ProcessGroup
 from pytest_tokenpower.engines.protocol import Batch, EngineIdentity, Generation
 from pytest_tokenpower.engines.registry import reference
@@ -64,18 +64,14 @@ class IsolatedEngine:
         lifeline, self._lifeline = os.pipe()
         try:
             self._group = ProcessGroup(
-                [
-                    sys.executable,
-                    "-m",
-                    "pytest_tokenpower.engines.isolated_worker",
-                    str(theirs.fileno()),
-                    str(lifeline),
-                ],
+                [sys.executable, "-c", COMMAND, str(theirs.fileno()), str(lifeline)],
                 log=self._folder / "log.txt",
                 pass_fds=(theirs.fileno(), lifeline),
                 env={**os.environ, "PYTHONPATH": _python_path(), "PYTHONUNBUFFERED": "1", **(env or {})},
             )
         except OSError as error:
+            ours.close()
+            os.close(self._lifeline)
             raise EngineError(f"{self._name}: its process cannot be started: {error}") from error
         finally:
             theirs.close()

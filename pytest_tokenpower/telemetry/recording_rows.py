@@ -75,7 +75,7 @@ class DeviceRow(Row, frozen=True, tag="device"):
     name: str | None = None
     meter: str = "recording"
     provenance: str | None = None
-    counter_tick_us: Annotated[int, Meta(ge=0, le=10_000_000)] = UNKNOWN_TICK_US
+    counter_tick_us: Annotated[int, Meta(ge=0, le=600_000_000)] = UNKNOWN_TICK_US
     held: bool = True
     key_facts: dict[str, Fact] = {}
     facts: dict[str, Fact] = {}

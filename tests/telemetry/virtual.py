@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 
 from pytest_tokenpower.measurement import RoundWindow, round_records
@@ -95,10 +97,69 @@ class Measured:
 
 
 def measure(
-    *faults: Fault, until_s: float = 20.0, boards: Sequence[Board] = (Board(power=WORK),), seed: int = 0
+    *faults: Fault, seconds: float = 12.0, boards: Sequence[Board] = (Board(power=WORK),), seed: int = 0
 ) -> Measured:
-    """A whole run, from open to the last poll."""
+    """A whole run: open, and polls until the last window has its readings."""
     measured = Measured(*faults, boards=boards, seed=seed)
     measured.open()
-    measured.run_until(until_s + measured.meter.poll_interval_s)
+    measured.run_until(seconds + 1)
     return measured
+
+
+def rounds_of(measured: Measured, seconds: float = 12.0) -> list[RoundWindow]:
+    """Rounds of one to two seconds, close after each other, at all phases of the polls and of the work."""
+    windows = []
+    at, number = 0.9, 0
+    while at + (length := (1.2, 1.7, 1.05, 1.9, 0.6)[number % 5]) < seconds - 0.2:
+        windows.append(measured.window(at, length))
+        at, number = at + length + 0.013 + 0.05 * (number % 3), number + 1
+    return windows
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What is wrong with a run, in words: empty if every round is right, or invalid with a reason."""
+
+    wrong: tuple[str, ...]
+    records: tuple[RoundRecord, ...]
+
+    @property
+    def flagged(self) -> int:
+        return sum(bool(record.reasons) for record in self.records)
+
+    @property
+    def reasons(self) -> set[str]:
+        return {reason for record in self.records for reason in record.reasons}
+
+
+def judge(
+    measured: Measured,
+    windows: Sequence[RoundWindow] | None = None,
+    *,
+    spoilt_s: tuple[float, float] = (-math.inf, math.inf),
+    share: float = 0.005,
+) -> Judged:
+    """Hold each round to the exact energy.
+
+    A round with reasons is invalid, which is right between the two moments of ``spoilt_s`` and nowhere else; each
+    reason must begin with the device. A round without any must be within four of its own standard errors and a
+    ``share`` (the scale).
+    """
+    windows = rounds_of(measured) if windows is None else windows
+    records = measured.records(windows)
+    ids = tuple(device.id for device in measured.devices)
+    wrong = []
+    for window, record in zip(windows, records, strict=True):
+        start_s, end_s = ((t - measured.began_ns) / SECOND for t in (window.start_ns, window.end_ns))
+        where, truth = f"round {start_s:.2f} to {end_s:.2f} s", measured.truth(window)
+        wrong += [f"{where}: {each!r} names no device" for each in record.reasons if not each.startswith(ids)]
+        if record.reasons:
+            if end_s < spoilt_s[0] or start_s > spoilt_s[1]:
+                wrong.append(f"{where}: nothing was wrong there, and it has {record.reasons}")
+        elif record.joules is None or record.stderr_joules is None:
+            wrong.append(f"{where}: no figure and no reason")
+        elif abs(record.joules - truth) > 4 * record.stderr_joules + share * truth:
+            wrong.append(
+                f"{where}: {record.joules:.1f} ± {record.stderr_joules:.1f} J, truly {truth:.1f} ({record.joules / truth - 1:+.1%})"
+            )
+    return Judged(tuple(wrong), records)

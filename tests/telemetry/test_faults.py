@@ -1,0 +1,244 @@
+"""Every fault of the simulated board at every call: the energy of a round is right, or invalid with a reason."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pytest_tokenpower.analysis import guards
+from pytest_tokenpower.errors import MeterUnavailable
+from pytest_tokenpower.telemetry.meters import nvml_ring
+from pytest_tokenpower.telemetry.meters.simulated_curve import PowerCurve
+from pytest_tokenpower.telemetry.meters.simulated_scenario import (
+    Board,
+    Fault,
+    FaultKind,
+    Limit,
+    Process,
+    numbered_boards,
+)
+from pytest_tokenpower.telemetry.timeline import Timeline
+from pytest_tokenpower.telemetry.values import PowerSamples
+
+from .virtual import WORK, Judged, Measured, judge, measure, rounds_of, work
+
+# Without a ring and a counter there is only a one-second average, which must never stand still: no steps.
+GLIDING = work((0.23, 640), (0.81, 420), (0.12, 130), (0.31, 610), (1.17, 455), (0.09, 180), shape="lines")
+OTHER = work((0.4, 300), (0.7, 700), (0.2, 90))
+BOARDS: dict[str, tuple[Board, ...]] = {
+    "ring and counter": (Board(power=WORK),),
+    "no ring": (Board(power=WORK, ring=False),),
+    "no counter": (Board(power=WORK, counter=False),),
+    "two": (Board(power=WORK), Board(uuid="GPU-52", power=OTHER)),
+}
+POLLED = (Board(power=GLIDING, ring=False, counter=False),)
+
+ERRORS = (
+    "NOT_SUPPORTED",
+    "UNKNOWN",
+    "GPU_IS_LOST",
+    "TIMEOUT",
+    "NO_PERMISSION",
+    "UNINITIALIZED",
+    "NOT_FOUND",
+    "INSUFFICIENT_SIZE",
+)
+NEEDED = {"nvmlDeviceGetSamples", "nvmlDeviceGetTotalEnergyConsumption", "nvmlDeviceGetPowerUsage"}
+AT_OPEN = {
+    "nvmlInitWithFlags",
+    "nvmlDeviceGetCount",
+    "nvmlDeviceGetHandleByIndex",
+    "nvmlDeviceGetUUID",
+    "nvmlDeviceGetName",
+    "nvmlDeviceGetMigMode",
+    "nvmlSystemGetDriverVersion",
+    "nvmlDeviceGetMemoryInfo",
+    "nvmlDeviceGetEnforcedPowerLimit",
+    "nvmlDeviceGetPersistenceMode",
+}
+CONDITIONS = {
+    "nvmlDeviceGetFieldValues",
+    "nvmlDeviceGetTemperatureV",
+    "nvmlDeviceGetClockInfo",
+    "nvmlDeviceGetComputeRunningProcesses",
+}
+
+
+def polled_rounds(measured: Measured) -> list[Any]:
+    return [measured.window(1.5, 15), measured.window(3, 16.5)]
+
+
+# --- without faults, and with a harness that is broken on purpose
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("boards", BOARDS.values(), ids=BOARDS)
+def test_without_faults_every_round_is_right_and_has_no_reasons(boards: Sequence[Board], seed: int) -> None:
+    judged = judge(measure(boards=boards, seed=seed))
+    assert judged.wrong == ()
+    assert judged.flagged == 0
+    assert len(judged.records) > 6
+
+
+def test_polled_power_is_right_without_faults() -> None:
+    measured = measure(boards=POLLED, seconds=20)
+    judged = judge(measured, polled_rounds(measured))
+    assert judged.wrong == ()
+    assert judged.flagged == 0
+
+
+def _blind(name: str) -> Callable[[pytest.MonkeyPatch], None]:
+    return lambda patch: patch.setattr(guards, name, lambda *_: [])
+
+
+def _deaf(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Timeline, "note", lambda *_: None)
+
+
+def _zero_is_a_power(patch: pytest.MonkeyPatch) -> None:
+    real = nvml_ring.PowerRing.drain
+
+    def drain(self: nvml_ring.PowerRing, clock: Any) -> PowerSamples | None:
+        try:
+            return real(self, clock)
+        except nvml_ring.MeterError:
+            t_ns = clock.monotonic_ns() + np.arange(-50, 0) * 20_000_000
+            return PowerSamples(t_ns, np.zeros(50, dtype=np.int64))
+
+    patch.setattr(nvml_ring.PowerRing, "drain", drain)
+    # An open-eyed counter would give it away.
+    _blind("witness_reasons")(patch)
+    _deaf(patch)
+
+
+def _hot(patch: pytest.MonkeyPatch) -> None:
+    real = guards.condition_reasons
+    patch.setattr(guards, "condition_reasons", lambda device, *rest: [*real(device, *rest), "hot"])
+
+
+def _more(patch: pytest.MonkeyPatch) -> None:
+    real = Measured.truth
+    patch.setattr(Measured, "truth", lambda self, window: 1.05 * real(self, window))
+
+
+@pytest.mark.parametrize(
+    ("plant", "fault", "boards"),
+    [
+        (_more, None, "ring and counter"),
+        (_hot, None, "ring and counter"),
+        (_blind("energy_reasons"), Fault(kind="ring_gap", from_s=3.3, until_s=5), "no counter"),
+        (_blind("witness_reasons"), Fault(kind="freeze", what="ring", from_s=3.3), "ring and counter"),
+        (_blind("witness_reasons"), Fault(kind="freeze", what="counter", from_s=3.3), "no ring"),
+        (_zero_is_a_power, Fault(kind="zero", call="nvmlDeviceGetSamples", nth=6), "no counter"),
+        (_deaf, Fault(kind="counter_reset", from_s=3.3), "no ring"),
+    ],
+)
+def test_the_harness_sees_a_defect(
+    monkeypatch: pytest.MonkeyPatch,
+    plant: Callable[[pytest.MonkeyPatch], None],
+    fault: Fault | None,
+    boards: str,
+) -> None:
+    faults = [] if fault is None else [fault]
+    assert not judge(measure(*faults, boards=BOARDS[boards])).wrong
+    plant(monkeypatch)
+    judged = judge(measure(*faults, boards=BOARDS[boards]), spoilt_s=(2, 9) if faults else (-1, -1))
+    assert judged.wrong
+
+
+# --- every call
+
+
+def attempt(*faults: Fault, boards: Sequence[Board], seconds: float = 8.0) -> Judged | str:
+    """A run, or what open said."""
+    measured = Measured(*faults, boards=boards)
+    try:
+        measured.open()
+    except MeterUnavailable as error:
+        return str(error)
+    measured.run_until(seconds + 1)
+    return judge(measured, rounds_of(measured, seconds))
+
+
+def calls_of(boards: Sequence[Board]) -> dict[str, tuple[int, int]]:
+    """Of each call: how often open makes it, and how often a run does."""
+    measured = Measured(boards=boards)
+    measured.open()
+    at_open = dict(measured.boards.call_counts)
+    measured.run_until(9)
+    return {call: (at_open.get(call, 0), count) for call, count in measured.boards.call_counts.items()}
+
+
+CALLS = {name: calls_of(boards) for name, boards in BOARDS.items()}
+
+
+def test_every_call_of_the_meter_is_in_the_sweep() -> None:
+    assert {call for calls in CALLS.values() for call in calls} == NEEDED | AT_OPEN | CONDITIONS
+
+
+@pytest.mark.parametrize("call", sorted(CALLS["ring and counter"]))
+def test_a_call_that_fails_once(call: str) -> None:
+    at_open, count = CALLS["ring and counter"][call]
+    wrong = []
+    # Each at open (the first poll is one of them), one in the middle, the last.
+    places = sorted({*range(1, at_open + 2), (at_open + count) // 2, count} & set(range(1, count + 1)))
+    for error in ERRORS:
+        for nth in places:
+            outcome = attempt(Fault(kind="error", call=call, nth=nth, error=error), boards=BOARDS["ring and counter"])
+            where = f"{error} at call {nth} of {count}"
+            if isinstance(outcome, str):
+                if call not in AT_OPEN or (call != "nvmlInitWithFlags" and call not in outcome):
+                    wrong.append(f"{where}: {outcome}")
+                continue
+            wrong += [f"{where}: {each}" for each in outcome.wrong]
+            if call in CONDITIONS | AT_OPEN and outcome.flagged:
+                wrong.append(f"{where}: spoilt {outcome.reasons}")
+            if call in NEEDED and nth == (at_open + count) // 2 and error != "NOT_FOUND" and not outcome.flagged:
+                wrong.append(f"{where}: nobody noticed")
+    assert wrong == []
+
+
+@pytest.mark.parametrize("boards", BOARDS)
+@pytest.mark.parametrize("call", sorted(NEEDED))
+def test_a_reading_that_stops_for_good(boards: str, call: str) -> None:
+    if call not in CALLS[boards]:
+        pytest.skip("not called on such a board")
+    for error in ("UNKNOWN", "GPU_IS_LOST", "NOT_FOUND"):
+        outcome = attempt(Fault(kind="error", call=call, error=error, from_s=3.3), boards=BOARDS[boards])
+        assert isinstance(outcome, Judged)
+        assert outcome.wrong == ()
+        if boards == "no ring" and call == "nvmlDeviceGetPowerUsage":
+            assert outcome.flagged == 0
+        else:
+            # All rounds that end after it.
+            assert [bool(r.reasons) for r in outcome.records][-2:] == [True, True], (error, outcome.records)
+
+
+@pytest.mark.parametrize("boards", [*BOARDS, "polled"])
+@pytest.mark.parametrize("error", ["UNKNOWN", "NOT_SUPPORTED", "GPU_IS_LOST"])
+@pytest.mark.parametrize("call", sorted(NEEDED))
+def test_a_reading_that_never_works_is_done_without(boards: str, call: str, error: str) -> None:
+    chosen = POLLED if boards == "polled" else BOARDS[boards]
+    measured = Measured(Fault(kind="error", call=call, error=error), boards=chosen)
+    lacking = {"no ring": "nvmlDeviceGetTotalEnergyConsumption", "no counter": "nvmlDeviceGetSamples"}
+    if boards == "polled" and call == "nvmlDeviceGetPowerUsage":
+        with pytest.raises(MeterUnavailable, match=r"GPU-51.* offers neither .*nvmlDeviceGetPowerUsage failed"):
+            measured.open()
+        return
+    measured.open()
+    measured.run_until(21)
+    # Whatever is left gives no resolution of a second: then the rounds say so.
+    judged = judge(measured, polled_rounds(measured) if lacking.get(boards) == call else None)
+    assert judged.wrong == ()
+    if call != "nvmlDeviceGetPowerUsage" and not (boards, call) in (
+        ("no ring", "nvmlDeviceGetSamples"),
+        ("no counter", "nvmlDeviceGetTotalEnergyConsumption"),
+    ):
+        said = {str(v) for d in measured.devices for name, v in d.facts.items() if name.endswith("_error")}
+        assert any(call in each for each in said) or boards == "polled"
