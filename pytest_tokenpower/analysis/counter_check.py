@@ -66,15 +66,16 @@ def counter_disagreement(
     if not whole.any():
         return None
 
-    def ring(at_ns: NDArray[np.float64], phase_ns: float) -> NDArray[np.float64]:
+    def ring(at_ns: NDArray[np.float64], phase_ns: NDArray[np.float64] | float) -> NDArray[np.float64]:
         ticks = np.floor((at_ns - phase_ns) / tick_ns) * tick_ns + phase_ns if tick_ns else at_ns
-        return np.interp(ticks, knots, joules)
+        read: NDArray[np.float64] = np.interp(ticks, knots, joules)
+        return read
 
     began, ended = (t0_ns - origin).astype(np.float64), (t1_ns - origin).astype(np.float64)
     middle = (began + ended) / 2
     growth = np.diff(counted)
     phases = np.linspace(0.0, tick_ns, 40, endpoint=False) if tick_ns else np.zeros(1)
-    misses = [float(np.abs(growth - np.diff(ring(middle, phase)))[whole].sum()) for phase in phases]
+    misses = np.abs(growth - np.diff(ring(middle, phases[:, None]), axis=1))[:, whole].sum(axis=1)
     phase_ns = float(phases[int(np.argmin(misses))])
     low, high = ring(began - SLACK_NS, phase_ns), ring(ended + SLACK_NS, phase_ns)
     expected = ring(middle, phase_ns)

@@ -78,7 +78,7 @@ def main() -> None:
         connection.send(Ready(engine.identity, None if devices is None else tuple(devices), able))
         _serve(connection, engine)
     except EOFError:
-        pass
+        _kill_group()  # the parent is gone
     except BaseException as error:
         _send_failure(connection, error)
     finally:
@@ -130,4 +130,8 @@ def _end_with_parent(lifeline: int) -> None:
     """Wait for the end of the parent, which holds the other end of this pipe, and take the whole group along."""
     with contextlib.suppress(OSError):
         os.read(lifeline, 1)
+    _kill_group()
+
+
+def _kill_group() -> None:
     os.killpg(os.getpgid(0), signal.SIGKILL)

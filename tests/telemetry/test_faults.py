@@ -132,7 +132,11 @@ def _more(patch: pytest.MonkeyPatch) -> None:
     [
         (_more, None, "ring and counter"),
         (_hot, None, "ring and counter"),
-        (_blind("energy_reasons"), Fault(kind="ring_gap", from_s=3.3, until_s=5), "no counter"),
+        (
+            _blind("energy_reasons"),
+            Fault(kind="error", call="nvmlDeviceGetSamples", error="NOT_FOUND", from_s=5),
+            "no counter",
+        ),
         (_blind("witness_reasons"), Fault(kind="freeze", what="ring", from_s=3.3), "ring and counter"),
         (_blind("witness_reasons"), Fault(kind="freeze", what="counter", from_s=3.3), "no ring"),
         (_zero_is_a_power, Fault(kind="zero", call="nvmlDeviceGetSamples", nth=6), "no counter"),
@@ -155,7 +159,7 @@ def test_the_harness_sees_a_defect(
 # --- every call
 
 
-def attempt(*faults: Fault, boards: Sequence[Board], seconds: float = 8.0) -> Judged | str:
+def attempt(*faults: Fault, boards: Sequence[Board], seconds: float = 6.0) -> Judged | str:
     """A run, or what open said."""
     measured = Measured(*faults, boards=boards)
     try:
@@ -171,7 +175,7 @@ def calls_of(boards: Sequence[Board]) -> dict[str, tuple[int, int]]:
     measured = Measured(boards=boards)
     measured.open()
     at_open = dict(measured.boards.call_counts)
-    measured.run_until(9)
+    measured.run_until(7)
     return {call: (at_open.get(call, 0), count) for call, count in measured.boards.call_counts.items()}
 
 
@@ -188,27 +192,31 @@ def test_a_call_that_fails_once(call: str) -> None:
     wrong = []
     # Each at open (the first poll is one of them), one in the middle, the last.
     places = sorted({*range(1, at_open + 2), (at_open + count) // 2, count} & set(range(1, count + 1)))
-    for error in ERRORS:
-        for nth in places:
-            outcome = attempt(Fault(kind="error", call=call, nth=nth, error=error), boards=BOARDS["ring and counter"])
-            where = f"{error} at call {nth} of {count}"
-            if isinstance(outcome, str):
-                if call not in AT_OPEN or (call != "nvmlInitWithFlags" and call not in outcome):
-                    wrong.append(f"{where}: {outcome}")
-                continue
-            wrong += [f"{where}: {each}" for each in outcome.wrong]
-            if call in CONDITIONS | AT_OPEN and outcome.flagged:
-                wrong.append(f"{where}: spoilt {outcome.reasons}")
-            if call in NEEDED and nth == (at_open + count) // 2 and error != "NOT_FOUND" and not outcome.flagged:
-                wrong.append(f"{where}: nobody noticed")
+    middle = (at_open + count) // 2
+    for error, nth in [("UNKNOWN", nth) for nth in places] + [(error, middle) for error in ERRORS]:
+        outcome = attempt(
+            Fault(kind="error", call=call, nth=nth, error=error), boards=BOARDS["ring and counter"]
+        )
+        where = f"{error} at call {nth} of {count}"
+        if isinstance(outcome, str):
+            if call not in AT_OPEN or (call != "nvmlInitWithFlags" and call not in outcome):
+                wrong.append(f"{where}: {outcome}")
+            continue
+        wrong += [f"{where}: {each}" for each in outcome.wrong]
+        if call in CONDITIONS | AT_OPEN and outcome.flagged:
+            wrong.append(f"{where}: spoilt by {outcome.reasons}")
+        # NOT_FOUND is how NVML says that there is no new sample.
+        if call in NEEDED and nth == middle and not outcome.flagged and error != "NOT_FOUND":
+            wrong.append(f"{where}: nobody noticed")
     assert wrong == []
 
 
 @pytest.mark.parametrize("boards", BOARDS)
 @pytest.mark.parametrize("call", sorted(NEEDED))
 def test_a_reading_that_stops_for_good(boards: str, call: str) -> None:
-    if call not in CALLS[boards]:
-        pytest.skip("not called on such a board")
+    at_open, count = CALLS[boards].get(call, (0, 0))
+    if at_open == count:
+        pytest.skip("not called by a poll of such a board")
     for error in ("UNKNOWN", "GPU_IS_LOST", "NOT_FOUND"):
         outcome = attempt(Fault(kind="error", call=call, error=error, from_s=3.3), boards=BOARDS[boards])
         assert isinstance(outcome, Judged)
@@ -242,3 +250,105 @@ def test_a_reading_that_never_works_is_done_without(boards: str, call: str, erro
     ):
         said = {str(v) for d in measured.devices for name, v in d.facts.items() if name.endswith("_error")}
         assert any(call in each for each in said) or boards == "polled"
+
+
+@pytest.mark.parametrize("call", sorted(CONDITIONS))
+def test_a_condition_that_cannot_be_read_is_absent_and_the_energy_stands(call: str) -> None:
+    also = ("nvmlDeviceGetTemperature",) if call == "nvmlDeviceGetTemperatureV" else ()
+    for error in ("UNKNOWN", "TIMEOUT", "NO_PERMISSION", "NOT_SUPPORTED"):
+        judged = judge(measure(*(Fault(kind="error", call=each, error=error) for each in (call, *also))))
+        assert judged.wrong == ()
+        assert judged.flagged == 0
+        for record in judged.records:
+            absent = {
+                "nvmlDeviceGetFieldValues": record.limited_shares == {},
+                "nvmlDeviceGetTemperatureV": record.temperature_celsius is None,
+                "nvmlDeviceGetClockInfo": record.sm_clock_mhz is None,
+                "nvmlDeviceGetComputeRunningProcesses": True,
+            }
+            assert {name: value for name, value in absent.items() if value}.keys() == {
+                call,
+                "nvmlDeviceGetComputeRunningProcesses",
+            }
+
+
+def test_a_condition_that_stops_is_not_made_up_from_what_it_was() -> None:
+    measured = measure(
+        Fault(kind="error", call="nvmlDeviceGetTemperatureV", from_s=4),
+        Fault(kind="error", call="nvmlDeviceGetTemperature", from_s=4),
+        Fault(kind="error", call="nvmlDeviceGetFieldValues", from_s=4),
+        Fault(kind="error", call="nvmlDeviceGetClockInfo", from_s=4),
+        seconds=20,
+    )
+    early, late = measured.records([measured.window(1.5, 1), measured.window(12, 1)])
+    assert early.temperature_celsius is not None
+    assert early.sm_clock_mhz is not None
+    assert early.limited_shares
+    assert (late.temperature_celsius, late.sm_clock_mhz, late.limited_shares) == (None, None, {})
+    assert (early.reasons, late.reasons) == ((), ())
+
+
+@pytest.mark.parametrize("call", ["nvmlDeviceGetTemperatureV", "nvmlDeviceGetClockInfo", "nvmlDeviceGetMemoryInfo"])
+def test_a_zero_is_no_reading(call: str) -> None:
+    also = ("nvmlDeviceGetTemperature",) if call == "nvmlDeviceGetTemperatureV" else ()
+    measured = measure(*(Fault(kind="zero", call=each) for each in (call, *also)))
+    judged = judge(measured)
+    assert judged.wrong == ()
+    assert judged.flagged == 0
+    [record, *_] = judged.records
+    [device] = measured.devices
+    assert None in (record.temperature_celsius, record.sm_clock_mhz, device.key_facts["memory_gib"])
+    assert 0 not in (record.temperature_celsius, record.sm_clock_mhz, device.key_facts["memory_gib"])
+
+
+# --- readings that are wrong
+
+
+def wrong_readings() -> Iterator[tuple[str, tuple[float, float], Sequence[Fault]]]:
+    """Names, between when rounds may be invalid (seconds), and the faults."""
+    for at in (3.3, 3.95):
+        for seconds in (1.6, 4.0, None):
+            until = None if seconds is None else at + seconds
+            # Readings come once a second, and what contradicts them with the next one.
+            spoilt = (at - 2.2, 99 if until is None else until + 2.2)
+            for watts in (None, 590.0, 90.0):
+                yield (
+                    f"ring frozen at {watts} from {at} for {seconds}",
+                    spoilt,
+                    [Fault(kind="freeze", what="ring", watts=watts, from_s=at, until_s=until)],
+                )
+            changes: list[tuple[FaultKind, dict[str, Any]]] = [
+                ("freeze", {"what": "counter"}),
+                ("counter_scale", {"factor": 2.0}),
+                ("counter_scale", {"factor": 0.5}),
+                ("slow_ring", {}),
+                ("ring_gap", {}),
+                ("lost", {}),
+                ("zero", {"call": "nvmlDeviceGetSamples"}),
+                ("zero", {"call": "nvmlDeviceGetTotalEnergyConsumption"}),
+                ("zero", {"call": "nvmlDeviceGetPowerUsage"}),
+            ]
+            for kind, details in changes:
+                fault = Fault(kind=kind, from_s=at, until_s=until, **details)
+                yield f"{kind} {details} from {at} for {seconds}", spoilt, [fault]
+        once = (at - 2.2, at + 3.2)
+        yield f"counter_reset at {at}", once, [Fault(kind="counter_reset", from_s=at)]
+        for millijoules in (1_000, 100_000, 400_000, 1_200_000):
+            yield (
+                f"counter_back {millijoules} at {at}",
+                once,
+                [Fault(kind="counter_back", millijoules=millijoules, from_s=at)],
+            )
+
+
+WRONG_READINGS = {name: (spoilt, faults) for name, spoilt, faults in wrong_readings()}
+
+
+@pytest.mark.parametrize("boards", BOARDS)
+def test_a_reading_that_is_wrong(boards: str) -> None:
+    wrong = []
+    for name, (spoilt, faults) in WRONG_READINGS.items():
+        measured = measure(*faults, boards=BOARDS[boards], seconds=10)
+        judged = judge(measured, rounds_of(measured, 10), spoilt_s=spoilt)
+        wrong += [f"{name}: {each}" for each in judged.wrong]
+    assert wrong == []
