@@ -205,7 +205,8 @@ def _limits(timeline: Timeline, devices: Sequence[Device], one: RoundWindow) -> 
         found = guards.limited_shares(timeline.conditions(device.id), one.start_ns, one.end_ns)
         for name, share in found.items():
             shares[name] = max(share, shares.get(name, 0.0))
-    return {name: round(share, 6) for name, share in shares.items() if share > 0}
+    # A share of zero was read; a limit that was not read is absent.
+    return {name: round(share, 6) for name, share in shares.items()}
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ class RoundRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
     ``joules`` is None where the meter could not say. ``reasons`` is empty for a good round; otherwise the guards that
     dropped it. ``limited_shares`` is the share of the window's time under each limit (``power`` is information,
-    thermal ones drop the round).
+    thermal ones drop the round); a limit that was not read is absent.
     """
 
     start_ns: int

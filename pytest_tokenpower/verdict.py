@@ -294,7 +294,5 @@ def gravest(verdicts: Sequence[VerdictRecord]) -> VerdictRecord | None:
 
 
 def against_baseline(verdicts: Sequence[VerdictRecord]) -> VerdictRecord | None:
-    """The verdict that compares with stored runs or with the other arm; None where there is nothing to compare with."""
-    return next(
-        (verdict for verdict in verdicts if verdict.baseline_runs or verdict.against == OTHER_ARM), None
-    )
+    """The gravest verdict that compares with stored runs or with the other arm; None where there is no such one."""
+    return gravest([verdict for verdict in verdicts if verdict.baseline_runs or verdict.against == OTHER_ARM])

@@ -99,6 +99,7 @@ def test_unknown(energy):
     energy.declare(sparsity=2)
     energy.run(engine(), WORK)
 
+@quick
 def test_late(energy):
     energy.run(engine(), WORK)
     energy.declare(dtype="bfloat16")
@@ -177,6 +178,7 @@ def test_arrivals(energy):
 def test_vocabulary(energy):
     energy.run(stub(isolated=False), FixedShape(2, 8, 4))
 
+@quick
 def test_twice(energy):
     engine = stub(isolated=False, step_s=0.001).load()
     energy.run(engine, WORK)
@@ -260,7 +262,8 @@ def test_it(energy):
     energy.run(stub(isolated=False, step_s=0.001, devices=ids), WORK)
 """
     )
-    project.file("boards.json", '{"boards": [{}, {}, {}]}')
+    boards = ", ".join(f'{{"uuid": "GPU-5100000{at}-0000-0000-0000-000000000000"}}' for at in range(3))
+    project.file("boards.json", f'{{"boards": [{boards}]}}')
     result, run = project.measure("--energy-source=simulated:boards.json")
     result.assert_outcomes(passed=1)
     measured = the(run)
