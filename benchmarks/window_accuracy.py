@@ -2,8 +2,8 @@
 
     python benchmarks/window_accuracy.py --data h100_phases.json.gz h100_vllm_aa.tgz [--output PATH]
 
-Converts both files into recordings (docs/recording-format.md), works their windows out as `tokenpower analyse` does, and
-writes tables of goal, figure, met or not. Exits 1 where a goal is missed.
+Converts both files into recordings (docs/recording-format.md), works their windows out as `tokenpower analyse` does,
+and writes tables of goal, figure, met or not. Exits 1 where a goal is missed.
 """
 
 from __future__ import annotations
@@ -437,11 +437,11 @@ scatter counts against the interval in both. Where the stated error is all there
 {coverages}
 
 The two plain recordings, where a prefill is one uninterrupted piece of work, hold 95 % or more. Under vLLM the
-neighbours of all runs together hold {pooled}: there the work itself differs from round to round. The length of the
-window says so (it varies by 2 to 12 ms with no energy to show for it: time on the host, at idle power), and whole
-rounds do: they scatter by 0.3 to 0.6 %, most of it a drift with the die's temperature, where the ring alone would
-make 0.2 to 0.3 %. That scatter is what rounds are repeated for; the interval of a measurement comes from its rounds,
-not from the meter's error alone.
+neighbours of all runs together hold {pooled}: there the work itself differs from round to round. The length of a
+prefill says so (it varies by 2 to 12 ms, with no energy to show for it: time on the host, at idle power), and whole
+rounds do: they scatter by 0.4 to 0.7 %, where the ring alone would make 0.2 to 0.4 %, and much of that is a drift
+over the run. That scatter is what rounds are repeated for; the interval of a measurement comes from its rounds, not
+from the meter's error alone.
 
 ## Bias, and what the board smooths
 
@@ -462,10 +462,11 @@ the edges (and stamps taken as 2.5 ms late) bring back 6 %; undoing a lag of 11 
 it rises by 0.07 %, less than the 0.10 % to which 319 windows tell it. Prefill and decode sum to the round in any
 case.
 
-Tried and not taken: neighbours two samples away (no better, and it needs longer windows), extrapolating from one side
-of the edge (spread 4 to 6 % at 82 ms), following the lag from sample to sample (noise adds up, spread 4 %), moving
-late stamps back to their 20 ms grid (spread 3.9 % at 82 ms, better by a tenth under vLLM). On a board whose samples
-were exact means, undoing the lag would read an 82 ms window 1.5 % high: half of the stated error there.
+Tried and not taken, with the spread at 82 ms (2.6 % as it is): the samples two away from the edge (3.9 %, and longer
+windows are needed), the mean of the two on each side (3.1 %), extrapolating up to the edge from what was before it
+(4.1 %), following the lag from sample to sample (4.0 %: noise adds up, and the bias turns to +5 %), moving late
+stamps halfway back to their 20 ms grid (3.4 %; better by a tenth of the spread under vLLM). On a board whose samples
+were exact means, undoing the lag would read an 82 ms window 1.5 % high (simulated): half of the stated error there.
 
 ## The same windows by other methods
 
@@ -476,8 +477,7 @@ last second, both new each 100 ms, as the board's fields behave; CodeCarbon's de
 {others}
 
 Reading the counter costs 3 ms (median) to 16 ms a call on the measured path beside that. `zero` counts the windows
-that a method read as 0 J. The spread of the ring is larger on these 1B prefills than on those above: eight decode
-steps and two counter reads lie between them, so that the board falls to its idle power before each.
+that a method read as 0 J. The ring's spread over 40 windows is itself known to a tenth only.
 """
 
 

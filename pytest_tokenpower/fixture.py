@@ -17,7 +17,7 @@ from pytest_tokenpower.engines.describe import describe_callable
 from pytest_tokenpower.errors import TokenCountError, UsageError
 from pytest_tokenpower.interleave import Arm, BlockPlan, Comparison, Startable, run_blocks
 from pytest_tokenpower.measurement import PhaseWindow, RoundWindow
-from pytest_tokenpower.phases import phases_of
+from pytest_tokenpower.phases import phase_facts, phases_of
 from pytest_tokenpower.record import Fact, MeasurementRecord, RoundRecord, VerdictRecord
 from pytest_tokenpower.rounds import Plan, device_wait, run_rounds
 from pytest_tokenpower.settings import fraction
@@ -277,6 +277,11 @@ class Energy:
             raise TokenCountError(f"{self._test}: {error}") from None
 
     @property
+    def gpu_ids(self) -> tuple[str, ...]:
+        """The GPUs that are measured: nobody else may be measured on them meanwhile."""
+        return tuple(device.id for device in self._telemetry.devices if device.scope == "gpu")
+
+    @property
     def used(self) -> bool:
         """Whether the test began to measure; a workload that raises may have left no round."""
         return self._called or self._entered
@@ -360,9 +365,7 @@ class Energy:
         if len(each) > 1:
             facts["token_counts"] = "differ between executions"
         if self._comparison is None and any(window.phases for window in windows):
-            facts |= analysis.phase_facts(
-                self._timeline, self._telemetry.devices_in_use(windows), windows, rounds
-            )
+            facts |= phase_facts(self._timeline, self._telemetry.devices_in_use(windows), windows, rounds)
         for device in {each.id: each for each in (*devices, *self._telemetry.others)}.values():
             facts |= {f"{device.id}.{name}": value for name, value in device.facts.items()}
         if identity is not None:

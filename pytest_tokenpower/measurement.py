@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from pytest_tokenpower.analysis.energy import (
     window_energy,
 )
 from pytest_tokenpower.analysis.phases import phase_records
-from pytest_tokenpower.record import Fact, Figure, PhaseRecord, RoundRecord
+from pytest_tokenpower.record import Figure, PhaseRecord, RoundRecord
 from pytest_tokenpower.telemetry.timeline import CounterColumns, Timeline
 from pytest_tokenpower.telemetry.values import Device
 from pytest_tokenpower.tokens import TokenCount
@@ -118,9 +119,7 @@ def round_records(
                 found += guards.length_reasons(device, track, one.start_ns, one.end_ns)
             found += guards.energy_reasons(device, track, energy, at)
             found += guards.condition_reasons(device, conditions, one.start_ns, one.end_ns)
-            power = timeline.power(
-                device.id, one.start_ns - guards.AROUND_NS, one.end_ns + guards.AROUND_NS
-            )
+            power = timeline.power(device.id, one.start_ns - guards.AROUND_NS, one.end_ns + guards.AROUND_NS)
             found += guards.witness_reasons(device, track, power, counters, one.start_ns, one.end_ns)
     records = []
     phases = _phases(tracks if len(tracks) == len(devices) else (), rounds, reasons)
@@ -168,24 +167,6 @@ def _phases(
         for at, each in zip(members, found, strict=True):
             phases[at] = each
     return phases
-
-
-def phase_facts(
-    timeline: Timeline,
-    devices: Sequence[Device],
-    rounds: Sequence[RoundWindow],
-    records: Sequence[RoundRecord],
-) -> dict[str, Fact]:
-    """How the phases of these rounds were told apart, for the record; empty where no step was mixed."""
-    tracks = [track for device in devices if (track := track_of(timeline, device)) is not None]
-    marks = [() if record.reasons else one.phases for one, record in zip(rounds, records, strict=True)]
-    _, found = phase_records(tracks, marks)
-    facts: dict[str, Fact] = {"phases.mixed_share": round(found.mixed_share, 4)} if found.mixed_share else {}
-    if found.refusal is not None:
-        facts["phases.refused"] = found.refusal
-    elif found.split is not None:
-        facts["phases.condition"] = round(found.split.condition, 2)
-    return facts
 
 
 def _over_devices(
@@ -262,12 +243,23 @@ FIGURES: Mapping[str, str] = {
     "mean_watts": "W",
     "peak_watts": "W",
     "tokens_per_second": "generated tokens / s",
+    "prefill_watts": "W of prefill",
+    "decode_watts": "W of decode",
+    "prefill_tokens_per_second": "prompt tokens / s of prefill",
+    "decode_tokens_per_second": "generated tokens / s of decode",
+    "between_steps_joules_per_token": "J between steps / generated token",
+    "joule_seconds_per_response": "J / response x s / execution (energy-delay product)",
+    "power_imbalance": "the GPU that drew most, above their mean",
     "seconds": "s / execution of the workload",
 }
 
 
 _OF_ALL_JOULES = frozenset({"joules_per_token", "joules_per_response", "joules", "mean_watts"})
 """Figures whose relative error is at least that of the rounds' joules."""
+
+
+_BOARD = re.compile(r"(GPU-)?[0-9a-f]{8}-", re.IGNORECASE)
+"""A GPU's id is its UUID (NVML's with GPU- before it); other devices are called by their meter."""
 
 
 def round_values(rounds: Sequence[RoundRecord]) -> dict[str, list[float]]:
@@ -284,12 +276,25 @@ def round_values(rounds: Sequence[RoundRecord]) -> dict[str, list[float]]:
         values["seconds"].append(one.seconds / one.repeats)
         if one.peak_watts is not None:
             values["peak_watts"].append(one.peak_watts)
+        values["joule_seconds_per_response"].append(joules / one.responses * one.seconds / one.repeats)
+        boards = [value for name, value in one.device_joules.items() if _BOARD.match(name) and value]
+        if len(boards) > 1:
+            values["power_imbalance"].append(max(boards) / (sum(boards) / len(boards)) - 1)
         if (prefill := one.phases.get("prefill")) is not None:
             values["prefill_joules_per_token"].append(prefill.joules / one.generated_tokens)
+            values["prefill_watts"].append(prefill.joules / prefill.seconds)
             if one.prompt_tokens:
                 values["joules_per_prompt_token"].append(prefill.joules / one.prompt_tokens)
+                values["prefill_tokens_per_second"].append(one.prompt_tokens / prefill.seconds)
         if (decode := one.phases.get("decode")) is not None:
             values["decode_joules_per_token"].append(decode.joules / one.generated_tokens)
+            values["decode_watts"].append(decode.joules / decode.seconds)
+            # The first token of each response comes out of its prefill.
+            decoded = one.generated_tokens - one.responses
+            if decoded > 0:
+                values["decode_tokens_per_second"].append(decoded / decode.seconds)
+        if (between := one.phases.get("between steps")) is not None:
+            values["between_steps_joules_per_token"].append(between.joules / one.generated_tokens)
     return {name: each for name, each in values.items() if each and len(each) == len(kept)}
 
 

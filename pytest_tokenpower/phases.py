@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pytest_tokenpower.analysis.phases import DECODE, MIXED, PREFILL
+from pytest_tokenpower.analysis.phases import DECODE, MIXED, PREFILL, phase_records
 from pytest_tokenpower.engines.protocol import Generation, Step
 from pytest_tokenpower.engines.request_metrics import steps_from_request_metrics
-from pytest_tokenpower.measurement import PhaseWindow
+from pytest_tokenpower.measurement import PhaseWindow, RoundWindow, track_of
+from pytest_tokenpower.record import Fact, RoundRecord
+from pytest_tokenpower.telemetry.timeline import Timeline
+from pytest_tokenpower.telemetry.values import Device
 
 
 def phases_of(result: object) -> tuple[PhaseWindow, ...]:
@@ -45,3 +48,21 @@ def _kind(step: Step) -> str:
     if not step.generated_tokens:
         return PREFILL
     return MIXED if step.prompt_tokens else DECODE
+
+
+def phase_facts(
+    timeline: Timeline,
+    devices: Sequence[Device],
+    rounds: Sequence[RoundWindow],
+    records: Sequence[RoundRecord],
+) -> dict[str, Fact]:
+    """How the phases of these rounds were told apart, for the record; empty where no step was mixed."""
+    tracks = [track for device in devices if (track := track_of(timeline, device)) is not None]
+    marks = [() if record.reasons else one.phases for one, record in zip(rounds, records, strict=True)]
+    _, found = phase_records(tracks, marks)
+    facts: dict[str, Fact] = {"phases.mixed_share": round(found.mixed_share, 4)} if found.mixed_share else {}
+    if found.refusal is not None:
+        facts["phases.refused"] = found.refusal
+    elif found.split is not None:
+        facts["phases.condition"] = round(found.split.condition, 2)
+    return facts

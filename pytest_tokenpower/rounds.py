@@ -12,13 +12,17 @@ from typing import Protocol
 from pytest_tokenpower.measurement import PhaseWindow, RoundWindow, good, log_errors, log_joules_per_token
 from pytest_tokenpower.record import RoundRecord
 from pytest_tokenpower.tokens import TokenCount
+from pytest_tokenpower.warmup import MOST_ROUNDS, MOST_SECONDS, quick_enough, steady
 
 MOST_REPEATS = 10_000
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How many rounds: ``min_rounds`` always, then more while precision asks for them and time allows."""
+    """How many rounds: ``min_rounds`` always, then more while precision asks for them and time allows.
+
+    Before them ``warmup_rounds``, then more until the last two are alike (see the module warmup).
+    """
 
     warmup_rounds: int
     min_rounds: int
@@ -52,15 +56,15 @@ def run_rounds(
     """
     __tracebackhide__ = True
     last: object = None
-    seconds = math.inf
-    for _ in range(plan.warmup_rounds):
+    warmup: list[RoundWindow] = []
+    began = time.monotonic()
+    # Without a warm-up the first round still has to tell how long one is; it is no measurement then.
+    while len(warmup) < max(plan.warmup_rounds, 1) or not (
+        len(warmup) >= MOST_ROUNDS or time.monotonic() - began > MOST_SECONDS or _warm(warmup, plan, bench)
+    ):
         last, window = measured_round(execute, count, phases, 1)
-        seconds = min(seconds, (window.end_ns - window.start_ns) / 1e9)
-    if not plan.warmup_rounds:
-        # The first round has to tell how long one is; it is no measurement then.
-        last, window = measured_round(execute, count, phases, 1)
-        seconds = (window.end_ns - window.start_ns) / 1e9
-    repeats = repeats_for(seconds, bench.shortest_window_ns() / 1e9)
+        warmup.append(window)
+    repeats = repeats_for(min(_seconds(warmup)), bench.shortest_window_ns() / 1e9)
     windows: list[RoundWindow] = []
     began = time.monotonic()
     while True:
@@ -77,6 +81,19 @@ def run_rounds(
         if kept >= plan.min_rounds and _precise(records, plan):
             break
     return last, tuple(windows)
+
+
+def _warm(warmup: Sequence[RoundWindow], plan: Plan, bench: Bench) -> bool:
+    """Whether the last two rounds of the warm-up are alike; a single one cannot tell, nor can one round drift."""
+    if len(warmup) < 2:
+        return True
+    if not quick_enough(_seconds(warmup)):
+        return False
+    return plan.max_rounds == 1 or steady(bench.assess(warmup[-2:]), plan.min_rounds)
+
+
+def _seconds(windows: Sequence[RoundWindow]) -> list[float]:
+    return [(window.end_ns - window.start_ns) / 1e9 for window in windows]
 
 
 def _precise(records: Sequence[RoundRecord], plan: Plan) -> bool:

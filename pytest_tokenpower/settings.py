@@ -220,6 +220,8 @@ def read_budget(item: pytest.Item) -> Budget:
                 arguments[name] = _budget_argument(name, value)
             except UsageError as error:
                 raise UsageError(f"{item.nodeid}: power_budget({name}={value!r}): {error}") from None
+    if "max_rounds" not in arguments and arguments.get("min_rounds", 0) > DEFAULT_MAX_ROUNDS:
+        arguments["max_rounds"] = arguments["min_rounds"]
     budget = Budget(**arguments)
     if budget.max_rounds < budget.min_rounds:
         raise UsageError(

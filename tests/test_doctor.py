@@ -153,11 +153,11 @@ def test_text_of_a_sound_board() -> None:
 EXPECTED_TEXT = """\
 nvml        good: windows from 0.1 s
   Simulated H100 80GB · GPU-51000000-0000-0000-0000-000000000000 · scope gpu, simulated
-    energy      4272.4 ± 0.7 J in 12.4 s, 345.7 W (power ring)
+    energy      4271.2 ± 1.6 J in 12.4 s, 345.6 W (power ring)
     ring        a sample every 20 ms (8.2 ms to 41 ms), 619 in all, 119 kept = 2.4 s, no gaps, step
                 0.001 W
     counter     read every 1.0 s (1.0 s to 1.0 s), 11 in all, changes every 100 ms
-    agreement   counter / ring = 0.9996 ± 0.0002 over 10 readings: agree
+    agreement   counter / ring = 0.9995 ± 0.0002 over 10 readings: agree
     refresh     average (PowerUsage) every 100 ms, instant (186) every 100 ms, average (185) every
                 100 ms
     board       350 W now, limit 700 W (default 700 W), 51 °C, SM 1980 MHz, memory 2619 MHz, MIG

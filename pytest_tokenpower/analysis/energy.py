@@ -6,7 +6,7 @@ difference of that function at its edges; its uncertainty comes from the two edg
 
 Between two moments power is not taken as flat. Windows begin and end where the work does, so power steps at
 their edges, and a flat interpolation leaks energy out of every window that is hotter than its surroundings
-(6 % of an 82 ms prefill on an H100). Two things bring it back, and change nothing where power is steady. With a and c
+(10 % of an 82 ms prefill on an H100). Two things bring it back, and change nothing where power is steady. With a and c
 the power of the neighbouring samples, b of the edge's own and f the edge's place in it, a step at the edge means
 b = f·a + (1-f)·c, and the energy before the edge is f·d·(b + (1-f)·(a-c)). And the ring follows a step of the load only
 gradually, as a first-order lag: see SMOOTHING_S. Figures before and after: docs/results/window-accuracy.md.
@@ -71,7 +71,8 @@ class EnergyTrack:
     """Cumulative energy of one device: ``joules`` float64[n] at ``t_ns`` int64[n], linear in between.
 
     ``period_ns`` is the usual distance of the knots; ``edge_jitter_ns`` the standard error of a knot's time,
-    ``lag_ns`` how late the knots are stamped.
+    ``lag_ns`` how late the knots are stamped. ``read_watts`` float64[n-1] is power as the board reported it, where that
+    is not the same: peaks are read off it, as what is sharpened overshoots.
     """
 
     method: Method
@@ -83,6 +84,7 @@ class EnergyTrack:
     scale: float = 1.0
     scale_stderr: float = 0.0
     fit: ScaleFit | None = None
+    read_watts: NDArray[np.float64] | None = None
 
     @cached_property
     def watts(self) -> NDArray[np.float64]:
@@ -99,6 +101,11 @@ class EnergyTrack:
         np.subtract(self.watts[1:], self.watts[:-1], out=squares[1:])
         squares *= squares
         return np.cumsum(squares, out=squares)
+
+    @cached_property
+    def gaps(self) -> NDArray[np.intp]:
+        """The intervals in which samples are missing."""
+        return np.flatnonzero(np.diff(self.t_ns) > GAP_PERIODS * self.period_ns)
 
 
 @dataclass(frozen=True)
@@ -129,7 +136,8 @@ def ring_track(power: PowerSamples) -> EnergyTrack:
     left[:1] = 0.0
     watts = (readings[1:] - left * readings[:-1]) / (1.0 - left)
     joules = np.concatenate([[0.0], np.cumsum(watts * seconds)])
-    return replace(_track("power ring", power.t_ns, joules, TIMESTAMP_NS), lag_ns=RING_LAG_NS)
+    track = _track("power ring", power.t_ns, joules, TIMESTAMP_NS)
+    return replace(track, lag_ns=RING_LAG_NS, read_watts=readings[1:])
 
 
 def polled_track(power: PowerSamples, refresh_ns: float = 0.0) -> EnergyTrack:
@@ -185,12 +193,11 @@ def window_energy(track: EnergyTrack, start_ns: NDArray[np.int64], end_ns: NDArr
     gap = np.zeros(len(start), dtype=np.bool_)
     # Nothing is lost in the gaps of a counter; only an edge inside one is vague, and its variance says so.
     if track.method != "energy counter":
-        gaps = np.flatnonzero(np.diff(t) > GAP_PERIODS * track.period_ns)
-        if len(gaps):
-            gap = np.searchsorted(gaps, last, "right") > np.searchsorted(gaps, first, "left")
+        gap = np.searchsorted(track.gaps, last, "right") > np.searchsorted(track.gaps, first, "left")
     # Read nearly as often as it ticks, a counter stands still and then leaps: that is no power of anything.
     known = covered & (track.period_ns > TICKS_FOR_POWER * _tick_ns(track))
-    peak = np.where(known, _range_maximum(track.watts, first, last), np.nan)
+    read = track.watts if track.read_watts is None else track.read_watts
+    peak = np.where(known, _range_maximum(read, first, last), np.nan)
     return WindowEnergy(np.where(covered, joules, np.nan), np.sqrt(variance), peak, covered, gap)
 
 

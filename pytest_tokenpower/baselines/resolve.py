@@ -22,8 +22,7 @@ from pytest_tokenpower.record import Fact, MeasurementRecord
 Kind = Literal["ref", "name", "path"]
 
 SEARCH_BYTES = 64 * 2**20
-"""How far back a test is looked for: until this much of the newest runs has been read. Keeps a test that was
-never stored, or never on this machine, from reading the whole store."""
+"""A test is looked for until this much has been read: one that was never stored does not read the whole store."""
 
 _ELSEWHERE_RUNS = 5
 _MEANINGS: dict[Kind, str] = {"ref": "a git ref", "name": "a saved run", "path": "a store"}
@@ -141,13 +140,12 @@ class Baseline:
             except StoreError:
                 seen.unreadable += 1  # Named in store.problems.
                 continue
-            contents = self.store.contents(entry)
-            verdicts, run_id = measurement.verdicts, contents.run_id
-            if self.accepted and not self.accepted.counts(test, verdicts, run_id, entry.commit):
+            run_id, commit = self.store.contents(entry)[:2]
+            if self.accepted and not self.accepted.counts(test, measurement.verdicts, run_id, entry.commit):
                 if not runs:
-                    seen.add_regressed(contents.commit or "")
+                    seen.add_regressed(commit or "")
                 continue
-            runs.append(BaselineRun(contents.run_id, contents.commit, measurement))
+            runs.append(BaselineRun(run_id, commit, measurement))
             if len(runs) == self.limit_runs:
                 break
         if runs:
@@ -174,10 +172,10 @@ class Baseline:
                 yield entry, place
 
     def _why(self, test: str, seen: Absence, existing: Collection[str]) -> str:
-        if not self.entries and self.kind != "ref":
-            return f"{self.label} holds no run"
         others = (self.dirty_entries, self.other_entries)
         if not self.entries:
+            if self.kind != "ref":
+                return f"{self.label} holds no run"
             return why_no_history(self.label, self.commits, *others, self.store.path)
         outside = [None if seen.nearest or seen.invalid else self._outside(test, runs) for runs in others]
         return why_not_found(seen, existing, *outside)
@@ -258,9 +256,8 @@ class _Search:
         repository = self.repository
         commits = line_of(repository, ref.commit) if self.at_ref else repository.baseline_commits(self.value)
         order = {commit[:COMMIT_LENGTH]: position for position, commit in enumerate(commits)}
-        ours = [entry for entry in self.entries if entry.commit in order]
         # Stable: the runs of one commit stay newest first.
-        ours.sort(key=lambda entry: order[entry.commit or ""])
+        ours = sorted((e for e in self.entries if e.commit in order), key=lambda e: order[e.commit or ""])
         return Baseline(
             kind="ref",
             label=f"{ref.name}@{commits[0][:7]}" if commits else ref.name,

@@ -63,9 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"  {test}")
         for each in later[test]:
             if not each.accepted:
-                print(
-                    f"    run {each.run_id[:8]} of {each.commit[:7]} regressed against this level too and stays out"
-                )
+                print(f"    run {each.run_id[:8]} of {each.commit[:7]} stays out: {each.why}")
         counted = sum(each.accepted for each in later[test])
         if counted:
             print(f"    counts with it: {_count(counted, 'later run')} of the same level")
@@ -109,11 +107,16 @@ def _line_with(repository: Repository, commit: str) -> _Branch:
 
 @dataclass(frozen=True)
 class _Later:
-    """A run after the blessed commit that had regressed, and whether it is no worse than the blessed level."""
+    """A run after the blessed commit that had regressed; ``why`` it is not of the blessed level, empty if it is."""
 
     run_id: str
     commit: str
-    accepted: bool
+    why: str
+
+    @property
+    def accepted(self) -> bool:
+        """Whether it counts with the blessed level."""
+        return not self.why
 
 
 class _Line:
@@ -174,13 +177,12 @@ class _Line:
                 StoredRuns("the blessed level", tuple(level), tuple(map(str, range(len(level))))),
                 limit,
             )
-            later.append(
-                _Later(
-                    contents.run_id,
-                    contents.commit or "",
-                    bool(level) and not _worse(verdict.kind, verdict.change, limit),
-                )
-            )
+            why = ""
+            if not level:
+                why = "its machine or another part of its key has no run at this level"
+            elif _worse(verdict.kind, verdict.change, limit):
+                why = "it regressed against this level too"
+            later.append(_Later(contents.run_id, contents.commit or "", why))
         return later
 
     def _measurements(self, entry: StoredRun) -> dict[str, MeasurementRecord]:

@@ -151,7 +151,9 @@ def _conditions(rounds: tuple[RoundRecord, ...]) -> str:
         for name, share in one.limited_shares.items():
             limits[name] = max(limits.get(name, 0.0), share)
     parts += [
-        f"limited by {name.replace('_', ' ')} up to {share:.0%} of a round" for name, share in limits.items()
+        f"limited by {name.replace('_', ' ')} up to {share:.0%} of a round"
+        for name, share in limits.items()
+        if share > 0
     ]
     return ", ".join(parts)
 

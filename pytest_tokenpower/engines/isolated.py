@@ -169,7 +169,7 @@ class IsolatedEngine:
                     f"{self._log(tail)}"
                 )
             if loading:
-                progress.tell(f"{self._name}: loading ... {seconds:.0f} s")
+                progress.tell(f"{self._name}: loading ... {time.monotonic() - began:.0f} s")
         if isinstance(answer, Failure):
             raise self._failed(answer, loading=loading)
         if not isinstance(answer, kind):

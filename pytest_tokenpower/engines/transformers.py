@@ -15,6 +15,7 @@ from pytest_tokenpower.engines.checks import check_batch, check_counts, missing_
 from pytest_tokenpower.engines.protocol import Batch, EngineIdentity, Generation, Step
 from pytest_tokenpower.engines.transformers_config import identity_from_model
 from pytest_tokenpower.errors import EngineError, UsageError
+from pytest_tokenpower.workloads.tokenizing import tokenizer_of
 
 CacheMode = Literal["dynamic", "static", "none"]
 
@@ -93,6 +94,7 @@ class TransformersEngine:
             self._decode = torch.compile(self._model, mode=mode, dynamic=False)
         self._identity = self._describe(transformers.__version__)
         self._device_ids = self._find_devices()
+        self.encode = tokenizer_of(name)
 
     @property
     def identity(self) -> EngineIdentity:

@@ -15,6 +15,7 @@ from pytest_tokenpower.engines.protocol import Batch, EngineIdentity, Generation
 from pytest_tokenpower.engines.vllm_config import identity_from_config
 from pytest_tokenpower.engines.vllm_steps import StepRecorder
 from pytest_tokenpower.errors import EngineError
+from pytest_tokenpower.workloads.tokenizing import tokenizer_of
 
 _IN_PROCESS = "VLLM_ENABLE_V1_MULTIPROCESSING"
 
@@ -69,6 +70,7 @@ class VllmEngine:
             except Exception as error:  # ValueError, pydantic's, torch's and vLLM's own among them
                 raise EngineError(f"{name}: vLLM cannot load it: {error}") from error
         self._sampling: Any = vllm.SamplingParams
+        self.encode = tokenizer_of(name)
         try:
             self._config = self._llm.llm_engine.vllm_config
             self._recorder = StepRecorder(_scheduler(self._llm))

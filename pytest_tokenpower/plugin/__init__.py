@@ -71,8 +71,19 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 @pytest.fixture
-def energy(request: pytest.FixtureRequest) -> Energy | DisabledEnergy:
-    """Measures the joules of a workload: ``energy(fn, *args)`` or ``with energy.measure() as window:``."""
+def energy(request: pytest.FixtureRequest) -> Generator[Energy | DisabledEnergy, None, None]:
+    """Measures the joules of a workload: ``energy(fn, *args)`` or ``with energy.measure() as window:``.
+
+    While the test lasts no other process of this machine measures on the same GPUs (an xdist worker, another job).
+    """
+    from pytest_tokenpower.exclusive import exclusively
+
+    fixture = _energy(request)
+    with exclusively(getattr(fixture, "gpu_ids", ())):
+        yield fixture
+
+
+def _energy(request: pytest.FixtureRequest) -> Energy | DisabledEnergy:
     from pytest_tokenpower.fixture import DisabledEnergy, Energy
 
     item, config = request.node, request.config

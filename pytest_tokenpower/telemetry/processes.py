@@ -15,9 +15,14 @@ def parent_of(pid: int) -> int | None:
         return None
 
 
+def root_of_run() -> int:
+    """The process whose children are ours: this one, or xdist's controller, whose other workers are ours too."""
+    return os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
+
+
 def is_in_tree(pid: int, root_pid: int | None = None) -> bool | None:
-    """Whether a process is ``root_pid`` (default: this process) or below it; None if /proc does not know it."""
-    root = os.getpid() if root_pid is None else root_pid
+    """Whether a process is ``root_pid`` (default: the run's) or below it; None if /proc does not know it."""
+    root = root_of_run() if root_pid is None else root_pid
     current: int | None = pid
     if parent_of(pid) is None:
         return None

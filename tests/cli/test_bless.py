@@ -78,7 +78,7 @@ def test_a_second_regression_is_not_blessed_with_the_first(
     first = git("rev-parse", "HEAD~3")
     out = tokenpower("bless", first, "--reason=x").out
     assert "counts with it: 1 later run" in out
-    assert out.count("regressed against this level too and stays out") == 2
+    assert out.count("stays out: it regressed against this level too") == 2
     found = find(git, store)
     assert numbers(found.runs) == [5, 4]
     assert "2 stored runs" in found.note
@@ -100,6 +100,19 @@ def test_a_level_that_nobody_measured_after_is_still_there(
     store.write(run(20, msgspec.structs.replace(at_level(), key=other), commit=git("rev-parse", "HEAD~1")))
     baseline = Baseline.resolve("main", store, Repository.discover(git.path), at_ref=True)
     assert numbers(baseline.find(TEST, other).runs) == [20]
+
+
+def test_a_machine_without_a_run_at_the_level_shows_nothing_of_it(
+    git: Git, store: Store, tokenpower: Command
+) -> None:
+    label = f"main@{stored_levels(git, store, [1.0])[0][:7]}"
+    worse = at_level(1.1, verdicts=regressed(label))
+    store.write(run(5, worse, commit=git.commit("worse")))
+    elsewhere = msgspec.structs.replace(worse, key=KEY | {"gpu.name": "NVIDIA A100"})
+    store.write(run(6, elsewhere, commit=git.commit("later")))
+    ended = tokenpower("bless", "HEAD~1", "--reason=x")
+    assert f"run 00000006 of {git.head[:7]} stays out: its machine" in ended.out
+    assert read_blessings(store.path)[0].later_runs == {}
 
 
 def test_only_regressed_runs_say_why_there_is_no_baseline(git: Git, store: Store) -> None:

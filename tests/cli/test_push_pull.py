@@ -153,7 +153,13 @@ def test_a_pull_makes_a_new_store(
 
 
 @pytest.mark.parametrize(
-    "options", [["--depth=1"], ["--filter=blob:none"], ["--single-branch", "--branch=main"]]
+    "options",
+    [
+        ["--depth=1"],
+        ["--filter=blob:none"],
+        ["--single-branch", "--branch=main"],
+        ["--single-branch", "--filter=blob:none"],
+    ],
 )
 def test_clones_as_ci_makes_them(
     remote: Git,

@@ -159,7 +159,8 @@ def judge(
         elif record.joules is None or record.stderr_joules is None:
             wrong.append(f"{where}: no figure and no reason")
         elif abs(record.joules - truth) > 4 * record.stderr_joules + share * truth:
+            off = f"{record.joules / truth - 1:+.1%}"
             wrong.append(
-                f"{where}: {record.joules:.1f} ± {record.stderr_joules:.1f} J, truly {truth:.1f} ({record.joules / truth - 1:+.1%})"
+                f"{where}: {record.joules:.1f} ± {record.stderr_joules:.1f} J, truly {truth:.1f} ({off})"
             )
     return Judged(tuple(wrong), records)

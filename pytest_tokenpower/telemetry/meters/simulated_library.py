@@ -105,7 +105,7 @@ class SimulatedLibrary(IdentityCalls):
             return NOT_SUPPORTED
         return write(millijoules, at.physics.counter_millijoules(at.now_ns))
 
-    def nvmlDeviceGetSamples(  # noqa: PLR0917
+    def nvmlDeviceGetSamples(
         self, at: Target, kind: Any, after_us: Any, value_type: Any, count: Any, out: Any
     ) -> int:
         if out is None:

@@ -1,0 +1,67 @@
+"""One lock a GPU: processes that measure on the same board take turns."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import time
+from pathlib import Path
+
+import pytest
+
+from pytest_tokenpower.exclusive import exclusively
+
+
+def _hold(device_id: str, path: str) -> None:
+    with exclusively([device_id]):
+        began = time.monotonic()
+        time.sleep(0.2)
+        Path(path).write_text(json.dumps([began, time.monotonic()]))
+
+
+@pytest.mark.parametrize(
+    ("ids", "overlap"), [(("GPU-a", "GPU-a", "GPU-a"), False), (("GPU-a", "GPU-b"), True)]
+)
+def test_holders_of_one_device_take_turns_and_of_two_do_not_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ids: tuple[str, ...], overlap: bool
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    context = multiprocessing.get_context("spawn")
+    jobs = [
+        context.Process(target=_hold, args=(each, str(tmp_path / f"{at}.json")))
+        for at, each in enumerate(ids)
+    ]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join()
+    spans = sorted(json.loads(path.read_text()) for path in tmp_path.glob("*.json"))
+    assert len(spans) == len(ids)
+    if not overlap:
+        assert all(earlier[1] <= later[0] for earlier, later in zip(spans, spans[1:], strict=False))
+
+
+def test_xdist_workers_measure_one_after_another(pytester: pytest.Pytester) -> None:
+    """Each test notes when its workload ran; the spans of two workers do not overlap."""
+    pytester.makepyfile(
+        """
+        import json, time, uuid
+        from pathlib import Path
+        import pytest
+        from pytest_tokenpower import TokenCount
+
+        @pytest.mark.power_budget(min_rounds=2, max_rounds=2)
+        @pytest.mark.parametrize("name", "abc")
+        def test_work(energy, name):
+            began = time.monotonic()
+            def work():
+                time.sleep(0.05)
+                return TokenCount(prompt=0, generated=1000)
+            energy(work)
+            Path(f"{name}.json").write_text(json.dumps([began, time.monotonic()]))
+        """
+    )
+    result = pytester.runpytest_subprocess("-n3", "--energy-source=simulated")
+    result.assert_outcomes(passed=3)
+    spans = sorted(json.loads(path.read_text()) for path in Path(pytester.path).glob("?.json"))
+    assert all(earlier[1] <= later[0] for earlier, later in zip(spans, spans[1:], strict=False))
