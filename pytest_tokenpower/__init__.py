@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pytest_tokenpower.tokens import TokenCount
-
 if TYPE_CHECKING:
     from pytest_tokenpower.fixture import Energy
+    from pytest_tokenpower.tokens import TokenCount
 
 __all__ = ["Energy", "TokenCount", "__version__"]
 __version__ = "0.1.0"
 
+_HOMES = {"Energy": "pytest_tokenpower.fixture", "TokenCount": "pytest_tokenpower.tokens"}
+
 
 def __getattr__(name: str) -> object:
-    # For annotations in tests: importing it up front would cost every pytest run numpy and scipy.
-    if name == "Energy":
-        from pytest_tokenpower.fixture import Energy
+    # Every pytest run imports this package; what is public is imported by the tests that use it.
+    if name in _HOMES:
+        from importlib import import_module
 
-        return Energy
+        return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

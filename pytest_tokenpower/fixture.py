@@ -391,6 +391,7 @@ class Energy:
                 runs=tuple(run.measurement for run in found.runs),
                 run_ids=tuple(run.run_id for run in found.runs),
                 why=found.why,
+                note=found.note,
             )
             verdicts.append(
                 judge_baseline(

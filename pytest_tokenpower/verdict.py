@@ -34,12 +34,16 @@ FAILING = frozenset({"invalid", "regressed", "over budget"})
 
 @dataclass(frozen=True)
 class StoredRuns:
-    """The comparable runs of a baseline, newest first, and what the baseline is called; ``why`` when there are none."""
+    """The comparable runs of a baseline, newest first, and what the baseline is called.
+
+    ``why`` says why there are none, ``note`` what else the reader should know of them.
+    """
 
     label: str
     runs: tuple[MeasurementRecord, ...]
     run_ids: tuple[str, ...] = ()
     why: str = ""
+    note: str = ""
 
 
 def judge_baseline(
@@ -154,6 +158,8 @@ def _comparison(
             f"  The limit is below the noise: changes under {_percent(math.expm1(estimate.smallest_failing()), 2)} "
             "cannot be told."
         )
+    if stored.note:
+        lines.append(f"  {stored.note}")
     if estimate.provisional:
         lines.append(f"  Provisional: only {runs} stored.")
     return "\n".join(lines)

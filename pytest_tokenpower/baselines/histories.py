@@ -30,8 +30,14 @@ def histories(baseline: Baseline, key: Mapping[str, Fact]) -> dict[str, list[Mea
                 runs = found.setdefault(test, [])
                 alike = all(place.key.get(name) == key.get(name) for name in _ALIKE)
                 same = keys.setdefault(test, place.key) == place.key
-                if place.comparable and alike and same and len(runs) < baseline.limit_runs:
-                    runs.append(baseline.store.measurement(entry, test))
+                if not (place.comparable and alike and same and len(runs) < baseline.limit_runs):
+                    continue
+                measured = baseline.store.measurement(entry, test)
+                # A regression that nobody blessed is another level, not noise.
+                if baseline.accepted is None or baseline.accepted.counts(
+                    test, measured.verdicts, contents.run_id, entry.commit
+                ):
+                    runs.append(measured)
         except StoreError:
             continue
     return found

@@ -14,6 +14,8 @@ from pytest_tokenpower.telemetry.values import Device, Meter
 
 OPEN_TIMEOUT_S = 20.0
 FLUSH_TIMEOUT_S = 5.0
+GRACE_S = 0.2
+"""For how long a meter that was given up is waited for the next time."""
 
 
 class _Poller(threading.Thread):
@@ -73,11 +75,11 @@ class _Poller(threading.Thread):
     def poll_now(self, timeout_s: float) -> bool:
         """Ask for a poll and wait for its end; False if the meter hangs.
 
-        A meter that was given up once is not waited for again until it has answered.
+        A meter that was given up once is hardly waited for again until it has answered.
         """
         with self._polled:
-            if self._done < self._given_up:
-                return False
+            if self.hangs:
+                timeout_s = min(timeout_s, GRACE_S)
             # The poll under way may have read the meter before now: wait for one that begins after.
             target = self._begun + 1
             deadline = time.monotonic() + timeout_s
@@ -190,13 +192,13 @@ class Collector:
         return devices
 
     def flush(
-        self, until_ns: int, timeout_s: float = FLUSH_TIMEOUT_S, devices: Sequence[Device] | None = None
+        self, until_ns: int, timeout_s: float | None = None, devices: Sequence[Device] | None = None
     ) -> None:
         """Return when the readings of ``devices`` (None: of all) reach beyond ``until_ns``.
 
         A meter that hangs or stops is noted in the timeline as a fault of its devices; it is not waited for
-        longer than ``timeout_s`` and the latency of its devices. Once given up, it is not waited for again until
-        it answers (or gives something newer).
+        longer than ``timeout_s`` (None: FLUSH_TIMEOUT_S) and the latency of its devices. Once given up, it is
+        hardly waited for again until it answers (or gives something newer).
         """
         wanted = None if devices is None else {device.id for device in devices}
         began = time.monotonic()
@@ -207,7 +209,7 @@ class Collector:
             latency_s = max(each.latency_s for each in mine)
             # What comes late need not be asked for fifty times a second.
             pause_s = min(max(0.02, latency_s / 20), 1.0)
-            patience_s = timeout_s + latency_s
+            patience_s = (FLUSH_TIMEOUT_S if timeout_s is None else timeout_s) + latency_s
             while True:
                 left = began + patience_s - time.monotonic()
                 if not poller.poll_now(max(left, 0.2)):
@@ -218,7 +220,9 @@ class Collector:
                 behind = {each.id: newest[each.id] for each in mine if newest[each.id] < until_ns}
                 if not behind:
                     break
-                if left <= 0 or behind == {name: self._stuck_at.get(name) for name in behind}:
+                if behind == {name: self._stuck_at.get(name) for name in behind}:
+                    left = began + GRACE_S - time.monotonic()
+                if left <= 0:
                     self._stuck_at.update(behind)
                     late = [each for each in mine if each.id in behind]
                     self._note_failure(

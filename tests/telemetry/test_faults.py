@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_tokenpower.analysis import guards
-from pytest_tokenpower.errors import MeterUnavailable
+from pytest_tokenpower.errors import MeterError, MeterUnavailable
 from pytest_tokenpower.telemetry.meters import nvml_ring
 from pytest_tokenpower.telemetry.meters.simulated_curve import PowerCurve
 from pytest_tokenpower.telemetry.meters.simulated_scenario import (
@@ -107,7 +107,7 @@ def _zero_is_a_power(patch: pytest.MonkeyPatch) -> None:
     def drain(self: nvml_ring.PowerRing, clock: Any) -> PowerSamples | None:
         try:
             return real(self, clock)
-        except nvml_ring.MeterError:
+        except MeterError:
             t_ns = clock.monotonic_ns() + np.arange(-50, 0) * 20_000_000
             return PowerSamples(t_ns, np.zeros(50, dtype=np.int64))
 
