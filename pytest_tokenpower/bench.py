@@ -60,8 +60,8 @@ class Telemetry:
             return self
         if not ids:
             raise MeterUnavailable(
-                "the engine runs on no GPU, and GPUs are what this run measures: --energy-source=rapl or model "
-                "measures CPUs"
+                "the engine runs on no GPU, and GPUs are what this run measures: --energy-scope=cpu measures CPUs, "
+                "with --energy-source=rapl, or model"
             )
         missing = ", ".join(sorted(set(ids) - measured))
         raise MeterUnavailable(

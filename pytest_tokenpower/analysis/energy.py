@@ -236,6 +236,10 @@ def _edge(
     # The ring's stamps are late or early alike at both edges, so only a step makes them matter; a counter's
     # ticks and a board's refresh are cut anew at each edge, whatever the power does.
     jittered = {"power ring": step, "power polling": here}.get(track.method, _power_around(track, at))
+    if track.method == "power ring":
+        # Between two executions the GPU may stand still for a few ms, which 20 ms samples do not show: back-to-back
+        # windows on an H100 scattered as if all power had stepped at their edges.
+        step = np.maximum(step, here)
     variance = (EDGE_SHARE * length * step) ** 2 + (track.edge_jitter_ns / 1e9 * jittered) ** 2
     return index, joules, variance
 

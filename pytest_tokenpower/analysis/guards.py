@@ -62,7 +62,7 @@ def energy_reasons(device: Device, track: EnergyTrack, energy: WindowEnergy, at:
 def shortest_window_ns(track: EnergyTrack) -> float:
     """How long a window must be for an error of about 2 to 3 % at worst: the meter's own, not the workload's."""
     jitter = 0.0 if track.method == "power ring" else track.edge_jitter_ns
-    return max(5.0 * track.period_ns, 50.0 * jitter)
+    return max(10.0 * track.period_ns, 50.0 * jitter)
 
 
 def length_reasons(device: Device, track: EnergyTrack, start_ns: int, end_ns: int) -> list[str]:

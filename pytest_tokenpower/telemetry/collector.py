@@ -213,8 +213,8 @@ class Collector:
             while True:
                 left = began + patience_s - time.monotonic()
                 if not poller.poll_now(max(left, 0.2)):
-                    silent_s = max(poller.silent_s, patience_s)
-                    self._note_failure(poller.meter, mine, until_ns, f"did not answer for {silent_s:.0f} s")
+                    what = f"did not answer for {poller.silent_s:.1f} s"
+                    self._note_failure(poller.meter, mine, until_ns, what)
                     break
                 newest = {each.id: self.timeline.newest_ns(each.id) or 0 for each in mine}
                 behind = {each.id: newest[each.id] for each in mine if newest[each.id] < until_ns}

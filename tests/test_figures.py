@@ -1,0 +1,131 @@
+"""Figures of rounds that are known to the last joule, and which GPUs an engine's word leaves to be measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from pytest_tokenpower.bench import Telemetry
+from pytest_tokenpower.errors import MeterUnavailable
+from pytest_tokenpower.measurement import FIGURES, figures
+from pytest_tokenpower.record import PhaseRecord, RoundRecord
+from pytest_tokenpower.telemetry.collector import Collector
+from pytest_tokenpower.telemetry.values import Device, Provenance
+
+ONE, TWO = "GPU-10000000-aaaa-0000-0000-000000000000", "GPU-20000000-aaaa-0000-0000-000000000000"
+AMD = "7cff74a1-0000-1000-8042-000000000000"
+
+
+def rounds(boards: dict[str, float | None], phases: bool = True) -> list[RoundRecord]:
+    """Six rounds of two executions in 4 s: 1200 J, 200 prompt and 100 generated tokens in 10 responses."""
+    parts = {
+        "prefill": PhaseRecord(300.0, 1.0, 0.5),
+        "decode": PhaseRecord(750.0, 1.0, 3.0),
+        "between steps": PhaseRecord(50.0, 1.0, 0.25),
+    }
+    return [
+        RoundRecord(
+            start_ns=at * 4_000_000_000,
+            seconds=4.0,
+            joules=1200.0,
+            stderr_joules=1.0,
+            prompt_tokens=200,
+            generated_tokens=100,
+            responses=10,
+            repeats=2,
+            phases=parts if phases else {},
+            device_joules=boards,
+        )
+        for at in range(6)
+    ]
+
+
+def test_every_figure_is_what_its_name_and_unit_say() -> None:
+    found = {name: figure.value for name, figure in figures(rounds({ONE: 900.0, TWO: 300.0})).items()}
+    assert found == pytest.approx(
+        {
+            "joules_per_token": 12.0,
+            "joules_per_prompt_token": 1.5,
+            "prefill_joules_per_token": 3.0,
+            "decode_joules_per_token": 7.5,
+            "between_steps_joules_per_token": 0.5,
+            "joules_per_response": 120.0,
+            "joules": 600.0,
+            "mean_watts": 300.0,
+            "tokens_per_second": 25.0,
+            "seconds": 2.0,
+            "prefill_watts": 600.0,
+            "decode_watts": 250.0,
+            "prefill_tokens_per_second": 400.0,
+            # 90 of 100 tokens: the first of each response comes out of its prefill.
+            "decode_tokens_per_second": 30.0,
+            "joule_seconds_per_response": 240.0,
+            "power_imbalance": 0.5,
+        }
+    )
+    assert set(found) <= set(FIGURES)
+
+
+@pytest.mark.parametrize(
+    ("boards", "imbalance"),
+    [
+        ({ONE: 1200.0}, None),
+        ({ONE: 800.0, TWO: 400.0, "rapl:package-0": 50.0}, 1 / 3),
+        ({ONE: 600.0, "cpu-model": 600.0}, None),
+        ({AMD: 400.0, AMD.replace("7", "8"): 200.0}, 1 / 3),
+        ({ONE: 600.0, TWO: None}, None),
+    ],
+)
+def test_imbalance_is_of_gpus(boards: dict[str, float | None], imbalance: float | None) -> None:
+    found = figures(rounds(boards)).get("power_imbalance")
+    assert (None if found is None else found.value) == (
+        None if imbalance is None else pytest.approx(imbalance)
+    )
+
+
+def test_without_phases_no_figure_of_a_phase() -> None:
+    assert not [
+        name for name in figures(rounds({ONE: 1200.0}, phases=False)) if "prefill" in name or "decode" in name
+    ]
+
+
+def bench(*ids: str, provenance: Provenance = "measured", cpu: bool = False) -> Telemetry:
+    devices = [Device(each, "gpu", "H100", "nvml", provenance) for each in ids]
+    devices += [Device("rapl:package-0", "cpu", "CPU", "rapl", provenance)] if cpu else []
+    return Telemetry(Collector(()), devices)
+
+
+@pytest.mark.parametrize(
+    ("telemetry", "asked", "expected"),
+    [
+        (bench(ONE, TWO), [TWO], [TWO]),
+        (bench(ONE, TWO), [ONE, TWO], [ONE, TWO]),
+        (bench(ONE, TWO, provenance="simulated"), ["GPU-99999999-of-the-engine"], [ONE, TWO]),
+        (bench(ONE, TWO, provenance="simulated"), [], [ONE, TWO]),
+        (bench(cpu=True), [], ["rapl:package-0"]),
+        (bench(cpu=True), [ONE], ["rapl:package-0"]),
+    ],
+)
+def test_an_engines_gpus_are_what_is_measured(
+    telemetry: Telemetry, asked: Sequence[str], expected: Sequence[str]
+) -> None:
+    assert [device.id for device in telemetry.on_gpus(asked).devices_in_use(())] == expected
+
+
+@pytest.mark.parametrize(
+    ("telemetry", "asked", "complaint"),
+    [
+        (
+            bench(ONE),
+            [ONE, TWO],
+            f"the engine runs on {TWO}, which this run does not measure .it measures {ONE}",
+        ),
+        (bench(ONE), [], "the engine runs on no GPU, and GPUs are what this run measures"),
+    ],
+)
+def test_gpus_that_are_not_measured_are_named(
+    telemetry: Telemetry, asked: Sequence[str], complaint: str
+) -> None:
+    with pytest.raises(MeterUnavailable, match=complaint):
+        telemetry.on_gpus(asked)
