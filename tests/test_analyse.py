@@ -301,7 +301,7 @@ def test_chat(energy):
 def test_block(energy):
     for _ in range(2):
         with energy.measure() as window:
-            window.count(generate())
+            window.count(generate(0.2))
 
 @quick
 def test_wrong(energy):

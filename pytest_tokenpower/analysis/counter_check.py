@@ -67,7 +67,7 @@ def counter_disagreement(
         return None
 
     def ring(at_ns: NDArray[np.float64], phase_ns: NDArray[np.float64] | float) -> NDArray[np.float64]:
-        ticks = np.floor((at_ns - phase_ns) / tick_ns) * tick_ns + phase_ns if tick_ns else at_ns
+        ticks = np.floor((at_ns - phase_ns) / tick_ns) * tick_ns + phase_ns if tick_ns else at_ns + phase_ns
         read: NDArray[np.float64] = np.interp(ticks, knots, joules)
         return read
 

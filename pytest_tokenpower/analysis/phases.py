@@ -22,6 +22,13 @@ PREFILL, DECODE, MIXED, BETWEEN = "prefill", "decode", "mixed", "between steps"
 LARGEST_ERROR = 0.10
 """A standard error of the split beyond this share of a phase's energy says nothing of the phase."""
 
+RESOLVED_SAMPLES = 5.0
+"""So many of the meter's samples are split as one where there are steps of both phases among them: shorter ones have
+power of their neighbours in their readings. It is how short a window the guards let pass."""
+
+LARGEST_BLURRED_SHARE = 0.1
+"""Pure steps are taken as they are read, unless more of the time than this is in stretches of under two samples."""
+
 
 @dataclass(frozen=True)
 class PhaseColumns:
@@ -129,73 +136,121 @@ def step_phases(tracks: Sequence[EnergyTrack], steps: Steps, rounds: int) -> Ste
     """
     if not tracks or not len(steps.start_ns):
         return StepPhases({})
-    joules = sum(window_energy(track, steps.start_ns, steps.end_ns).joules for track in tracks)
-    assert isinstance(joules, np.ndarray)
+    joules = np.sum([window_energy(track, steps.start_ns, steps.end_ns).joules for track in tracks], axis=0)
+    period_ns = max(track.period_ns for track in tracks)
     mixed = steps.mixed
-    share = time_share = np.where(steps.prefill, 1.0, 0.0)
-    split = None
-    spread = np.zeros(rounds)
     total = float(np.nansum(joules))
     mixed_share = float(np.nansum(joules[mixed])) / total if total else 0.0
-    if mixed.any():
+    share = time_share = np.where(steps.prefill, 1.0, 0.0)
+    spread = np.zeros(rounds)
+    split = None
+    if mixed.any() or _blurred_share(steps, period_ns) > LARGEST_BLURRED_SHARE:
         found = fit_split(tracks, steps, joules)
-        if isinstance(found, str):
+        if not isinstance(found, str):
+            blocks = _blocks(steps, RESOLVED_SAMPLES * period_ns)
+            split_share = _block_share(found, steps, blocks)
+            spread = _spread(found, steps, joules, blocks, rounds)
+            found = _too_vague(spread, split_share, joules) or found
+        if isinstance(found, str) and mixed.any():
             return StepPhases({}, mixed_share=mixed_share, refusal=found)
-        split = found
-        energy, time = split.shares(steps)
-        share, time_share = np.where(mixed, energy, share), np.where(mixed, time, time_share)
-        spread = _spread(split, steps, joules, rounds)
-    phases = {}
-    meter = _edge_variance(tracks, steps, rounds)
-    for name, part, seconds, variance in (
-        (PREFILL, share, time_share, meter[0]),
-        (DECODE, 1.0 - share, 1.0 - time_share, meter[1]),
-    ):
-        phase = phases[name] = PhaseColumns(
+        if isinstance(found, str):
+            spread = np.zeros(rounds)  # pure steps can do without a split
+        else:
+            split, share = found, split_share
+            time_share = np.where(mixed, found.time_share(steps), time_share)
+    meter = _edge_variance(tracks, steps, share, rounds)
+    phases = {
+        name: PhaseColumns(
             _sum(steps, part * joules, rounds),
             variance + spread,
             _sum(steps, seconds * steps.seconds, rounds),
         )
-        # The coefficients are common to the rounds: their errors add up over them and do not average out.
-        error, size = float(np.nansum(np.sqrt(spread))), float(np.nansum(phase.joules))
-        if error > LARGEST_ERROR * size:
-            refusal = (
-                f"the split of the mixed steps leaves {name} with a standard error of {error:.2g} J of {size:.2g} J "
-                f"(at most {LARGEST_ERROR:.0%}): more rounds, or more pure steps, would tell"
-            )
-            return StepPhases({}, split, mixed_share, refusal)
+        for name, part, seconds, variance in (
+            (PREFILL, share, time_share, meter[0]),
+            (DECODE, 1.0 - share, 1.0 - time_share, meter[1]),
+        )
+    }
     phases[BETWEEN] = _between(tracks, steps, rounds)
     return StepPhases(phases, split, mixed_share)
 
 
-def _spread(split: Split, steps: Steps, joules: NDArray[np.float64], rounds: int) -> NDArray[np.float64]:
+def _stretches(kind: NDArray[np.float64], steps: Steps) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """The first and the last step of each stretch of steps of one kind in a round."""
+    first = np.concatenate([[True], (np.diff(kind) != 0) | (np.diff(steps.round_at) != 0)])
+    return first, np.concatenate([first[1:], [True]])
+
+
+def _blurred_share(steps: Steps, period_ns: float) -> float:
+    """The share of the time in stretches of one phase that are too short for the meter's samples."""
+    first, last = _stretches(steps.prefill.astype(np.float64), steps)
+    length = (steps.end_ns[last] - steps.start_ns[first]).astype(np.float64)
+    return float(length[length < 2 * period_ns].sum() / length.sum())
+
+
+def _blocks(steps: Steps, length_ns: float) -> NDArray[np.intp]:
+    """A number for each step: those that begin within so many nanoseconds of a round have the same.
+
+    Of a block the meter knows the energy well; which of its steps took it, if they are short, it does not.
+    """
+    begun = steps.start_ns[np.searchsorted(steps.round_at, steps.round_at)]
+    cell = ((steps.start_ns - begun) // length_ns).astype(np.int64)
+    new = (np.diff(cell) != 0) | (np.diff(steps.round_at) != 0)
+    return np.concatenate([[0], np.cumsum(new)]).astype(np.intp)
+
+
+def _block_share(split: Split, steps: Steps, blocks: NDArray[np.intp]) -> NDArray[np.float64]:
+    """The prefill's share of the energy of each step's block: all or nothing where all its steps are of one phase."""
+    prefill, decode = (np.bincount(blocks, weight) for weight in split.weights(steps))
+    both = prefill + decode
+    share = np.divide(prefill, both, out=np.zeros_like(both), where=both > 0)
+    return np.where(both[blocks] > 0, share[blocks], np.where(steps.prefill, 1.0, 0.0))
+
+
+def _spread(
+    split: Split, steps: Steps, joules: NDArray[np.float64], blocks: NDArray[np.intp], rounds: int
+) -> NDArray[np.float64]:
     """Variance of the prefill in each round that the coefficients' error makes; the decode's is the same error."""
-    mixed = steps.mixed
-    energy, _ = split.shares(steps)
-    whole = _sum(steps, np.where(mixed, energy * joules, 0.0), rounds)
+    whole = _sum(steps, _block_share(split, steps, blocks) * joules, rounds)
     total = np.zeros(rounds)
     for each in split.groups:
-        share, _ = each.shares(steps)
-        total += (_sum(steps, np.where(mixed, share * joules, 0.0), rounds) - whole) ** 2
+        total += (_sum(steps, _block_share(each, steps, blocks) * joules, rounds) - whole) ** 2
     count = len(split.groups)
     return total * (count - 1) / count if count else total
 
 
-def _edge_variance(tracks: Sequence[EnergyTrack], steps: Steps, rounds: int) -> NDArray[np.float64]:
+def _too_vague(
+    spread: NDArray[np.float64], share: NDArray[np.float64], joules: NDArray[np.float64]
+) -> str | None:
+    # The coefficients are common to the rounds: their errors add up over them and do not average out.
+    error = float(np.nansum(np.sqrt(spread)))
+    for name, part in ((PREFILL, share), (DECODE, 1.0 - share)):
+        size = float(np.nansum(part * joules))
+        if error > LARGEST_ERROR * size:
+            return (
+                f"the split of the mixed steps leaves {name} with a standard error of {error:.2g} J of {size:.2g} J "
+                f"(at most {LARGEST_ERROR:.0%}): more rounds, or more pure steps, would tell"
+            )
+    return None
+
+
+def _edge_variance(
+    tracks: Sequence[EnergyTrack], steps: Steps, share: NDArray[np.float64], rounds: int
+) -> NDArray[np.float64]:
     """The meter's variance of (prefill, decode) in each round: of each stretch of steps of one kind as one window.
 
-    Edges between steps of one kind cancel. A mixed stretch's goes to both, for its edges may be anyone's.
+    Edges between steps of one kind cancel. A stretch that was split goes to both, for its edges may be anyone's.
     """
-    kind = np.where(steps.mixed, 2, np.where(steps.prefill, 0, 1))
-    first = np.concatenate([[True], (np.diff(kind) != 0) | (np.diff(steps.round_at) != 0)])
-    last = np.concatenate([first[1:], [True]])
-    variance = sum(
-        window_energy(track, steps.start_ns[first], steps.end_ns[last]).stderr ** 2 for track in tracks
+    kind = np.where(share == 0, 0.0, np.where(share == 1, 1.0, 0.5))
+    first, last = _stretches(kind, steps)
+    variance = np.sum(
+        [window_energy(track, steps.start_ns[first], steps.end_ns[last]).stderr ** 2 for track in tracks],
+        axis=0,
     )
     result = np.zeros((2, rounds))
-    at, kinds = steps.round_at[first], kind[first]
-    for phase in (0, 1):
-        np.add.at(result[phase], at, np.where((kinds == phase) | (kinds == 2), variance, 0.0))
+    for at, pure in enumerate((1.0, 0.0)):
+        np.add.at(
+            result[at], steps.round_at[first], np.where(np.isin(kind[first], (pure, 0.5)), variance, 0.0)
+        )
     return result
 
 

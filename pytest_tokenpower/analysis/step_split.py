@@ -8,7 +8,8 @@ in proportion to the weights. Prompt tokens and time go nearly together where pr
 alone are then arbitrary, the weights are not, for what the one loses the other has.
 
 A meter blurs steps that are shorter than its samples. The counts of tokens are sent through the very same
-interpolation as the power was, so that the fit is not drawn towards the mean by it.
+interpolation as the power was, so that the fit is not drawn towards the mean by it; and steps are split in blocks of
+some samples, whose energy is known.
 """
 
 from __future__ import annotations
@@ -78,24 +79,21 @@ class Split:
     condition: float = 1.0
     groups: tuple[Split, ...] = ()
 
-    def shares(self, steps: Steps) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The prefill's share of each step's energy and of its time, 0 to 1; the rest is the decode's."""
-        time = _share(
-            self.seconds_per_prompt_token * steps.prompt_tokens,
-            self.seconds_per_generated_token * steps.generated_tokens,
-        )
-        common = self.watts * steps.seconds
-        energy = _share(
+    def time_share(self, steps: Steps) -> NDArray[np.float64]:
+        """The prefill's share of each step's time, 0 to 1; the rest is the decode's."""
+        prefill = self.seconds_per_prompt_token * steps.prompt_tokens
+        both = prefill + self.seconds_per_generated_token * steps.generated_tokens
+        # Where the times tell nothing, or nothing was computed: what the step is by its tokens.
+        share: NDArray[np.float64] = np.where(steps.prefill, 1.0, 0.0)
+        return np.divide(prefill, both, out=share, where=both > 0)
+
+    def weights(self, steps: Steps) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Joules of prefill and of decode that each step would take by these coefficients."""
+        common, time = self.watts * steps.seconds, self.time_share(steps)
+        return (
             self.joules_per_prompt_token * steps.prompt_tokens + common * time,
             self.joules_per_generated_token * steps.generated_tokens + common * (1.0 - time),
         )
-        return energy, time
-
-
-def _share(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
-    total = one + other
-    result: NDArray[np.float64] = np.divide(one, total, out=np.zeros_like(total), where=total > 0)
-    return result
 
 
 def fit_split(
