@@ -111,7 +111,7 @@ class Telemetry:
         return beside(self.collector.timeline, devices, others, windows, rounds)
 
     def devices_in_use(self, windows: Sequence[RoundWindow]) -> tuple[Device, ...]:
-        """The figure's devices, of the GPUs those that processes of ours ran on; all where the driver does not say."""
+        """The figure's devices, of the GPUs those that processes of ours ran on or may have; all where none did."""
         return self._in_use(self.devices, windows)
 
     def devices_of_key(self, windows: Sequence[RoundWindow]) -> tuple[Device, ...]:
@@ -127,16 +127,16 @@ class Telemetry:
             return tuple(devices)
         start_ns, end_ns = windows[0].start_ns, windows[-1].end_ns
         timeline = self.collector.timeline
-        ours = [
-            device
-            for device in gpus
-            if any(
+        said = {
+            device.id: {
                 condition.own_process
                 for condition in timeline.conditions(device.id)
                 if start_ns <= condition.t_ns <= end_ns + AFTER_NS * 2
-            )
-        ]
-        used = ours or gpus
+            }
+            for device in gpus
+        }
+        # A GPU of which nothing is known, since it was lost, may be ours: left out, it would make the figure small.
+        used = [device for device in gpus if True in said[device.id] or False not in said[device.id]] or gpus
         return tuple(device for device in devices if device.scope != "gpu" or device in used)
 
     @cached_property

@@ -19,8 +19,8 @@ from pytest_tokenpower.verdict import StoredRuns, judge_baseline, settle
 def measured(test: str, joules_per_token: float, spread: float = 0.001, **more: object) -> MeasurementRecord:
     rounds = tuple(
         RoundRecord(
-            start_ns=at, seconds=1.0, joules=joules_per_token * 1000 * math.exp(spread * ((-1) ** at)), stderr_joules=0.01,
-            prompt_tokens=0, generated_tokens=1000,
+            start_ns=at, seconds=1.0, joules=joules_per_token * 1000 * math.exp(spread * ((-1) ** at)),
+            stderr_joules=0.01, prompt_tokens=0, generated_tokens=1000,
         )
         for at in range(8)
     )  # fmt: skip
@@ -54,7 +54,9 @@ def test_settling_is_holms_rule_over_all_comparisons(members: list[tuple[float, 
     measurements = [
         measured(
             f"t{at}", 0.2,
-            verdicts=(VerdictRecord(kind, "m", "main", change=change, p_value=p, threshold=0.03, baseline_runs=("a",)),),
+            verdicts=(
+                VerdictRecord(kind, "m", "main", change=change, p_value=p, threshold=0.03, baseline_runs=("a",)),
+            ),
         )
         for at, (p, kind, change) in enumerate(members)
     ]  # fmt: skip

@@ -133,9 +133,13 @@ def sound_stretch(track: EnergyTrack, counters: CounterColumns, tick_ns: float) 
     ends = np.flatnonzero(np.concatenate([~sound, [True]]))
     starts = np.concatenate([[0], ends[:-1] + 1])
     longest = int(np.argmax(ends - starts))
-    if ends[longest] - starts[longest] < 2:
+    begin, end = int(starts[longest]), int(ends[longest])
+    if end - begin < 2:
         return counters
-    run = slice(int(starts[longest]), int(ends[longest]) + 1)
+    # The end of what went wrong may hide in the tick of the stretch beside it.
+    if end - begin >= 4:
+        begin, end = begin + (begin > 0), end - (end < len(sound))
+    run = slice(begin, end + 1)
     return CounterColumns(counters.t0_ns[run], counters.t1_ns[run], counters.microjoules[run])
 
 

@@ -137,7 +137,11 @@ def ring_track(power: PowerSamples) -> EnergyTrack:
     watts = (readings[1:] - left * readings[:-1]) / (1.0 - left)
     joules = np.concatenate([[0.0], np.cumsum(watts * seconds)])
     track = _track("power ring", power.t_ns, joules, TIMESTAMP_NS)
-    return replace(track, lag_ns=RING_LAG_NS, read_watts=readings[1:])
+    # At deep idle a ring gives one sample a second, for as long as a model takes to load: that is not its period.
+    distances = np.diff(power.t_ns)[:: 1 + len(power.t_ns) // 50_000]
+    quick = distances[distances <= 10 * np.percentile(distances, 1)] if len(distances) else distances
+    period_ns = float(np.median(quick)) if len(quick) else track.period_ns
+    return replace(track, lag_ns=RING_LAG_NS, read_watts=readings[1:], period_ns=period_ns)
 
 
 def polled_track(power: PowerSamples, refresh_ns: float = 0.0) -> EnergyTrack:
@@ -233,10 +237,11 @@ def _edge(
     if track.method != "power polling":
         joules += share * (1.0 - share) * length * (before - after)
     step = np.maximum(np.maximum(before, here), after) - np.minimum(np.minimum(before, here), after)
-    # The ring's stamps are late or early alike at both edges, so only a step makes them matter; a counter's
-    # ticks and a board's refresh are cut anew at each edge, whatever the power does.
-    jittered = {"power ring": step, "power polling": here}.get(track.method, _power_around(track, at))
+    # A counter's ticks and a board's refresh are cut anew at each edge, whatever the power does.
+    jittered = _power_around(track, at) if track.method == "energy counter" else here
     if track.method == "power ring":
+        # The ring's stamps are late or early alike at both edges, so only a step makes them matter.
+        jittered = step
         # Between two executions the GPU may stand still for a few ms, which 20 ms samples do not show: back-to-back
         # windows on an H100 scattered as if all power had stepped at their edges.
         step = np.maximum(step, here)

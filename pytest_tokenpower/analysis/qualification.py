@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -135,7 +135,7 @@ def qualify(
     slowed = track.method == "power ring" and bool(2 * slow.sum() > distances.sum())
     gaps = 0 if slowed else int(np.sum(distances > GAP_PERIODS * track.period_ns))
     period_ns = float(np.median(slow)) if slowed else track.period_ns
-    shortest_ns = max(guards.shortest_window_ns(track), declared_ns, 5 * period_ns if slowed else 0)
+    shortest_ns = max(guards.shortest_window_ns(replace(track, period_ns=period_ns)), declared_ns)
     faults, limits, remarks = [], [], []
 
     power_limit = device.key_facts.get("power_limit_watts")
@@ -287,7 +287,7 @@ def _short(number: float) -> str:
 
 
 def _seconds(nanoseconds: float) -> str:
-    """The length of a window: 0.1 s, 1.4 s, 14 s."""
+    """The length of a window: 0.2 s, 1.4 s, 14 s."""
     seconds = nanoseconds / 1e9
     return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
 

@@ -75,9 +75,13 @@ def test_a_window_that_is_too_short_for_its_method() -> None:
     step = ring_of([(200, 50.0), (500, 700.0), (500, 50.0)], "steps", [20]).track
     [reason] = reasons(step, 1180 * MS, 1215 * MS)
     assert re.fullmatch(
-        r"GPU-1: the window is too short for the power ring \(±1\d%\): make a round longer than 0\.1 s",
+        r"GPU-1: the window is too short for the power ring \(±1\d%\): make a round longer than 0\.2 s",
         reason,
     )
+    # Standing still at an edge does not show in the samples: 2 ms of the power at each edge, also where it is steady.
+    [reason] = reasons(STEADY, 2 * SECOND, 2 * SECOND + 27 * MS)
+    assert "too short for the power ring (±10%)" in reason
+    assert reasons(STEADY, 2 * SECOND, 2 * SECOND + 29 * MS) == []
     ticking = counter_track(
         counter_readings(PowerCurve.constant(300.0).energy(), STAMPS, 100 * MS), tick_ns=100 * MS
     )
@@ -88,10 +92,22 @@ def test_a_window_that_is_too_short_for_its_method() -> None:
     assert math.isnan(energy(ticking, 2 * SECOND, 4 * SECOND).peak_watts[0])
 
 
+def test_the_shortest_window_is_long_enough_whatever_the_power_does_at_its_edges() -> None:
+    for late_ms in range(0, 20, 3):
+        step = ring_of([(200 + late_ms, 0.0), (200, 700.0), (500, 0.0)], "steps", [20]).track
+        assert guards.shortest_window_ns(step) == 200 * MS
+        start = (1200 + late_ms) * MS
+        found = energy(step, start, start + 200 * MS)
+        assert 0.01 < found.stderr[0] / found.joules[0] < 0.03
+    counter = counter_readings(PowerCurve.constant(300.0).energy(), STAMPS, 0)
+    assert guards.shortest_window_ns(counter_track(counter)) == 100 * MS
+    assert guards.shortest_window_ns(counter_track(counter, 100 * MS)) == pytest.approx(1443 * MS, rel=1e-3)
+
+
 def test_a_window_inside_one_sample() -> None:
-    # Steady power gives no error estimate away: a spike would hide in the sample's mean.
+    # Whatever error is estimated: a spike would hide in the sample's mean.
     assert guards.length_reasons(GPU, STEADY, 2 * SECOND, 2 * SECOND + 19 * MS) == [
-        "GPU-1: a window of 19 ms is shorter than the power ring can tell apart (20 ms): make a round longer than 0.1 s"
+        "GPU-1: a window of 19 ms is shorter than the power ring can tell apart (20 ms): make a round longer than 0.2 s"
     ]
 
 

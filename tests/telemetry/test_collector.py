@@ -93,36 +93,32 @@ def test_flush_returns_when_the_readings_reach_far_enough(running: Callable[[Scr
 def test_a_poll_that_began_before_the_call_does_not_count(
     running: Callable[[Scripted], Collector], gate: threading.Event
 ) -> None:
-    inside = threading.Event()
+    inside = [threading.Event(), threading.Event()]
+    later = threading.Event()
 
     def poll(number: int) -> Sequence[Reading]:
-        # The reading of the second poll is taken before it hangs; it reaches far into the future all the same.
-        reading = Reading(
-            GPU.id, PowerSamples(np.array([number * 10**18], dtype=np.int64), np.array([1], dtype=np.int64))
-        )
         if number == 2:
-            inside.set()
+            inside[0].set()
             gate.wait(PATIENCE_S)
-        return [reading]
+        if number == 3:
+            inside[1].set()
+            later.wait(PATIENCE_S)
+        return [power_now()]
 
-    meter = Scripted(poll)
-    collector = running(meter)
-    assert inside.wait(PATIENCE_S)
-    done_at: list[int] = []
-
-    def flush() -> None:
-        collector.flush(5, PATIENCE_S)
-        done_at.append(meter.polls)
-
-    waiting = threading.Thread(target=flush)
+    collector = running(Scripted(poll))
+    assert inside[0].wait(PATIENCE_S)
+    # Long known, as far as the timeline goes.
+    waiting = threading.Thread(target=collector.flush, args=(5, PATIENCE_S))
     waiting.start()
-    # It waits at the gate, however often it asks.
     waiting.join(0.15)
     assert waiting.is_alive()
     gate.set()
+    assert inside[1].wait(PATIENCE_S)
+    waiting.join(0.15)
+    assert waiting.is_alive()
+    later.set()
     waiting.join(PATIENCE_S)
-    assert done_at
-    assert done_at[0] >= 3
+    assert not waiting.is_alive()
 
 
 def test_a_meter_that_hangs_is_noted_once_waited_for_and_then_given_up_at_once(

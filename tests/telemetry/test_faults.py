@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_tokenpower.analysis import guards
+from pytest_tokenpower.bench import Telemetry
 from pytest_tokenpower.errors import MeterError, MeterUnavailable
+from pytest_tokenpower.telemetry.collector import Collector
 from pytest_tokenpower.telemetry.meters import nvml_ring
 from pytest_tokenpower.telemetry.meters.simulated_curve import PowerCurve
 from pytest_tokenpower.telemetry.meters.simulated_scenario import (
@@ -24,7 +26,7 @@ from pytest_tokenpower.telemetry.meters.simulated_scenario import (
     numbered_boards,
 )
 from pytest_tokenpower.telemetry.timeline import Timeline
-from pytest_tokenpower.telemetry.values import PowerSamples
+from pytest_tokenpower.telemetry.values import CounterReading, PowerSamples, Reading
 
 from .virtual import WORK, Judged, Measured, judge, measure, rounds_of, work
 
@@ -369,6 +371,47 @@ def test_a_counter_a_little_off_is_followed_as_far_as_the_guard_allows() -> None
     assert judge(measured).wrong
 
 
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"kind": "counter_reset"},
+        {"kind": "counter_back", "millijoules": 900_000},
+        {"kind": "freeze", "what": "counter", "until_s": 8.1},
+        {"kind": "counter_scale", "until_s": 8.1},
+        {"kind": "ring_gap", "until_s": 8.1},
+        {"kind": "hang", "call": "nvmlDeviceGetTotalEnergyConsumption", "seconds": 0.8, "until_s": 8.1},
+    ],
+    ids=lambda fault: str(fault["kind"]),
+)
+def test_a_fault_does_not_spoil_the_scale_of_the_rest(fault: dict[str, Any]) -> None:
+    board = Board(power=WORK, ring_scale=1.03)
+    measured = measure(Fault(from_s=6.1, **fault), boards=(board,), seconds=22)
+    judged = judge(measured, rounds_of(measured, 22), spoilt_s=(4, 11))
+    assert judged.wrong == ()
+
+
+def test_a_second_of_a_long_window_is_held_against_the_counter_by_itself() -> None:
+    # Half as much again in one second of twenty: 2 % over all, which alone would pass.
+    measured = measure(boards=(Board(power=WORK, ring_noise_share=0.01),), seconds=22)
+    window = measured.window(1.3, 20)
+    [sound] = measured.records([window])
+    assert sound.reasons == ()
+    found = measured.timeline.power(measured.devices[0].id)
+    assert found is not None
+    second = np.abs(found.t_ns - measured.began_ns - 10_500_000_000) < 500_000_000
+    lying = Timeline()
+    lying.add_device(measured.devices[0])
+    milliwatts = np.where(second, found.milliwatts * 3 // 2, found.milliwatts)
+    lying.append(Reading(measured.devices[0].id, PowerSamples(found.t_ns, milliwatts.astype(np.int64))))
+    columns = measured.timeline.counters(measured.devices[0].id)
+    rows = zip(columns.t0_ns.tolist(), columns.t1_ns.tolist(), columns.microjoules.tolist(), strict=True)
+    lying.append(Reading(measured.devices[0].id, counters=[CounterReading(*row) for row in rows]))
+    measured.timeline = lying
+    [record] = measured.records([window])
+    [reason] = record.reasons
+    assert "energy counter and power ring disagree by -" in reason
+
+
 @pytest.mark.parametrize("watts", [590.0, 60.0, None])
 @pytest.mark.parametrize("seconds", [4, None])
 def test_a_frozen_power_reading_is_seen_where_there_is_nothing_else(
@@ -383,6 +426,20 @@ def test_a_frozen_power_reading_is_seen_where_there_is_nothing_else(
     assert all(
         ": the power reading is frozen: it did not move by a milliwatt" in each for each in judged.reasons
     )
+
+
+def test_a_long_idle_before_does_not_hide_a_gap() -> None:
+    # While a model loads, the ring of an idle board gives one sample a second.
+    swing = ((300 + 0.3 * i, 640.0 if i % 2 else 420.0) for i in range(40))
+    idle = Board(power=PowerCurve(points=((0.0, 70.0), *swing)), slow_ring_at_idle=True)
+    measured = Measured(Fault(kind="ring_gap", from_s=304.2, until_s=304.5), boards=(idle,))
+    measured.open()
+    measured.run_until(307)
+    judged = judge(
+        measured, [measured.window(301.1, 1.2), measured.window(303.9, 1.1), measured.window(305.2, 1.1)]
+    )
+    assert judged.wrong == ()
+    assert [bool(record.reasons) for record in judged.records] == [False, True, False]
 
 
 # --- time
@@ -507,6 +564,20 @@ def test_of_several_boards_the_one_that_fails_is_named(fault: dict[str, Any], bo
     assert judged.wrong == ()
     assert judged.flagged
     assert all(each.startswith(boards[board].uuid) for each in judged.reasons)
+
+
+def test_a_board_that_is_lost_is_not_left_out_as_if_it_were_idle() -> None:
+    own = Board(power=WORK, processes=(Process(),))
+    boards = (*numbered_boards(2, own), Board(uuid="GPU-idle", power=WORK))
+    for fault in (
+        Fault(kind="lost", board=0, from_s=2.5),
+        Fault(kind="error", call="nvmlDeviceGetComputeRunningProcesses", board=0, from_s=2.5),
+    ):
+        measured = measure(fault, boards=boards, seconds=6)
+        collector = Collector(())
+        collector.timeline = measured.timeline
+        used = Telemetry(collector, measured.devices).devices_in_use([measured.window(3.1, 2.5)])
+        assert [device.id for device in used] == [board.uuid for board in boards[:2]]
 
 
 def test_a_slice_of_a_board_is_refused() -> None:
