@@ -41,7 +41,9 @@ def test_the_verdict_on_two_variants(
     pytester: pytest.Pytester, candidate: float, bound: str, failed: bool, expected: str
 ) -> None:
     pytester.makepyfile(TEST.format(candidate=candidate, bound=bound))
-    result = pytester.runpytest_subprocess("--energy-source=simulated", "--energy-json=run.json")
+    result = pytester.runpytest_subprocess(
+        "-pno:hypothesispytest", "--energy-source=simulated", "--energy-json=run.json"
+    )
     result.assert_outcomes(passed=not failed, failed=failed)
     result.stdout.fnmatch_lines([f"*{expected}*"])
     measured = json.loads(Path(pytester.path, "run.json").read_text())["measurements"][0]
@@ -64,7 +66,7 @@ def test_the_verdict_on_two_variants(
 )
 def test_mistakes_name_the_test_and_the_remedy(pytester: pytest.Pytester, call: str, message: str) -> None:
     pytester.makepyfile(TEST.format(candidate=0.06, bound=f", {call}"))
-    result = pytester.runpytest_subprocess("--energy-source=simulated")
+    result = pytester.runpytest_subprocess("-pno:hypothesispytest", "--energy-source=simulated")
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines([message])
     result.stdout.no_fnmatch_line("*Traceback*")

@@ -58,6 +58,6 @@ def test_xdist_workers_measure_one_after_another(pytester: pytest.Pytester) -> N
             Path(f"{name}.json").write_text(json.dumps([began, time.monotonic()]))
         """
     )
-    result = pytester.runpytest_subprocess("-n3", "--energy-source=simulated")
+    result = pytester.runpytest_subprocess("-n3", "-pno:hypothesispytest", "--energy-source=simulated")
     result.assert_outcomes(passed=3)
     assert _in_turns(Path(pytester.path)) == 3

@@ -38,7 +38,7 @@ def hurried(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
     return project
 
 
-def play(project: Project, *faults: dict[str, Any], work: float = 1.2, pause: float = 0.0) -> None:
+def play(project: Project, *faults: dict[str, Any], work: float = 0.9, pause: float = 0.0) -> None:
     project.file("board.json", json.dumps({"faults": faults}))
     project.tests(TESTS.format(work=work, pause=pause))
 
@@ -55,11 +55,11 @@ def assert_nothing_keeps_the_process() -> None:
     ("fault", "said"),
     [
         (
-            {"kind": "lost", "from_s": 0.6, "until_s": 1.4},
+            {"kind": "lost", "from_s": 0.3, "until_s": 1.1},
             "nvmlDeviceGetSamples failed: GPU is lost",
         ),
         (
-            {"kind": "clock_step", "seconds": -30, "from_s": 0.6},
+            {"kind": "clock_step", "seconds": -30, "from_s": 0.3},
             "the realtime clock was set by -30000.0 ms during the measurement (NTP)",
         ),
         (
@@ -67,8 +67,8 @@ def assert_nothing_keeps_the_process() -> None:
                 "kind": "error",
                 "call": "nvmlDeviceGetSamples",
                 "error": "NOT_FOUND",
-                "from_s": 0.6,
-                "until_s": 2.2,
+                "from_s": 0.3,
+                "until_s": 1.8,
             },
             "the meter nvml gave no newer reading for 1 s",
         ),
@@ -76,9 +76,9 @@ def assert_nothing_keeps_the_process() -> None:
             {
                 "kind": "hang",
                 "call": "nvmlDeviceGetTotalEnergyConsumption",
-                "seconds": 1.5,
-                "from_s": 0.6,
-                "until_s": 1.5,
+                "seconds": 1.2,
+                "from_s": 0.3,
+                "until_s": 1.3,
             },
             "the meter nvml did not answer for",
         ),
@@ -88,7 +88,7 @@ def assert_nothing_keeps_the_process() -> None:
 def test_the_test_that_met_a_fault_is_invalid_and_the_next_one_is_fine(
     hurried: Project, fault: dict[str, Any], said: str
 ) -> None:
-    play(hurried, fault, pause=2.5)
+    play(hurried, fault, pause=1.8)
     result, run = hurried.measure(SOURCE)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.assert_outcomes(failed=1, passed=1)
@@ -105,16 +105,16 @@ def test_the_test_that_met_a_fault_is_invalid_and_the_next_one_is_fine(
 def test_a_meter_that_never_answers_again_fails_every_test_and_costs_each_little(
     hurried: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Were each test to wait for it, this would take 18 seconds.
+    # Were each test to wait for it, this would take 14 seconds.
     monkeypatch.setattr(collector, "FLUSH_TIMEOUT_S", 2.0)
-    play(hurried, {"kind": "hang", "seconds": 25, "from_s": 0.6})
-    more = "".join(f"\n\ndef test_{number}(energy):\n    measured(energy, 0.05)\n" for number in range(7))
-    hurried.tests(TESTS.format(work=1.2, pause=0) + more)
+    play(hurried, {"kind": "hang", "seconds": 25, "from_s": 0.3})
+    more = "".join(f"\n\ndef test_{number}(energy):\n    measured(energy, 0.05)\n" for number in range(5))
+    hurried.tests(TESTS.format(work=0.9, pause=0) + more)
     result, run = hurried.measure(SOURCE)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    result.assert_outcomes(failed=9)
+    result.assert_outcomes(failed=7)
     assert all("did not answer for" in " ".join(each.reasons) for each in run.measurements)
-    assert result.duration < 12
+    assert result.duration < 10
     assert_nothing_keeps_the_process()
 
 

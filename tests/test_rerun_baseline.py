@@ -51,8 +51,14 @@ def project(pytester: pytest.Pytester) -> Path:
     return path
 
 
+# Other plugins take seconds to start in each of the child runs.
+QUICK = [
+    part for name in ("cacheprovider", "hypothesispytest", "rerunfailures") for part in ("-p", f"no:{name}")
+]
+
+
 def options(*more: str) -> list[str]:
-    return ["--energy-source=simulated", "-p", "no:cacheprovider", "--energy-rerun-baseline", *more]
+    return [*QUICK, "--energy-source=simulated", "--energy-rerun-baseline", *more]
 
 
 def leftovers(project: Path) -> str:

@@ -213,12 +213,16 @@ def test_a_call_that_fails_once(call: str) -> None:
     assert wrong == []
 
 
-@pytest.mark.parametrize("boards", BOARDS)
-@pytest.mark.parametrize("call", sorted(NEEDED))
+@pytest.mark.parametrize(
+    ("boards", "call"),
+    [
+        (boards, call)
+        for boards, calls in CALLS.items()
+        for call, (at_open, count) in calls.items()
+        if call in NEEDED and count > at_open
+    ],
+)
 def test_a_reading_that_stops_for_good(boards: str, call: str) -> None:
-    at_open, count = CALLS[boards].get(call, (0, 0))
-    if at_open == count:
-        pytest.skip("not called by a poll of such a board")
     for error in ("UNKNOWN", "GPU_IS_LOST", "NOT_FOUND"):
         outcome = attempt(Fault(kind="error", call=call, error=error, from_s=3.3), boards=BOARDS[boards])
         assert isinstance(outcome, Judged)
@@ -594,7 +598,7 @@ def curves(draw: st.DrawFn) -> PowerCurve:
     return work(*pieces, shape=draw(st.sampled_from(["steps", "lines"])))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     curves(),
     st.sampled_from(["both", "no ring", "no counter"]),
@@ -624,7 +628,7 @@ def test_a_window_is_never_far_off(
 def test_intervals_of_95_percent_hold_the_energy_that_often(ring: bool) -> None:
     random = np.random.default_rng(20_251_122)
     held = total = 0
-    for run in range(16):
+    for run in range(12):
         count = int(random.integers(3, 12))
         pieces = zip(random.uniform(0.05, 1.5, count), random.uniform(60, 700, count), strict=True)
         curve = work(*((float(seconds), float(watts)) for seconds, watts in pieces))
@@ -637,5 +641,5 @@ def test_intervals_of_95_percent_hold_the_energy_that_often(ring: bool) -> None:
             if not record.reasons and record.joules is not None and record.stderr_joules is not None:
                 held += abs(record.joules - measured.truth(window)) <= 1.96 * record.stderr_joules
                 total += 1
-    assert total > 500
+    assert total > 400
     assert held / total >= 0.93
