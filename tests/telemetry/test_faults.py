@@ -321,7 +321,7 @@ def wrong_readings() -> Iterator[tuple[str, tuple[float, float], Sequence[Fault]
             until = None if seconds is None else at + seconds
             # Readings come once a second, and what contradicts them with the next one.
             spoilt = (at - 2.2, 99 if until is None else until + 2.2)
-            for watts in (None, 590.0, 90.0):
+            for watts in (None, 590.0, 440.0):
                 yield (
                     f"ring frozen at {watts} from {at} for {seconds}",
                     spoilt,
@@ -453,17 +453,17 @@ STEPS = (0.004, 0.006, 0.3, 0.9, 1.5, 2.5, 10.0, 3600.0)
 
 
 @pytest.mark.parametrize("sign", [1, -1], ids=["forward", "back"])
-@pytest.mark.parametrize("at", [3.3, 3.95, 4.0])
+@pytest.mark.parametrize("at", [3.3, 4.0])
 @pytest.mark.parametrize("boards", ["ring and counter", "no counter"])
 def test_a_clock_that_is_set(boards: str, at: float, sign: int) -> None:
     wrong = []
     for step in STEPS:
-        for seconds in (0.65, 3.3, None):
+        for seconds in (0.65, 2.3) if step in (0.3, 2.5) else (0.65, None):
             until = None if seconds is None else at + seconds
             fault = Fault(kind="clock_step", seconds=sign * step, from_s=at, until_s=until)
-            measured = measure(fault, boards=BOARDS[boards])
+            measured = measure(fault, boards=BOARDS[boards], seconds=9)
             spoilt = (at - 2.2, at + 2.2 if until is None else until + 2.2)
-            judged = judge(measured, spoilt_s=spoilt)
+            judged = judge(measured, rounds_of(measured, 9), spoilt_s=spoilt)
             name = f"{sign * step:+} s for {seconds}"
             wrong += [f"{name}: {each}" for each in judged.wrong]
             # Forth and back between two polls, a few milliseconds show nowhere and matter to nothing.
