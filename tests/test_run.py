@@ -43,6 +43,7 @@ def test_it(energy):
     )
     result, run = project.measure()
     result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["energy: engines.faulty:make engine of tiny: loaded in * s"])
     measured = the(run)
     assert measured.comparable
     key = measured.key

@@ -176,6 +176,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """Find mistakes in what names a meter, a store or a baseline before any test runs (and any worker starts)."""
     from pytest_tokenpower.plugin.gather import Gatherer, Sender
     from pytest_tokenpower.plugin.rerunner import Rerunner
+    from pytest_tokenpower.plugin.show import show_progress
 
     config = session.config
     # Results are gathered on the controller (or the only process); xdist's workers only send theirs.
@@ -187,8 +188,10 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     if chosen.disabled or not runs_tests(config):
         return
     try:
-        if chosen.rerun_baseline and not hasattr(config, "workerinput"):
-            config.pluginmanager.register(Rerunner(config), "tokenpower-rerunner")
+        if not hasattr(config, "workerinput"):
+            show_progress(config)
+            if chosen.rerun_baseline:
+                config.pluginmanager.register(Rerunner(config), "tokenpower-rerunner")
         if chosen.source not in settings.PLAIN_SOURCES:
             session_of(config).check_source()
         if chosen.stores or chosen.baselines or chosen.json is not None or chosen.record is not None:
