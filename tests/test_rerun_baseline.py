@@ -135,7 +135,7 @@ def test_an_interrupt_leaves_nothing_behind(project: Path) -> None:
         text=True,
         start_new_session=True,
         # A background job of a shell ignores the interrupt, and its children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     ) as run:
         assert run.stdout is not None
         lines = []
