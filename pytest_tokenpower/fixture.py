@@ -1,4 +1,4 @@
-"""What a test calls: the `energy` fixture, its windows, and how it becomes a measurement and a verdict."""
+"""What a test calls: the `energy` fixture and its windows."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, ParamSpec, TypeVar, cast
 
-from pytest_tokenpower import measurement as analysis
 from pytest_tokenpower.axes import declared_axes
-from pytest_tokenpower.baselines.key import make_key
-from pytest_tokenpower.beside import Beside
 from pytest_tokenpower.engines.describe import describe_callable
 from pytest_tokenpower.errors import TokenCountError, UsageError
 from pytest_tokenpower.interleave import Arm, BlockPlan, Comparison, Startable, run_blocks
 from pytest_tokenpower.measurement import PhaseWindow, RoundWindow
-from pytest_tokenpower.phases import phase_facts, phases_of
-from pytest_tokenpower.record import Fact, MeasurementRecord, RoundRecord, VerdictRecord
+from pytest_tokenpower.outcome import Taken, finish
+from pytest_tokenpower.phases import phases_of
+from pytest_tokenpower.record import Fact, MeasurementRecord
 from pytest_tokenpower.rounds import Plan, device_wait, run_rounds
 from pytest_tokenpower.settings import fraction
 from pytest_tokenpower.tokens import TokenCount, count_tokens
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
     from pytest_tokenpower.engines.spec import EngineSpec
     from pytest_tokenpower.session import Session
     from pytest_tokenpower.settings import Budget
-    from pytest_tokenpower.telemetry.timeline import Timeline
     from pytest_tokenpower.workloads import Workload
 
 P = ParamSpec("P")
@@ -288,121 +285,18 @@ class Energy:
 
     def finish(self, *, failed: bool) -> MeasurementRecord:
         """The measurement of this test with its verdicts; ``failed``: the test failed by itself, so none is passed."""
-        telemetry = self._telemetry
-        windows = self._windows if self._comparison is not None else telemetry.resolved(self._windows)
-        records = telemetry.assess(windows) if windows else ()
         self._session.keep(self._test, self._windows)
-        least = (
-            1 if telemetry.slow or not self._called else min(self._budget.min_rounds, self._budget.max_rounds)
-        )
-        reasons = ("the test failed by itself",) if failed else analysis.flagged_too_often(records, least)
-        alone = bool(reasons) or self._comparison is not None
-        beside = Beside(records) if alone else telemetry.beside(windows, records)
-        devices = telemetry.devices_in_use(self._windows)
-        identity = self._identity
-        method = sorted({track.method for d in devices if (track := analysis.track_of(self._timeline, d))})
-        key, facts = self._key(identity, windows, records)
-        facts |= {f"beside.{name}.absent": reason for name, reason in telemetry.notes.items()}
-        facts |= beside.facts
-        measured = MeasurementRecord(
+        taken = Taken(
             test=self._test,
-            key=key,
-            facts=facts,
-            provenance=telemetry.provenance,
-            scope=telemetry.scope,
-            method=" + ".join(method),
-            rounds=beside.rounds,
-            comparable=not reasons,
-            reasons=reasons,
-            figures={} if reasons else {**analysis.figures(records), **beside.figures},
-        )
-        if self._comparison is not None:
-            return self._finish_comparison(self._comparison, measured, failed=failed)
-        if failed:
-            return measured
-        return _with_verdicts(measured, self._judge(measured))
-
-    def _finish_comparison(
-        self, comparison: Comparison, both: MeasurementRecord, *, failed: bool
-    ) -> MeasurementRecord:
-        """The candidate's rounds as the measurement, the baseline's beside them; never a stored baseline itself."""
-        import msgspec
-
-        candidate = comparison.of_arm("candidate", both.rounds)
-        return msgspec.structs.replace(
-            both,
-            rounds=candidate,
-            arms={"baseline": comparison.of_arm("baseline", both.rounds)},
-            comparable=False,
-            figures=analysis.figures(candidate) if not failed and not both.reasons else {},
-            verdicts=() if failed else (comparison.judge(both.rounds),),
-        )
-
-    @property
-    def _timeline(self) -> Timeline:
-        return self._telemetry.collector.timeline
-
-    def _key(
-        self,
-        identity: EngineIdentity | None,
-        windows: Sequence[RoundWindow],
-        rounds: Sequence[RoundRecord],
-    ) -> tuple[dict[str, Fact], dict[str, Fact]]:
-        devices = self._telemetry.devices_of_key(self._windows)
-        each = {count for window in self._windows for count in _executions(window)}
-        key = make_key(
-            devices=devices,
-            provenance=self._telemetry.provenance,
-            scope=self._telemetry.scope,
-            engine=identity.engine if identity else None,
-            engine_version=identity.version if identity else None,
-            model=identity.model if identity else None,
-            axes=declared_axes(self._declared, identity) if identity else None,
+            telemetry=self._telemetry,
+            windows=tuple(self._windows),
+            repeated=self._called,
+            identity=self._identity,
+            declared=self._declared,
             workload=self._workload,
-            tokens=each.pop() if len(each) == 1 else None,
+            comparison=self._comparison,
         )
-        facts: dict[str, Fact] = {}
-        if len(each) > 1:
-            facts["token_counts"] = "differ between executions"
-        if self._comparison is None and any(window.phases for window in windows):
-            facts |= phase_facts(self._timeline, self._telemetry.devices_in_use(windows), windows, rounds)
-        for device in {each.id: each for each in (*devices, *self._telemetry.others)}.values():
-            facts |= {f"{device.id}.{name}": value for name, value in device.facts.items()}
-        if identity is not None:
-            facts["engine_version"] = identity.version
-            facts |= {f"engine.{name}": value for name, value in {**identity.facts, **identity.axes}.items()}
-        return key, facts
-
-    def _judge(self, measured: MeasurementRecord) -> tuple[VerdictRecord, ...]:
-        from pytest_tokenpower.verdict import StoredRuns, judge_baseline, judge_ceilings
-
-        if measured.reasons:
-            return (
-                VerdictRecord(
-                    "invalid", "the measurement is not to be trusted: " + "; ".join(measured.reasons)
-                ),
-            )
-        settings, budget = self._session.settings, self._budget
-        verdicts = list(judge_ceilings(measured, budget.ceilings))
-        for baseline in self._session.baselines:
-            found = baseline.find(self._test, measured.key, (*settings.key_ignore, *budget.key_ignore))
-            stored = StoredRuns(
-                label=baseline.label,
-                runs=tuple(run.measurement for run in found.runs),
-                run_ids=tuple(run.run_id for run in found.runs),
-                why=found.why,
-                note=found.note,
-            )
-            verdicts.append(
-                judge_baseline(
-                    measured,
-                    stored,
-                    budget.regression or settings.regression,
-                    self._session.prior(baseline, self._test, measured.key),
-                    family=self._session.gated_tests * len(self._session.baselines),
-                )
-            )
-        return tuple(verdicts)
+        return finish(taken, self._budget, self._session, failed=failed)
 
 
 class DisabledEnergy:
@@ -453,16 +347,3 @@ def _share(test: str, name: str, value: float | str | None) -> float | None:
         return fraction(None, value)
     except UsageError as error:
         raise UsageError(f"{test}: energy.compare({name}={value!r}): {error}") from None
-
-
-def _with_verdicts(measured: MeasurementRecord, verdicts: tuple[VerdictRecord, ...]) -> MeasurementRecord:
-    import msgspec
-
-    return msgspec.structs.replace(measured, verdicts=verdicts)
-
-
-def _executions(window: RoundWindow) -> frozenset[TokenCount]:
-    """The token counts of single executions; where only their sum is known, it is shared out evenly."""
-    tokens, repeats = window.tokens, window.repeats
-    shared = TokenCount(tokens.prompt // repeats, tokens.generated // repeats, tokens.responses // repeats)
-    return window.executions or frozenset({shared})

@@ -148,6 +148,8 @@ def _comparison(
     ]
     lines.append(f"  95 % interval {signed(low)} to {signed(high)}, one-sided p {_p(estimate, kind)}.")
     lines.append("  " + _anatomy(changes, here))
+    if capped := _throttling(measurement, stored.runs):
+        lines.append(f"  {capped}")
     if kind == "inconclusive":
         lines.append(
             f"  Not decided: this comparison can tell changes from {_percent(estimate.resolvable(threshold), 2)} on; "
@@ -197,6 +199,27 @@ def _anatomy(changes: Mapping[str, float], here: Mapping[str, object]) -> str:
         f"{_power_or_speed(changes['mean_watts'], changes['tokens_per_second'])}"
     )
     return ", ".join(phases) + ("; " if phases else "") + engine + "."
+
+
+NOTABLE_SHARE = 0.1
+"""A share of time under the power limit that differs by more than this between the sides is a finding, not noise."""
+
+
+def _throttling(measurement: MeasurementRecord, runs: Sequence[MeasurementRecord]) -> str:
+    """Where the new runs spent another share of their time under the board's power limit; empty where they did not."""
+    here, there = (_capped_share(each) for each in ((measurement,), runs))
+    if here is None or there is None or abs(here - there) <= NOTABLE_SHARE:
+        return ""
+    return (
+        f"At its power limit for {100 * here:.0f} % of the time, the baseline for {100 * there:.0f} %: a board that is "
+        "capped spends time instead of power."
+    )
+
+
+def _capped_share(runs: Sequence[MeasurementRecord]) -> float | None:
+    shares = [one.record.limited_shares.get("power") for run in runs for one in good(run.rounds)]
+    known = [share for share in shares if share is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _power_or_speed(power: float, speed: float) -> str:

@@ -150,3 +150,18 @@ def test_the_prior_is_sharpened_by_other_tests() -> None:
     assert (sharp.change_high or 0) - (sharp.change_low or 0) < (quiet.change_high or 0) - (
         quiet.change_low or 0
     )
+
+
+def test_a_candidate_that_throttles_more_than_the_baseline_says_so() -> None:
+    from msgspec.structs import replace
+
+    def capped(record: MeasurementRecord, share: float) -> MeasurementRecord:
+        return replace(
+            record, rounds=tuple(replace(one, limited_shares={"power": share}) for one in record.rounds)
+        )
+
+    baseline = StoredRuns("main", tuple(capped(measured("t", 0.2), 0.1) for _ in range(3)), ("1", "2", "3"))
+    more = judge_baseline(capped(measured("t", 0.2), 0.55), baseline, 0.03)
+    same = judge_baseline(capped(measured("t", 0.2), 0.15), baseline, 0.03)
+    assert "At its power limit for 55 % of the time, the baseline for 10 %" in more.message
+    assert "power limit" not in same.message

@@ -1,0 +1,156 @@
+"""From what a test ran to its measurement, key and verdicts: the last stretch before the record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from pytest_tokenpower import measurement as analysis
+from pytest_tokenpower.axes import declared_axes
+from pytest_tokenpower.baselines.key import make_key
+from pytest_tokenpower.beside import Beside
+from pytest_tokenpower.phases import phase_facts
+from pytest_tokenpower.record import Fact, MeasurementRecord, RoundRecord, VerdictRecord
+from pytest_tokenpower.tokens import TokenCount
+from pytest_tokenpower.verdict import StoredRuns, judge_baseline, judge_ceilings
+
+if TYPE_CHECKING:
+    from pytest_tokenpower.bench import Telemetry
+    from pytest_tokenpower.engines.protocol import EngineIdentity
+    from pytest_tokenpower.interleave import Comparison
+    from pytest_tokenpower.measurement import RoundWindow
+    from pytest_tokenpower.session import Session
+    from pytest_tokenpower.settings import Budget
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a test ran under measurement.
+
+    ``repeated`` tells rounds that the plugin ran from blocks that the test entered itself. ``identity``, ``declared``
+    and ``workload`` are what is known of the engine, of its axes that the key holds, and of the work's fingerprint.
+    """
+
+    test: str
+    telemetry: Telemetry
+    windows: tuple[RoundWindow, ...]
+    repeated: bool
+    identity: EngineIdentity | None
+    declared: Mapping[str, Fact]
+    workload: str | None
+    comparison: Comparison | None
+
+
+def finish(taken: Taken, budget: Budget, session: Session, *, failed: bool) -> MeasurementRecord:
+    """The measurement with its verdicts; ``failed``: the test failed by itself, so there are none."""
+    telemetry = taken.telemetry
+    windows = taken.windows if taken.comparison is not None else telemetry.resolved(taken.windows)
+    records = telemetry.assess(windows) if windows else ()
+    least = 1 if telemetry.slow or not taken.repeated else min(budget.min_rounds, budget.max_rounds)
+    reasons = ("the test failed by itself",) if failed else analysis.flagged_too_often(records, least)
+    alone = bool(reasons) or taken.comparison is not None
+    beside = Beside(records) if alone else telemetry.beside(windows, records)
+    timeline = telemetry.collector.timeline
+    tracks = [analysis.track_of(timeline, device) for device in telemetry.devices_in_use(taken.windows)]
+    measured = MeasurementRecord(
+        test=taken.test,
+        key=_key(taken),
+        facts={**_facts(taken, windows, records), **beside.facts},
+        provenance=telemetry.provenance,
+        scope=telemetry.scope,
+        method=" + ".join(sorted({track.method for track in tracks if track is not None})),
+        rounds=beside.rounds,
+        comparable=not reasons,
+        reasons=reasons,
+        figures={} if reasons else {**analysis.figures(records), **beside.figures},
+    )
+    if taken.comparison is not None:
+        return _compared(taken.comparison, measured, failed=failed)
+    return measured if failed else replace(measured, verdicts=_verdicts(measured, budget, session))
+
+
+def _compared(comparison: Comparison, both: MeasurementRecord, *, failed: bool) -> MeasurementRecord:
+    """The candidate's rounds as the measurement, the baseline's beside them; never a stored baseline itself."""
+    candidate = comparison.of_arm("candidate", both.rounds)
+    return replace(
+        both,
+        rounds=candidate,
+        arms={"baseline": comparison.of_arm("baseline", both.rounds)},
+        comparable=False,
+        figures=analysis.figures(candidate) if not failed and not both.reasons else {},
+        verdicts=() if failed else (comparison.judge(both.rounds),),
+    )
+
+
+def _key(taken: Taken) -> dict[str, Fact]:
+    identity, counts = taken.identity, _counts(taken.windows)
+    return make_key(
+        devices=taken.telemetry.devices_of_key(taken.windows),
+        provenance=taken.telemetry.provenance,
+        scope=taken.telemetry.scope,
+        engine=identity.engine if identity else None,
+        engine_version=identity.version if identity else None,
+        model=identity.model if identity else None,
+        axes=declared_axes(taken.declared, identity) if identity else None,
+        workload=taken.workload,
+        tokens=next(iter(counts)) if len(counts) == 1 else None,
+    )
+
+
+def _facts(taken: Taken, windows: Sequence[RoundWindow], records: Sequence[RoundRecord]) -> dict[str, Fact]:
+    telemetry, identity = taken.telemetry, taken.identity
+    facts: dict[str, Fact] = {}
+    if len(_counts(taken.windows)) > 1:
+        facts["token_counts"] = "differ between executions"
+    if taken.comparison is None and any(window.phases for window in windows):
+        devices = telemetry.devices_in_use(windows)
+        facts |= phase_facts(telemetry.collector.timeline, devices, windows, records)
+    shown = (*telemetry.devices_of_key(taken.windows), *telemetry.others)
+    for device in {device.id: device for device in shown}.values():
+        facts |= {f"{device.id}.{name}": value for name, value in device.facts.items()}
+    if identity is not None:
+        facts["engine_version"] = identity.version
+        facts |= {f"engine.{name}": value for name, value in {**identity.facts, **identity.axes}.items()}
+    return facts | {f"beside.{name}.absent": reason for name, reason in telemetry.notes.items()}
+
+
+def _counts(windows: Sequence[RoundWindow]) -> frozenset[TokenCount]:
+    """The token counts of single executions; where only a round's sum is known, it is shared out evenly."""
+    counts: set[TokenCount] = set()
+    for window in windows:
+        tokens, repeats = window.tokens, window.repeats
+        shared = TokenCount(
+            tokens.prompt // repeats, tokens.generated // repeats, tokens.responses // repeats
+        )
+        counts |= window.executions or {shared}
+    return frozenset(counts)
+
+
+def _verdicts(measured: MeasurementRecord, budget: Budget, session: Session) -> tuple[VerdictRecord, ...]:
+    if measured.reasons:
+        reasons = "; ".join(measured.reasons)
+        return (VerdictRecord("invalid", f"the measurement is not to be trusted: {reasons}"),)
+    settings = session.settings
+    verdicts = list(judge_ceilings(measured, budget.ceilings))
+    for baseline in session.baselines:
+        found = baseline.find(measured.test, measured.key, (*settings.key_ignore, *budget.key_ignore))
+        stored = StoredRuns(
+            label=baseline.label,
+            runs=tuple(run.measurement for run in found.runs),
+            run_ids=tuple(run.run_id for run in found.runs),
+            why=found.why,
+            note=found.note,
+        )
+        verdicts.append(
+            judge_baseline(
+                measured,
+                stored,
+                budget.regression or settings.regression,
+                session.prior(baseline, measured.test, measured.key),
+                family=session.gated_tests * len(session.baselines),
+            )
+        )
+    return tuple(verdicts)
