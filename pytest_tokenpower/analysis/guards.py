@@ -163,7 +163,8 @@ def limited_shares(conditions: Sequence[Conditions], start_ns: int, end_ns: int)
         if edges[1] <= edges[0] or np.any(np.diff(total) < 0):
             continue
         at_edges = np.interp(edges, t, total)
-        shares[name] = float((at_edges[1] - at_edges[0]) / (edges[1] - edges[0]))
+        # The board books a limit late, in lumps: over a short window that can come out as more than all of it.
+        shares[name] = min(1.0, float((at_edges[1] - at_edges[0]) / (edges[1] - edges[0])))
     return shares
 
 
