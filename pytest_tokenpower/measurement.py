@@ -120,7 +120,7 @@ def round_records(
                 found += ages.age_reasons(device, aged, one.start_ns, one.end_ns, at)
             else:
                 found += guards.length_reasons(device, track, one.start_ns, one.end_ns)
-            found += guards.energy_reasons(device, track, energy, at)
+            found += guards.energy_reasons(device, track, energy, at, one.end_ns - one.start_ns)
             found += guards.condition_reasons(device, conditions[device.id], one.start_ns, one.end_ns)
             power = timeline.power(device.id, one.start_ns - guards.AROUND_NS, one.end_ns + guards.AROUND_NS)
             found += guards.witness_reasons(device, track, power, counters, one.start_ns, one.end_ns)

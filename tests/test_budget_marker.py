@@ -143,11 +143,14 @@ class TestClass:
 
 
 def test_every_absolute_limit_is_held_against_its_figure(project: Project) -> None:
-    # 300 W for 50 ms: 15 J, 1000 tokens and 10 responses.
+    # 300 W for 50 ms: 15 J, 1000 tokens and 10 responses; more of them where a busy machine makes it longer.
     project.tests(
         """
 def ten_responses():
-    return generate(seconds=0.05, responses=10)
+    began = time.monotonic()
+    time.sleep(0.05)
+    seconds = time.monotonic() - began
+    return TokenCount(prompt=0, generated=round(20_000 * seconds), responses=round(200 * seconds))
 
 
 @quick
@@ -200,7 +203,7 @@ def pytest_collection_modifyitems(items):
     result.stdout.fnmatch_lines(
         [
             "OVER BUDGET: test_over[[]joules_per_token[]]: joules_per_token 0.01* J / generated token exceeds "
-            "the budget of 0.0075 (95 % interval 0.0* to 0.0*).",
+            "the budget of 0.0075 (95 % interval 0.01* to 0.01*).",
             "OVER BUDGET: test_over[[]joules_per_response[]]: joules_per_response 1.* J / response exceeds "
             "the budget of 0.75 (*).",
             "OVER BUDGET: test_over[[]joules[]]: joules 1* J / execution of the workload exceeds *7.5 (*).",

@@ -37,8 +37,10 @@ AROUND_NS = 5_000_000_000
 HEAT_LIMITS = ("thermal", "sw_thermal", "hw_thermal", "power_brake")
 
 
-def energy_reasons(device: Device, track: EnergyTrack, energy: WindowEnergy, at: int) -> list[str]:
-    """What is wrong with the energy of window ``at`` by itself."""
+def energy_reasons(
+    device: Device, track: EnergyTrack, energy: WindowEnergy, at: int, window_ns: int
+) -> list[str]:
+    """What is wrong with the energy of window ``at``, which is ``window_ns`` long, by itself."""
     if not energy.covered[at]:
         return [f"{device.id}: no readings over the whole window (the meter stopped or started late)"]
     reasons = []
@@ -48,11 +50,13 @@ def energy_reasons(device: Device, track: EnergyTrack, energy: WindowEnergy, at:
             f"(more than {GAP_PERIODS:.0f} periods of {track.period_ns / 1e6:.0f} ms)"
         )
     joules, stderr = float(energy.joules[at]), float(energy.stderr[at])
-    if joules <= 0:
+    if joules <= 0 and window_ns >= shortest_window_ns(track):
         reasons.append(f"{device.id}: the {track.method} read {joules:.3g} J, which no working device draws")
-    elif stderr > LARGEST_RELATIVE_ERROR * joules:
+    elif joules <= 0 or stderr > LARGEST_RELATIVE_ERROR * joules:
+        # Right after a fall of the power, a few milliseconds may come out below zero: within the error, not a fault.
+        error = f"±{stderr / joules:.0%}" if joules > 0 else f"{joules:.2g} ± {stderr:.2g} J"
         reasons.append(
-            f"{device.id}: the window is too short for the {track.method} (±{stderr / joules:.0%}): "
+            f"{device.id}: the window is too short for the {track.method} ({error}): "
             f"make a round longer than {shortest_window_ns(track) / 1e9:.2g} s"
         )
     limit = device.key_facts.get("power_limit_watts")

@@ -36,7 +36,7 @@ def energy(track: EnergyTrack, start_ns: int, end_ns: int) -> WindowEnergy:
 
 
 def reasons(track: EnergyTrack, start_ns: int, end_ns: int, device: Device = GPU) -> list[str]:
-    return guards.energy_reasons(device, track, energy(track, start_ns, end_ns), 0)
+    return guards.energy_reasons(device, track, energy(track, start_ns, end_ns), 0, end_ns - start_ns)
 
 
 def test_sound_readings_have_nothing_against_them() -> None:
@@ -237,3 +237,19 @@ def test_a_window_of_a_long_day_looks_at_the_polls_around_it_alone(start_s: int)
     )
     assert bool(guards.condition_reasons(GPU, day, start_ns, end_ns)) is (start_s == 49_999)
     assert day.looked < 500
+
+
+def test_a_short_window_below_zero_is_too_short_and_a_long_one_a_fault() -> None:
+    below = WindowEnergy(
+        joules=np.array([-0.2]),
+        stderr=np.array([1.5]),
+        peak_watts=np.array([0.0]),
+        covered=np.array([True]),
+        gap=np.array([False]),
+    )
+    assert guards.energy_reasons(GPU, STEADY, below, 0, 31 * MS) == [
+        "GPU-1: the window is too short for the power ring (-0.2 ± 1.5 J): make a round longer than 0.2 s"
+    ]
+    assert guards.energy_reasons(GPU, STEADY, below, 0, SECOND) == [
+        "GPU-1: the power ring read -0.2 J, which no working device draws"
+    ]

@@ -322,7 +322,7 @@ def wrong_readings() -> Iterator[tuple[str, tuple[float, float], Sequence[Fault]
             until = None if seconds is None else at + seconds
             # Readings come once a second, and what contradicts them with the next one.
             spoilt = (at - 2.2, 99 if until is None else until + 2.2)
-            for watts in (None, 590.0, 440.0):
+            for watts in (None, 590.0, 440.0, 90.0):
                 yield (
                     f"ring frozen at {watts} from {at} for {seconds}",
                     spoilt,
@@ -454,17 +454,17 @@ STEPS = (0.004, 0.006, 0.3, 0.9, 1.5, 2.5, 10.0, 3600.0)
 
 
 @pytest.mark.parametrize("sign", [1, -1], ids=["forward", "back"])
-@pytest.mark.parametrize("at", [3.3, 4.0])
+@pytest.mark.parametrize("at", [3.3, 3.95, 4.0])
 @pytest.mark.parametrize("boards", ["ring and counter", "no counter"])
 def test_a_clock_that_is_set(boards: str, at: float, sign: int) -> None:
     wrong = []
     for step in STEPS:
-        for seconds in (0.65, 2.3) if step in (0.3, 2.5) else (0.65, None):
+        for seconds in (0.65, 3.3, None):
             until = None if seconds is None else at + seconds
             fault = Fault(kind="clock_step", seconds=sign * step, from_s=at, until_s=until)
-            measured = measure(fault, boards=BOARDS[boards], seconds=9)
+            measured = measure(fault, boards=BOARDS[boards])
             spoilt = (at - 2.2, at + 2.2 if until is None else until + 2.2)
-            judged = judge(measured, rounds_of(measured, 9), spoilt_s=spoilt)
+            judged = judge(measured, spoilt_s=spoilt)
             name = f"{sign * step:+} s for {seconds}"
             wrong += [f"{name}: {each}" for each in judged.wrong]
             # Forth and back between two polls, a few milliseconds show nowhere and matter to nothing.
@@ -612,16 +612,15 @@ def test_a_window_is_never_far_off(
     board = Board(power=curve, ring=has != "no ring", counter=has != "no counter")
     measured = measure(boards=(board,), seed=seed)
     chosen = [measured.window(start, seconds) for start, seconds in windows]
-    for (_, seconds), window, record in zip(windows, chosen, measured.records(chosen), strict=True):
+    for window, record in zip(chosen, measured.records(chosen), strict=True):
         truth = measured.truth(window)
         if not record.reasons:
             assert record.joules is not None
             assert record.stderr_joules is not None
             assert abs(record.joules - truth) <= 6 * record.stderr_joules + 0.005 * truth
             continue
-        # A short window may be too short, and a steady board without a counter looks frozen. Right after a fall of
-        # the power, the energy of a few milliseconds may come out below zero.
-        allowed = ["too short", "shorter than", "frozen", *["no working device draws"] * (seconds < 0.2)]
+        # A short window may be too short, and a steady board without a counter looks frozen.
+        allowed = ("too short", "shorter than", "frozen")
         assert all(any(words in each for words in allowed) for each in record.reasons), record.reasons
 
 
