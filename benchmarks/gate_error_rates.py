@@ -387,7 +387,7 @@ def goals(tables: Mapping[Noise, Sequence[Row]]) -> list[Goal]:
         (stored, 0.01, 0.02),
         (f"{stored}, temperature-adjusted", 0.01, 0.02),
         (f"{stored}, temperature-adjusted, learned prior", 0.01, 0.02),
-        (f"{stored}, temperature-adjusted, up to 2 restarts", 0.01, 0.02),
+        (f"{stored}, temperature-adjusted, up to 2 restarts", 0.005, 0.01),
         ("moderated t, 1 stored run, temperature-adjusted, up to 2 restarts", 0.01, 0.02),
         ("interleaved ABBA, 3 restarts × 3 blocks", 0.005, 0.01),
     ):
