@@ -13,11 +13,12 @@ import json
 import os
 import sys
 import time
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from reporting import driver_of, now, versions_line
 
 from pytest_tokenpower.cli.scratch import ScratchRepository
 from pytest_tokenpower.models.random_weights import write_random_model
@@ -104,7 +105,7 @@ def measure(arguments: argparse.Namespace) -> None:
             "label": label,
             "exit": done.code,
             "seconds": done.seconds,
-            "at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "at": now(),
             "record": json.loads(record.read_text()) if record.exists() else None,
             "output": done.output[-6000:],
         }
@@ -147,15 +148,14 @@ def render(results: dict[str, Any]) -> str:
     if first is None:
         sys.exit("no run of these results has a record")
     measured = first["measurements"][0]
-    driver = next((v for k, v in measured["facts"].items() if k.endswith(".driver")), "unknown")
     key = measured["key"]
     lines = [
         "# The gate on a real GPU",
         "",
         f"Board: {key.get('gpu.count')}x {key.get('gpu.name')}, {key.get('gpu.memory_gib')} GiB, power limit "
-        f"{key.get('gpu.power_limit_watts')} W. Driver {driver}. "
+        f"{key.get('gpu.power_limit_watts')} W. Driver {driver_of(measured['facts'])}. "
         f"Provenance: {measured['provenance']}; method: {measured['method']}.  ",
-        "Versions: " + ", ".join(f"{name} {version}" for name, version in first["versions"].items()) + ".  ",
+        versions_line(first["versions"]),
         f"Date: {results['runs'][0]['at'][:10]}. Command: `{results['command']}`.  ",
         "Model: Llama 3.1 8B's architecture with random weights (normal, 0.02), bf16, vLLM in one process, "
         "32 prompts of 512 tokens, 256 new tokens each, greedy.",

@@ -21,7 +21,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timezone
 from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
@@ -33,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from gpu_phases_engines import FakeEngine, Work, import_engine, runner, start_engine, start_meter
 from gpu_phases_page import render
+from reporting import Results, now
 
 from pytest_tokenpower.analysis.energy import EnergyTrack, window_energy
 from pytest_tokenpower.engines.protocol import Generation
@@ -68,22 +68,6 @@ GRACE_S = 20.0
 
 IDLE_NS = 20_000_000
 """A longer gap between two steps is no work of the host but waiting for a request."""
-
-
-class Results:
-    """The results file; written anew whenever a part has something."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.parts: Row = json.loads(path.read_text()) if path.exists() else {}
-
-    def keep(self, part: str, value: Any) -> None:
-        """Set a part and write everything."""
-        self.parts[part] = value
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._path.with_name(f".{self._path.name}.part")
-        temporary.write_text(json.dumps(self.parts, separators=(",", ":")))
-        temporary.replace(self._path)
 
 
 def main() -> None:
@@ -167,10 +151,6 @@ def end(child: subprocess.Popen[str]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
-
-
-def now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 # --- a child: one engine, and its parts by their value

@@ -15,6 +15,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from reporting import driver_of, versions_line
+
 from pytest_tokenpower.cli.scratch import ScratchRepository
 from pytest_tokenpower.models.random_weights import write_random_model
 
@@ -58,13 +60,12 @@ def render(run: dict[str, Any]) -> str:
     tests = {one["test"].rpartition("::")[2]: one for one in run["measurements"]}
     any_one = next(iter(tests.values()))
     key = any_one["key"]
-    driver = next((v for k, v in any_one["facts"].items() if k.endswith(".driver")), "unknown")
     lines = [
         "# Phases and small changes on a real GPU",
         "",
         f"Board: {key.get('gpu.count')}x {key.get('gpu.name')}, power limit {key.get('gpu.power_limit_watts')} W, "
-        f"driver {driver}; {any_one['provenance']} by the {any_one['method']}.  ",
-        "Versions: " + ", ".join(f"{name} {version}" for name, version in run["versions"].items()) + ".  ",
+        f"driver {driver_of(any_one['facts'])}; {any_one['provenance']} by the {any_one['method']}.  ",
+        versions_line(run["versions"]),
         f"Date: {run['created'][:10]}. Command: `python benchmarks/gpu_variants.py run`.  ",
         "Llama 3.1 8B's architecture with random weights, bf16, vLLM in the test's process, 32 prompts of 512 tokens.",
         "",
