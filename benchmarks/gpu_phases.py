@@ -32,6 +32,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from gpu_phases_engines import FakeEngine, Work, import_engine, runner, start_engine, start_meter
 from gpu_phases_page import render
+from gpu_phases_works import (
+    arrival_works,
+    burst_works,
+    chunked_works,
+    long_works,
+    mixed_works,
+    small,
+    spaced_works,
+)
 from reporting import Results, now
 
 from pytest_tokenpower.analysis.energy import EnergyTrack, window_energy
@@ -49,6 +58,10 @@ Row = dict[str, Any]
 
 PROCESSES = {
     "vllm-bf16": 175.0,
+    "vllm-long": 260.0,
+    "vllm-arrivals": 340.0,
+    "vllm-async": 95.0,
+    "vllm-server": 110.0,
     "vllm-fp8": 55.0,
     "transformers": 80.0,
     "transformers-compiled": 75.0,
@@ -201,6 +214,17 @@ class Child:
                 self.table()
                 self.part("mixed", 66, lambda: self.measure(mixed_works(self.fake)))
                 self.part("spaced", 18, lambda: self.measure(spaced_works(self.fake)))
+            elif self.kind == "vllm-long":
+                seconds = {"alone": 60, "decode": 64, "all at once": 60}
+                for name, works in long_works(self.fake).items():
+                    self.part(name, seconds[name], lambda works=works: self.measure(works))  # type: ignore[misc]
+            elif self.kind == "vllm-arrivals":
+                seconds = {"decode": 60, "arrivals": 220}
+                for name, works in arrival_works(self.fake).items():
+                    self.part(name, seconds[name], lambda works=works: self.measure(works))  # type: ignore[misc]
+            elif self.kind in ("vllm-async", "vllm-server"):
+                self.table((32, 8))
+                self.part("burst", 40, lambda: self.measure(burst_works(self.fake)))
             elif self.kind.startswith("tp"):
                 self.table((32, 1), prompt=512, new=256)
             else:
@@ -234,7 +258,7 @@ class Child:
     def warm_up(self) -> None:
         """A quarter of a minute of the work that is measured first, so that the board is warm."""
         work = small(Work("warm-up", 8, 2048, 193), self.fake)
-        if self.kind != "vllm-bf16":
+        if self.kind not in ("vllm-bf16", "vllm-long", "vllm-arrivals"):
             return
         execute = runner(self.engine, work)
         began = time.monotonic()
@@ -461,65 +485,6 @@ def timed(execute: Callable[[], object]) -> float:
     began = time.monotonic()
     execute()
     return time.monotonic() - began
-
-
-# --- the works
-
-
-def small(work: Work, fake: bool) -> Work:
-    """The work itself, or one that the dry run gets through."""
-    if not fake:
-        return work
-    chunk = work.chunk // 16
-    return replace(
-        work,
-        batch=min(work.batch, 16),
-        prompt=work.prompt // 16,
-        new=max(work.new // 8, min(work.new, 1)),
-        repeats=min(work.repeats, 3),
-        budget=work.budget // 16 and max(work.budget // 16, 16),
-        chunk=chunk,
-        per_second=work.per_second * 6,
-        pause_s=work.pause_s / 8,
-    )
-
-
-def chunked_works(tokens: int, fake: bool) -> tuple[Work, Work]:
-    """Eight long prompts that go forward together, so that no step is mixed: with decode, and without."""
-    whole = Work("whole", 8, 2048, 129, 3, budget=tokens, chunk=tokens // 8)
-    return small(whole, fake), small(replace(whole, label="prefill alone", new=1, repeats=7), fake)
-
-
-def burst_works(fake: bool) -> list[Work]:
-    """Whole rounds of three lengths, the prefill in one step, each length after each other one equally often."""
-    lengths = {length: Work(f"{length} new tokens", 8, 2048, length) for length in (97, 193, 385)}
-    a, b, c = (small(work, fake) for work in lengths.values())
-    return [a, a, b, a, c, b, b, c, c] * (1 if fake else 2)
-
-
-def mixed_works(fake: bool) -> list[Work]:
-    """Requests by chance and all at once under a small token budget; prefill and decode of the like alone."""
-    budget = 512
-    poisson = Work("Poisson", 48, 512, 129, budget=budget, per_second=12.0)
-    longer = replace(poisson, label="Poisson, 257 new tokens", new=257)
-    prefill = Work("prefill alone", 48, 512, 1, 5, budget=budget)
-    chunked = Work("all at once", 32, 512, 129, budget=budget)
-    decode = [Work(f"decode {batch}", batch, 512, 129, repeats) for batch, repeats in ((8, 3), (32, 2))]
-    first = [
-        replace(work, label=f"{work.label}, prefill alone", new=1, repeats=192 // work.batch)
-        for work in decode
-    ]
-    order = [poisson, prefill, *decode, chunked, longer, poisson, *first, poisson, chunked]
-    order += [longer, prefill, chunked, poisson, chunked]
-    return [small(work, fake) for work in order]
-
-
-def spaced_works(fake: bool) -> list[Work]:
-    """The prefill in one step, alone: back to back at the power limit, and with two lengths of idling."""
-    alone = Work("back to back", 8, 2048, 1, 9)
-    short = replace(alone, label="0.8 s idle", pause_s=0.8, repeats=4)
-    long = replace(alone, label="1.6 s idle", pause_s=1.6, repeats=3)
-    return [small(work, fake) for work in (short, long, alone)]
 
 
 if __name__ == "__main__":

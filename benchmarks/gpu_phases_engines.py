@@ -37,7 +37,7 @@ class Work:
     """So many prompts of so many tokens, each generating ``new``, so often in one window.
 
     ``budget`` and ``chunk`` are the scheduler's tokens a step, of all prompts and of one (0: the engine's own);
-    ``per_second`` has them arrive by chance; after each execution there are ``pause_s`` of idling.
+    ``per_second`` has them arrive by the chance of ``seed``; after each execution there are ``pause_s`` of idling.
     """
 
     label: str
@@ -49,6 +49,7 @@ class Work:
     chunk: int = 0
     per_second: float = 0.0
     pause_s: float = 0.0
+    seed: int = 1
 
 
 @cache
@@ -62,7 +63,7 @@ def runner(engine: Any, work: Work) -> Callable[[], Generation]:
     batch = batch_of(work.batch, work.prompt, work.new)
     set_budget(engine, work.budget, work.chunk)
     if work.per_second:
-        arrivals = Poisson(work.per_second, seed=1)
+        arrivals = Poisson(work.per_second, seed=work.seed)
         return lambda: engine.serve(batch, arrivals)
     return lambda: engine.generate(batch)
 
@@ -85,7 +86,8 @@ def set_budget(engine: Any, tokens: int, chunk: int) -> None:
 
 def import_engine(kind: str) -> None:
     """The slow imports, while another process has the GPU: nothing here opens a CUDA context."""
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    if kind not in ("vllm-async", "vllm-server"):
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     if kind.startswith("transformers"):
         import torch
         from transformers import AutoModelForCausalLM  # noqa: F401
@@ -117,6 +119,13 @@ def start_engine(kind: str, model: Path) -> Any:
     sizes = DECODE_SIZES if kind == "vllm-bf16" else [1, 8, 32, 128]
     if kind == "vllm-fp8":
         options["quantization"] = "fp8"
+    if kind in ("vllm-long", "vllm-arrivals"):
+        sizes = [1, 2, 3, 4, 5, 6, 7, 8]
+        options |= {"max_model_len": 24576, "max_num_seqs": 8, "max_num_batched_tokens": 16384}
+    if kind in ("vllm-async", "vllm-server"):
+        # As they are deployed: steps are scheduled ahead. The prompts of a burst fit into one step all the same.
+        sizes = [1, 8, 32]
+        options |= {"max_num_seqs": 32, "max_num_batched_tokens": 16384}
     if kind.startswith("tp"):
         sizes = [1, 8, 32]
         options |= {
@@ -131,6 +140,14 @@ def start_engine(kind: str, model: Path) -> Any:
         "cudagraph_mode": "FULL_DECODE_ONLY",
         "cudagraph_capture_sizes": sizes,
     }
+    if kind == "vllm-async":
+        from pytest_tokenpower.engines.vllm_async import VllmAsyncEngine
+
+        return VllmAsyncEngine(model, **options)
+    if kind == "vllm-server":
+        from pytest_tokenpower.engines.vllm_server import VllmServer
+
+        return VllmServer(model, **options)
     return VllmEngine(model, **options)
 
 

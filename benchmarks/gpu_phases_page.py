@@ -5,15 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from gpu_phases_truths import mixed, pure
+from gpu_phases_long import arrivals, long_prompts
+from gpu_phases_truths import burst, mixed, pure
 from gpu_phases_windows import Row, conditions, each, rounds, table
 from reporting import versions_line
 
 ENGINES = {
     "vllm-bf16": "vLLM, bf16",
+    "vllm-async": "vllm-async, bf16",
+    "vllm-server": "vllm-server, bf16",
     "vllm-fp8": "vLLM, FP8",
     "transformers": "transformers, bf16, eager",
     "transformers-compiled": "transformers, bf16, compiled",
+}
+
+DEPLOYED = {
+    "vllm-async": "vLLM with its own engine process (vllm-async)",
+    "vllm-server": "vLLM's server, over HTTP",
 }
 
 
@@ -26,7 +34,15 @@ def render(all_results: Sequence[Row]) -> str:
     notes = [note for results in all_results for note in results.get("notes", ())]
     if notes:
         lines += ["## What fell short, and why", "", *(f"- {note}" for note in notes), ""]
-    lines += pure(parts) + mixed(parts) + engines(parts) + tensor_parallel(parts)
+    lines += (
+        pure(parts)
+        + long_prompts(parts)
+        + arrivals(parts)
+        + mixed(parts)
+        + deployed(parts)
+        + engines(parts)
+        + tensor_parallel(parts)
+    )
     return "\n".join(lines).rstrip()
 
 
@@ -56,6 +72,18 @@ def header(parts: Row, all_results: Sequence[Row]) -> list[str]:
         *lines,
         "",
     ]
+
+
+# --- engines with a process of their own
+
+
+def deployed(parts: Row) -> list[str]:
+    """The phases of vLLM as it is deployed, estimated from outside, against truths by difference."""
+    lines = []
+    for kind, name in DEPLOYED.items():
+        if rounds(parts, f"{kind} burst"):
+            lines += [f"## Estimated phases against ground truths: {name}", "", *burst(parts, kind)[2:]]
+    return lines
 
 
 # --- engines
@@ -89,7 +117,7 @@ def engines(parts: Row) -> list[str]:
         f"{name}, batch {batch}"
         for kind, name in ENGINES.items()
         for batch in (1, 8, 32, 128)
-        if not rounds(parts, f"{kind} batch {batch}")
+        if not rounds(parts, f"{kind} batch {batch}") and kind not in DEPLOYED
     ]
     if missing:
         lines += ["", f"Not measured: {'; '.join(missing)}.", ""]

@@ -192,8 +192,9 @@ def plus_minus(value: tuple[float, float]) -> str:
     return f"{value[0]:.1f} ± {value[1]:.1f}" if math.isfinite(value[1]) else f"{value[0]:.1f}"
 
 
-def burst(parts: Row) -> list[str]:
-    found = rounds(parts, "vllm-bf16 burst")
+def burst(parts: Row, kind: str = "vllm-bf16") -> list[str]:
+    """Prefill as a burst of one engine, if it was measured."""
+    found = rounds(parts, f"{kind} burst")
     labels = list(dict.fromkeys(one["label"] for one in found))
     if len(labels) < 3:
         return ["Prefill in one step: not measured.", ""]
@@ -342,54 +343,76 @@ def mixed(parts: Row) -> list[str]:
         found = rounds(parts, part, label)
         if not found:
             continue
-        if any("prefill" not in one["phases"] or "decode" not in one["phases"] for one in found):
-            rows.append(f"| {label} | the phases were not told apart | | | |")
-            continue
-        tokens = found[0]["work"]["batch"] * found[0]["work"]["prompt"]
-        truths = [sum(step_joules(step[1]) for step in one["each_step"] if step[1]) for one in found]
-        made = [sum(step[1] for step in one["each_step"]) for one in found]
-        inside = [split_gaps(one) for one in found]
-        rows.append(
-            compared(
-                f"{label}: prefill, mJ / prompt token", over([p / tokens for p, _ in inside]), prompt, 1e3
-            )
-        )
-        rows.append(
-            paired(
-                f"{label}: decode, mJ / decoded token",
-                [d / count for (_, d), count in zip(inside, made, strict=True)],
-                [t / count for t, count in zip(truths, made, strict=True)],
-                unit=1e3,
-            )
-        )
-        expected = [t + prompt[0] * tokens for t in truths]
-        shared_error = prompt[1] * tokens / float(np.mean(expected))
-        rows.append(paired(f"{label}: together, J", [p + d for p, d in inside], expected, shared_error))
-        rows.append(pure_decode_row(label, found, step_joules))
-        steps = [step for one in found for step in one["each_step"]]
-        both = [step for step in steps if step[0] and step[1]]
-        pure_decode = [step for step in steps if not step[0]]
-        shares.append(
-            f"| {label} | {conditions(found)} | {len(both) / len(steps):.0%} | "
-            f"{sum(s[3] for s in both) / sum(s[3] for s in steps):.0%} | "
-            f"{sum(s[1] for s in pure_decode) / max(len(pure_decode), 1):.1f} | "
-            f"{sum(s[3] for s in pure_decode) / max(sum(s[1] for s in pure_decode), 1) * 1e3:.1f} |"
-        )
+        more, share = run_rows(label, found, prompt, step_joules)
+        rows += more
+        shares += share
     for whole, _ in decode.values():
         batch = whole[0]["work"]["batch"]
         count = batch * (whole[0]["work"]["new"] - 1)
         own = each(whole, lambda one, count=count: with_gaps(one, "decode") / count)  # type: ignore[misc]
         truth = per_step[batch] / batch, math.nan
         rows.append(compared(f"decode {batch} itself: decode, mJ / decoded token", own, truth, 1e3))
-    head = f"run | {CONDITIONS} | mixed steps | of the energy | batch of decode steps | their mJ / token, as read"
     others = {"prefill alone": alone} | {f"decode {batch}": pair[0] for batch, pair in decode.items()}
     others |= {f"decode {batch}, prefill alone": pair[1] for batch, pair in decode.items()}
     lines += [*table(HEAD, rows), *full_steps(rounds(parts, part, "all at once"), alone, step_joules)]
     lines += longer_outputs(parts, part)
-    return [*lines, *table(head, shares), *accounts(others)]
+    return [*lines, *table(RUN_HEAD, shares), *accounts(others)]
 
 
-def pure_decode_row(label: str, found: Sequence[Row], step_joules: Callable[[float], float]) -> str:
+RUN_HEAD = (
+    f"run | {CONDITIONS} | mixed steps | of the energy | batch of decode steps | their mJ / token, as read"
+)
+
+
+def run_rows(
+    label: str,
+    found: Sequence[Row],
+    prompt: tuple[float, float],
+    step_joules: Callable[[float], float],
+    step_error: float = 0.0,
+) -> tuple[list[str], list[str]]:
+    """Rows of a run with mixed steps against both truths, and its row of RUN_HEAD.
+
+    ``prompt`` is the truth of a prompt token with its standard error, ``step_joules`` that of a decode step by its
+    batch, ``step_error`` its relative standard error.
+    """
+    if any("prefill" not in one["phases"] or "decode" not in one["phases"] for one in found):
+        return [f"| {label} | the phases were not told apart | | | |"], []
+    tokens = found[0]["work"]["batch"] * found[0]["work"]["prompt"]
+    truths = [sum(step_joules(step[1]) for step in one["each_step"] if step[1]) for one in found]
+    made = [sum(step[1] for step in one["each_step"]) for one in found]
+    inside = [(with_gaps(one, "prefill"), with_gaps(one, "decode")) for one in found]
+    expected = [t + prompt[0] * tokens for t in truths]
+    shared_error = math.hypot(prompt[1] * tokens, step_error * float(np.mean(truths))) / float(
+        np.mean(expected)
+    )
+    rows = [
+        compared(f"{label}: prefill, mJ / prompt token", over([p / tokens for p, _ in inside]), prompt, 1e3),
+        paired(
+            f"{label}: decode, mJ / decoded token",
+            [d / count for (_, d), count in zip(inside, made, strict=True)],
+            [t / count for t, count in zip(truths, made, strict=True)],
+            step_error,
+            unit=1e3,
+        ),
+        paired(f"{label}: together, J", [p + d for p, d in inside], expected, shared_error),
+        pure_decode_row(label, found, step_joules, step_error),
+    ]
+    steps = [step for one in found for step in one["each_step"]]
+    both = [step for step in steps if step[0] and step[1]]
+    pure_decode = [step for step in steps if not step[0]]
+    share = (
+        f"| {label} | {conditions(found)} | {len(both) / len(steps):.0%} | "
+        f"{sum(s[3] for s in both) / sum(s[3] for s in steps):.0%} | "
+        f"{sum(s[1] for s in pure_decode) / max(len(pure_decode), 1):.1f} | "
+        f"{sum(s[3] for s in pure_decode) / max(sum(s[1] for s in pure_decode), 1) * 1e3:.1f} |"
+    )
+    return rows, [share]
+
+
+def pure_decode_row(
+    label: str, found: Sequence[Row], step_joules: Callable[[float], float], step_error: float = 0.0
+) -> str:
     """The decode steps without a prompt token, and the gaps after them, against the truth at their batches."""
     inside, truths = [], []
     for one in found:
@@ -397,7 +420,7 @@ def pure_decode_row(label: str, found: Sequence[Row], step_joules: Callable[[flo
         tokens = sum(step[1] for step in steps)
         inside.append((sum(step[3] for step in steps) + account(one, "decode gaps")) / tokens)
         truths.append(sum(step_joules(step[1]) for step in steps) / tokens)
-    return paired(f"{label}: pure decode steps, mJ / decoded token", inside, truths, unit=1e3)
+    return paired(f"{label}: pure decode steps, mJ / decoded token", inside, truths, step_error, unit=1e3)
 
 
 def full_steps(
@@ -458,17 +481,3 @@ def longer_outputs(parts: Row, part: str) -> list[str]:
         f"{1e3 * (ends[1] - ends[0]) / apart:.0f} mJ each.",
         "",
     ]
-
-
-def split_gaps(one: Row) -> tuple[float, float]:
-    """Prefill and decode of a round with the gaps after their steps; those after mixed steps go as their steps do."""
-    prefill, decode = with_gaps(one, "prefill"), with_gaps(one, "decode")
-    steps = one["each_step"]
-    pure = {
-        "prefill": sum(step[3] for step in steps if not step[1]),
-        "decode": sum(step[3] for step in steps if not step[0]),
-    }
-    parts = [max(account(one, name) - pure[name], 0.0) for name in pure]
-    share = parts[0] / sum(parts) if sum(parts) else 0.5
-    gap = account(one, "mixed gaps")
-    return prefill + share * gap, decode + (1 - share) * gap

@@ -48,8 +48,20 @@ def account(one: Row, name: str) -> float:
 
 
 def with_gaps(one: Row, name: str) -> float:
-    """Joules of a phase's steps and of the host's work after each."""
-    return account(one, name) + account(one, f"{name} gaps")
+    """Joules of a phase's steps and of the host's work after each; that after mixed steps goes as their energy does."""
+    own = account(one, name) + account(one, f"{name} gaps")
+    steps = one.get("each_step")
+    if not steps:
+        return own
+    pure = {
+        "prefill": sum(step[3] for step in steps if not step[1]),
+        "decode": sum(step[3] for step in steps if not step[0]),
+    }
+    parts = {
+        phase: max(account(one, phase) - joules / executions(one), 0.0) for phase, joules in pure.items()
+    }
+    both = sum(parts.values())
+    return own + account(one, "mixed gaps") * (parts[name] / both if both else 0.5)
 
 
 def conditions(found: Sequence[Row]) -> str:

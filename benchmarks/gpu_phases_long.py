@@ -1,0 +1,300 @@
+"""Long prompts under vLLM's own token budgets against ground truths: a section of the page of gpu_phases.py."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from gpu_phases_truths import (
+    HEAD,
+    RUN_HEAD,
+    accounts,
+    at_common_temperature,
+    compared,
+    intercept,
+    reduced,
+    run_rows,
+)
+from gpu_phases_windows import Row, account, each, executions, joules, rounds, table, with_gaps
+
+Pair = tuple[list[Row], list[Row]]
+"""Rounds of one batch with fewer and with more new tokens."""
+
+
+def pairs_of(decode: Sequence[Row]) -> list[Pair]:
+    """The rounds of each batch, by their two lengths."""
+    found = []
+    lengths = sorted({one["work"]["new"] for one in decode})
+    for batch in sorted({one["work"]["batch"] for one in decode}):
+        short, long = (
+            [one for one in decode if (one["work"]["batch"], one["work"]["new"]) == (batch, new)]
+            for new in (lengths[0], lengths[-1])
+        )
+        if short and long:
+            found.append((short, long))
+    return found
+
+
+class StepTruth:
+    """Joules of a decode step by its batch: a line between the batches that were measured, each a difference.
+
+    Where one was measured, the line goes to ``weights``, the joules of a step at no sequence.
+    """
+
+    def __init__(self, pairs: Sequence[Pair], celsius: float | None, weights: float | None = None) -> None:
+        self.weights = weights
+        self.batches: list[float] = []
+        self.joules: list[float] = []
+        self.errors: list[float] = []
+        for short, long in pairs:
+            to = at_common_temperature([*short, *long], celsius)
+            steps = long[0]["work"]["new"] - short[0]["work"]["new"]
+            ends = [
+                reduced(found, to, lambda one: joules(one) - account(one, "outside"))
+                for found in (short, long)
+            ]
+            self.batches.append(float(short[0]["work"]["batch"]))
+            self.joules.append((ends[1][0] - ends[0][0]) / steps)
+            self.errors.append(math.hypot(ends[0][1], ends[1][1]) / steps)
+
+    def at(self, batch: float) -> float:
+        """At any batch; beyond the last the line goes on."""
+        if self.weights is not None:
+            return self.weights + (self.joules[0] - self.weights) * batch / self.batches[0]
+        if batch <= self.batches[-1]:
+            return float(np.interp(batch, self.batches, self.joules))
+        slope = (self.joules[-1] - self.joules[-2]) / (self.batches[-1] - self.batches[-2])
+        return self.joules[-1] + slope * (batch - self.batches[-1])
+
+    @property
+    def at_no_sequence(self) -> float:
+        """Joules that a step takes however few sequences it has: reading the weights, and the launch."""
+        return float(np.polyfit(self.batches, self.joules, 1)[1])
+
+    @property
+    def error(self) -> float:
+        """Relative standard error, the largest of the batches'."""
+        return max(error / value for error, value in zip(self.errors, self.joules, strict=True))
+
+
+def spaced_prefill(found: Sequence[Row], celsius: float | None) -> tuple[float, float, float]:
+    """Joules of one execution without the idling after it, their standard error, and the watts of idling.
+
+    A line in the seconds of idling, of windows with two lengths of it, taken to none; what is outside of the steps and
+    no idling is taken off.
+    """
+    to = at_common_temperature(found, celsius)
+    pause = np.array([one["pauses"][1] / executions(one) for one in found])
+    energy = np.array([to(one) * (joules(one) - one["outside"][0] / executions(one)) for one in found])
+    columns = np.column_stack([np.ones_like(pause), pause])
+    at_none = intercept(columns, energy)
+    slope = np.linalg.lstsq(columns / energy[:, None], np.ones_like(energy), rcond=None)[0][1]
+    return at_none[0], at_none[1], float(slope)
+
+
+def long_prompts(parts: Row) -> list[str]:
+    """The section, of what was measured."""
+    lines = ["## Prefill and decode against ground truths: mixed batches under vLLM's own token budgets", ""]
+    kind = "vllm-long"
+    alone: list[Row] = []
+    back: list[Row] = []
+    for one in rounds(parts, f"{kind} alone"):
+        (alone if "idle" in one["label"] else back).append(one)
+    decode = rounds(parts, f"{kind} decode")
+    if not alone or not decode:
+        return [*lines, "Not measured.", ""]
+    pairs = pairs_of(decode)
+    prompt = alone[0]["work"]["prompt"]
+    lines += [
+        f"Prompts of {prompt} tokens under a budget of 16384 tokens a step (vLLM's own offline on such a board: two "
+        "steps a prompt) and of 8192 (its server's own: three), where a mixed step has thousands of prompt tokens for "
+        "each decode and reads the weights once for both. Truth of the prefill: prompts alone under the same budget, "
+        "with two lengths of idling between, taken to no idling by a line. Truth of the decode: rounds of 385 new "
+        "tokens less rounds of 129, of one, two and four sequences, taken by a line to the batch of each step. Other "
+        "terms are as above.",
+        "",
+    ]
+    rows: list[str] = []
+    shares: list[str] = []
+    notes: list[str] = []
+    for name, celsius in (
+        ("", None),
+        (", at one temperature", each(decode, lambda one: one["celsius"] or 0)[0]),
+    ):
+        truth = StepTruth(pairs, celsius)
+        pure, mixed, share = _rows(parts, kind, alone, back, pairs, truth, celsius, name)
+        rows += [*pure, *mixed]
+        if celsius is None:
+            shares, notes = share, _notes(truth, alone)
+    works = {
+        label: [one for one in alone if one["label"] == label]
+        for label in dict.fromkeys(o["label"] for o in alone)
+    }
+    works |= {"alone, back to back": back} if back else {}
+    works |= {
+        f"{pair[0]['work']['batch']} x {pair[0]['work']['new']}": pair for both in pairs for pair in both
+    }
+    together = rounds(parts, f"{kind} all at once")
+    works |= {
+        label: [one for one in together if one["label"] == label]
+        for label in dict.fromkeys(one["label"] for one in together)
+        if "at once" not in label
+    }
+    return [*lines, *table(HEAD, rows), *notes, *table(RUN_HEAD, shares), *accounts(works)]
+
+
+def _notes(truth: StepTruth, alone: Sequence[Row]) -> list[str]:
+    steps = ", ".join(
+        f"{value:.3f} ± {error:.3f} J ({batch:.0f})"
+        for batch, value, error in zip(truth.batches, truth.joules, truth.errors, strict=True)
+    )
+    watts = spaced_prefill(alone, None)[2]
+    return [f"Decode steps by their batch: {steps}. Idling between prefills draws {watts:.0f} W.", ""]
+
+
+def _rows(
+    parts: Row,
+    kind: str,
+    alone: Sequence[Row],
+    back: Sequence[Row],
+    pairs: Sequence[Pair],
+    truth: StepTruth,
+    celsius: float | None,
+    name: str,
+) -> tuple[list[str], list[str], list[str]]:
+    """Rows of pure rounds, of mixed ones, and the latter's conditions."""
+    prompt = alone[0]["work"]["prompt"]
+    by_budget = {
+        budget: spaced_prefill([one for one in alone if one["work"]["budget"] == budget], celsius)[:2]
+        for budget in sorted({one["work"]["budget"] for one in alone}, reverse=True)
+    }
+    short, long = pairs[0]
+    to = at_common_temperature([*short, *long], celsius)
+    inside = reduced([*short, *long], to, lambda one: with_gaps(one, "prefill"))
+    largest = next(iter(by_budget.values()))
+    pure = [
+        compared(f"one prompt, then decode: prefill, mJ / prompt token{name}", inside, largest, 1e3 / prompt)
+    ]
+    # The same rounds' own truth: what is left of them at no decode.
+    steps = short[0]["work"]["new"] - 1
+    whole = reduced(short, to, lambda one: joules(one) - account(one, "outside"))
+    rest = whole[0] - steps * truth.joules[0], math.hypot(whole[1], steps * truth.errors[0])
+    pure.append(
+        compared(
+            f"one prompt, then decode: prefill, against the rounds at no decode{name}",
+            inside,
+            rest,
+            1e3 / prompt,
+        )
+    )
+    if back:
+        limit = at_common_temperature(back, celsius)
+        truth_back = reduced(back, limit, lambda one: joules(one) - account(one, "outside"))
+        pure.append(
+            compared(
+                f"one prompt, then decode: prefill, against back to back{name}",
+                inside,
+                truth_back,
+                1e3 / prompt,
+            )
+        )
+    for (_, found), batch, value, error in zip(pairs, truth.batches, truth.joules, truth.errors, strict=True):
+        to = at_common_temperature(found, celsius)
+        count = found[0]["work"]["new"] - 1
+        own = reduced(found, to, lambda one, count=count: with_gaps(one, "decode") / count)  # type: ignore[misc]
+        pure.append(
+            compared(f"decode of {batch:.0f}, mJ / decoded token{name}", own, (value, error), 1e3 / batch)
+        )
+    mixed: list[str] = []
+    shares: list[str] = []
+    arriving = rounds(parts, f"{kind} Poisson")
+    for label in dict.fromkeys(one["label"] for one in arriving):
+        found = [_at(one, celsius) for one in arriving if one["label"] == label]
+        energy, error = by_budget.get(found[0]["work"]["budget"], (math.nan, math.nan))
+        if math.isfinite(energy):
+            more, share = run_rows(
+                label + name, found, (energy / prompt, error / prompt), truth.at, truth.error
+            )
+            mixed += more
+            shares += share
+    together = rounds(parts, f"{kind} all at once")
+    found = [one for one in together if "at once" in one["label"]]
+    spaced = [one for one in together if "idle" in one["label"]]
+    shorter = [one for one in together if one not in found and one not in spaced]
+    if found and spaced and shorter:
+        tokens = found[0]["work"]["batch"] * found[0]["work"]["prompt"]
+        energy, error, _ = spaced_prefill(spaced, celsius)
+        own_steps = StepTruth([(shorter, found)], celsius, truth.at_no_sequence)
+        more, share = run_rows(
+            found[0]["label"] + name,
+            [_at(one, celsius) for one in found],
+            (energy / tokens, error / tokens),
+            own_steps.at,
+            own_steps.error,
+        )
+        mixed += more
+        shares += share
+    return pure, mixed, shares
+
+
+def _at(one: Row, celsius: float | None) -> Row:
+    """The window with its joules taken to that temperature."""
+    factor = at_common_temperature([one], celsius)(one)
+    return one | {
+        "joules": factor * one["joules"],
+        "phases": {name: [factor * value[0], *value[1:]] for name, value in one["phases"].items()},
+        "gaps": {name: [factor * value[0], *value[1:]] for name, value in one["gaps"].items()},
+        "outside": [factor * one["outside"][0], one["outside"][1]],
+        "each_step": [[*step[:3], factor * step[3]] for step in one.get("each_step", [])],
+    }
+
+
+def arrivals(parts: Row) -> list[str]:
+    """Prompts that arrive by chance; the prefill's truth is the same prompts at the same times, alone."""
+    kind = "vllm-arrivals"
+    found = rounds(parts, f"{kind} arrivals")
+    pairs = pairs_of(rounds(parts, f"{kind} decode"))
+    idle = [one for one in found if "idle" in one["label"]]
+    if not idle or not pairs:
+        return []
+    lines = [
+        "### The same arrivals with decode and without",
+        "",
+        "How much a prefill takes hangs on what came before it: one that follows another is held at the power limit, "
+        "at lower clocks. Prompts alone are therefore a truth where they arrive just as in the run: the same "
+        "requests at the same times, of one new token each. Their window is prefill and idling; the idling's watts "
+        "are those of prompts with two lengths of idling between. The decode's truth is measured anew on this board.",
+        "",
+    ]
+    rows: list[str] = []
+    shares: list[str] = []
+    for name, celsius in (
+        ("", None),
+        (", at one temperature", each(found, lambda one: one["celsius"] or 0)[0]),
+    ):
+        truth = StepTruth(pairs, celsius)
+        watts = spaced_prefill(idle, celsius)[2]
+        for label in [
+            one for one in dict.fromkeys(one["label"] for one in found) if one.startswith("Poisson")
+        ]:
+            alone = [one for one in found if one["label"] == f"{label}, prompts alone"]
+            run = [_at(one, celsius) for one in found if one["label"] == label]
+            if not alone or not run:
+                continue
+            tokens = alone[0]["work"]["batch"] * alone[0]["work"]["prompt"]
+            prompt = each(
+                [_at(one, celsius) for one in alone],
+                lambda one: (joules(one) - watts * one["outside"][1]) / tokens,  # noqa: B023
+            )
+            more, share = run_rows(label + name, run, prompt, truth.at, truth.error)
+            rows += more
+            shares += share if celsius is None else []
+        if celsius is None:
+            notes = _notes(truth, idle)
+    labels = dict.fromkeys(one["label"] for one in found if "idle" in one["label"] or "alone" in one["label"])
+    works = {label: [one for one in found if one["label"] == label] for label in labels}
+    works |= {
+        f"{pair[0]['work']['batch']} x {pair[0]['work']['new']}": pair for both in pairs for pair in both
+    }
+    return [*lines, *table(HEAD, rows), *notes, *table(RUN_HEAD, shares), *accounts(works)]
