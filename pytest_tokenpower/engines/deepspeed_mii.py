@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import socket
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from pytest_tokenpower.engines.checkpoint import model_name, require_model, weights_name, weights_note
@@ -19,6 +22,9 @@ from pytest_tokenpower.engines.protocol import Batch, EngineIdentity, Fact, Gene
 from pytest_tokenpower.errors import EngineError, UsageError
 from pytest_tokenpower.workloads.tokenizing import tokenizer_of
 
+_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What a launcher says to each of its processes; without one, MII sets them for a launch of one process."""
+
 
 class MiiEngine:
     """``mii.pipeline``: ``MiiEngine("folder or hub id", **fields of mii's ModelConfig)``, on one GPU.
@@ -32,7 +38,10 @@ class MiiEngine:
     ends with its tokens on the host. FastGen composes passes of prompts and decodes (Dynamic SplitFuse), so that
     steps may be mixed.
 
-    Written against the sources of deepspeed-mii 0.3.3, and never run with it.
+    MII's ports, 29500 and 25555 by default, are free ones here, so that engines may stand side by side; give
+    ``torch_dist_port`` or ``zmq_port_number`` for others.
+
+    Written against deepspeed-mii 0.3.3 on DeepSpeed 0.19.8; docs/engines.md says where it was run.
     """
 
     def __init__(self, model: str | os.PathLike[str], **options: Any) -> None:
@@ -57,8 +66,12 @@ class MiiEngine:
             raise missing_package("DeepSpeed-MII", "deepspeed-mii", error) from error
         self._config = checkpoint_config(name)
         tokenizer = _id_tokenizer(MIITokenizerWrapper, int(self._config["vocab_size"]))
+        given = {**(options.get("model_config") or {}), **options}
+        ports = dict(zip(("torch_dist_port", "zmq_port_number"), _free_ports(2), strict=True))
+        free = {each: port for each, port in ports.items() if each not in given}
         try:
-            self._pipeline = mii.pipeline(name, tokenizer=tokenizer, **options)
+            with _environment_restored(_RANK):
+                self._pipeline = mii.pipeline(name, tokenizer=tokenizer, **free, **options)
             self._identity = self._describe(name, str(mii.__version__).strip())
             self._device_ids = gpus_in_order(1, first=int(os.environ.get("LOCAL_RANK", "0")))
             self._pipeline.generate = self._recorded(self._pipeline.generate)
@@ -126,6 +139,9 @@ class MiiEngine:
         pipeline, self._pipeline = self._pipeline, None
         if pipeline is not None:
             vars(pipeline).pop("generate", None)
+            # DeepSpeed keeps views of every engine's buffers, by the buffer, which so never goes.
+            if (allocator := sys.modules.get("deepspeed.inference.v2.allocator")) is not None:
+                allocator.Allocator.cache.clear()
             pipeline.destroy()
 
     def _recorded(self, generate: Callable[[], Any]) -> Callable[[], Any]:
@@ -163,9 +179,34 @@ class MiiEngine:
         manager = getattr(getattr(engine, "_config", None), "state_manager", None)
         for fact in ("max_ragged_batch_size", "max_ragged_sequence_count"):
             facts[fact] = plain(getattr(manager, fact, None))
+        # Half of the engine is there: the model, its kernels and the KV cache.
+        if (deepspeed := sys.modules.get("deepspeed")) is not None:
+            facts["deepspeed"] = plain(deepspeed.__version__)
         if (note := weights_note(name)) is not None:
             facts["weights_note"] = note
         return EngineIdentity("deepspeed-mii", version, model_name(name), axes, facts)
+
+
+@contextmanager
+def _environment_restored(names: Sequence[str]) -> Iterator[None]:
+    """These variables as they were: a process started later would take them for a launcher's, and bind the port."""
+    before = {name: os.environ.get(name) for name in names}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("", 0))
+        return [each.getsockname()[1] for each in sockets]
 
 
 def _id_tokenizer(base: type, vocab_size: int) -> Any:

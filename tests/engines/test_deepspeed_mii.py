@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -84,6 +86,49 @@ def test_identity_is_read_from_its_configuration(model: Path) -> None:
         "max_ragged_batch_size": 768,
         "max_ragged_sequence_count": 512,
     }
+
+
+def test_identity_says_which_deepspeed(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "deepspeed", SimpleNamespace(__version__="0.19.8"))
+    engine = MiiEngine(model)
+    engine.close()
+    assert engine.identity.facts["deepspeed"] == "0.19.8"
+
+
+def test_engines_stand_side_by_side(model: Path) -> None:
+    engines = [MiiEngine(model) for _ in range(2)]
+    for engine in engines:
+        check_bookkeeping(BATCH, engine.generate(BATCH))
+    for engine in engines:
+        engine.close()
+
+
+@pytest.mark.parametrize(
+    "options", [{"zmq_port_number": 25555}, {"model_config": {"zmq_port_number": 25555}}]
+)
+def test_a_port_that_is_given(model: Path, options: dict[str, Any]) -> None:
+    engine = MiiEngine(model, **options)
+    assert engine.pipeline.model_config.zmq_port_number == 25555
+    with pytest.raises(EngineError, match=r"Address already in use .*25555"):
+        MiiEngine(model, zmq_port_number=25555)
+    engine.close()
+
+
+def test_no_launch_is_left_in_the_environment(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    before = dict(os.environ)
+    MiiEngine(model).close()
+    assert dict(os.environ) == before
+
+
+def test_closing_empties_the_cache_of_buffers(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = {"a buffer": "its views"}
+    allocator = SimpleNamespace(Allocator=SimpleNamespace(cache=cache))
+    monkeypatch.setitem(sys.modules, "deepspeed.inference.v2.allocator", allocator)
+    MiiEngine(model).close()
+    assert not cache
 
 
 def test_a_cache_that_was_too_small_is_refused(model: Path) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -44,6 +45,8 @@ GENERATE_PARAMS: dict[str, Any] = {
     "temperature": None,
     "stop": [],
 }
+BOUND: set[int] = set()
+"""Ports of the pipelines that are not destroyed; the real ones bind theirs with zmq."""
 
 
 class UnknownArgument(Exception):
@@ -85,6 +88,9 @@ class MIIPipeline:
         self.scheduled_requests = SimpleNamespace(requests_to_run=[])
         self.forget_after: int | None = None
         self._destroyed = False
+        if model_config.zmq_port_number in BOUND:
+            raise RuntimeError(f"Address already in use (addr='tcp://*:{model_config.zmq_port_number}')")
+        BOUND.add(model_config.zmq_port_number)
 
     def __call__(self, prompts: str | list[str], **generate_kwargs: Any) -> list[Response]:
         if self._destroyed:
@@ -127,6 +133,7 @@ class MIIPipeline:
 
     def destroy(self) -> None:
         del self.inference_engine
+        BOUND.discard(self.model_config.zmq_port_number)
         self._destroyed = True
 
 
@@ -139,9 +146,15 @@ def pipeline(
     unknown = set(kwargs) - set(MODEL_CONFIG)
     if unknown:
         raise UnknownArgument(f"Keyword argument(s) {sorted(unknown)} not recognized")
+    for name in set(model_config or {}) & set(kwargs):
+        assert (model_config or {})[name] == kwargs[name], f"{name} in model_config must match {name}"
     given = {"model_name_or_path": model_name_or_path} | (model_config or {}) | kwargs
     config = SimpleNamespace(**(MODEL_CONFIG | given))
     assert config.tensor_parallel == 1, "Attempting to run with TP > 1 and not using a distributed launcher"
+    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK"} <= set(os.environ):
+        # What init_distributed of mii/utils.py sets, and leaves.
+        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost"}
+        os.environ["MASTER_PORT"] = str(config.torch_dist_port)
     stored = config_of(model_name_or_path)
     manager = {"max_ragged_batch_size": 768, "max_ragged_sequence_count": 512}
     manager |= config.inference_engine_config.get("state_manager", {})
