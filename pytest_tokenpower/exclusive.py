@@ -9,6 +9,11 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from pytest_tokenpower import progress
+
+QUIET_WAIT_S = 2.0
+"""A wait for longer than this is told."""
+
 
 @contextlib.contextmanager
 def exclusively(device_ids: Iterable[str]) -> Iterator[None]:
@@ -17,7 +22,7 @@ def exclusively(device_ids: Iterable[str]) -> Iterator[None]:
     Locks are taken in one order, so that two processes cannot wait for each other. The system lets go of them when
     their process ends, however it ends.
     """
-    from filelock import FileLock
+    from filelock import FileLock, Timeout
 
     folder = Path(tempfile.gettempdir()) / "tokenpower-locks"
     folder.mkdir(mode=0o777, exist_ok=True)
@@ -27,5 +32,10 @@ def exclusively(device_ids: Iterable[str]) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for device_id in sorted(set(device_ids)):
             name = re.sub(r"[^A-Za-z0-9._-]", "_", device_id)
-            stack.enter_context(FileLock(folder / f"{name}.lock", mode=0o666))
+            lock = FileLock(folder / f"{name}.lock", mode=0o666)
+            try:
+                stack.enter_context(lock.acquire(timeout=QUIET_WAIT_S))
+            except Timeout:
+                progress.tell(f"{device_id}: waiting for another process that measures on this GPU")
+                stack.enter_context(lock.acquire())
         yield

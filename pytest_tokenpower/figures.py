@@ -16,6 +16,8 @@ FIGURES: Mapping[str, str] = {
     "decode_joules_per_token": "J of decode / generated token",
     "joules_per_response": "J / response",
     "joules": "J / execution of the workload",
+    "prefill_joules": "J of prefill / execution of the workload",
+    "decode_joules": "J of decode / execution of the workload",
     "mean_watts": "W",
     "peak_watts": "W",
     "tokens_per_second": "generated tokens / s",
@@ -58,12 +60,14 @@ def round_values(rounds: Sequence[RoundRecord]) -> dict[str, list[float]]:
             values["power_imbalance"].append(max(boards) / (sum(boards) / len(boards)) - 1)
         if (prefill := one.phases.get("prefill")) is not None:
             values["prefill_joules_per_token"].append(prefill.joules / one.generated_tokens)
+            values["prefill_joules"].append(prefill.joules / one.repeats)
             values["prefill_watts"].append(prefill.joules / prefill.seconds)
             if one.prompt_tokens:
                 values["joules_per_prompt_token"].append(prefill.joules / one.prompt_tokens)
                 values["prefill_tokens_per_second"].append(one.prompt_tokens / prefill.seconds)
         if (decode := one.phases.get("decode")) is not None:
             values["decode_joules_per_token"].append(decode.joules / one.generated_tokens)
+            values["decode_joules"].append(decode.joules / one.repeats)
             values["decode_watts"].append(decode.joules / decode.seconds)
             # The first token of each response comes out of its prefill.
             decoded = one.generated_tokens - one.responses

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar, cast
 from pytest_tokenpower.axes import declared_axes
 from pytest_tokenpower.engines.describe import describe_callable
 from pytest_tokenpower.errors import TokenCountError, UsageError
-from pytest_tokenpower.interleave import Arm, BlockPlan, Comparison, run_blocks
+from pytest_tokenpower.interleave import ARMS, Arm, BlockPlan, Comparison, run_blocks
 from pytest_tokenpower.measurement import PhaseWindow, RoundWindow
 from pytest_tokenpower.outcome import Taken, Try, finish
-from pytest_tokenpower.phases import phases_of
+from pytest_tokenpower.phases import notes_of, phases_of
 from pytest_tokenpower.reach import check_reach
 from pytest_tokenpower.record import Fact, MeasurementRecord
 from pytest_tokenpower.rounds import Plan, device_wait, run_rounds
 from pytest_tokenpower.tokens import TokenCount, count_tokens
-from pytest_tokenpower.variants import Asked, Startable, started
+from pytest_tokenpower.variants import Asked, Startable, started, told_of
 
 if TYPE_CHECKING:
     from pytest_tokenpower.budget import Budget
@@ -77,6 +77,7 @@ class Energy:
         self._identity: EngineIdentity | None = None
         self._declared: dict[str, Fact] = {}
         self._workload: str | None = None
+        self._notes: dict[str, Fact] = {}
         self._called = False
         self._comparison: Comparison | None = None
         self._entered = False
@@ -122,6 +123,7 @@ class Energy:
             self._telemetry,
         )
         self._windows.extend(windows)
+        self._notes = notes_of(last)
         return cast(R, last)
 
     def run(self, engine: Engine | EngineSpec, workload: Workload | Batch) -> Generation:
@@ -230,10 +232,10 @@ class Energy:
         finished = []
         for _ in range(asked.restarts):
             with ExitStack() as stack:
-                arms: dict[Arm, Callable[[], object]] = {
-                    "baseline": started(baseline, stack),
-                    "candidate": started(candidate, stack),
-                }
+                arms: dict[Arm, Callable[[], object]] = {}
+                for name, variant in zip(ARMS, (baseline, candidate), strict=True):
+                    with told_of(name, asked.names):
+                        arms[name] = started(variant, stack)
                 for arm in arms.values():
                     check_reach(self._test, arm, self._telemetry.devices)
                 self._identity = describe_callable(arms["candidate"])
@@ -253,6 +255,7 @@ class Energy:
                         plan,
                         bench=self._telemetry,
                         order=order,
+                        names=asked.names,
                     )
                 )
         self._comparison = Comparison(
@@ -314,5 +317,6 @@ class Energy:
             identity=self._identity,
             declared=self._declared,
             workload=self._workload,
+            notes=self._notes,
         )
         return finish(taken, self._budget, self._session, failed=failed)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from pytest_tokenpower.measurement import LARGEST_FLAGGED_SHARE, PhaseWindow, RoundWindow
+from pytest_tokenpower.progress import warmup_progress
 from pytest_tokenpower.record import RoundRecord, VerdictRecord
 from pytest_tokenpower.rounds import Bench, measured_round, repeats_for
 from pytest_tokenpower.stats.decision import decide
@@ -17,7 +18,9 @@ from pytest_tokenpower.stats.moderated import Estimate, compare_interleaved
 from pytest_tokenpower.stats.prior import DEFAULT_PRIOR, Prior
 from pytest_tokenpower.stats.runs import summarise_blocks
 from pytest_tokenpower.tokens import TokenCount
+from pytest_tokenpower.variants import told_of
 from pytest_tokenpower.verdict import OTHER_ARM
+from pytest_tokenpower.warmup import MOST_ROUNDS, MOST_SECONDS, quick_enough
 
 Arm = Literal["baseline", "candidate"]
 ARMS: tuple[Arm, Arm] = ("baseline", "candidate")
@@ -50,27 +53,39 @@ def run_blocks(
     bench: Bench,
     order: random.Random,
     prior: Prior = DEFAULT_PRIOR,
+    names: tuple[str, str] | None = None,
 ) -> tuple[Block, ...]:
     """Warm both arms up, then run ABBA blocks of one restart, each with a lead arm drawn from ``order``.
 
-    It stops on precision, never on the difference itself.
+    The warm-up goes on while an arm still gets faster; a drift of both falls out of the blocks. It stops on precision,
+    never on the difference itself. ``names`` are what the arms are called where one fails.
     """
-    seconds = dict.fromkeys(ARMS, math.inf)
-    for _ in range(max(plan.warmup_rounds, 1)):
+
+    def run(arm: Arm, repeats: int) -> RoundWindow:
+        with told_of(arm, names):
+            return measured_round(execute[arm], count, phases, repeats)[1]
+
+    seconds: dict[Arm, list[float]] = {arm: [] for arm in ARMS}
+    began = time.monotonic()
+    tell = warmup_progress()
+    while (done := len(seconds["candidate"])) < max(plan.warmup_rounds, 1) or not (
+        done >= MOST_ROUNDS
+        or time.monotonic() - began > MOST_SECONDS
+        or all(map(quick_enough, seconds.values()))
+    ):
+        tell(done, time.monotonic())
         for arm in ARMS:
-            _, window = measured_round(execute[arm], count, phases, 1)
-            seconds[arm] = min(seconds[arm], (window.end_ns - window.start_ns) / 1e9)
+            window = run(arm, 1)
+            seconds[arm].append((window.end_ns - window.start_ns) / 1e9)
     shortest = bench.shortest_window_ns() / 1e9
-    repeats = {arm: repeats_for(seconds[arm], shortest) for arm in ARMS}
+    repeats = {arm: repeats_for(min(seconds[arm]), shortest) for arm in ARMS}
     blocks: list[Block] = []
     began = time.monotonic()
     while len(blocks) < plan.max_blocks:
         lead = order.choice(ARMS)
         other = ARMS[1 - ARMS.index(lead)]
         arms = (lead, other, other, lead)
-        windows = tuple(
-            replace(measured_round(execute[arm], count, phases, repeats[arm])[1], pool=arm) for arm in arms
-        )
+        windows = tuple(replace(run(arm, repeats[arm]), pool=arm) for arm in arms)
         blocks.append(Block(arms, windows))
         if len(blocks) < plan.min_blocks:
             continue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
@@ -42,7 +42,8 @@ class Taken:
     """What a test ran under measurement, in all its tries that are judged together: one process, so one run.
 
     ``repeated`` tells rounds that the plugin ran from blocks that the test entered itself. ``identity``, ``declared``
-    and ``workload`` are what is known of the engine, of its axes that the key holds, and of the work's fingerprint.
+    and ``workload`` are what is known of the engine, of its axes that the key holds, and of the work's fingerprint;
+    ``notes`` are facts that its last result told.
     """
 
     test: str
@@ -52,6 +53,7 @@ class Taken:
     identity: EngineIdentity | None
     declared: Mapping[str, Fact]
     workload: str | None
+    notes: Mapping[str, Fact] = field(default_factory=dict)
 
     @property
     def windows(self) -> tuple[RoundWindow, ...]:
@@ -172,10 +174,17 @@ def _key(taken: Taken, method: str) -> dict[str, Fact]:
         engine=identity.engine if identity else None,
         engine_version=identity.version if identity else None,
         model=identity.model if identity else None,
+        weights=_made_up(identity) if identity else None,
         axes=declared_axes(taken.declared, identity) if identity else None,
         workload=taken.workload,
         tokens=next(iter(counts)) if len(counts) == 1 else None,
     )
+
+
+def _made_up(identity: EngineIdentity) -> str | None:
+    """What the weights are where they are not a model's own; which model's own they are is no matter of the key."""
+    weights = identity.axes.get("weights")
+    return str(weights) if weights in ("random", "dummy") else None
 
 
 def _facts(taken: Taken, windows: Sequence[RoundWindow], records: Sequence[RoundRecord]) -> dict[str, Fact]:
@@ -186,6 +195,7 @@ def _facts(taken: Taken, windows: Sequence[RoundWindow], records: Sequence[Round
     if taken.comparison is None and any(window.phases for window in windows):
         devices = telemetry.devices_in_use(windows)
         facts |= phase_facts(telemetry.collector.timeline, devices, windows, records)
+    facts |= taken.notes
     shown = (*telemetry.devices_of_key(taken.windows), *telemetry.others)
     for device in {device.id: device for device in shown}.values():
         facts |= {f"{device.id}.{name}": value for name, value in device.facts.items()}

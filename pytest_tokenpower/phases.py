@@ -6,7 +6,12 @@ from collections.abc import Sequence
 
 from pytest_tokenpower.analysis.phases import DECODE, MIXED, PREFILL, phase_records
 from pytest_tokenpower.engines.protocol import Generation, Step
-from pytest_tokenpower.engines.request_metrics import steps_from_request_metrics
+from pytest_tokenpower.engines.request_metrics import (
+    cached_tokens,
+    lack_of_times,
+    steps_from_request_metrics,
+    stretches_from_request_metrics,
+)
 from pytest_tokenpower.measurement import PhaseWindow, RoundWindow, track_of
 from pytest_tokenpower.record import Fact, RoundRecord
 from pytest_tokenpower.telemetry.timeline import Timeline
@@ -16,19 +21,34 @@ from pytest_tokenpower.telemetry.values import Device
 def phases_of(result: object) -> tuple[PhaseWindow, ...]:
     """The phases of an execution: from our engines' steps, else from vLLM's request metrics, else none.
 
-    Request metrics tell the phases only of a batch whose prefills all came before its first decode step.
+    Request metrics tell the phases exactly where all prefills came before the first decode step, else as estimates.
     """
     if isinstance(result, Generation):
         return phases_of_steps(result.steps, estimated=not result.steps_exact)
     marks = steps_from_request_metrics(result)
-    if marks is None or marks.mixed:
+    if marks is None:
         return ()
+    if marks.mixed:
+        return phases_of_steps(stretches_from_request_metrics(result), estimated=True)
     prefill = PhaseWindow("prefill", *marks.prefill)
     return (
         (prefill, PhaseWindow("decode", *marks.decode))
         if marks.decode_end_ns > marks.prefill_end_ns
         else (prefill,)
     )
+
+
+def notes_of(result: object) -> dict[str, Fact]:
+    """Facts for the record of what vLLM's outputs say of their prefill: why there is none, or that it was spared."""
+    notes: dict[str, Fact] = {}
+    if lack_of_times(result):
+        notes["phases.absent"] = (
+            "vLLM's outputs have no times, which vllm.LLM(..., disable_log_stats=False) gives them; or use "
+            "energy.run(EngineSpec('vllm', ...), workload)"
+        )
+    if cached := cached_tokens(result):
+        notes["prefix_cache.prompt_tokens"] = cached
+    return notes
 
 
 def phases_of_steps(steps: Sequence[Step], *, estimated: bool = False) -> tuple[PhaseWindow, ...]:

@@ -18,6 +18,31 @@ def tell(line: str) -> None:
         _LOGGER.info("%s", line)
 
 
+WARMUP_S = 5.0
+"""So often a warm-up says how far it is."""
+
+
+def warmup_progress() -> Callable[[int, float], None]:
+    """What is called before each round of a warm-up with the rounds that are done and the time in seconds.
+
+    It tells how far the warm-up is where the last line, or its beginning, is long enough ago.
+    """
+    began: float | None = None
+    last: float | None = None
+
+    def at(rounds: int, now: float) -> None:
+        nonlocal began, last
+        if began is None or last is None:
+            began = last = now
+        if now - last >= WARMUP_S:
+            last = now
+            tell(
+                f"warming up until steady ... {rounds} round{'s' if rounds != 1 else ''}, {now - began:.0f} s"
+            )
+
+    return at
+
+
 def show_on(sink: Callable[[str], object]) -> Callable[[], None]:
     """Have lines given to ``sink`` until the function that this returns is called."""
     _sinks.append(sink)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pytest_tokenpower.measurement import PhaseWindow, RoundWindow, good, log_errors, log_joules_per_token
+from pytest_tokenpower.progress import warmup_progress
 from pytest_tokenpower.record import RoundRecord
 from pytest_tokenpower.tokens import TokenCount
 from pytest_tokenpower.warmup import MOST_ROUNDS, MOST_SECONDS, quick_enough, steady
@@ -57,11 +58,13 @@ def run_rounds(
     __tracebackhide__ = True
     last: object = None
     warmup: list[RoundWindow] = []
+    tell = warmup_progress()
     began = time.monotonic()
     # Without a warm-up the first round still has to tell how long one is; it is no measurement then.
     while len(warmup) < max(plan.warmup_rounds, 1) or not (
         len(warmup) >= MOST_ROUNDS or time.monotonic() - began > MOST_SECONDS or _warm(warmup, plan, bench)
     ):
+        tell(len(warmup), time.monotonic())
         last, window = measured_round(execute, count, phases, 1)
         warmup.append(window)
     repeats = repeats_for(min(_seconds(warmup)), bench.shortest_window_ns() / 1e9)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from pytest_tokenpower.errors import UsageError
+from pytest_tokenpower.errors import EngineError, TokenCountError, UsageError
 from pytest_tokenpower.settings import fraction
 
 
@@ -75,6 +75,17 @@ class Asked:
             )
         called = names_of(baseline, candidate) if names is None else _two_names(test, names)
         return cls(saving, cost, restarts, fresh, called)
+
+
+@contextmanager
+def told_of(arm: str, names: tuple[str, str] | None) -> Iterator[None]:
+    """Have an error of an engine, or of counting its tokens, begin with the variant that it is of."""
+    name = f" ({names[arm == 'candidate']})" if names else ""
+    try:
+        yield
+    except (EngineError, TokenCountError, UsageError) as error:
+        kind = next(each for each in (EngineError, TokenCountError, UsageError) if isinstance(error, each))
+        raise kind(f"energy.compare, the {arm}{name}: {error}") from error
 
 
 def started(variant: Callable[[], object] | Startable, stack: ExitStack) -> Callable[[], object]:

@@ -85,6 +85,41 @@ def test_the_verdict_calls_the_variants_by_their_names(project: Project, call: s
     result.stdout.fnmatch_lines([f"OVER BUDGET: test_variants: {expected}; it must save at least 90 %."])
 
 
+FAULTY = """
+from pytest_tokenpower.engines.spec import EngineSpec
+from pytest_tokenpower.workloads import FixedShape
+
+def work(**options):
+    engine = EngineSpec("engines.faulty:FaultyEngine", "tiny", isolated=False, **options)
+    return engine.workload(FixedShape(1, 4, 2, vocab=500))
+
+def test_batch(energy):
+    energy.compare(baseline=work(), candidate=work(quantization="fp8", fault="refuse", at=2))
+
+def test_load(energy):
+    energy.compare(baseline=work(fualt="load"), candidate=work(), names=("old", "new"))
+
+def test_count(energy):
+    energy.compare(baseline=lambda: None, candidate=work())
+"""
+
+
+def test_an_engine_that_fails_is_told_with_its_variant(project: Project) -> None:
+    project.tests(FAULTY)
+    result = project.run("--energy-json=run.json")
+    result.assert_outcomes(failed=3)
+    result.stdout.fnmatch_lines(
+        [
+            "energy.compare, the candidate (at=2, fault=refuse, quantization=fp8): stub: the batch failed",
+            "energy.compare, the baseline (old): engine *unexpected keyword argument 'fualt'*",
+            "energy.compare, the baseline: *test_count: *",
+        ]
+    )
+    result.stdout.no_fnmatch_line("*Traceback*")
+    measurements = json.loads((project.path / "run.json").read_text())["measurements"]
+    assert not any(measured["comparable"] or measured.get("figures") for measured in measurements)
+
+
 def test_engines_are_called_by_what_differs() -> None:
     def work(*model: str, **options: Any) -> SpecWorkload:
         return SpecWorkload(EngineSpec("vllm", *model, **options), Batch([[1]], 1))

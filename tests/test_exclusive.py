@@ -5,12 +5,15 @@ from __future__ import annotations
 import itertools
 import json
 import multiprocessing
+import tempfile
+import threading
 import time
 from pathlib import Path
 
 import pytest
 from projects import ALONE, Project
 
+from pytest_tokenpower import exclusive, progress
 from pytest_tokenpower.exclusive import exclusively
 
 
@@ -30,6 +33,35 @@ def test_holders_of_one_device_take_turns(tmp_path: Path, monkeypatch: pytest.Mo
     for job in jobs:
         job.join()
     assert _in_turns(tmp_path) == len(jobs)
+
+
+def test_a_wait_for_another_holder_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(exclusive, "QUIET_WAIT_S", 0.01)
+    held, told = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with exclusively(["GPU-a"]):
+            held.set()
+            told.wait(10)
+
+    lines = []
+
+    def sink(line: str) -> None:
+        lines.append(line)
+        told.set()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait(10)
+    stop = progress.show_on(sink)
+    try:
+        with exclusively(["GPU-a"]):
+            assert lines == ["GPU-a: waiting for another process that measures on this GPU"]
+    finally:
+        stop()
+        told.set()
+        holder.join()
 
 
 def _in_turns(folder: Path) -> int:

@@ -54,6 +54,8 @@ def test_every_figure_is_what_its_name_and_unit_say() -> None:
             "between_steps_joules_per_token": 0.5,
             "joules_per_response": 120.0,
             "joules": 600.0,
+            "prefill_joules": 150.0,
+            "decode_joules": 375.0,
             "mean_watts": 300.0,
             "tokens_per_second": 25.0,
             "seconds": 2.0,

@@ -85,6 +85,25 @@ def test_it(energy):
     }
 
 
+@pytest.mark.parametrize(("weights", "known"), [("random", "random"), ("dummy", "dummy"), ("0f3a81c2", None)])
+def test_a_models_own_weights_are_not_compared_with_others(
+    project: Project, weights: str, known: str | None
+) -> None:
+    """Random ones draw another power; which of a model's own they are is what a change may be about."""
+    project.tests(
+        HEAD
+        + f"""
+@quick
+def test_it(energy):
+    energy.run(stub(isolated=False, step_s=0.001, weights={weights!r}), WORK)
+"""
+    )
+    result, run = project.measure()
+    result.assert_outcomes(passed=1)
+    assert the(run).key.get("weights") == known
+    assert the(run).facts["engine.weights"] == weights
+
+
 def test_what_is_declared_wrongly_is_an_error(project: Project) -> None:
     project.tests(
         HEAD

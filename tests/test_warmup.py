@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_tokenpower import rounds, warmup
+from pytest_tokenpower import interleave, progress, rounds, warmup
 from pytest_tokenpower.measurement import RoundWindow
 from pytest_tokenpower.record import RoundRecord
 from pytest_tokenpower.rounds import Plan, run_rounds
@@ -115,6 +116,54 @@ def test_a_warm_up_goes_on_until_it_is_steady(
     monkeypatch: pytest.MonkeyPatch, seconds: list[float], celsius: list[float], least: int, expected: int
 ) -> None:
     assert warmup_rounds(monkeypatch, seconds, celsius, least) == expected
+
+
+def test_variants_are_warm_when_none_gets_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The baseline compiles in its first two rounds, the candidate does not."""
+    now, ran = 0.0, {"baseline": 0, "candidate": 0}
+    seconds: dict[str, list[float]] = {"baseline": [9.0, 4.0, 1.0], "candidate": [1.0]}
+
+    class Clock:
+        monotonic = staticmethod(lambda: now)
+        monotonic_ns = staticmethod(lambda: round(now * 1e9))
+
+    def execute(arm: str) -> TokenCount:
+        nonlocal now
+        now += seconds[arm][min(ran[arm], len(seconds[arm]) - 1)]
+        ran[arm] += 1
+        return TokenCount(1, 1)
+
+    class Flat:
+        def shortest_window_ns(self) -> float:
+            return 0.0
+
+        def assess(self, windows: Sequence[RoundWindow]) -> tuple[RoundRecord, ...]:
+            return tuple(record(one.start_ns / 1e9, 1.0) for one in windows)
+
+    for module in (rounds, interleave):
+        monkeypatch.setattr(module, "time", Clock)
+    blocks = interleave.run_blocks(
+        {"baseline": lambda: execute("baseline"), "candidate": lambda: execute("candidate")},
+        lambda _: TokenCount(1, 1),
+        lambda _: (),
+        interleave.BlockPlan(2, 2, 2, 120),
+        bench=Flat(),
+        order=random.Random(0),
+    )
+    assert len(blocks) == 2
+    assert ran == {"baseline": 4 + 4, "candidate": 4 + 4}
+
+
+def test_a_long_warm_up_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    hide = progress.show_on(said.append)
+    try:
+        assert warmup_rounds(monkeypatch, [4.0], [40.0, 45.0, 50.0, 50.0]) == 4
+        assert said == ["warming up until steady ... 2 rounds, 8 s"]
+        assert warmup_rounds(monkeypatch, [1.0], [50.0]) == 2
+    finally:
+        hide()
+    assert len(said) == 1
 
 
 @given(

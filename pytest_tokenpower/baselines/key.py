@@ -51,6 +51,7 @@ def make_key(
     engine: str | None = None,
     engine_version: str | None = None,
     model: str | None = None,
+    weights: str | None = None,
     axes: Mapping[str, Fact] | None = None,
     workload: str | None = None,
     tokens: TokenCount | None = None,
@@ -60,10 +61,10 @@ def make_key(
 
     ``devices`` of one scope that are alike become one group: ``gpu.count``, ``gpu.name``, ``gpu.meter`` and
     ``gpu.`` with each of their key facts; unlike ones become ``gpu1.``, ``gpu2.``. ``method`` is how the energy was
-    read (power ring, energy counter, power polling): on short windows each has a bias of its own. The engine's
-    version is cut to major.minor; ``axes`` (dtype, quantization: what the test or the engine declares) become
-    ``axis.NAME``; ``tokens`` are those of one execution of the workload. What is None is left out: unknown equals
-    unknown only.
+    read (power ring, energy counter, power polling): on short windows each has a bias of its own. ``weights`` says that
+    they are none of a trained model (random, dummy), which draw another power. The engine's version is cut to
+    major.minor; ``axes`` (dtype, quantization: what the test or the engine declares) become ``axis.NAME``; ``tokens``
+    are those of one execution of the workload. What is None is left out: unknown equals unknown only.
     Raises UsageError for a value that is no Fact.
     """
     fields: dict[str, object] = {
@@ -74,6 +75,7 @@ def make_key(
         "engine": engine,
         "engine_version": None if engine_version is None else major_minor(engine_version),
         "model": model,
+        "weights": weights,
         "workload": workload,
         **{f"{_AXIS}{name}": value for name, value in (axes or {}).items()},
     }
@@ -177,7 +179,10 @@ class KeyDifference:
 
     def __str__(self) -> str:
         unit = _unit(self.field)
-        return f"{label(self.field)}: {_show(self.here, unit)} here, {_show(self.there, unit)} there"
+        # An engine that is not quantized has no such axis, no more than a test that does not declare it.
+        absent = "none declared" if self.field.startswith(_AXIS) else "unknown"
+        here, there = (absent if side is None else _show(side, unit) for side in (self.here, self.there))
+        return f"{label(self.field)}: {here} here, {there} there"
 
 
 def differences(here: Mapping[str, Fact], there: Mapping[str, Fact]) -> tuple[KeyDifference, ...]:
@@ -193,7 +198,14 @@ def differences(here: Mapping[str, Fact], there: Mapping[str, Fact]) -> tuple[Ke
 
 def describe(found: Iterable[KeyDifference]) -> str:
     """The differences as a sentence: ``GPU model: NVIDIA H100 here, NVIDIA A100 there; dtype: ...``."""
-    return "; ".join(map(str, found))
+    # A board's name is in the key twice: as what it is called, and among its meter's facts.
+    return "; ".join(dict.fromkeys(map(str, found)))
+
+
+def stated(key: Mapping[str, Fact]) -> str:
+    """The key as people read it: ``GPU memory 80 GiB, GPU model NVIDIA H100, ...``."""
+    parts = (f"{label(field)} {_show(value, _unit(field))}" for field, value in key.items())
+    return ", ".join(dict.fromkeys(parts))
 
 
 def label(field: str) -> str:

@@ -7,7 +7,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from pytest_tokenpower.baselines.key import label
+from pytest_tokenpower.baselines.key import stated
 from pytest_tokenpower.baselines.line import subjects
 from pytest_tokenpower.cli.access import RUN_HELP, Place, add_storage, choose_test
 from pytest_tokenpower.errors import UsageError
@@ -110,7 +110,7 @@ def _measurement(measured: MeasurementRecord) -> Iterator[str]:
     for reason, count in _dropped(measured.rounds).most_common():
         yield from _row("  dropped", f"{count} of {len(measured.rounds)}: {reason}")
     yield from _row("conditions", _conditions(measured.rounds))
-    yield from _row("key", ", ".join(f"{label(field)} {value}" for field, value in measured.key.items()))
+    yield from _row("key", stated(measured.key))
     yield from _row("facts", _facts(measured.facts))
     for verdict in measured.verdicts:
         word = verdict.kind.upper() if verdict.kind in FAILING else verdict.kind

@@ -22,6 +22,11 @@ def require_model(model: str | os.PathLike[str]) -> str:
     """The model's folder or hub id as text; raises EngineError for a path that is no folder, and a registry's name."""
     name = os.path.expanduser(os.fspath(model))
     looks_local = isinstance(model, Path) or name.startswith((".", "~", os.sep)) or name.count("/") > 1
+    if Path(name).is_file():
+        raise EngineError(
+            f"{name}: is a file, and a model is a folder (config.json beside its .safetensors) or a hub id; a server "
+            "that runs a GGUF file is measured by the openai engine"
+        )
     if looks_local and not Path(name).is_dir():
         raise EngineError(f"{name}: no such model folder (write one with pytest_tokenpower.models)")
     if "/" not in name and not Path(name).exists():

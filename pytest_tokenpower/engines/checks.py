@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_tokenpower.engines.protocol import Batch, Step
-from pytest_tokenpower.errors import EngineError
+from pytest_tokenpower.errors import EngineError, UsageError
 
 
 def missing_package(engine: str, extra: str, error: ImportError) -> EngineError:
@@ -29,11 +29,24 @@ def cannot_load(model: str, engine: str, options: Mapping[str, Any], error: Base
     return EngineError(text)
 
 
+def require_batch(batch: object) -> None:
+    """Raise UsageError where an engine was given something else to generate, such as a workload."""
+    if isinstance(batch, Batch):
+        return
+    kind = type(batch).__name__
+    made = f"{kind}(...).to_batch()" if hasattr(batch, "to_batch") else "Batch(prompts=..., new_tokens=...)"
+    raise UsageError(
+        f"generate({kind}): an engine takes a Batch: give {made}, or measure with energy.run(engine, workload)"
+    )
+
+
 def check_batch(batch: Batch, *, engine: str, vocab_size: int | None, max_positions: int | None) -> None:
     """Raise EngineError where the engine could not run the batch as it stands, saying which prompt is at fault.
 
-    An id outside the vocabulary would end a CUDA process, so that it is looked for here.
+    An id outside the vocabulary would end a CUDA process, so that it is looked for here. Raises UsageError for what is
+    no batch.
     """
+    require_batch(batch)
     if not batch.prompts:
         raise EngineError(f"{engine}: the batch holds no prompt")
     if batch.new_tokens < 1:

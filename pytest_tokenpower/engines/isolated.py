@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pytest_tokenpower import progress
+from pytest_tokenpower.engines.checks import require_batch
 from pytest_tokenpower.engines.isolated_worker import COMMAND, Failure, Ready, Request, Start
 from pytest_tokenpower.engines.process_group import ProcessGroup
 from pytest_tokenpower.engines.protocol import Batch, EngineIdentity, Generation
@@ -142,6 +143,7 @@ class IsolatedEngine:
             return self._receive(list, self._timeouts.batch_s, "tokenizing")
 
     def _call(self, kind: type[T], method: str, batch: Batch, *arguments: object) -> T:
+        require_batch(batch)
         self._check_open(method)
         known = batch is self._batch
         if not known:

@@ -25,9 +25,9 @@ class Endpoint:
         except ValueError as error:
             raise UsageError(f"base_url is not a URL: {error}") from None
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UsageError(
-                f"base_url={parts.netloc or parts.path!r}: must look like http://localhost:8000/v1"
-            )
+            # A password stands before the @, a key may stand behind the ?.
+            shown = str(base_url).rpartition("@")[2].partition("?")[0]
+            raise UsageError(f"base_url={shown!r}: must look like http://localhost:8000/v1")
         if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
             raise UsageError(
                 f"base_url of {parts.hostname}: leave user, password and query out of the URL, which is shown in "

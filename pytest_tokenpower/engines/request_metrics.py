@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
+
+from pytest_tokenpower.engines.protocol import Step
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,20 @@ class PhaseWindows:
         return self.prefill_end_ns, self.decode_end_ns
 
 
+@dataclass(frozen=True)
+class _Times:
+    """Seconds at which a request was scheduled, and had its first token and its last one; its tokens.
+
+    Of the prompt those that were computed, 0 where that is not known.
+    """
+
+    scheduled: float
+    first: float
+    last: float
+    generated: int
+    prompt: int
+
+
 def steps_from_request_metrics(outputs: object) -> PhaseWindows | None:
     """The phases of what ``LLM.generate`` returned, or None where any request lacks its times.
 
@@ -43,28 +60,88 @@ def steps_from_request_metrics(outputs: object) -> PhaseWindows | None:
     times = _times(outputs)
     if not times:
         return None
-    start = min(scheduled for scheduled, _, _, _ in times)
-    boundary = max(first for _, first, _, _ in times)
-    end = max(last for _, _, last, _ in times)
+    start = min(each.scheduled for each in times)
+    boundary = max(each.first for each in times)
+    end = max(each.last for each in times)
     # Requests of one prefill step share one timestamp, and the engine's next step ends later. A first token before
     # the boundary means a later prefill step, in which that request decoded, unless it was finished by then.
-    mixed = any(first < boundary and generated > 1 for _, first, _, generated in times)
+    mixed = any(each.first < boundary and each.generated > 1 for each in times)
     return PhaseWindows(round(start * 1e9), round(boundary * 1e9), round(end * 1e9), mixed)
 
 
-def _times(outputs: object) -> list[tuple[float, float, float, int]]:
-    if not isinstance(outputs, Iterable) or isinstance(outputs, str | bytes):
-        outputs = (outputs,)
+def stretches_from_request_metrics(outputs: object) -> tuple[Step, ...]:
+    """What a batch did whose prefills and decodes overlap, as stretches between the ends of its prefills.
+
+    vLLM in a process of its own begins with the first request that reaches it, so that this is how it works off most
+    batches. A stretch ends where prompts have got their first token, and has all tokens of those prompts. Behind the
+    last of these ends every step decodes one token for each request: that tells how many a request had by then, which
+    are dealt out evenly over the stretches since its own first. Estimates: a prompt in chunks counts where it ends.
+    Empty where any request lacks its times or its prompt, has several completions, or where there is no such decoding.
+    """
+    times = _times(outputs)
+    boundary = max((each.first for each in times), default=0.0)
+    paces = [
+        (each.last - boundary) / (each.generated - 1)
+        for each in times
+        if each.first == boundary and each.generated > 1
+    ]
+    if not paces or min(paces) <= 0 or not all(each.prompt for each in times):
+        return ()
+    edges = [
+        min(each.scheduled for each in times),
+        *sorted({each.first for each in times}),
+        max(each.last for each in times),
+    ]
+    prompts, decoded = [0] * (len(edges) - 1), [0] * (len(edges) - 1)
+    for each in times:
+        own = edges.index(each.first, 1)  # the number of the first stretch in which it decodes
+        prompts[own - 1] += each.prompt
+        among = sum(edge < each.last for edge in edges[own:-2])
+        count = each.generated - 1
+        # Each stretch has at least one step.
+        before = min(max(count - round((each.last - boundary) / min(paces)), among), count) if among else 0
+        for at in range(among):
+            decoded[own + at] += before * (at + 1) // among - before * at // among
+        decoded[-1] += count - before
+    return tuple(
+        Step(round(start * 1e9), round(end * 1e9), prompts[at], decoded[at])
+        for at, (start, end) in enumerate(pairwise(edges))
+    )
+
+
+def lack_of_times(outputs: object) -> bool:
+    """Whether these are outputs of vLLM without the times that tell the phases."""
+    each = _each(outputs)
+    alike = all(hasattr(one, "metrics") and hasattr(one, "outputs") for one in each)
+    return bool(each) and alike and not _times(each)
+
+
+def cached_tokens(outputs: object) -> int:
+    """How many tokens of the prompts vLLM had in its prefix cache and did not compute; 0 where it does not say."""
+    counts = [getattr(one, "num_cached_tokens", None) for one in _each(outputs)]
+    return sum(count for count in counts if isinstance(count, int))
+
+
+def _each(outputs: object) -> tuple[object, ...]:
+    if not isinstance(outputs, Sequence) or isinstance(outputs, str | bytes):
+        return (outputs,)
+    return tuple(outputs)
+
+
+def _times(outputs: object) -> list[_Times]:
     times = []
-    for output in outputs:
+    for output in _each(outputs):
         metrics: Any = getattr(output, "metrics", None)
         scheduled = _seconds(metrics, "scheduled_ts")
         first = _seconds(metrics, "first_token_ts")
         last = _seconds(metrics, "last_token_ts")
         if scheduled is None or first is None or last is None or not scheduled <= first <= last:
             return []
-        generated = sum(len(completion.token_ids) for completion in getattr(output, "outputs", ()))
-        times.append((scheduled, first, last, generated))
+        completions = [len(completion.token_ids) for completion in getattr(output, "outputs", ())]
+        # What the prefix cache held was not computed; the last token always is.
+        prompt = len(getattr(output, "prompt_token_ids", None) or ()) if len(completions) == 1 else 0
+        prompt = min(prompt, max(prompt - (getattr(output, "num_cached_tokens", None) or 0), 1))
+        times.append(_Times(scheduled, first, last, sum(completions), prompt))
     return times
 
 

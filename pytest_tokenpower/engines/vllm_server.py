@@ -6,6 +6,7 @@ import http.client
 import importlib.util
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -183,7 +184,14 @@ class VllmServer:
         while not self._healthy():
             seconds = time.monotonic() - began
             if self._group.exited():
-                raise EngineError(f"{self._name}: its process ended while starting")
+                # vLLM itself is there: what its server is built of may not be.
+                absent = re.findall(r"ModuleNotFoundError: No module named '([^']+)'", self._group.tail())
+                why = (
+                    f": {absent[-1]} is not installed: pip install 'pytest-tokenpower[vllm]'"
+                    if absent
+                    else ""
+                )
+                raise EngineError(f"{self._name}: its process ended while starting{why}")
             if seconds > self._timeouts.start_s:
                 raise EngineError(
                     f"{self._name}: starting took more than {self._timeouts.start_s:g} s, so it was ended"

@@ -59,7 +59,7 @@ def summary(
     notes = [
         line
         for measured in measurements
-        for line in (*beside(measured), *mixed_steps(measured), *footnotes(measured))
+        for line in (*beside(measured), *mixed_steps(measured), *cached(measured), *footnotes(measured))
     ]
     notes += absences(measurements)
     if any(map(_estimated, measurements)):
@@ -155,9 +155,11 @@ def _estimated(measured: MeasurementRecord) -> bool:
 def mixed_steps(measured: MeasurementRecord) -> list[str]:
     """How the phases came out of steps that prefilled and decoded at once, or why they did not."""
     share, refused = measured.facts.get("phases.mixed_share"), measured.facts.get("phases.refused")
+    name = measured.test.rpartition("::")[2]
+    if (absent := measured.facts.get("phases.absent")) is not None:
+        return [f"{name}: prefill and decode not told apart: {absent}"]
     if not isinstance(share, float) and refused is None:
         return []
-    name = measured.test.rpartition("::")[2]
     much = (
         f"{100 * share:.2g} % of the steps' energy"
         if isinstance(share, float)
@@ -166,6 +168,18 @@ def mixed_steps(measured: MeasurementRecord) -> list[str]:
     if refused is None:
         return [f"{name}: prefill and decode: {much} was in mixed steps, divided by least squares"]
     return [f"{name}: prefill and decode not told apart, {much} being in mixed steps: {refused}"]
+
+
+def cached(measured: MeasurementRecord) -> list[str]:
+    """That prompts came from a prefix cache, so that their prefill is not in the figures."""
+    count = measured.facts.get("prefix_cache.prompt_tokens")
+    if count is None:
+        return []
+    name = measured.test.rpartition("::")[2]
+    return [
+        f"{name}: {count} prompt tokens of the last execution came from vLLM's prefix cache and were not prefilled: "
+        "enable_prefix_caching=False has every round do the same work"
+    ]
 
 
 def footnotes(measured: MeasurementRecord) -> list[str]:

@@ -59,6 +59,8 @@ class Poisson(Arrivals):
         number = isinstance(self.per_second, int | float) and not isinstance(self.per_second, bool)
         if not number or not 0 < self.per_second < math.inf:
             raise UsageError(f"Poisson(per_second={self.per_second!r}): must be a positive number")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise UsageError(f"Poisson(seed={self.seed!r}): must be an integer")
 
     def seconds(self, count: int) -> tuple[float, ...]:
         """Times whose distances are exponential with mean 1/per_second; Python keeps this sequence for all time."""

@@ -39,6 +39,10 @@ class PromptSet(Workload):
         check_positive("PromptSet", new_tokens=self.new_tokens)
         if self.max_prompt_tokens is not None:
             check_positive("PromptSet", max_prompt_tokens=self.max_prompt_tokens)
+        if isinstance(self.texts, str):
+            raise UsageError(
+                f"PromptSet(texts={self.texts[:40]!r}): one text is a set too: give a tuple of texts"
+            )
         if not self.texts:
             raise UsageError("PromptSet: there is no prompt")
         for index, text in enumerate(self.texts):
@@ -148,8 +152,8 @@ def _texts(rows: Iterable[tuple[str, Any]], where: str) -> Iterator[str]:
         if text is None:
             fields = f"the fields {', '.join(map(str, row))}" if isinstance(row, Mapping) else repr(row)[:80]
             raise UsageError(
-                f"{where}, {place}: has {fields}; needed are instruction (and input), context and input, prompt, or "
-                "text"
+                f"{where}, {place}: has {fields}; needed are, as text, instruction (and input), context and input, "
+                "prompt, or text"
             )
         if not text.strip():
             raise UsageError(f"{where}, {place}: the prompt is empty")

@@ -74,6 +74,9 @@ class FixedShape(Workload):
         check_positive(
             "FixedShape", batch=self.batch, prompt_tokens=self.prompt_tokens, new_tokens=self.new_tokens
         )
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            # Without a seed each process would draw other prompts under the same fingerprint.
+            raise UsageError(f"FixedShape(seed={self.seed!r}): must be an integer")
         if not isinstance(self.vocab, int) or self.vocab < 2 * FIRST_ID + 2:
             raise UsageError(
                 f"FixedShape(vocab={self.vocab!r}): must be an integer of at least {2 * FIRST_ID + 2}"

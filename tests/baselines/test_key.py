@@ -20,6 +20,7 @@ from pytest_tokenpower.baselines.key import (
     label,
     major_minor,
     make_key,
+    stated,
 )
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.record import Fact
@@ -230,9 +231,16 @@ def test_differences_as_a_sentence() -> None:
     here: dict[str, Fact] = {"gpu.name": "NVIDIA H100", "gpu.power_limit_watts": 700, "gpu.mig": False}
     there: dict[str, Fact] = {"gpu.name": "NVIDIA A100", "gpu.power_limit_watts": 400, "axis.dtype": "bf16"}
     assert describe(differences(here, there)) == (
-        "dtype: unknown here, bf16 there; GPU MIG: no here, unknown there; "
+        "dtype: none declared here, bf16 there; GPU MIG: no here, unknown there; "
         "GPU model: NVIDIA H100 here, NVIDIA A100 there; GPU power limit: 700 W here, 400 W there"
     )
+
+
+def test_a_board_is_named_once() -> None:
+    here: dict[str, Fact] = {"gpu.model": "NVIDIA H100", "gpu.name": "NVIDIA H100", "gpu.memory_gib": 80}
+    assert stated(here) == "GPU model NVIDIA H100, GPU memory 80 GiB"
+    there = {**here, "gpu.model": "NVIDIA A100", "gpu.name": "NVIDIA A100"}
+    assert describe(differences(here, there)) == "GPU model: NVIDIA H100 here, NVIDIA A100 there"
 
 
 @pytest.mark.parametrize(

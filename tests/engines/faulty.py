@@ -35,6 +35,7 @@ class FaultyEngine(StubEngine):
         fault: str = "",
         at: int = 1,
         quantization: str | None = None,
+        weights: str | None = None,
         devices: Sequence[str] = (),
         child: str | None = None,
     ) -> None:
@@ -50,7 +51,7 @@ class FaultyEngine(StubEngine):
         super().__init__(budget)
         self.device_ids = tuple(devices)
         self._model, self._step_s, self._fault, self._at = model, step_s, fault, at
-        self._quantization = quantization
+        self._axes = {"quantization": quantization} | ({"weights": weights} if weights else {})
         self._batches = 0
         schedule = self.scheduler.schedule
 
@@ -69,7 +70,7 @@ class FaultyEngine(StubEngine):
         return replace(
             found,
             model=Path(self._model).name,
-            axes={**found.axes, "quantization": self._quantization},
+            axes={**found.axes, **self._axes},
             facts={"budget": self.scheduler.budget},
         )
 

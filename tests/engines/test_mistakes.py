@@ -63,7 +63,7 @@ def test_an_option_that_the_engine_does_not_have(isolated: bool) -> None:
         EngineSpec(FAULTY, "tiny", isolated=isolated, quantisation="fp8").load()
     assert str(found.value) == (
         f"engine {FAULTY!r}: got an unexpected keyword argument 'quantisation'; its options are budget, step_s, fault, "
-        "at, quantization, devices, child"
+        "at, quantization, weights, devices, child"
     )
 
 
@@ -117,6 +117,10 @@ def test_a_model_of_the_registry_is_not_a_folder_yet(tmp_path: Path, monkeypatch
     assert require_model("gpt2") == "gpt2"
     (tmp_path / "llama-3.1-8b").mkdir()
     assert require_model("llama-3.1-8b") == "llama-3.1-8b"
+    (tmp_path / "llama.gguf").write_bytes(b"GGUF")
+    for name in (str(tmp_path / "llama.gguf"), "llama.gguf"):
+        with pytest.raises(EngineError, match=r"llama\.gguf: is a file, and a model is a folder"):
+            require_model(name)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert require_model("~/llama-3.1-8b") == str(tmp_path / "llama-3.1-8b")
 
@@ -137,6 +141,19 @@ def test_a_vocabulary_that_is_too_small_says_which_shape_fits() -> None:
     batch = FixedShape(1, 64, 4).to_batch()
     with pytest.raises(EngineError, match=r"FixedShape\(\.\.\., vocab=512\) stays inside"):
         check_batch(batch, engine="stub", vocab_size=512, max_positions=None)
+
+
+@pytest.mark.parametrize("isolated", [False, True])
+def test_a_workload_is_no_batch(isolated: bool) -> None:
+    with (
+        EngineSpec(FAULTY, "tiny", isolated=isolated).start() as engine,
+        pytest.raises(
+            UsageError, match=r"generate\(FixedShape\).*give FixedShape\(\.\.\.\)\.to_batch\(\), or"
+        ),
+    ):
+        engine.generate(FixedShape(1, 4, 2))  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"generate\(list\).*give Batch\(prompts"):
+        check_batch([[5]], engine="stub", vocab_size=None, max_positions=None)  # type: ignore[arg-type]
 
 
 def snapshot(cache: Path) -> Path:

@@ -293,7 +293,8 @@ def test_nobody_listens() -> None:
 @pytest.mark.parametrize(
     ("url", "complaint"),
     [
-        ("localhost:8000", "must look like http://localhost:8000/v1"),
+        ("localhost:8000", "base_url='localhost:8000': must look like http://localhost:8000/v1"),
+        ("ftp://me:secret@host/v1?key=secret", "base_url='host/v1': must look like"),
         ("http://", "must look like"),
         ("http://me:secret@host/v1", "base_url of host: leave user, password and query out"),
         ("http://host/v1?key=secret", "base_url of host: leave user, password and query out"),

@@ -161,6 +161,33 @@ def test_a_small_budget_mixes_prefill_and_decode(models: Path) -> None:
     assert generation.steps_exact
 
 
+def test_an_fp8_cache_against_one_in_bf16(models: Path) -> None:
+    """Half the memory for a token, and the same work in the same steps."""
+    if not on_cpu():
+        pytest.skip("the memory of its cache is set for CPUs")
+    model = write_random_model(models / "tiny-bfloat16", "tiny")
+    batch = Batch(prompts(8, 48), 16)
+    steps, sizes = [], []
+    for name in ("bfloat16", "fp8"):
+        try:
+            engine = VllmEngine(
+                model, kv_cache_dtype=name, max_num_batched_tokens=512, **{**SMALL, "dtype": "bfloat16"}
+            )
+        except EngineError as error:
+            if name != "fp8" or "FP8 KV cache on CPU requires" not in str(error):
+                raise
+            pytest.skip("this CPU has no instructions for an FP8 cache")
+        generation = engine.generate(batch)
+        cache = engine.llm.llm_engine.vllm_config.cache_config
+        sizes.append(cache.num_gpu_blocks * cache.block_size)
+        assert str(engine.identity.axes["kv_cache_dtype"]).startswith(name)
+        engine.close()
+        check_bookkeeping(batch, generation)
+        steps.append([(step.prompt_tokens, step.generated_tokens) for step in generation.steps])
+    assert steps[0] == steps[1]
+    assert sizes[1] == pytest.approx(2 * sizes[0], rel=0.05)
+
+
 def test_preempted_requests_are_counted_once_and_not_exact(models: Path) -> None:
     # Room for the prompts and a little more: some request must give its blocks up and be computed again.
     engine = VllmEngine(tiny(models), max_num_batched_tokens=512, num_gpu_blocks_override=8, **SMALL)

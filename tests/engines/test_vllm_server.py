@@ -36,6 +36,8 @@ fault = os.environ.get("STUB_FAULT", "")
 other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 if fault == "exit":
     sys.exit("ValueError: the model does not fit")
+if fault == "module":
+    import uvicorn_that_is_not_there
 if fault == "hang":
     time.sleep(600)
 from engines import http_stub
@@ -110,6 +112,11 @@ def test_a_server_from_start_to_end(model: Path, monkeypatch: pytest.MonkeyPatch
             r"its process ended while starting .*exit status 1\)\nThe end of its log .*the model does not fit",
         ),
         (
+            "module",
+            r"its process ended while starting: uvicorn_that_is_not_there is not installed: "
+            r"pip install 'pytest-tokenpower\[vllm\]' .*exit status 1\)\nThe end of its log",
+        ),
+        (
             "hang",
             r"starting took more than 1\.5 s, so it was ended .*\nThe end of its log .*\narguments --model",
         ),
@@ -118,7 +125,7 @@ def test_a_server_from_start_to_end(model: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_server_that_does_not_start(model: Path, fault: str, complaint: str) -> None:
     with pytest.raises(EngineError, match=f"(?s)vllm-server engine of tiny: {complaint}") as found:
         VllmServer(
-            model, env={"STUB_FAULT": fault}, timeouts=Timeouts(start_s=20 if fault == "exit" else 1.5)
+            model, env={"STUB_FAULT": fault}, timeouts=Timeouts(start_s=1.5 if fault == "hang" else 20)
         )
     pid = int(str(found.value).partition("(process ")[2].partition(":")[0])
     assert group_members(pid) == ()

@@ -53,6 +53,7 @@ def test_the_papers_models_and_todays_are_there() -> None:
     assert families >= {"llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "falcon", "gemma2"}
     assert families >= {"gemma3_text", "phi3", "gpt_oss", "deepseek_v2", "deepseek_v3"}
     sizes = {"llama-3.2-1b", "llama-3.2-3b", "llama-3.1-8b", "llama-3.1-70b", "llama-3.1-405b"}
+    sizes |= {"falcon-7b", "falcon3-10b", "mistral-7b-v0.3", "mistral-small-24b", "qwen3-8b", "qwen3-32b"}
     assert sizes | {"tiny", "small", "mixtral-8x7b", "falcon-180b", "qwen3-coder-480b-a35b"} <= set(
         load_models()
     )

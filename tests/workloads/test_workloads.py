@@ -162,7 +162,11 @@ def test_bytes_are_ids_that_no_two_texts_share(text: str) -> None:
         ("bad.json", "[{]", r"bad\.json: is no JSON"),
         ("object.json", "{}", r"object\.json: must be a list of prompts, not dict"),
         ("numbers.json", "[1]", r"numbers\.json, entry 0: has 1; needed are"),
-        ("null.json", '[{"prompt": null}]', r"null\.json, entry 0: has the fields prompt; needed are"),
+        (
+            "null.json",
+            '[{"prompt": null}]',
+            r"null\.json, entry 0: has the fields prompt; needed are, as text",
+        ),
         ("half.jsonl", '{"prompt": "a"}\n{"prompt": \n', r"half\.jsonl, line 2: is no JSON"),
         ("latin.jsonl", b'{"prompt": "\xfc"}', r"latin\.jsonl: is no JSONL in UTF-8"),
         ("alpaca.json", '[{"instruction": "", "input": "x"}]', r"alpaca\.json, entry 0: the prompt is empty"),
@@ -185,12 +189,15 @@ def test_files_that_are_no_prompts(
         (lambda: FixedShape(1, 1.5, 1), r"FixedShape\(prompt_tokens=1.5\)"),  # type: ignore[arg-type]
         (lambda: FixedShape(1, 1, True), r"FixedShape\(new_tokens=True\)"),
         (lambda: FixedShape(1, 1, 1, vocab=4), r"FixedShape\(vocab=4\): must be an integer of at least 8"),
+        (lambda: FixedShape(1, 1, 1, seed=None), r"FixedShape\(seed=None\): must be an integer"),  # type: ignore[arg-type]
         (lambda: PromptSet((), 1), "there is no prompt"),
+        (lambda: PromptSet("a prompt", 1), r"PromptSet\(texts='a prompt'\): one text"),  # type: ignore[arg-type]
         (lambda: PromptSet(("a", ""), 1), "prompt 1 is ''"),
         (lambda: PromptSet(("a",), 1, max_prompt_tokens=0), r"max_prompt_tokens=0"),
         (lambda: Concurrency(0), r"Concurrency\(requests=0\)"),
         (lambda: Poisson(0.0), r"Poisson\(per_second=0.0\): must be a positive number"),
         (lambda: Poisson(float("nan")), r"Poisson\(per_second=nan\)"),
+        (lambda: Poisson(1.0, seed=None), r"Poisson\(seed=None\): must be an integer"),  # type: ignore[arg-type]
     ],
 )
 def test_workloads_that_there_are_not(make: Any, complaint: str) -> None:
