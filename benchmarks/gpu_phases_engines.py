@@ -75,7 +75,7 @@ def set_budget(engine: Any, tokens: int, chunk: int) -> None:
     """
     if hasattr(engine, "budget"):
         engine.budget, engine.chunk = tokens or TOKEN_BUDGET, chunk
-    elif getattr(engine, "llm", None) is not None:
+    elif hasattr(getattr(engine, "llm", None), "llm_engine"):
         scheduler = engine.llm.llm_engine.engine_core.engine_core.scheduler
         scheduler.max_num_scheduled_tokens = tokens or scheduler.scheduler_config.max_num_batched_tokens
         scheduler.scheduler_config.long_prefill_token_threshold = chunk

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from gpu_phases_truths import (
@@ -60,22 +61,33 @@ class StepTruth:
 
     def at(self, batch: float) -> float:
         """At any batch; beyond the last the line goes on."""
-        if self.weights is not None:
-            return self.weights + (self.joules[0] - self.weights) * batch / self.batches[0]
-        if batch <= self.batches[-1]:
-            return float(np.interp(batch, self.batches, self.joules))
-        slope = (self.joules[-1] - self.joules[-2]) / (self.batches[-1] - self.batches[-2])
-        return self.joules[-1] + slope * (batch - self.batches[-1])
+        return float(self._shares(batch) @ self.joules) + self._of_weights(batch)
 
     @property
     def at_no_sequence(self) -> float:
         """Joules that a step takes however few sequences it has: reading the weights, and the launch."""
         return float(np.polyfit(self.batches, self.joules, 1)[1])
 
-    @property
-    def error(self) -> float:
-        """Relative standard error, the largest of the batches'."""
-        return max(error / value for error, value in zip(self.errors, self.joules, strict=True))
+    def error(self, found: Sequence[Row]) -> float:
+        """Relative standard error of these rounds' truth: of each batch by what it has to do with their steps."""
+        batches = [step[1] for one in found for step in one["each_step"] if step[1]]
+        shares = np.sum([self._shares(batch) for batch in batches], axis=0)
+        total = float(shares @ self.joules) + sum(self._of_weights(batch) for batch in batches)
+        return float(np.linalg.norm(shares * self.errors)) / total
+
+    def _shares(self, batch: float) -> np.ndarray[Any, Any]:
+        """What each measured batch counts for in a step of this one."""
+        if self.weights is not None:
+            return np.array([batch / self.batches[0]])
+        last = len(self.batches) - 1
+        right = min(max(int(np.searchsorted(self.batches, batch)), 1), last)
+        shares = np.zeros(last + 1)
+        along = (batch - self.batches[right - 1]) / (self.batches[right] - self.batches[right - 1])
+        shares[right - 1], shares[right] = 1 - along, along
+        return shares
+
+    def _of_weights(self, batch: float) -> float:
+        return 0.0 if self.weights is None else self.weights * (1 - batch / self.batches[0])
 
 
 def spaced_prefill(found: Sequence[Row], celsius: float | None) -> tuple[float, float, float]:
@@ -214,7 +226,7 @@ def _rows(
         energy, error = by_budget.get(found[0]["work"]["budget"], (math.nan, math.nan))
         if math.isfinite(energy):
             more, share = run_rows(
-                label + name, found, (energy / prompt, error / prompt), truth.at, truth.error
+                label + name, found, (energy / prompt, error / prompt), truth.at, truth.error(found)
             )
             mixed += more
             shares += share
@@ -231,7 +243,7 @@ def _rows(
             [_at(one, celsius) for one in found],
             (energy / tokens, error / tokens),
             own_steps.at,
-            own_steps.error,
+            own_steps.error(found),
         )
         mixed += more
         shares += share
@@ -287,7 +299,7 @@ def arrivals(parts: Row) -> list[str]:
                 [_at(one, celsius) for one in alone],
                 lambda one: (joules(one) - watts * one["outside"][1]) / tokens,  # noqa: B023
             )
-            more, share = run_rows(label + name, run, prompt, truth.at, truth.error)
+            more, share = run_rows(label + name, run, prompt, truth.at, truth.error(run))
             rows += more
             shares += share if celsius is None else []
         if celsius is None:
