@@ -42,6 +42,7 @@ def render(all_results: Sequence[Row]) -> str:
         + deployed(parts)
         + engines(parts)
         + tensor_parallel(parts)
+        + deepspeed_mii(parts)
     )
     return "\n".join(lines).rstrip()
 
@@ -65,8 +66,9 @@ def header(parts: Row, all_results: Sequence[Row]) -> list[str]:
     versions = {name: version for one in known.values() for name, version in one["versions"].items()}
     return [
         versions_line(versions),
-        f"Date: {min(each.get('began', '') for each in all_results)[:10]}. "
-        "Command: `python benchmarks/gpu_phases.py run` (and `run --tp2`). Each engine is one process on one machine: "
+        f"Date: {' and '.join(sorted({each['began'][:10] for each in all_results}))}. "
+        "Command: `python benchmarks/gpu_phases.py run` (with `--only` and the names below; and `run --tp2`). Each engine "
+        "is one process on one machine: "
         "what differs between processes and between boards is in no ± of this page.",
         "",
         *lines,
@@ -204,4 +206,68 @@ def tensor_parallel(parts: Row) -> list[str]:
         "in the figure; the column before the last adds what it drew meanwhile.",
         "",
         *table(head, rows),
+    ]
+
+
+# --- an engine that was run by a test of its own
+
+MII_TEST = """
+```python
+STATE = {"memory_config": {"mode": "allocate", "size": 512}, "max_ragged_batch_size": budget}
+
+@pytest.mark.parametrize("budget", [768, 8192])
+def test_isolated(energy, budget):
+    spec = EngineSpec("deepspeed-mii", MODEL, inference_engine_config={"state_manager": STATE})
+    energy.run(spec, FixedShape(8, 512, 64))
+```
+"""
+
+
+def deepspeed_mii(parts: Row) -> list[str]:
+    """What a test said of DeepSpeed-MII, and what else was seen of it."""
+    found, probe = parts.get("deepspeed-mii tests"), parts.get("deepspeed-mii probe")
+    if found is None or probe is None:
+        return []
+    tests: Row = found["tests"]
+    first = next(iter(tests.values()))
+    head = (
+        "test | J / generated token | prefill, mJ / prompt token | decode, mJ / decoded token | W | tokens/s | "
+        "in mixed steps | rounds"
+    )
+    rows = []
+    for name, one in tests.items():
+        figures = one["figures"]
+        decoded = one["key"]["generated_tokens"] - one["key"]["responses"]
+        good = sum(not each["reasons"] for each in one["rounds"])
+        cells = [
+            name,
+            f"{figures['joules_per_token']['value']:.4f} ± {figures['joules_per_token']['stderr']:.4f}",
+            f"{1e3 * figures['joules_per_prompt_token']['value']:.2f}",
+            f"{1e3 * figures['decode_joules']['value'] / decoded:.0f}",
+            f"{figures['mean_watts']['value']:.0f}",
+            f"{figures['tokens_per_second']['value']:.0f}",
+            f"{one['facts'].get('phases.mixed_share', 0):.0%}",
+            f"{good} of {len(one['rounds'])}",
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    small, agree = probe["default budget"], probe["agrees_with_transformers_for_so_many_of_16"]
+    return [
+        "## DeepSpeed-MII, by a test of its own",
+        "",
+        versions_line(found["versions"]).rstrip()
+        + f" Board: {first['key']['gpu.model']}, power limit {first['key']['gpu.power_limit_watts']} W, driver "
+        f"{next(value for name, value in first['facts'].items() if name.endswith('.driver'))}; measured by the "
+        f"{first['method']}. The 8B shape of Llama 3.1 without the scaling of its rotary positions, which DeepSpeed "
+        "refuses; random weights. `test_in_process` is the same with `isolated=False` and MII's own settings: passes "
+        "of 768 tokens and a KV cache over all of the GPU but 1 GB.",
+        MII_TEST,
+        *table(head, rows),
+        f"With a 1B model: {small['steps']} exact steps, {small['counts'][0]} prompt and {small['counts'][1]} decoded "
+        f"tokens in them, {100 * small['in_steps']:.0f} % of a round's time; the passes begin "
+        f"{', '.join(f'{p} + {d}' for p, d in small['begin'][:3])} tokens. Rounds repeat token for token; two engines "
+        f"stand side by side; {probe['memory_mib']['open']} MiB are held and {probe['memory_mib']['closed']} after "
+        f"`close`. Of 16 greedy tokens a prompt {', '.join(map(str, agree))} agree with transformers: at a budget of "
+        f"8192 its own agree with those at 768 in {', '.join(map(str, probe['same_tokens_as_default_budget']))} of 64. "
+        "What makes them differ was not looked into; it is no matter of energy.",
+        "",
     ]
