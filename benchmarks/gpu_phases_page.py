@@ -68,7 +68,8 @@ def header(parts: Row, all_results: Sequence[Row]) -> list[str]:
         versions_line(versions),
         f"Date: {' and '.join(sorted({each['began'][:10] for each in all_results}))}. "
         "Command: `python benchmarks/gpu_phases.py run` (with `--only` and the names below; and `run --tp2`). Each "
-        "engine is one process on one machine: what differs between processes and between boards is in no ± of this page.",
+        "engine is one process on one machine: what differs between processes and between boards is in no ± of this "
+        "page.",
         "",
         *lines,
         "",
