@@ -57,11 +57,12 @@ def test_files_that_are_no_runs_are_named_counted_and_left_out(project: Project)
     corrupt.write_bytes(corrupt.read_bytes()[:100])
     (corrupt.parent / "notes.txt").write_text("not ours")
 
-    result = project.run("--energy-baseline=before", "--energy-storage=store")
+    # What two rounds take on a busy machine is not the matter here.
+    result = project.run("--energy-baseline=before", "--energy-storage=store", "-o", "energy_regression=60%")
     assert result.ret == 0
     result.stdout.fnmatch_lines(
         [
-            "test_it: *(*, 1 run); limit 3 %.",
+            "test_it: *(*, 1 run); limit 60 %.",
             "2 stored files skipped:",
             f"  {corrupt}: not readable as JSON (*",
             f"  {corrupt.parent}/notes.txt: its name is not one of a stored run",

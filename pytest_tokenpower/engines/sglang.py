@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import time
 from collections.abc import Coroutine, Mapping, Sequence
@@ -31,7 +32,6 @@ DEFAULTS: dict[str, Any] = {
 FACTS = (
     "attention_backend",
     "sampling_backend",
-    "disable_cuda_graph",
     "disable_overlap_schedule",
     "disable_radix_cache",
     "chunked_prefill_size",
@@ -41,6 +41,7 @@ FACTS = (
     "enable_mixed_chunk",
     "page_size",
     "dp_size",
+    "attn_dp_size",
     "ep_size",
     "load_format",
     "speculative_algorithm",
@@ -60,7 +61,8 @@ class SglangEngine:
     Use it through ``EngineSpec``, in a process of its own: when one of SGLang's processes fails it ends the one that
     started it, and its shutdown ends every child of that process, whoever started it.
 
-    Written against the sources of sglang 0.5.23, and never run with it.
+    Run for real with sglang 0.5.15.post1 and 0.5.23 on a CPU (``device="cpu"``, ``attention_backend="torch_native"``
+    and ``SGLANG_USE_CPU_ENGINE=1`` in the environment); never on a GPU.
     """
 
     def __init__(self, model: str | os.PathLike[str], **server_args: Any) -> None:
@@ -74,6 +76,7 @@ class SglangEngine:
             self._engine = sglang.Engine(model_path=name, **{**DEFAULTS, **server_args})
             self._model = self._engine.tokenizer_manager.model_config
             self._args = _resolved(self._engine.server_args)
+            self._positions = self._find_positions()
             self._identity = self._describe(name, sglang.__version__)
             self._device_ids = self._find_devices()
         except ImportError as error:  # its engine is imported when it is first asked for
@@ -111,13 +114,12 @@ class SglangEngine:
         engine, self._engine = self._engine, None
         if engine is not None:
             engine.shutdown()
+            multiprocessing.active_children()  # it kills them and leaves them zombies, which this takes note of
 
     def _run(self, method: str, batch: Batch, arrivals: Arrivals) -> Generation:
         if self._engine is None:
             raise EngineError(f"SGLang engine of {self._identity.model}: {method}() after close()")
-        check_batch(
-            batch, engine="SGLang", vocab_size=self._model.vocab_size, max_positions=self._model.context_len
-        )
+        check_batch(batch, engine="SGLang", vocab_size=self._model.vocab_size, max_positions=self._positions)
         admission = Admission(arrivals, len(batch.prompts))
         prompts = [list(prompt) for prompt in batch.prompts]
         sampling = {"temperature": 0, "max_new_tokens": batch.new_tokens, "ignore_eos": True}
@@ -152,11 +154,14 @@ class SglangEngine:
             # All ids so far, unless incremental_streaming_output is on.
             ids = new if len(new) >= now else [*ids, *new]
             if now > tokens:
-                chunks.append((arrived_ns, now - tokens))
+                # A forward pass gives a response one token, unless it guesses ahead: several were waiting to be read.
+                passes = 1 if self._args.get("speculative_algorithm") else now - tokens
+                chunks += [(arrived_ns, (now - tokens) // passes)] * passes
             tokens = now
         reason = meta.get("finish_reason")
         if not isinstance(reason, Mapping) or reason.get("type") != "length":
-            raise EngineError(f"SGLang ended a request after {tokens} tokens: {reason}")
+            said = reason.get("message") if isinstance(reason, Mapping) else None
+            raise EngineError(f"SGLang ended a request after {tokens} tokens: {said or reason}")
         return Trace(sent_ns, int(meta["prompt_tokens"]), chunks), ids, int(meta.get("cached_tokens") or 0)
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
@@ -190,10 +195,19 @@ class SglangEngine:
             "pipeline_parallel": args.get("pp_size", 1),
             "weights": "dummy" if dummy else weights_name(name, args.get("revision")),
         }
-        facts = facts_of(args, FACTS) | {"steps": "estimated from streamed chunks"}
+        facts = facts_of(args, FACTS) | _graphs(args) | {"steps": "estimated from streamed chunks"}
         if not dummy and (note := weights_note(name)) is not None:
             facts["weights_note"] = note
         return EngineIdentity("sglang", str(version), model_name(name), axes, facts)
+
+    def _find_positions(self) -> int:
+        """Prompt and response together: SGLang's scheduler cuts a response to what it has room for, and says nothing.
+
+        Its longest prompt is 5 tokens short of what a request may have, of which one is never generated.
+        """
+        longest_prompt = getattr(self._engine.tokenizer_manager, "max_req_input_len", None)
+        context = int(self._model.context_len)
+        return context if longest_prompt is None else min(context, int(longest_prompt) + 4)
 
     def _find_devices(self) -> tuple[str, ...] | None:
         args = self._args
@@ -201,8 +215,10 @@ class SglangEngine:
             return ()
         if str(args.get("device") or "cuda") != "cuda" or args.get("nnodes", 1) > 1 or args.get("use_ray"):
             return None
-        # Attention data parallelism shares the tensor parallel ranks; plain data parallelism has its own.
-        replicas = 1 if args.get("enable_dp_attention") else args.get("dp_size") or 1
+        # Attention data parallelism shares the tensor parallel ranks; plain data parallelism has its own, and is all
+        # that dp_size is left with once there is attn_dp_size.
+        shared = args.get("enable_dp_attention") and "attn_dp_size" not in args
+        replicas = 1 if shared else args.get("dp_size") or 1
         count = args.get("tp_size", 1) * args.get("pp_size", 1) * replicas
         return gpus_in_order(count, first=args.get("base_gpu_id", 0), step=args.get("gpu_id_step", 1))
 
@@ -211,3 +227,16 @@ def _resolved(server_args: Any) -> Mapping[str, Any]:
     """The arguments with what SGLang chose for those left open; before 0.5.2x that is in the fields themselves."""
     resolve = getattr(server_args, "resolved_dict", None)
     return dict(resolve() if resolve is not None else vars(server_args))
+
+
+def _graphs(args: Mapping[str, Any]) -> dict[str, Fact]:
+    """What runs as CUDA graphs; ``disable_cuda_graph`` stays False where a backend without graphs was chosen."""
+    config = args.get("cuda_graph_config")
+    if config is None:
+        return facts_of(args, ("disable_cuda_graph",))
+    phases = {phase: _part(_part(config, phase), "backend") for phase in ("prefill", "decode")}
+    return {f"cuda_graph_{phase}": plain(backend) for phase, backend in phases.items() if backend is not None}
+
+
+def _part(config: Any, name: str) -> Any:
+    return config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)

@@ -14,8 +14,9 @@ from pytest_tokenpower.engines.protocol import Batch, Engine
 from pytest_tokenpower.engines.sglang import SglangEngine
 from pytest_tokenpower.engines.spec import EngineSpec
 from pytest_tokenpower.errors import EngineError
+from pytest_tokenpower.workloads.arrivals import Concurrency
 
-from .contract import ClosingContract, EngineContract, ServingContract, check_bookkeeping, ids, prompts
+from .contract import ClosingContract, EngineContract, Every, ServingContract, check_bookkeeping, ids, prompts
 from .standins.core import standing_in, write_model
 
 BATCH = Batch(prompts(3, 24), 6)
@@ -39,6 +40,16 @@ class TestSglang(EngineContract, ServingContract):
     @classmethod
     def make(cls, models: Path) -> Engine:
         return SglangEngine(write_model(models))
+
+    def test_a_request_that_joins_makes_a_mixed_step(self, engine: Engine) -> None:
+        """Not with SGLang: prompts are computed apart from the decodes, which wait."""
+        batch = Batch(prompts(3, 24), 200)
+        generation = self.serve(engine, batch, Every(0.02))
+        check_bookkeeping(batch, generation)
+        assert isinstance(engine, SglangEngine)
+        truth = engine.engine.tokenizer_manager.core.scheduler.truth[-len(generation.steps) :]
+        assert not any(prompt and decoded for prompt, decoded in truth)
+        assert sum(step.generated_tokens == 0 < step.prompt_tokens for step in generation.steps) >= 2
 
 
 class TestClosing(ClosingContract):
@@ -72,6 +83,10 @@ def test_identity_is_what_sglang_resolved(model: Path) -> None:
         "weights": "dummy",
     }
     assert identity.facts["attention_backend"] == "fa3"
+    assert (identity.facts["cuda_graph_decode"], identity.facts["cuda_graph_prefill"]) == (
+        "full",
+        "breakable",
+    )
     assert identity.facts["disable_radix_cache"] is True
     assert identity.facts["steps"] == "estimated from streamed chunks"
 
@@ -83,6 +98,7 @@ def test_identity_is_what_sglang_resolved(model: Path) -> None:
         ({"pp_size": 2, "gpu_id_step": 2}, ("GPU-a", "GPU-c")),
         ({"tp_size": 2, "dp_size": 2}, ("GPU-a", "GPU-b", "GPU-c", "GPU-d")),
         ({"tp_size": 2, "dp_size": 2, "enable_dp_attention": True}, ("GPU-a", "GPU-b")),
+        ({"tp_size": 2, "dp_size": 2, "attn_dp_size": 2}, ("GPU-a", "GPU-b", "GPU-c", "GPU-d")),
         ({"tp_size": 8}, None),
         ({"tp_size": 2, "nnodes": 2}, None),
         ({"device": "cpu"}, ()),
@@ -93,6 +109,55 @@ def test_devices(model: Path, options: dict[str, Any], devices: tuple[str, ...] 
     engine = SglangEngine(model, **options)
     engine.close()
     assert engine.device_ids == devices
+
+
+def test_a_request_that_joins_makes_a_mixed_step_where_sglang_is_told_to(model: Path) -> None:
+    engine = SglangEngine(model, enable_mixed_chunk=True)
+    batch = Batch(prompts(3, 24), 200)
+    generation = engine.serve(batch, Every(0.01))
+    engine.close()
+    check_bookkeeping(batch, generation)
+    assert any(step.prompt_tokens and step.generated_tokens for step in generation.steps)
+
+
+def test_tokens_that_come_together_are_of_passes_apart(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = SglangEngine(model)
+    core = engine.engine.tokenizer_manager.core
+    step = core.step
+
+    def two() -> dict[str, list[int]]:
+        new = step()
+        for rid, tokens in (step() if core.busy else {}).items():
+            new.setdefault(rid, []).extend(tokens)
+        return dict(new)
+
+    batch = Batch(prompts(3, 24), 9)
+    monkeypatch.setattr(core, "step", two)
+    generation = engine.serve(batch, Concurrency(1))
+    engine.close()
+    check_bookkeeping(batch, generation)
+    assert max(each.generated_tokens for each in generation.steps) == 1
+
+
+def test_a_backend_without_graphs_is_not_said_to_have_them(model: Path) -> None:
+    engine = SglangEngine(model, attention_backend="torch_native")
+    engine.close()
+    assert engine.identity.facts["cuda_graph_decode"] == "disabled"
+    assert "disable_cuda_graph" not in engine.identity.facts
+
+
+@pytest.mark.parametrize(("options", "longest"), [({}, 2046), ({"max_total_tokens": 100}, 98)])
+def test_what_its_scheduler_would_cut_is_refused(model: Path, options: dict[str, Any], longest: int) -> None:
+    engine = SglangEngine(model, **options)
+    whole, cut = ([[5] * (longest - 10 + more)] for more in (0, 1))
+    check_bookkeeping(Batch(whole, 10), engine.generate(Batch(whole, 10)))
+    with pytest.raises(EngineError, match=rf"new ones {longest + 1}: the model takes {longest}"):
+        engine.generate(Batch(cut, 10))
+    with pytest.raises(
+        EngineError, match=rf"Input length \({longest - 4} tokens\) exceeds the maximum allowed"
+    ):
+        engine.generate(Batch([[5] * (longest - 4)], 1))
+    engine.close()
 
 
 def test_deltas_make_the_same_responses(model: Path) -> None:

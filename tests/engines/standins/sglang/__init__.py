@@ -2,7 +2,8 @@
 ``GenerateReqInput`` (srt/managers/io_struct.py), ``SamplingParams`` (srt/sampling/sampling_params.py) and the chunks
 that ``TokenizerManager._handle_batch_output`` makes without a tokenizer (srt/managers/tokenizer_manager.py).
 
-Of the about 400 fields of ServerArgs only those below are known. There is no overlap of steps and no second process.
+It was held against a real SGLang on a CPU (test_sglang_real.py). Of the about 400 fields of ServerArgs only those below
+are known. There is no overlap of steps and no second process.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from engines.standins.core import STEP_S, Core, config_of
+from engines.stub import FakeScheduler, Scheduled
 
 __version__ = "0.5.23"
 
@@ -36,6 +38,7 @@ class ServerArgs:
     tp_size: int = 1
     pp_size: int = 1
     dp_size: int = 1
+    attn_dp_size: int = 1
     ep_size: int = 1
     nnodes: int = 1
     use_ray: bool = False
@@ -47,6 +50,7 @@ class ServerArgs:
     disable_radix_cache: bool = False
     chunked_prefill_size: int | None = None
     max_running_requests: int | None = None
+    max_total_tokens: int | None = None
     max_prefill_tokens: int = 16384
     mem_fraction_static: float | None = None
     enable_mixed_chunk: bool = False
@@ -57,9 +61,41 @@ class ServerArgs:
     log_level: str = "info"
 
     def resolved_dict(self) -> dict[str, Any]:
-        chosen = {"device": "cuda", "attention_backend": "fa3", "chunked_prefill_size": 8192, "page_size": 1}
+        cpu = self.device == "cpu"
+        chosen = {
+            "device": "cuda",
+            "attention_backend": "torch_native" if cpu else "fa3",
+            "sampling_backend": "pytorch" if cpu else "flashinfer",
+            "chunked_prefill_size": 4096 if cpu else 8192,
+            "mem_fraction_static": 0.85,
+            "page_size": 1,
+        }
         fields = dataclasses.asdict(self)
-        return {name: chosen.get(name) if value is None else value for name, value in fields.items()}
+        resolved: dict[str, Any] = {
+            name: chosen.get(name) if value is None else value for name, value in fields.items()
+        }
+        if self.enable_dp_attention and self.attn_dp_size == 1:
+            resolved["attn_dp_size"], resolved["dp_size"] = self.dp_size, 1
+        resolved["enable_dp_attention"] = resolved["attn_dp_size"] > 1
+        # A backend without graphs leaves disable_cuda_graph as it was given.
+        graphs = not self.disable_cuda_graph and resolved["attention_backend"] != "torch_native"
+        resolved["cuda_graph_config"] = {
+            "decode": {"backend": "full" if graphs else "disabled"},
+            "prefill": {"backend": "breakable" if graphs else "disabled"},
+        }
+        return resolved
+
+
+class PrefillFirst(FakeScheduler):
+    """Prompts in forward passes of their own, before the next token of those that decode."""
+
+    def schedule(self) -> Scheduled:
+        every = self.requests
+        self.requests = [request for request in every if not request.outputs] or every
+        try:
+            return super().schedule()
+        finally:
+            self.requests = every
 
 
 SAMPLING = frozenset(
@@ -119,7 +155,12 @@ class TokenizerManager:
             vocab_size=config["vocab_size"],
             context_len=self.context_len,
         )
-        self.core = Core()
+        resolved = server_args.resolved_dict()
+        self.core = Core(budget=resolved["chunked_prefill_size"])
+        if not server_args.enable_mixed_chunk:
+            self.core.scheduler = PrefillFirst(self.core.budget)
+        self.max_req_len = min(self.context_len, server_args.max_total_tokens or self.context_len) - 1
+        self.max_req_input_len = self.max_req_len - 5
         self.rid_to_state: dict[str, _State] = {}
         self.seen: set[tuple[int, ...]] = set()
         self._loop_task: asyncio.Task[None] | None = None
@@ -148,6 +189,16 @@ class TokenizerManager:
             )
         if not sampling_params.get("ignore_eos", False):
             wanted = min(wanted, 2)  # an end of sequence comes early here
+        if len(input_ids) >= self.max_req_input_len:
+            message = (
+                f"Input length ({len(input_ids)} tokens) exceeds the maximum allowed length "
+                f"({self.max_req_input_len} tokens). Use a shorter input or enable --allow-auto-truncate."
+            )
+            reason = {"type": "abort", "message": message, "err_type": "BadRequestError"}
+            meta = {"finish_reason": reason, "prompt_tokens": len(input_ids), "completion_tokens": 1}
+            yield {"output_ids": [0], "meta_info": meta}
+            return
+        wanted = min(wanted, self.max_req_len - len(input_ids) - 1)  # and nothing is said
         rid = self.core.submit(input_ids, wanted, greedy=sampling_params.get("temperature", 1.0) == 0)
         state = self.rid_to_state[rid] = _State(list(input_ids), stream)
         if not self.server_args.disable_radix_cache and tuple(input_ids) in self.seen:
@@ -196,8 +247,12 @@ class TokenizerManager:
             "reasoning_tokens": 0,
             "completion_tokens": len(state.output_ids),
             "cached_tokens": state.cached,
+            "weight_versions": [{"version": "default", "start": 0, "end": len(state.output_ids)}],
+            "cached_tokens_details": None,
+            "dp_rank": None,
         }
         if state.finished:
+            meta_info["response_sent_to_client_ts"] = time.time()
             meta_info["e2e_latency"] = time.perf_counter() - state.created_s
         if state.stream or state.finished:
             # Until the end it is the list itself, which grows.
