@@ -128,8 +128,8 @@ def long_prompts(parts: Row) -> list[str]:
         "",
         "Poisson: 8 requests, 0.4 a second on average, 257 new tokens each. All at once: 8 prompts of 8192 tokens, 257 "
         "new tokens each, in five steps of which four are mixed; truths of their own: these prompts alone with idling, "
-        "and these rounds less those of 97 new tokens, for fewer sequences by a line to what a decode step takes without "
-        "any.",
+        "and these rounds less those of 97 new tokens, for fewer sequences by a line to what a decode step takes "
+        "without any.",
         "",
     ]
     rows: list[str] = []
