@@ -215,6 +215,7 @@ MII_TEST = """
 ```python
 STATE = {"memory_config": {"mode": "allocate", "size": 512}, "max_ragged_batch_size": budget}
 
+
 @pytest.mark.parametrize("budget", [768, 8192])
 def test_isolated(energy, budget):
     spec = EngineSpec("deepspeed-mii", MODEL, inference_engine_config={"state_manager": STATE})
