@@ -77,7 +77,10 @@ class EngineIdentity:
 
 @runtime_checkable
 class Engine(Protocol):
-    """An engine with its model loaded."""
+    """An engine with its model loaded.
+
+    One that may run on another machine than the tests also has ``remote_host``: that machine's host, None for this one.
+    """
 
     @property
     def identity(self) -> EngineIdentity:
@@ -95,13 +98,4 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the device's memory and end every child process; safe to call twice."""
-        ...
-
-
-class MaybeRemote(Protocol):
-    """What an engine has beside the Engine protocol where it may run on another machine than the tests."""
-
-    @property
-    def remote_host(self) -> str | None:
-        """The other machine's host; None for this one."""
         ...

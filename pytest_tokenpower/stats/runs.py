@@ -181,21 +181,6 @@ def summarise_blocks(
     return summarise_runs(differences_per_restart, prior=replace(prior, lag1=0.0))
 
 
-def average_restarts(runs: Sequence[RunSummary]) -> RunSummary:
-    """Restarts on one occasion as one unit: they share its effect, so they are not that many runs."""
-    if not runs:
-        raise ValueError("no restarts to average")
-    celsius = [run.temperature_celsius for run in runs if run.temperature_celsius is not None]
-    return RunSummary(
-        location=float(np.mean([run.location for run in runs])),
-        squared_error=float(np.sum([run.squared_error for run in runs])) / len(runs) ** 2,
-        rounds=sum(run.rounds for run in runs),
-        round_sd=float(np.sqrt(np.mean([run.round_sd**2 for run in runs]))),
-        lag1=float(np.mean([run.lag1 for run in runs])),
-        temperature_celsius=float(np.mean(celsius)) if len(celsius) == len(runs) else None,
-    )
-
-
 def _pooled_lag1(stacks: Mapping[int, FloatArray], prior: Prior) -> FloatArray:
     known = {rounds: stack for rounds, stack in stacks.items() if rounds > 3}
     if not known:

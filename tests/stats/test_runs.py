@@ -14,7 +14,6 @@ from hypothesis.extra.numpy import arrays
 from pytest_tokenpower.stats.prior import DEFAULT_PRIOR, Prior
 from pytest_tokenpower.stats.runs import (
     FloatArray,
-    average_restarts,
     lag1_autocorrelation,
     lag_sums,
     location_squared_error,
@@ -175,11 +174,3 @@ def test_blocks_expect_no_autocorrelation() -> None:
     (rounds,) = summarise_runs([[0.01, 0.012, 0.011]])
     assert blocks.lag1 == 0
     assert blocks.squared_error < rounds.squared_error
-
-
-def test_restarts_of_one_occasion_become_one_run() -> None:
-    runs = summarise_runs([[0.0, 0.01, 0.02], [0.02, 0.03, 0.04]], [[50.0] * 3, [60.0] * 3])
-    unit = average_restarts(runs)
-    assert unit.location == pytest.approx(0.02)
-    assert unit.squared_error == pytest.approx((runs[0].squared_error + runs[1].squared_error) / 4)
-    assert (unit.rounds, unit.temperature_celsius) == (6, 55.0)
