@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import subprocess
 import sys
 import time
@@ -292,7 +293,10 @@ def test_a_child_that_hangs_is_ended_with_all_that_it_started(
     assert group_members(int(group.read_text())) == ()
 
 
-def test_a_child_ends_with_the_run_that_waits_for_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "handler", [signal.SIG_DFL, signal.SIG_IGN], ids=["", "in the background of a shell"]
+)
+def test_a_child_ends_with_the_run_that_waits_for_it(tmp_path: Path, handler: signal.Handlers) -> None:
     (tmp_path / "test_hangs.py").write_text(
         "import os, time\n"
         "def test_hangs():\n"
@@ -305,7 +309,10 @@ def test_a_child_ends_with_the_run_that_waits_for_it(tmp_path: Path) -> None:
         "from pathlib import Path; from pytest_tokenpower.child import ChildRun\n"
         f"ChildRun(Path({str(tmp_path)!r}), {list(ALONE)!r}).run(Path({str(tmp_path)!r}, 'run.json'), 'it')"
     )
-    with subprocess.Popen([sys.executable, "-c", program]) as run:
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        preexec_fn=lambda: signal.signal(signal.SIGINT, handler),  # noqa: PLW1509
+    ) as run:
         until = time.monotonic() + 60
         while not (tmp_path / "pid").exists() and time.monotonic() < until:
             time.sleep(0.02)

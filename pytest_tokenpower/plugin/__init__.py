@@ -65,6 +65,9 @@ def _end_with_parent() -> None:
     """Have a child run interrupted when the run that waits for it is killed: it would hold the GPU for nobody."""
     import ctypes
 
+    # A shell has what it starts in the background ignore Ctrl-C, and so would the child.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGINT)  # PR_SET_PDEATHSIG
 
