@@ -16,7 +16,7 @@ from pytest_tokenpower.engines.protocol import Batch, EngineIdentity, Generation
 from pytest_tokenpower.errors import EngineError
 from pytest_tokenpower.tokens import TokenCount
 
-from .stub import Scheduled, StubEngine
+from .stub import StubEngine
 
 
 class FaultyEngine(StubEngine):
@@ -53,13 +53,14 @@ class FaultyEngine(StubEngine):
         self._model, self._step_s, self._fault, self._at = model, step_s, fault, at
         self._axes = {"quantization": quantization} | ({"weights": weights} if weights else {})
         self._batches = 0
-        schedule = self.scheduler.schedule
+        update = self.scheduler.update_from_output
 
-        def slowly() -> Scheduled:
+        def slowly(*args: Any) -> Any:
+            # Before the mark of a step's end, so that it is the step that takes so long, not what is between steps.
             time.sleep(self._step_s)
-            return schedule()
+            return update(*args)
 
-        self.scheduler.schedule = slowly  # type: ignore[method-assign]
+        vars(self.scheduler)["update_from_output"] = slowly
         if child is not None:
             other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
             Path(child).write_text(f"{os.getpid()} {other.pid}")
