@@ -58,7 +58,7 @@ Row = dict[str, Any]
 
 PROCESSES = {
     "vllm-bf16": 175.0,
-    "vllm-long": 260.0,
+    "vllm-long": 380.0,
     "vllm-arrivals": 340.0,
     "vllm-async": 95.0,
     "vllm-server": 110.0,
@@ -215,7 +215,7 @@ class Child:
                 self.part("mixed", 66, lambda: self.measure(mixed_works(self.fake)))
                 self.part("spaced", 18, lambda: self.measure(spaced_works(self.fake)))
             elif self.kind == "vllm-long":
-                seconds = {"alone": 60, "decode": 64, "all at once": 60}
+                seconds = {"alone": 60, "decode": 64, "Poisson": 120, "all at once": 60}
                 for name, works in long_works(self.fake).items():
                     self.part(name, seconds[name], lambda works=works: self.measure(works))  # type: ignore[misc]
             elif self.kind == "vllm-arrivals":

@@ -17,7 +17,18 @@ from gpu_phases_truths import (
     reduced,
     run_rows,
 )
-from gpu_phases_windows import Row, account, each, executions, joules, rounds, table, with_gaps
+from gpu_phases_windows import (
+    Row,
+    account,
+    by_label,
+    each,
+    executions,
+    joules,
+    over,
+    rounds,
+    table,
+    with_gaps,
+)
 
 Pair = tuple[list[Row], list[Row]]
 """Rounds of one batch with fewer and with more new tokens."""
@@ -90,8 +101,12 @@ class StepTruth:
         return 0.0 if self.weights is None else self.weights * (1 - batch / self.batches[0])
 
 
-def spaced_prefill(found: Sequence[Row], celsius: float | None) -> tuple[float, float, float]:
-    """Joules of one execution without the idling after it, their standard error, and the watts of idling.
+Value = tuple[float, float]
+"""A figure and its standard error."""
+
+
+def spaced_prefill(found: Sequence[Row], celsius: float | None) -> tuple[Value, Value]:
+    """Joules of one execution without the idling after it, and the watts of idling.
 
     A line in the seconds of idling, of windows with two lengths of it, taken to none; what is outside of the steps and
     no idling is taken off.
@@ -100,19 +115,26 @@ def spaced_prefill(found: Sequence[Row], celsius: float | None) -> tuple[float, 
     pause = np.array([one["pauses"][1] / executions(one) for one in found])
     energy = np.array([to(one) * (joules(one) - one["outside"][0] / executions(one)) for one in found])
     columns = np.column_stack([np.ones_like(pause), pause])
-    at_none = intercept(columns, energy)
-    slope = np.linalg.lstsq(columns / energy[:, None], np.ones_like(energy), rcond=None)[0][1]
-    return at_none[0], at_none[1], float(slope)
+    return intercept(columns, energy), intercept(columns[:, ::-1], energy)
+
+
+def temperatures(found: Sequence[Row]) -> tuple[tuple[str, float | None], ...]:
+    """What rows are called that are as read and at one die temperature, and that temperature."""
+    return ("", None), (", at one temperature", each(found, lambda one: one["celsius"] or 0)[0])
+
+
+def decode_works(pairs: Sequence[Pair]) -> dict[str, list[Row]]:
+    """The rounds of the decode's truth by their work."""
+    return {found[0]["label"]: found for pair in pairs for found in pair}
 
 
 def long_prompts(parts: Row) -> list[str]:
     """The section, of what was measured."""
     lines = ["## Prefill and decode against ground truths: mixed batches under vLLM's own token budgets", ""]
     kind = "vllm-long"
-    alone: list[Row] = []
-    back: list[Row] = []
-    for one in rounds(parts, f"{kind} alone"):
-        (alone if "idle" in one["label"] else back).append(one)
+    prefills = rounds(parts, f"{kind} alone")
+    alone = [one for one in prefills if "idle" in one["label"]]
+    back = [one for one in prefills if "idle" not in one["label"]]
     decode = rounds(parts, f"{kind} decode")
     if not alone or not decode:
         return [*lines, "Not measured.", ""]
@@ -135,29 +157,15 @@ def long_prompts(parts: Row) -> list[str]:
     rows: list[str] = []
     shares: list[str] = []
     notes: list[str] = []
-    for name, celsius in (
-        ("", None),
-        (", at one temperature", each(decode, lambda one: one["celsius"] or 0)[0]),
-    ):
+    for name, celsius in temperatures(decode):
         truth = StepTruth(pairs, celsius)
         pure, mixed, share = _rows(parts, kind, alone, back, pairs, truth, celsius, name)
         rows += [*pure, *mixed]
         if celsius is None:
             shares, notes = share, _notes(truth, alone)
-    works = {
-        label: [one for one in alone if one["label"] == label]
-        for label in dict.fromkeys(o["label"] for o in alone)
-    }
-    works |= {"alone, back to back": back} if back else {}
-    works |= {
-        f"{pair[0]['work']['batch']} x {pair[0]['work']['new']}": pair for both in pairs for pair in both
-    }
+    works = by_label(alone) | by_label(back) | decode_works(pairs)
     together = rounds(parts, f"{kind} all at once")
-    works |= {
-        label: [one for one in together if one["label"] == label]
-        for label in dict.fromkeys(one["label"] for one in together)
-        if "at once" not in label
-    }
+    works |= by_label([one for one in together if "at once" not in one["label"]])
     return [*lines, *table(HEAD, rows), *notes, *table(RUN_HEAD, shares), *accounts(works)]
 
 
@@ -166,8 +174,11 @@ def _notes(truth: StepTruth, alone: Sequence[Row]) -> list[str]:
         f"{value:.3f} ± {error:.3f} J ({batch:.0f})"
         for batch, value, error in zip(truth.batches, truth.joules, truth.errors, strict=True)
     )
-    watts = spaced_prefill(alone, None)[2]
-    return [f"Decode steps by their batch: {steps}. Idling between prefills draws {watts:.0f} W.", ""]
+    watts, error = spaced_prefill(alone, None)[1]
+    return [
+        f"Decode steps by their batch: {steps}. Idling between prefills draws {watts:.0f} ± {error:.0f} W.",
+        "",
+    ]
 
 
 def _rows(
@@ -183,7 +194,7 @@ def _rows(
     """Rows of pure rounds, of mixed ones, and the latter's conditions."""
     prompt = alone[0]["work"]["prompt"]
     by_budget = {
-        budget: spaced_prefill([one for one in alone if one["work"]["budget"] == budget], celsius)[:2]
+        budget: spaced_prefill([one for one in alone if one["work"]["budget"] == budget], celsius)[0]
         for budget in sorted({one["work"]["budget"] for one in alone}, reverse=True)
     }
     short, long = pairs[0]
@@ -226,8 +237,8 @@ def _rows(
     mixed: list[str] = []
     shares: list[str] = []
     arriving = rounds(parts, f"{kind} Poisson")
-    for label in dict.fromkeys(one["label"] for one in arriving):
-        found = [_at(one, celsius) for one in arriving if one["label"] == label]
+    for label, read in by_label(arriving).items():
+        found = [_at(one, celsius) for one in read]
         energy, error = by_budget.get(found[0]["work"]["budget"], (math.nan, math.nan))
         if math.isfinite(energy):
             more, share = run_rows(
@@ -241,7 +252,7 @@ def _rows(
     shorter = [one for one in together if one not in found and one not in spaced]
     if found and spaced and shorter:
         tokens = found[0]["work"]["batch"] * found[0]["work"]["prompt"]
-        energy, error, _ = spaced_prefill(spaced, celsius)
+        energy, error = spaced_prefill(spaced, celsius)[0]
         own_steps = StepTruth([(shorter, found)], celsius, truth.at_no_sequence)
         more, share = run_rows(
             found[0]["label"] + name,
@@ -286,32 +297,30 @@ def arrivals(parts: Row) -> list[str]:
     ]
     rows: list[str] = []
     shares: list[str] = []
-    for name, celsius in (
-        ("", None),
-        (", at one temperature", each(found, lambda one: one["celsius"] or 0)[0]),
-    ):
+    works = by_label(found)
+    for name, celsius in temperatures(found):
         truth = StepTruth(pairs, celsius)
-        watts = spaced_prefill(idle, celsius)[2]
-        for label in [
-            one for one in dict.fromkeys(one["label"] for one in found) if one.startswith("Poisson")
-        ]:
-            alone = [one for one in found if one["label"] == f"{label}, prompts alone"]
-            run = [_at(one, celsius) for one in found if one["label"] == label]
-            if not alone or not run:
+        watts, watts_error = spaced_prefill(idle, celsius)[1]
+        for label, read in works.items():
+            alone = [_at(one, celsius) for one in works.get(f"{label}, prompts alone", ())]
+            if not alone:
                 continue
+            run = [_at(one, celsius) for one in read]
             tokens = alone[0]["work"]["batch"] * alone[0]["work"]["prompt"]
-            prompt = each(
-                [_at(one, celsius) for one in alone],
-                lambda one: (joules(one) - watts * one["outside"][1]) / tokens,  # noqa: B023
-            )
+            energy, error = over([joules(one) - watts * one["outside"][1] for one in alone])
+            # What the idling's watts are off by is off in all of them alike.
+            error = math.hypot(error, watts_error * over([one["outside"][1] for one in alone])[0])
+            prompt = energy / tokens, error / tokens
             more, share = run_rows(label + name, run, prompt, truth.at, truth.error(run))
             rows += more
             shares += share if celsius is None else []
         if celsius is None:
             notes = _notes(truth, idle)
-    labels = dict.fromkeys(one["label"] for one in found if "idle" in one["label"] or "alone" in one["label"])
-    works = {label: [one for one in found if one["label"] == label] for label in labels}
-    works |= {
-        f"{pair[0]['work']['batch']} x {pair[0]['work']['new']}": pair for both in pairs for pair in both
-    }
-    return [*lines, *table(HEAD, rows), *notes, *table(RUN_HEAD, shares), *accounts(works)]
+    alone_works = {label: read for label, read in works.items() if "alone" in label}
+    return [
+        *lines,
+        *table(HEAD, rows),
+        *notes,
+        *table(RUN_HEAD, shares),
+        *accounts(alone_works | decode_works(pairs)),
+    ]

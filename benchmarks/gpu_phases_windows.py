@@ -17,6 +17,14 @@ def rounds(parts: Row, part: str, label: str | None = None) -> list[Row]:
     return [one for one in found if not one["reasons"] and label in (None, one["label"])]
 
 
+def by_label(found: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rounds of each work, in the order in which the works began."""
+    works: dict[str, list[Row]] = {}
+    for one in found:
+        works.setdefault(one["label"], []).append(one)
+    return works
+
+
 def executions(one: Row) -> int:
     return int(one["work"].get("repeats", 1))
 

@@ -74,8 +74,8 @@ def long_works(fake: bool) -> dict[str, list[Work]]:
     """Long prompts under vLLM's own token budgets on such a board (16384 offline, 8192 in its server), in parts.
 
     Prefills with two lengths of idling between, and back to back; decode of one, two and four sequences in rounds of
-    two lengths, both long enough for the board to be below its power limit again; prompts that come together, and
-    their truths.
+    two lengths, both long enough for the board to be below its power limit again; arrivals by chance; prompts that come
+    together, and their truths.
     """
     one = Work("alone, back to back", 1, LONG, 1, 5)
     alone = [
@@ -105,7 +105,9 @@ def long_works(fake: bool) -> dict[str, list[Work]]:
         shorter,
         at_once,
     ]
-    parts = {"alone": [*alone, one], "decode": decode, "all at once": together}
+    run = poisson_runs()
+    arriving = [run[budget] for budget in (16384, 8192, 8192, 16384)] * 2
+    parts = {"alone": [*alone, one], "decode": decode, "Poisson": arriving, "all at once": together}
     return {name: [small(work, fake) for work in works] for name, works in parts.items()}
 
 
@@ -118,17 +120,21 @@ def long_decode(times: tuple[int, int, int]) -> list[Work]:
     return works
 
 
+def poisson_runs() -> dict[int, Work]:
+    """Long prompts that arrive by chance, by the token budget: with this seed most come while others decode."""
+    return {
+        budget: Work(f"Poisson, budget {budget}", 8, LONG, 257, budget=budget, per_second=0.4, seed=3)
+        for budget in (16384, 8192)
+    }
+
+
 def arrival_works(fake: bool) -> dict[str, list[Work]]:
     """Long prompts that arrive by chance, with their decode and without: the same prompts at the same times.
 
     How hard a board is held at its power limit hangs on which prompts follow one another, so that prompts alone are a
     truth only if they come as in the run. Decode as in long_works; idling by two lengths of it.
     """
-    # By this seed most prompts come while others decode.
-    run = {
-        budget: Work(f"Poisson, budget {budget}", 8, LONG, 257, budget=budget, per_second=0.4, seed=3)
-        for budget in (16384, 8192)
-    }
+    run = poisson_runs()
     alone = {
         budget: replace(work, label=f"{work.label}, prompts alone", new=1) for budget, work in run.items()
     }
