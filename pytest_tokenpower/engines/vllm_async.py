@@ -220,6 +220,8 @@ class VllmAsyncEngine:
             # A dead engine does not answer.
             if not self._llm.errored:
                 await self._llm.abort(list(self._llm.output_processor.request_states), internal=True)
+                # A step of theirs may still run: the next batch's begin when it has ended, as after any batch.
+                self._resting = asyncio.create_task(_pause(self._llm))
 
 
 async def _pause(llm: Any) -> bool:
