@@ -19,6 +19,7 @@ from scipy import stats
 from scipy.special import stdtrit
 from tabulate import tabulate
 
+from pytest_tokenpower.gate.verdict import LOOKS
 from pytest_tokenpower.stats.decision import decide_codes, obrien_fleming_levels
 from pytest_tokenpower.stats.moderated import (
     OCCASION_SHARE,
@@ -30,7 +31,6 @@ from pytest_tokenpower.stats.moderated import (
 from pytest_tokenpower.stats.prior import DEFAULT_PRIOR, Prior, learn_prior
 from pytest_tokenpower.stats.runs import summarise_array, summarise_runs
 from pytest_tokenpower.stats.temperature import shrunk_slope, within_run_slope
-from pytest_tokenpower.verdict import LOOKS
 
 FloatArray = NDArray[np.float64]
 

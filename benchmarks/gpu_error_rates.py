@@ -30,9 +30,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from reporting import now
 
-from pytest_tokenpower.child import ChildRun
+from pytest_tokenpower.core.records import RunRecord
 from pytest_tokenpower.errors import TokenPowerError
-from pytest_tokenpower.record import RunRecord
+from pytest_tokenpower.runner.child import ChildRun
 
 SEED = 20261122
 WASTE = (2, 4, 6, 10)
@@ -188,7 +188,7 @@ def measure(arguments: argparse.Namespace) -> int:
 
 def _model(arguments: argparse.Namespace) -> Path:
     """A folder with the model's config alone: its weights are made on the GPU."""
-    from pytest_tokenpower.models.architecture import architecture
+    from pytest_tokenpower.models.registry import architecture
 
     folder: Path = arguments.folder / "model"
     folder.mkdir(parents=True)

@@ -16,11 +16,18 @@ import msgspec
 import numpy as np
 from reporting import driver_of, versions_line
 
-from pytest_tokenpower.interleave import estimate_difference, judge_difference
-from pytest_tokenpower.noise import MeasuredNoise, analyse
-from pytest_tokenpower.record import MeasurementRecord, RoundRecord, RunRecord, VerdictRecord, decode_run
+from pytest_tokenpower.core.records import (
+    MeasurementRecord,
+    RoundRecord,
+    RunRecord,
+    VerdictRecord,
+    decode_run,
+)
+from pytest_tokenpower.gate.noise import MeasuredNoise, analyse
+from pytest_tokenpower.gate.verdict import judge_baseline
+from pytest_tokenpower.runner.compare import estimate_difference, judge_difference
 from pytest_tokenpower.stats.noise import StoredGate, clopper_pearson
-from pytest_tokenpower.verdict import StoredRuns, judge_baseline
+from pytest_tokenpower.store.baseline import StoredRuns
 
 SEED = 20261122
 NEW_TOKENS = 200

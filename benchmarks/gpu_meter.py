@@ -32,12 +32,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from gpu_meter_page import BATCH, DECODE, KINDS, MODES, overhead_line, render, table_of, ticked_lines
 from reporting import Results, now
 
-from pytest_tokenpower.bench import Telemetry
-from pytest_tokenpower.measurement import RoundWindow
-from pytest_tokenpower.rounds import measured_round
+from pytest_tokenpower.core.tokens import TokenCount
+from pytest_tokenpower.core.windows import RoundWindow
+from pytest_tokenpower.runner.rounds import measured_round
+from pytest_tokenpower.runner.telemetry import Telemetry
 from pytest_tokenpower.telemetry.collector import Collector
-from pytest_tokenpower.telemetry.meters.nvml import NvmlMeter
-from pytest_tokenpower.tokens import TokenCount
+from pytest_tokenpower.telemetry.meters.nvml.meter import NvmlMeter
 
 Row = dict[str, Any]
 
@@ -145,10 +145,11 @@ def doctor_command(fake: bool) -> Row:
 
 def doctor(fake: bool) -> Row:
     """What `tokenpower doctor` and `tokenpower doctor --json` print, of one trial."""
+    from pytest_tokenpower.analysis.meter_quality import report_of
     from pytest_tokenpower.cli.doctor import subjects_of
-    from pytest_tokenpower.cli.doctor_report import as_json, exit_code, report_of
-    from pytest_tokenpower.cli.doctor_text import render as text_of
-    from pytest_tokenpower.telemetry.qualify import try_meters
+    from pytest_tokenpower.reporting.doctor import as_json, exit_code
+    from pytest_tokenpower.reporting.doctor import render as text_of
+    from pytest_tokenpower.telemetry.probe import try_meters
 
     source, seconds = ("simulated", 1.0) if fake else (None, 10.0)
     trials, clock = try_meters(subjects_of(source), seconds)
@@ -465,8 +466,7 @@ def _watts(first: tuple[int, int], second: tuple[int, int]) -> float:
 
 def keep_recording(path: Path, telemetry: Telemetry, kept: Sequence[tuple[str, Row, RoundWindow]]) -> None:
     from pytest_tokenpower.telemetry.clock import Clock
-    from pytest_tokenpower.telemetry.recording import RecordedWindow
-    from pytest_tokenpower.telemetry.recording_write import write_recording
+    from pytest_tokenpower.telemetry.recording import RecordedWindow, write_recording
 
     recorded = [
         RecordedWindow(
@@ -678,7 +678,7 @@ def import_vllm(mode: str) -> Callable[[Path], Any]:
 
 
 def import_fake() -> Callable[[Path], Any]:
-    from pytest_tokenpower.telemetry.meters.simulated import SimulatedBoards
+    from pytest_tokenpower.telemetry.simulation.library import SimulatedBoards
 
     boards: Any = SimulatedBoards()
     boards.nvmlInit()

@@ -43,16 +43,17 @@ from gpu_phases_works import (
 )
 from reporting import Results, now
 
-from pytest_tokenpower.analysis.energy import EnergyTrack, window_energy
+from pytest_tokenpower.analysis.calibration import track_of
+from pytest_tokenpower.analysis.replay import recorded_windows
+from pytest_tokenpower.analysis.tracks import EnergyTrack, window_energy
+from pytest_tokenpower.core.tokens import TokenCount
+from pytest_tokenpower.core.windows import RoundWindow
+from pytest_tokenpower.engines.phase_marks import phases_of
 from pytest_tokenpower.engines.protocol import Generation
-from pytest_tokenpower.measurement import RoundWindow, track_of
-from pytest_tokenpower.phases import phases_of
-from pytest_tokenpower.replay import recorded_windows
-from pytest_tokenpower.rounds import measured_round
+from pytest_tokenpower.runner.rounds import measured_round
 from pytest_tokenpower.telemetry.clock import Clock
-from pytest_tokenpower.telemetry.recording_write import write_recording
-from pytest_tokenpower.telemetry.values import Device
-from pytest_tokenpower.tokens import TokenCount
+from pytest_tokenpower.telemetry.recording import write_recording
+from pytest_tokenpower.telemetry.types import Device
 
 Row = dict[str, Any]
 

@@ -15,15 +15,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pytest_tokenpower.bench import Telemetry
-from pytest_tokenpower.engines.protocol import Batch, EngineIdentity, Generation, Step
+from pytest_tokenpower.engines.protocol import EngineIdentity, Generation, Step
+from pytest_tokenpower.runner.telemetry import Telemetry
 from pytest_tokenpower.telemetry.collector import Collector
-from pytest_tokenpower.telemetry.meters.nvml import NvmlMeter
-from pytest_tokenpower.telemetry.meters.simulated import SimulatedBoards
-from pytest_tokenpower.telemetry.meters.simulated_curve import FunctionCurve
-from pytest_tokenpower.telemetry.meters.simulated_scenario import Board, Scenario, numbered_boards
-from pytest_tokenpower.telemetry.values import Device
+from pytest_tokenpower.telemetry.meters.nvml.meter import NvmlMeter
+from pytest_tokenpower.telemetry.simulation.library import SimulatedBoards
+from pytest_tokenpower.telemetry.simulation.power_curve import FunctionCurve
+from pytest_tokenpower.telemetry.simulation.scenario import Board, Scenario, numbered_boards
+from pytest_tokenpower.telemetry.types import Device
 from pytest_tokenpower.workloads import FixedShape, Poisson
+from pytest_tokenpower.workloads.base import Batch
 
 TOKEN_BUDGET = 65536
 """So that the prompts of 128 requests are prefilled in a single step; parts set a smaller one on the scheduler."""
@@ -106,7 +107,7 @@ def start_engine(kind: str, model: Path) -> Any:
         return TransformersEngine(
             model, dtype="bfloat16", cache="static" if compiled else "dynamic", compile=compiled
         )
-    from pytest_tokenpower.engines.vllm import VllmEngine
+    from pytest_tokenpower.engines.vllm.offline import VllmEngine
 
     options: dict[str, Any] = {
         "dtype": "bfloat16",
@@ -141,11 +142,11 @@ def start_engine(kind: str, model: Path) -> Any:
         "cudagraph_capture_sizes": sizes,
     }
     if kind == "vllm-async":
-        from pytest_tokenpower.engines.vllm_async import VllmAsyncEngine
+        from pytest_tokenpower.engines.vllm.async_engine import VllmAsyncEngine
 
         return VllmAsyncEngine(model, **options)
     if kind == "vllm-server":
-        from pytest_tokenpower.engines.vllm_server import VllmServer
+        from pytest_tokenpower.engines.vllm.server import VllmServer
 
         return VllmServer(model, **options)
     return VllmEngine(model, **options)

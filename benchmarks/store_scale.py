@@ -24,13 +24,7 @@ from pathlib import Path
 
 import msgspec
 
-from pytest_tokenpower.baselines.files import file_name
-from pytest_tokenpower.baselines.git import Repository
-from pytest_tokenpower.baselines.key import make_key
-from pytest_tokenpower.baselines.resolve import Baseline
-from pytest_tokenpower.baselines.store import Store, default_store_path
-from pytest_tokenpower.record import (
-    Fact,
+from pytest_tokenpower.core.records import (
     Figure,
     MeasurementRecord,
     PhaseRecord,
@@ -38,8 +32,13 @@ from pytest_tokenpower.record import (
     RunRecord,
     VerdictRecord,
 )
-from pytest_tokenpower.telemetry.values import Device
-from pytest_tokenpower.tokens import TokenCount
+from pytest_tokenpower.core.tokens import TokenCount
+from pytest_tokenpower.core.types import Fact
+from pytest_tokenpower.store.baseline import Baseline
+from pytest_tokenpower.store.git import Repository
+from pytest_tokenpower.store.keys import make_key
+from pytest_tokenpower.store.store import Store, default_store_path, file_name
+from pytest_tokenpower.telemetry.types import Device
 
 GOAL_SECONDS = 0.5
 GOAL_MEGABYTES = 200.0

@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pytest_tokenpower.analysis.energy import EnergyTrack, window_energy
-from pytest_tokenpower.measurement import track_of
+from pytest_tokenpower.analysis.calibration import track_of
+from pytest_tokenpower.analysis.tracks import EnergyTrack, window_energy
 from pytest_tokenpower.telemetry.timeline import Timeline
-from pytest_tokenpower.telemetry.values import CounterReading, Device, PowerSamples, Reading
+from pytest_tokenpower.telemetry.types import CounterReading, Device, PowerSamples, Reading
 
 PERIOD_NS = 20_000_000
 CHUNK_S = 60

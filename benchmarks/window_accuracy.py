@@ -23,9 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tabulate import tabulate
 
-from pytest_tokenpower.analysis.energy import EnergyTrack, ring_track, window_energy
-from pytest_tokenpower.measurement import track_of
-from pytest_tokenpower.replay import window_records
+from pytest_tokenpower.analysis.calibration import track_of
+from pytest_tokenpower.analysis.replay import window_records
+from pytest_tokenpower.analysis.tracks import EnergyTrack, ring_track, window_energy
 from pytest_tokenpower.telemetry.recording import Recording, read_recording
 
 Floats = NDArray[np.float64]

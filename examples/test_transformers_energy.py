@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pytest_tokenpower import Energy
-from pytest_tokenpower.engines.protocol import Batch
+from pytest_tokenpower.workloads.base import Batch
 
 PROMPTS = [[2 + (7 * row + column) % 500 for column in range(32)] for row in range(2)]
 

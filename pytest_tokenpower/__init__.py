@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pytest_tokenpower.fixture import Energy
-    from pytest_tokenpower.tokens import TokenCount
+    from pytest_tokenpower.core.tokens import TokenCount
+    from pytest_tokenpower.runner.fixture import Energy
 
 __all__ = ["Energy", "TokenCount", "__version__"]
 __version__ = "0.1.0"
 
-_HOMES = {"Energy": "pytest_tokenpower.fixture", "TokenCount": "pytest_tokenpower.tokens"}
+_HOMES = {"Energy": "pytest_tokenpower.runner.fixture", "TokenCount": "pytest_tokenpower.core.tokens"}
 
 
 def __getattr__(name: str) -> object:

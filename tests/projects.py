@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_tokenpower.record import RunRecord, decode_run
+from pytest_tokenpower.core.records import RunRecord, decode_run
 
 INI = """
 [pytest]
@@ -42,12 +42,12 @@ ALONE = tuple(
 # Imported by the first energy test of a run; pytester would forget them after each run, and numpy does not
 # survive that.
 LATE_IMPORTS = (
-    "pytest_tokenpower.reports.junit",
-    "pytest_tokenpower.reports.terminal",
-    "pytest_tokenpower.session",
-    "pytest_tokenpower.fixture",
+    "pytest_tokenpower.reporting.junit",
+    "pytest_tokenpower.reporting.terminal",
+    "pytest_tokenpower.runner.session",
+    "pytest_tokenpower.runner.fixture",
     "pytest_tokenpower.telemetry.meters.cpu_model",
-    "pytest_tokenpower.telemetry.meters.simulated",
+    "pytest_tokenpower.telemetry.simulation.library",
     "pytest_tokenpower.stats.temperature",
     "scipy.optimize",
     "tabulate",

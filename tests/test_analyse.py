@@ -411,7 +411,8 @@ def test_a_run_is_recorded_and_replayed(project: Project, capsys: pytest.Capture
 
 
 RUN_ON_ENGINE = """
-from pytest_tokenpower.engines.protocol import Batch, EngineIdentity, Generation
+from pytest_tokenpower.workloads.base import Batch
+from pytest_tokenpower.engines.protocol import EngineIdentity, Generation
 
 
 class Engine:

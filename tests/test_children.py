@@ -12,16 +12,16 @@ import pytest
 from msgspec.structs import replace
 from test_family import measured
 
-from pytest_tokenpower.child import ChildRun, single_test_arguments
-from pytest_tokenpower.conditions import unlikeness
+from pytest_tokenpower.core.records import MeasurementRecord, RunRecord, VerdictRecord
 from pytest_tokenpower.errors import UsageError
-from pytest_tokenpower.escalation import Case, Escalation
-from pytest_tokenpower.plugin.gather import Gatherer
+from pytest_tokenpower.gate.operating_point import unlikeness
 from pytest_tokenpower.plugin.restarts import Doubts
+from pytest_tokenpower.plugin.results import Gatherer
 from pytest_tokenpower.plugin.state import MEASUREMENTS
-from pytest_tokenpower.record import MeasurementRecord, RunRecord, VerdictRecord
-from pytest_tokenpower.rerun import Rerun
-from pytest_tokenpower.variants import Asked
+from pytest_tokenpower.runner.child import ChildRun, single_test_arguments
+from pytest_tokenpower.runner.compare import Asked
+from pytest_tokenpower.runner.rerun import Rerun
+from pytest_tokenpower.runner.restarts import Case, Escalation
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from projects import Project
 
-from pytest_tokenpower.engines.protocol import Batch
 from pytest_tokenpower.engines.spec import EngineSpec, SpecWorkload
-from pytest_tokenpower.variants import names_of
+from pytest_tokenpower.runner.compare import names_of
+from pytest_tokenpower.workloads.base import Batch
 
 TEST = """
 def sleeper(seconds):

@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_tokenpower.conditions import compare_conditions
-from pytest_tokenpower.record import MeasurementRecord, RoundRecord
+from pytest_tokenpower.core.records import MeasurementRecord, RoundRecord
+from pytest_tokenpower.gate.operating_point import compare_conditions
+from pytest_tokenpower.gate.verdict import judge_baseline, settle
 from pytest_tokenpower.stats.temperature import MOST_SHIFT_CELSIUS
-from pytest_tokenpower.verdict import StoredRuns, judge_baseline, settle
+from pytest_tokenpower.store.baseline import StoredRuns
 
 H100 = Path(__file__).parents[1] / "docs/results/data/h100-gate.json"
 

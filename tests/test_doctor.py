@@ -17,30 +17,36 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_tokenpower import cli
-from pytest_tokenpower.analysis.energy import ring_track
-from pytest_tokenpower.analysis.qualification import Grade, Quality, qualify, span, worst
-from pytest_tokenpower.cli import doctor, doctor_report
-from pytest_tokenpower.cli.doctor_report import MeterReport, Report, as_json, exit_code, judge, report_of
-from pytest_tokenpower.cli.doctor_text import render
-from pytest_tokenpower.errors import MeterError, MeterUnavailable
-from pytest_tokenpower.telemetry import call_costs, qualify_nvml, sources
-from pytest_tokenpower.telemetry.call_costs import CallLog
-from pytest_tokenpower.telemetry.clock import Clock
-from pytest_tokenpower.telemetry.meters.nvml import NvmlMeter
-from pytest_tokenpower.telemetry.meters.rapl import RaplMeter
-from pytest_tokenpower.telemetry.meters.simulated import SimulatedBoards
-from pytest_tokenpower.telemetry.meters.simulated_curve import PowerCurve
-from pytest_tokenpower.telemetry.meters.simulated_scenario import (
-    Board,
-    Fault,
-    Process,
-    Scenario,
-    numbered_boards,
+from pytest_tokenpower.analysis import meter_quality
+from pytest_tokenpower.analysis.meter_quality import (
+    Grade,
+    MeterReport,
+    Quality,
+    Report,
+    judge,
+    qualify,
+    report_of,
+    span,
+    worst,
 )
-from pytest_tokenpower.telemetry.qualify import ClockWatch, Subject, Trial, WatchedMeter, try_meters
-from pytest_tokenpower.telemetry.qualify_nvml import BoardFacts, inspect_boards
+from pytest_tokenpower.analysis.tracks import ring_track
+from pytest_tokenpower.cli import doctor
+from pytest_tokenpower.errors import MeterError, MeterUnavailable
+from pytest_tokenpower.reporting import doctor as doctor_report
+from pytest_tokenpower.reporting.doctor import as_json, exit_code, render
+from pytest_tokenpower.telemetry import probe_nvml as call_costs
+from pytest_tokenpower.telemetry import probe_nvml as qualify_nvml
+from pytest_tokenpower.telemetry import sources
+from pytest_tokenpower.telemetry.clock import Clock
+from pytest_tokenpower.telemetry.meters.nvml.meter import NvmlMeter
+from pytest_tokenpower.telemetry.meters.rapl import RaplMeter
+from pytest_tokenpower.telemetry.probe import ClockWatch, Subject, Trial, WatchedMeter, try_meters
+from pytest_tokenpower.telemetry.probe_nvml import BoardFacts, CallLog, inspect_boards
+from pytest_tokenpower.telemetry.simulation.library import SimulatedBoards
+from pytest_tokenpower.telemetry.simulation.power_curve import PowerCurve
+from pytest_tokenpower.telemetry.simulation.scenario import Board, Fault, Process, Scenario, numbered_boards
 from pytest_tokenpower.telemetry.timeline import Timeline
-from pytest_tokenpower.telemetry.values import CounterReading, Device, Meter, PowerSamples, Reading
+from pytest_tokenpower.telemetry.types import CounterReading, Device, Meter, PowerSamples, Reading
 
 SECOND = 1_000_000_000
 REALTIME_AHEAD = 1_795_000_000_123_456_789
@@ -663,7 +669,7 @@ def test_machine_without_a_driver() -> None:
 
 def _reported(only: str | None = None, **grades: Grade) -> Report:
     trials = [MeterReport(name, grade, f"{grade}: a reason") for name, grade in grades.items()]
-    auto = next((name for name in doctor_report.AUTO if grades.get(name, "absent") != "absent"), None)
+    auto = next((name for name in meter_quality.AUTO if grades.get(name, "absent") != "absent"), None)
     return Report(10.0, tuple(trials), STEADY_CLOCK, only, None if only else auto)
 
 
@@ -697,7 +703,7 @@ def test_auto_is_what_measuring_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "meters_for", none)
     with pytest.raises(MeterUnavailable):
         sources.start("auto")
-    assert tuple(asked) == doctor_report.AUTO
+    assert tuple(asked) == meter_quality.AUTO
 
 
 def test_auto_passes_over_what_is_absent_only() -> None:

@@ -17,12 +17,12 @@ from levels import SUPPLY, supply
 from projects import ALONE, Project
 from test_family import measured, stored
 
-from pytest_tokenpower.child import ChildRun, single_test_arguments
-from pytest_tokenpower.engines.process_group import group_members
+from pytest_tokenpower.core.records import MeasurementRecord, VerdictRecord
+from pytest_tokenpower.core.subprocesses import group_members
 from pytest_tokenpower.errors import TokenPowerError
-from pytest_tokenpower.escalation import Case, Escalation
-from pytest_tokenpower.record import MeasurementRecord, VerdictRecord
-from pytest_tokenpower.verdict import LOOKS, judge_baseline, settle
+from pytest_tokenpower.gate.verdict import LOOKS, judge_baseline, settle
+from pytest_tokenpower.runner.child import ChildRun, single_test_arguments
+from pytest_tokenpower.runner.restarts import Case, Escalation
 
 BASELINE = stored(0.2)
 LIMIT = 0.03
@@ -272,7 +272,7 @@ def test_seconds_are_checked(project: Project) -> None:
 def test_a_child_that_hangs_is_ended_with_all_that_it_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pytest_tokenpower.child.PATIENCE_S", 0.2)
+    monkeypatch.setattr("pytest_tokenpower.runner.child.PATIENCE_S", 0.2)
     (tmp_path / "test_hangs.py").write_text(
         "import os, signal, subprocess, sys, time\n"
         "def test_hangs():\n"
@@ -287,7 +287,7 @@ def test_a_child_that_hangs_is_ended_with_all_that_it_started(
     group = tmp_path / "group"
     # Its time is over as soon as it hangs, however long it took to get there.
     clock = SimpleNamespace(monotonic=lambda: 1e9 if group.exists() else 0.0, sleep=time.sleep)
-    monkeypatch.setattr("pytest_tokenpower.child.time", clock)
+    monkeypatch.setattr("pytest_tokenpower.runner.child.time", clock)
     with pytest.raises(TokenPowerError, match=r"a restart .* was ended after 60 s"):
         child.run(tmp_path / "run.json", "a restart", timeout_s=60.0)
     assert group_members(int(group.read_text())) == ()
@@ -306,7 +306,7 @@ def test_a_child_ends_with_the_run_that_waits_for_it(tmp_path: Path, handler: si
     )
     (tmp_path / "pytest.ini").write_text("[pytest]")
     program = (
-        "from pathlib import Path; from pytest_tokenpower.child import ChildRun\n"
+        "from pathlib import Path; from pytest_tokenpower.runner.child import ChildRun\n"
         f"ChildRun(Path({str(tmp_path)!r}), {list(ALONE)!r}).run(Path({str(tmp_path)!r}, 'run.json'), 'it')"
     )
     with subprocess.Popen(

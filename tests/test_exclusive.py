@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from projects import ALONE, Project
 
-from pytest_tokenpower import exclusive, progress
-from pytest_tokenpower.exclusive import exclusively
+from pytest_tokenpower.core import progress
+from pytest_tokenpower.runner import locks as exclusive
+from pytest_tokenpower.runner.locks import exclusively
 
 
 def _hold(device_id: str, path: str) -> None:

@@ -15,9 +15,10 @@ from levels import SUPPLY, supply
 from numpy.typing import NDArray
 from projects import Project
 
-from pytest_tokenpower.record import MeasurementRecord, RoundRecord, VerdictRecord
+from pytest_tokenpower.core.records import MeasurementRecord, RoundRecord, VerdictRecord
+from pytest_tokenpower.gate.verdict import judge_baseline, settle
 from pytest_tokenpower.stats.prior import DEFAULT_PRIOR
-from pytest_tokenpower.verdict import StoredRuns, judge_baseline, settle
+from pytest_tokenpower.store.baseline import StoredRuns
 
 
 def holm(p_values: Sequence[float]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:

@@ -6,14 +6,15 @@ from collections.abc import Sequence
 
 import pytest
 
-from pytest_tokenpower.bench import Telemetry
+from pytest_tokenpower.analysis.figures import FIGURES, figures
+from pytest_tokenpower.core.records import PhaseRecord, RoundRecord
+from pytest_tokenpower.core.tokens import TokenCount
+from pytest_tokenpower.core.types import Provenance
+from pytest_tokenpower.core.windows import RoundWindow
 from pytest_tokenpower.errors import MeterUnavailable
-from pytest_tokenpower.figures import FIGURES, figures
-from pytest_tokenpower.measurement import RoundWindow
-from pytest_tokenpower.record import PhaseRecord, RoundRecord
+from pytest_tokenpower.runner.telemetry import Telemetry
 from pytest_tokenpower.telemetry.collector import Collector
-from pytest_tokenpower.telemetry.values import Device, Provenance
-from pytest_tokenpower.tokens import TokenCount
+from pytest_tokenpower.telemetry.types import Device
 
 ONE, TWO = "GPU-10000000-aaaa-0000-0000-000000000000", "GPU-20000000-aaaa-0000-0000-000000000000"
 AMD = "7cff74a1-0000-1000-8042-000000000000"

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import pytest
 from projects import Project
 
-from pytest_tokenpower.record import MeasurementRecord, RunRecord
+from pytest_tokenpower.core.records import MeasurementRecord, RunRecord
 
 
 def by_name(run: RunRecord) -> dict[str, MeasurementRecord]:

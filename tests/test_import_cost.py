@@ -40,7 +40,7 @@ def test_without_energy_tests_nothing_heavy_is_imported(
     modules = imported(pytester, *arguments)
     assert not {module.partition(".")[0] for module in modules} & HEAVY
     # A bare --version loads no plugin at all.
-    assert ("pytest_tokenpower.settings" in modules) is (arguments != ["--version"])
+    assert ("pytest_tokenpower.plugin.options" in modules) is (arguments != ["--version"])
 
 
 def test_an_energy_test_imports_no_engine(pytester: pytest.Pytester) -> None:

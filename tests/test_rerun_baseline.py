@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from projects import ALONE, Project
 
-from pytest_tokenpower.child import child_arguments
-from pytest_tokenpower.rerun import moved
+from pytest_tokenpower.runner.child import child_arguments
+from pytest_tokenpower.runner.rerun import moved
 
 TESTS = """
 from engine import SECONDS

@@ -8,7 +8,7 @@ import pytest
 from levels import SUPPLY, supply
 from projects import Project
 
-from pytest_tokenpower.record import RunRecord
+from pytest_tokenpower.core.records import RunRecord
 
 TEST = """
 from at_level import at_level

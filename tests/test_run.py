@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from projects import Project
 
-from pytest_tokenpower.record import MeasurementRecord, RunRecord
+from pytest_tokenpower.core.records import MeasurementRecord, RunRecord
 
 HEAD = """
-from pytest_tokenpower.engines.isolated import Timeouts
-from pytest_tokenpower.engines.protocol import Batch
+from pytest_tokenpower.engines.isolated.engine import Timeouts
+from pytest_tokenpower.workloads.base import Batch
 from pytest_tokenpower.engines.spec import EngineSpec
 from pytest_tokenpower.workloads import FixedShape, Poisson, PromptSet
 

@@ -13,29 +13,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from projects import Project
 
-from pytest_tokenpower.analysis.ages import shortest_window_ns
-from pytest_tokenpower.beside import Beside, beside, whole
+from pytest_tokenpower.analysis.calibration import track_of
+from pytest_tokenpower.analysis.other_scopes import Beside, beside, whole
+from pytest_tokenpower.analysis.rounds import round_records
+from pytest_tokenpower.analysis.slow_meters import shortest_window_ns
+from pytest_tokenpower.core.records import MeasurementRecord, RunRecord, decode_run
+from pytest_tokenpower.core.tokens import TokenCount
+from pytest_tokenpower.core.types import Provenance, Scope
+from pytest_tokenpower.core.windows import PhaseWindow, RoundWindow
 from pytest_tokenpower.errors import MeterError, MeterUnavailable
-from pytest_tokenpower.measurement import PhaseWindow, RoundWindow, round_records, track_of
-from pytest_tokenpower.record import MeasurementRecord, RunRecord, decode_run
-from pytest_tokenpower.reports.terminal import absences
-from pytest_tokenpower.reports.terminal import beside as beside_lines
+from pytest_tokenpower.reporting.terminal import absences
+from pytest_tokenpower.reporting.terminal import beside as beside_lines
 from pytest_tokenpower.telemetry.clock import Clock
 from pytest_tokenpower.telemetry.collector import Collector
-from pytest_tokenpower.telemetry.meters.nvml import NvmlMeter
-from pytest_tokenpower.telemetry.meters.simulated import SimulatedBoards
+from pytest_tokenpower.telemetry.meters.nvml.meter import NvmlMeter
 from pytest_tokenpower.telemetry.scopes import SCOPES, choose
+from pytest_tokenpower.telemetry.simulation.library import SimulatedBoards
 from pytest_tokenpower.telemetry.timeline import Event, Timeline
-from pytest_tokenpower.telemetry.values import (
-    CounterReading,
-    Device,
-    Meter,
-    PowerSamples,
-    Provenance,
-    Reading,
-    Scope,
-)
-from pytest_tokenpower.tokens import TokenCount
+from pytest_tokenpower.telemetry.types import CounterReading, Device, Meter, PowerSamples, Reading
 
 S = 1_000_000_000
 
@@ -556,7 +551,7 @@ def test_a_scope_that_nothing_measures_skips_and_one_that_is_none_is_refused(pro
 
 
 def test_lines_of_the_summary() -> None:
-    from pytest_tokenpower.record import Figure
+    from pytest_tokenpower.core.records import Figure
 
     measured = MeasurementRecord(
         test="test_a.py::test_chat",

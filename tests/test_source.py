@@ -14,7 +14,7 @@ TEST = "@quick\ndef test_it(energy):\n    open('ran', 'w').close()\n    energy(g
 METER = '''
 import pytest
 from pytest_tokenpower.errors import MeterUnavailable
-from pytest_tokenpower.telemetry.values import CounterReading, Device, Reading
+from pytest_tokenpower.telemetry.types import CounterReading, Device, Reading
 
 
 class BenchSupply:

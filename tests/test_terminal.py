@@ -9,11 +9,13 @@ from typing import cast
 
 import pytest
 
-from pytest_tokenpower.figures import figures
-from pytest_tokenpower.record import Fact, MeasurementRecord, PhaseRecord, RoundRecord, VerdictRecord
-from pytest_tokenpower.reports.terminal import summary
-from pytest_tokenpower.session import Session
-from pytest_tokenpower.verdict import StoredRuns, judge_baseline, judge_ceilings
+from pytest_tokenpower.analysis.figures import figures
+from pytest_tokenpower.core.records import MeasurementRecord, PhaseRecord, RoundRecord, VerdictRecord
+from pytest_tokenpower.core.types import Fact
+from pytest_tokenpower.gate.verdict import judge_baseline, judge_ceilings
+from pytest_tokenpower.reporting.terminal import summary
+from pytest_tokenpower.runner.session import Session
+from pytest_tokenpower.store.baseline import StoredRuns
 
 KEY: dict[str, Fact] = {"gpu.count": 1, "gpu.name": "NVIDIA H100 80GB HBM3"}
 WOBBLE = (1.0, 1.004, 0.997, 1.001, 0.998, 1.0)

@@ -9,11 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_tokenpower import interleave, progress, rounds, warmup
-from pytest_tokenpower.measurement import RoundWindow
-from pytest_tokenpower.record import RoundRecord
-from pytest_tokenpower.rounds import Plan, run_rounds
-from pytest_tokenpower.tokens import TokenCount
+from pytest_tokenpower.core import progress
+from pytest_tokenpower.core.records import RoundRecord
+from pytest_tokenpower.core.tokens import TokenCount
+from pytest_tokenpower.core.windows import RoundWindow
+from pytest_tokenpower.runner import compare as interleave
+from pytest_tokenpower.runner import rounds
+from pytest_tokenpower.runner import rounds as warmup
+from pytest_tokenpower.runner.rounds import Plan, run_rounds
 
 
 def record(

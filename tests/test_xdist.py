@@ -7,7 +7,7 @@ import re
 import pytest
 from projects import ALONE, Project
 
-from pytest_tokenpower.record import decode_run
+from pytest_tokenpower.core.records import decode_run
 
 TESTS = """
 @quick

@@ -9,17 +9,16 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from pytest_tokenpower.analysis.counter_check import (
+from pytest_tokenpower.analysis.cross_checks import (
     STILL_DISAGREEMENT,
     STILL_SAMPLES,
     counter_disagreement,
     longest_still_ns,
     power_disagreement,
 )
-from pytest_tokenpower.analysis.energy import GAP_PERIODS, EnergyTrack, WindowEnergy
-from pytest_tokenpower.analysis.scale import LARGEST_DISAGREEMENT
+from pytest_tokenpower.analysis.tracks import GAP_PERIODS, LARGEST_DISAGREEMENT, EnergyTrack, WindowEnergy
 from pytest_tokenpower.telemetry.timeline import CounterColumns, Event
-from pytest_tokenpower.telemetry.values import Conditions, Device, PowerSamples
+from pytest_tokenpower.telemetry.types import Conditions, Device, PowerSamples
 
 LARGEST_RELATIVE_ERROR = 0.10
 """Above this standard error a window is too short for the method that measured it. A ring's windows below 28 ms are,

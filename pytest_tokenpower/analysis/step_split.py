@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pytest_tokenpower.analysis.energy import EnergyTrack, window_energy
+from pytest_tokenpower.analysis.tracks import EnergyTrack, window_energy
 
 FEWEST_STEPS = 12
 """A fit of three coefficients, with as many left to tell its spread and some to spare."""

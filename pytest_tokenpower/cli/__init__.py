@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
 from pytest_tokenpower import __version__
 from pytest_tokenpower.errors import TokenPowerError
@@ -25,7 +26,10 @@ COMMANDS = {
     "push": "add this store's runs to a branch of a git remote",
     "pull": "fetch the runs that others pushed",
 }
-"""Name and help of each subcommand; ``cli/NAME.py`` offers ``add_arguments(parser)`` and ``run(arguments) -> int``."""
+"""Name and help of each subcommand; its module offers ``add_arguments(parser)`` and ``run(arguments) -> int``."""
+
+_MODULES = {"push": "sync", "pull": "sync"}
+"""The module of a subcommand, where it has another name."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,12 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     for name, text in COMMANDS.items():
         command = chosen.add_parser(name, help=text, description=text)
-        # Only the command that is asked for is imported; the others are known by their help.
         if name in given[:1]:
-            importlib.import_module(f"{__name__}.{name}").add_arguments(command)
+            _module(name).add_arguments(command)
     arguments = parser.parse_args(given)
     try:
-        code: int = importlib.import_module(f"{__name__}.{arguments.command}").run(arguments)
+        code: int = _module(arguments.command).run(arguments)
         sys.stdout.flush()
         return code
     except BrokenPipeError:
@@ -56,3 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"tokenpower {arguments.command}: interrupted", file=sys.stderr)
         return 130
+
+
+def _module(command: str) -> ModuleType:
+    # Only the command that is asked for is imported; the others are known by their help.
+    return importlib.import_module(f"{__name__}.{_MODULES.get(command, command)}")

@@ -10,13 +10,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pytest_tokenpower.analysis.energy import EnergyTrack
-from pytest_tokenpower.analysis.phases import BETWEEN, DECODE, MIXED, PREFILL
-from pytest_tokenpower.measurement import track_of
-from pytest_tokenpower.record import RoundRecord
-from pytest_tokenpower.replay import RoundPhases, stepped_rounds, window_records
+from pytest_tokenpower.analysis.calibration import track_of
+from pytest_tokenpower.analysis.replay import RoundPhases, stepped_rounds, window_records
+from pytest_tokenpower.analysis.tracks import EnergyTrack
+from pytest_tokenpower.core.records import RoundRecord
+from pytest_tokenpower.core.windows import BETWEEN, DECODE, MIXED, PREFILL
 from pytest_tokenpower.telemetry.recording import RecordedWindow, Recording, read_recording
-from pytest_tokenpower.telemetry.values import Device
+from pytest_tokenpower.telemetry.types import Device
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,16 +8,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pytest_tokenpower.baselines.blessings import Accepted, new_blessing, read_blessings, write_blessing
-from pytest_tokenpower.baselines.files import COMMIT_LENGTH, StoredRun
-from pytest_tokenpower.baselines.git import Repository, run_git
-from pytest_tokenpower.baselines.key import differences
-from pytest_tokenpower.baselines.line import default_branch, line_of, merged_by
-from pytest_tokenpower.cli.access import Place, add_storage, choose_test
+from pytest_tokenpower.cli.store_access import add_storage
+from pytest_tokenpower.core.records import MeasurementRecord
+from pytest_tokenpower.core.settings import DEFAULT_REGRESSION
 from pytest_tokenpower.errors import HistoryError, StoreError, UsageError
-from pytest_tokenpower.record import MeasurementRecord
-from pytest_tokenpower.settings import DEFAULT_REGRESSION
-from pytest_tokenpower.verdict import StoredRuns, against_baseline, judge_baseline
+from pytest_tokenpower.gate.verdict import against_baseline, judge_baseline
+from pytest_tokenpower.store.access import Place, choose_test
+from pytest_tokenpower.store.baseline import StoredRuns
+from pytest_tokenpower.store.blessings import Accepted, new_blessing, read_blessings, write_blessing
+from pytest_tokenpower.store.git import Repository, default_branch, line_of, merged_by, run_git
+from pytest_tokenpower.store.keys import differences
+from pytest_tokenpower.store.store import COMMIT_LENGTH, StoredRun
 
 _MOST_RUNS = 1000
 

@@ -10,10 +10,11 @@ import shutil
 from collections.abc import Callable
 from typing import Any
 
-from pytest_tokenpower.cli.doctor_report import as_json, exit_code, report_of
+from pytest_tokenpower.analysis.meter_quality import report_of
 from pytest_tokenpower.errors import UsageError
-from pytest_tokenpower.telemetry.qualify import Subject, try_meters
-from pytest_tokenpower.telemetry.values import Meter
+from pytest_tokenpower.reporting.doctor import as_json, exit_code
+from pytest_tokenpower.telemetry.probe import Subject, try_meters
+from pytest_tokenpower.telemetry.types import Meter
 
 EXIT_CODES = """\
 exit codes:
@@ -51,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Examine and print; returns the exit code. Raises UsageError for an unknown source or a broken scenario."""
-    from pytest_tokenpower.cli.doctor_text import render
+    from pytest_tokenpower.reporting.doctor import render
 
     source: str | None = arguments.source
     trials, clock = try_meters(subjects_of(source), arguments.seconds)
@@ -81,7 +82,7 @@ def _pynvml() -> Any:
 
 
 def _nvml(library: Any) -> Meter:
-    from pytest_tokenpower.telemetry.meters.nvml import NvmlMeter
+    from pytest_tokenpower.telemetry.meters.nvml.meter import NvmlMeter
 
     return NvmlMeter(library, visible=os.environ.get("CUDA_VISIBLE_DEVICES"))
 
@@ -152,9 +153,9 @@ def subjects_of(source: str | None) -> list[Subject]:
         raise UsageError(
             f"--source={source}: the valid sources are {', '.join(SUBJECTS)}, simulated, simulated:SCENARIO.json"
         )
-    from pytest_tokenpower.telemetry.meters.nvml import NvmlMeter
-    from pytest_tokenpower.telemetry.meters.simulated import SimulatedBoards
-    from pytest_tokenpower.telemetry.meters.simulated_scenario import Scenario, load_scenario
+    from pytest_tokenpower.telemetry.meters.nvml.meter import NvmlMeter
+    from pytest_tokenpower.telemetry.simulation.library import SimulatedBoards
+    from pytest_tokenpower.telemetry.simulation.scenario import Scenario, load_scenario
 
     played = load_scenario(scenario) if scenario else Scenario()
     return [

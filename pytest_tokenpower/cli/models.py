@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from pytest_tokenpower.errors import UsageError
-from pytest_tokenpower.models.machine import gpus, system_memory
+from pytest_tokenpower.models.architecture import WEIGHT_BITS, dtype_name
+from pytest_tokenpower.models.fit import gpus, system_memory
 from pytest_tokenpower.models.memory import (
     CONTEXT_TOKENS,
     GIB,
     RESERVE,
-    WEIGHT_BITS,
-    dtype_name,
     kv_bytes,
     kv_bytes_per_token,
     minimum_gpus,

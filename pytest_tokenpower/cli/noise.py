@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from pytest_tokenpower.errors import TokenPowerError, UsageError
 
 if TYPE_CHECKING:
-    from pytest_tokenpower.noise import MeasuredNoise, Unanswered
-    from pytest_tokenpower.record import RunRecord
+    from pytest_tokenpower.core.records import RunRecord
+    from pytest_tokenpower.gate.noise import MeasuredNoise, Unanswered
     from pytest_tokenpower.stats.noise import RunNoise, Trend
 
 DEFAULT_RUNS = 8
@@ -76,8 +76,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, or read what was measured, and answer; 1 where a limit cannot be held."""
-    from pytest_tokenpower.noise import REFUSED, Unanswered, analyse
-    from pytest_tokenpower.settings import fraction
+    from pytest_tokenpower.core.settings import fraction
+    from pytest_tokenpower.gate.noise import REFUSED, Unanswered, analyse
 
     threshold = None
     if arguments.threshold is not None:
@@ -102,7 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _kept(arguments: argparse.Namespace) -> list[RunRecord]:
     """The records of a folder."""
-    from pytest_tokenpower.record import decode_run
+    from pytest_tokenpower.core.records import decode_run
 
     if arguments.arguments:
         raise UsageError("--from runs nothing: leave the pytest arguments away")
@@ -129,8 +129,8 @@ def _kept(arguments: argparse.Namespace) -> list[RunRecord]:
 
 def _measured(arguments: argparse.Namespace) -> list[RunRecord]:
     """So many fresh processes of pytest, one after the other, with a line of progress each."""
-    from pytest_tokenpower.child import ChildRun, child_arguments
-    from pytest_tokenpower.noise import FEWEST_RUNS
+    from pytest_tokenpower.gate.noise import FEWEST_RUNS
+    from pytest_tokenpower.runner.child import ChildRun, child_arguments
 
     if arguments.runs < FEWEST_RUNS:
         raise UsageError(f"--runs={arguments.runs}: must be at least {FEWEST_RUNS}")
@@ -196,7 +196,7 @@ def _name(test: str) -> str:
 
 
 def _as_text(found: MeasuredNoise | Unanswered) -> Iterator[str]:
-    from pytest_tokenpower.noise import Unanswered
+    from pytest_tokenpower.gate.noise import Unanswered
 
     if isinstance(found, Unanswered):
         yield f"{found.test}: no answer: {found.why}"
@@ -266,7 +266,7 @@ def _row(head: str, text: str) -> str:
 
 
 def _as_json(found: MeasuredNoise | Unanswered) -> dict[str, Any]:
-    from pytest_tokenpower.noise import Unanswered
+    from pytest_tokenpower.gate.noise import Unanswered
 
     fields = asdict(found)
     if isinstance(found, Unanswered):

@@ -7,11 +7,12 @@ import math
 from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
 
-from pytest_tokenpower.baselines.blessings import read_blessings
-from pytest_tokenpower.baselines.files import StoredRun
-from pytest_tokenpower.baselines.retention import Retention, lines_of
-from pytest_tokenpower.cli.access import Place, add_storage, when
+from pytest_tokenpower.cli.store_access import add_storage
 from pytest_tokenpower.errors import StoreError, UsageError
+from pytest_tokenpower.store.access import Place, when
+from pytest_tokenpower.store.blessings import read_blessings
+from pytest_tokenpower.store.retention import Retention, lines_of
+from pytest_tokenpower.store.store import StoredRun
 
 DEFAULT_KEEP = 20
 DEFAULT_DAYS = 90.0

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from pytest_tokenpower.baselines.git import run_git
 from pytest_tokenpower.errors import TokenPowerError
+from pytest_tokenpower.store.git import run_git
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,16 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from pytest_tokenpower.baselines.key import stated
-from pytest_tokenpower.baselines.line import subjects
-from pytest_tokenpower.cli.access import RUN_HELP, Place, add_storage, choose_test
+from pytest_tokenpower.analysis.figures import FIGURES
+from pytest_tokenpower.analysis.rounds import good
+from pytest_tokenpower.cli.store_access import add_storage
+from pytest_tokenpower.core.records import MeasurementRecord, RoundRecord, RunRecord, encode_run
+from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.errors import UsageError
-from pytest_tokenpower.figures import FIGURES
-from pytest_tokenpower.measurement import good
-from pytest_tokenpower.record import Fact, MeasurementRecord, RoundRecord, RunRecord, encode_run
-from pytest_tokenpower.verdict import FAILING
+from pytest_tokenpower.gate.verdict import FAILING
+from pytest_tokenpower.store.access import RUN_HELP, Place, choose_test
+from pytest_tokenpower.store.git import subjects
+from pytest_tokenpower.store.keys import stated
 
 _WIDTH = 100
 _LABEL = 12

@@ -10,17 +10,22 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from pytest_tokenpower.engines.checkpoint import model_name, require_model, weights_name, weights_note
-from pytest_tokenpower.engines.checks import check_batch, check_counts, check_steps, missing_package
-from pytest_tokenpower.engines.facts import (
+from pytest_tokenpower.core.types import Fact
+from pytest_tokenpower.engines._adapter import (
+    check_batch,
+    check_counts,
+    check_steps,
     checkpoint_config,
     checkpoint_dtype,
     gpus_in_order,
+    missing_package,
     plain,
 )
-from pytest_tokenpower.engines.protocol import Batch, EngineIdentity, Fact, Generation, Step
+from pytest_tokenpower.engines.protocol import EngineIdentity, Generation, Step
 from pytest_tokenpower.errors import EngineError, UsageError
-from pytest_tokenpower.workloads.tokenizing import tokenizer_of
+from pytest_tokenpower.models.checkpoint import model_name, require_model, weights_name, weights_note
+from pytest_tokenpower.workloads.base import Batch
+from pytest_tokenpower.workloads.tokenizers import tokenizer_of
 
 _RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What a launcher says to each of its processes; without one, MII sets them for a launch of one process."""

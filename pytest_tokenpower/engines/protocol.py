@@ -6,9 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
-from pytest_tokenpower.tokens import TokenCount
+from pytest_tokenpower.core.tokens import TokenCount
+from pytest_tokenpower.core.types import Fact
+from pytest_tokenpower.workloads.arrivals import Arrivals
+from pytest_tokenpower.workloads.base import Batch
 
-Fact = str | int | float | bool | None
+
+@runtime_checkable
+class Serving(Protocol):
+    """What an engine has beside the Engine protocol where it can take requests while others run."""
+
+    def serve(self, batch: Batch, arrivals: Arrivals) -> Generation:
+        """As ``generate``, with the batch's prompts arriving as ``arrivals`` says."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -24,26 +34,6 @@ class Step:
     end_ns: int
     prompt_tokens: int
     generated_tokens: int
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A fixed piece of work: token ids of each prompt, and how many tokens to generate for each.
-
-    Generation is greedy and runs through end-of-sequence, so that every round does the same work.
-    """
-
-    prompts: Sequence[Sequence[int]]
-    new_tokens: int
-
-    @property
-    def tokens(self) -> TokenCount:
-        """The counts that a round of this batch must come out with."""
-        return TokenCount(
-            prompt=sum(map(len, self.prompts)),
-            generated=self.new_tokens * len(self.prompts),
-            responses=len(self.prompts),
-        )
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Engines by name: where each adapter is, imported when it is asked for."""
+"""Engines by name: where each adapter is, imported when it is asked for, and those that others add."""
 
 from __future__ import annotations
 
@@ -8,26 +8,50 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-from pytest_tokenpower.engines.others import others
 from pytest_tokenpower.engines.protocol import Engine
 from pytest_tokenpower.errors import EngineError, UsageError
 
+Source = Callable[[], Mapping[str, str]]
+
+
+_sources: list[Source] = []
+
+
+def ask(source: Source) -> Callable[[], None]:
+    """Have :func:`others` ask ``source``, the last one that was named here; returns what takes it back."""
+    _sources.append(source)
+    return lambda: _sources.remove(source)
+
+
+def others() -> Mapping[str, str]:
+    """``module:name`` of each engine that is not ours, by name; raises UsageError where what was added is wrong."""
+    return _sources[-1]() if _sources else {}
+
+
 Factory = Callable[..., Engine]
+
+
 """``factory(model, **options)``: an engine with its model loaded; raises EngineError or UsageError."""
 
+
 ENGINES: Mapping[str, str] = {
-    "vllm": "pytest_tokenpower.engines.vllm:VllmEngine",
+    "vllm": "pytest_tokenpower.engines.vllm.offline:VllmEngine",
     "transformers": "pytest_tokenpower.engines.transformers:TransformersEngine",
-    "vllm-async": "pytest_tokenpower.engines.vllm_async:VllmAsyncEngine",
-    "openai": "pytest_tokenpower.engines.openai:OpenAIEngine",
-    "vllm-server": "pytest_tokenpower.engines.vllm_server:VllmServer",
+    "vllm-async": "pytest_tokenpower.engines.vllm.async_engine:VllmAsyncEngine",
+    "openai": "pytest_tokenpower.engines.openai.engine:OpenAIEngine",
+    "vllm-server": "pytest_tokenpower.engines.vllm.server:VllmServer",
     "sglang": "pytest_tokenpower.engines.sglang:SglangEngine",
     "tensorrt-llm": "pytest_tokenpower.engines.tensorrt_llm:TensorrtLlmEngine",
     "deepspeed-mii": "pytest_tokenpower.engines.deepspeed_mii:MiiEngine",
 }
+
+
 """The adapters of this package, as ``module:name`` of their factory."""
 
+
 SERVERS = frozenset({"openai", "vllm-server"})
+
+
 """Adapters whose engine is another process anyway, which they speak to over HTTP: one more around them adds nothing.
 Their factories take ``timeouts`` and ``env`` themselves."""
 

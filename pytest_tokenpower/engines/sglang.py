@@ -9,16 +9,24 @@ from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from pytest_tokenpower.engines.admission import Admission
-from pytest_tokenpower.engines.admitted import run_admitted
-from pytest_tokenpower.engines.checkpoint import model_name, require_model, weights_name, weights_note
-from pytest_tokenpower.engines.checks import cannot_load, check_batch, check_counts, missing_package
-from pytest_tokenpower.engines.facts import facts_of, gpus_in_order, plain
-from pytest_tokenpower.engines.openai_steps import EstimatedSteps, Trace
-from pytest_tokenpower.engines.protocol import Batch, EngineIdentity, Fact, Generation
+from pytest_tokenpower.core.types import Fact
+from pytest_tokenpower.engines._adapter import (
+    cannot_load,
+    check_batch,
+    check_counts,
+    facts_of,
+    gpus_in_order,
+    missing_package,
+    plain,
+)
+from pytest_tokenpower.engines._arrivals import Admission, run_admitted
+from pytest_tokenpower.engines._estimated_steps import EstimatedSteps, Trace
+from pytest_tokenpower.engines.protocol import EngineIdentity, Generation
 from pytest_tokenpower.errors import EngineError
+from pytest_tokenpower.models.checkpoint import model_name, require_model, weights_name, weights_note
 from pytest_tokenpower.workloads.arrivals import AllAtOnce, Arrivals
-from pytest_tokenpower.workloads.tokenizing import tokenizer_of
+from pytest_tokenpower.workloads.base import Batch
+from pytest_tokenpower.workloads.tokenizers import tokenizer_of
 
 T = TypeVar("T")
 

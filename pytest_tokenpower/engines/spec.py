@@ -8,10 +8,11 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pytest_tokenpower.engines.isolated import IsolatedEngine, Timeouts
-from pytest_tokenpower.engines.protocol import Batch, Engine, Generation
+from pytest_tokenpower.engines.isolated.engine import IsolatedEngine, Timeouts
+from pytest_tokenpower.engines.protocol import Engine, Generation
 from pytest_tokenpower.engines.registry import SERVERS, reference, start
 from pytest_tokenpower.errors import UsageError
+from pytest_tokenpower.workloads.base import Batch
 
 if TYPE_CHECKING:
     from pytest_tokenpower.workloads import Workload
@@ -50,7 +51,7 @@ class EngineSpec:
         if timeouts is not None and not isinstance(timeouts, Timeouts):
             raise UsageError(
                 f"EngineSpec({engine!r}, ..., timeouts={timeouts!r}): give Timeouts(start_s=..., batch_s=..., "
-                "close_s=...) of pytest_tokenpower.engines.isolated"
+                "close_s=...) of pytest_tokenpower.engines.isolated.engine"
             )
         if not all(isinstance(each, str) for pair in dict(env or {}).items() for each in pair):
             raise UsageError(
@@ -105,7 +106,7 @@ class SpecWorkload:
 
     @contextmanager
     def _started(self) -> Iterator[Callable[[], Generation]]:
-        from pytest_tokenpower.workloads.execution import Execution
+        from pytest_tokenpower.engines.execution import Execution
 
         with self.spec.start() as engine:
             yield Execution(engine, self.work)

@@ -1,7 +1,7 @@
 """Models to measure: true architectures as data, what fits, and random weights where there is no hub."""
 
-from pytest_tokenpower.models.architecture import Architecture, architecture
+from pytest_tokenpower.models.architecture import Architecture
 from pytest_tokenpower.models.random_weights import write_random_model
-from pytest_tokenpower.models.registry import Model, find_model, load_models
+from pytest_tokenpower.models.registry import Model, architecture, find_model, load_models
 
 __all__ = ["Architecture", "Model", "architecture", "find_model", "load_models", "write_random_model"]

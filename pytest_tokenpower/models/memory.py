@@ -2,42 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pytest_tokenpower.errors import UsageError
-from pytest_tokenpower.models.architecture import Architecture
+from pytest_tokenpower.models.architecture import WEIGHT_BITS, Architecture, dtype_name
 
 GIB = 1 << 30
 
-WEIGHT_BITS: Mapping[str, float] = {
-    "fp32": 32,
-    "bf16": 16,
-    "fp16": 16,
-    "fp8": 8,
-    "int8": 8,
-    "int4": 4 + 16 / 128,
-    "mxfp4": 4 + 8 / 32,
-}
+
 """Bits of a quantized weight with its share of a scale: int4 one of 16 bits for 128 weights (GPTQ's and AWQ's usual
 group), mxfp4 one of 8 bits for 32 (OCP Microscaling Formats 1.0). Scales of whole rows or of blocks of 128 × 128
 (fp8, int8) are under 0.1 % and left out."""
 
-_ALIASES: Mapping[str, str] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "half": "fp16"}
 
 RESERVE = 0.1
+
+
 """Share of a GPU's memory that is kept for activations, graphs and the CUDA context; vLLM's own default is near."""
 
+
 CONTEXT_TOKENS = 8192
+
+
 """Tokens of key-value cache that have to fit beside the weights, unless the caller says otherwise."""
-
-
-def dtype_name(dtype: str) -> str:
-    """The short name of a dtype (``bfloat16``: ``bf16``); raises UsageError for an unknown one."""
-    name = _ALIASES.get(dtype, dtype)
-    if name not in WEIGHT_BITS:
-        raise UsageError(f"dtype {dtype!r} is not known: use one of {', '.join(WEIGHT_BITS)}")
-    return name
 
 
 def weight_bytes(architecture: Architecture, dtype: str = "bf16") -> int:

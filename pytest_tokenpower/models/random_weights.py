@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from pytest_tokenpower.errors import EngineError, UsageError
-from pytest_tokenpower.models.architecture import DTYPE_BYTES, Architecture, architecture
-from pytest_tokenpower.models.tensors import Role, Tensor
+from pytest_tokenpower.models.architecture import DTYPE_BYTES, Architecture, Role, Tensor
+from pytest_tokenpower.models.registry import architecture
 
 MARKER = "tokenpower_model.json"
 """Written last into a checkpoint: the specification that it was made from."""

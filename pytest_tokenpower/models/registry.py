@@ -12,15 +12,23 @@ from pathlib import Path
 from typing import Any
 
 from pytest_tokenpower.errors import UsageError
-from pytest_tokenpower.models.architecture import Architecture
-from pytest_tokenpower.models.memory import dtype_name
+from pytest_tokenpower.models.architecture import Architecture, dtype_name
+
+
+def architecture(name: str, file: str | None = None) -> Architecture:
+    """The architecture of that name in the registry; raises UsageError that lists the known ones."""
+    return find_model(name, file).architecture
+
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
+
 MODELS_VARIABLE = "TOKENPOWER_MODELS"
+
+
 """Environment variable that names a TOML file of the user's own models."""
 
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_tokenpower import budget, hookspecs, settings
-from pytest_tokenpower.engines import others
+from pytest_tokenpower.core.settings import CHILD_VARIABLE
+from pytest_tokenpower.engines import registry
 from pytest_tokenpower.errors import HistoryError, MeterError, StoreError, TokenPowerError, UsageError
+from pytest_tokenpower.plugin import hookspecs, marker, options
 from pytest_tokenpower.plugin.state import (
     ENERGY,
     MEASUREMENT,
@@ -28,13 +29,12 @@ from pytest_tokenpower.plugin.state import (
 )
 
 if TYPE_CHECKING:
-    from pytest_tokenpower.disabled import DisabledEnergy
-    from pytest_tokenpower.fixture import Energy
+    from pytest_tokenpower.runner.fixture import DisabledEnergy, Energy
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Declare options and ini values."""
-    settings.add_options(parser)
+    options.add_options(parser)
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
@@ -44,13 +44,13 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Read and check the settings."""
-    config.addinivalue_line("markers", budget.MARKER)
+    config.addinivalue_line("markers", marker.MARKER)
     config.stash[MEASUREMENTS] = []
-    config.add_cleanup(others.ask(lambda: _engines(config)))
-    if settings.CHILD_VARIABLE in os.environ:
+    config.add_cleanup(registry.ask(lambda: _engines(config)))
+    if CHILD_VARIABLE in os.environ:
         _end_with_parent()
     try:
-        config.stash[SETTINGS] = settings.read_settings(config)
+        config.stash[SETTINGS] = options.read_settings(config)
     except TokenPowerError as error:
         raise pytest.UsageError(str(error)) from None
 
@@ -80,7 +80,7 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     for item in report.result or ():
         if isinstance(item, pytest.Item) and item.get_closest_marker("power_budget") is not None:
             try:
-                budget.read_budget(item)
+                marker.read_budget(item)
             except UsageError as error:
                 complaints[str(error)] = None
     if complaints:
@@ -111,7 +111,7 @@ def energy(request: pytest.FixtureRequest) -> Generator[Energy | DisabledEnergy,
 
     While the test lasts no other process of this machine measures on the same GPUs (an xdist worker, another job).
     """
-    from pytest_tokenpower.exclusive import exclusively
+    from pytest_tokenpower.runner.locks import exclusively
 
     fixture = _energy(request)
     try:
@@ -125,8 +125,7 @@ def energy(request: pytest.FixtureRequest) -> Generator[Energy | DisabledEnergy,
 
 
 def _energy(request: pytest.FixtureRequest) -> Energy | DisabledEnergy:
-    from pytest_tokenpower.disabled import DisabledEnergy
-    from pytest_tokenpower.fixture import Energy
+    from pytest_tokenpower.runner.fixture import DisabledEnergy, Energy
 
     item, config = request.node, request.config
     chosen = config.stash[SETTINGS]
@@ -137,7 +136,7 @@ def _energy(request: pytest.FixtureRequest) -> Energy | DisabledEnergy:
         _ = session.baselines
         item.stash[ENERGY] = fixture = Energy(
             item.nodeid,
-            budget.read_budget(item),
+            marker.read_budget(item),
             session,
             lambda result, args, kwargs, fn: config.hook.pytest_tokenpower_count_tokens(
                 result=result, args=args, kwargs=kwargs
@@ -218,7 +217,7 @@ def pytest_runtest_makereport(
     if call.when == "call" and (measured := item.stash.get(MEASUREMENT, None)) is not None:
         import msgspec
 
-        from pytest_tokenpower.reports.junit import properties
+        from pytest_tokenpower.reporting.junit import properties
 
         # A plugin that reruns tests makes several reports of one item: each has its own measurement.
         del item.stash[MEASUREMENT]
@@ -230,7 +229,7 @@ def pytest_runtest_makereport(
         if any(verdict.kind == "doubtful" for verdict in measured.verdicts):
             # The controller, which decides it in the end, has no items to read this from.
             chosen, session = item.config.stash[SETTINGS], session_of(item.config)
-            ignore = (*chosen.key_ignore, *budget.read_budget(item).key_ignore)
+            ignore = (*chosen.key_ignore, *marker.read_budget(item).key_ignore)
             report.energy_doubt = {"family": session.family, "ignore": ignore}  # type: ignore[attr-defined]
         return report
     return (yield)
@@ -239,9 +238,9 @@ def pytest_runtest_makereport(
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Find mistakes in what names a meter, a store or a baseline before any test runs (and any worker starts)."""
-    from pytest_tokenpower.plugin.gather import Gatherer, Sender
-    from pytest_tokenpower.plugin.rerunner import Rerunner
-    from pytest_tokenpower.plugin.show import show_progress
+    from pytest_tokenpower.plugin.progress import show_progress
+    from pytest_tokenpower.plugin.rerun import Rerunner
+    from pytest_tokenpower.plugin.results import Gatherer, Sender
 
     config = session.config
     # Results are gathered on the controller (or the only process); xdist's workers only send theirs.
@@ -257,7 +256,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
             show_progress(config)
             if chosen.rerun_baseline:
                 config.pluginmanager.register(Rerunner(config), "tokenpower-rerunner")
-        if chosen.source not in settings.PLAIN_SOURCES:
+        if chosen.source not in options.PLAIN_SOURCES:
             session_of(config).check_source()
         if chosen.stores or chosen.baselines or chosen.json is not None or chosen.record is not None:
             session_of(config).prepare()

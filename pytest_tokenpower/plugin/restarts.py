@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_tokenpower.plugin.show import teller
+from pytest_tokenpower.plugin.progress import teller
 from pytest_tokenpower.plugin.state import SETTINGS, session_of
 
 if TYPE_CHECKING:
-    from pytest_tokenpower.record import MeasurementRecord, VerdictRecord
+    from pytest_tokenpower.core.records import MeasurementRecord, VerdictRecord
 
 START_SECONDS = 2.0
 """What a pytest process takes to start, roughly; the first restart tells it better."""
@@ -62,7 +62,7 @@ class Doubts:
         doubtful = [one for one in measurements if any(v.kind == "doubtful" for v in one.verdicts)]
         if not doubtful:
             return
-        from pytest_tokenpower.escalation import Case, Escalation
+        from pytest_tokenpower.runner.restarts import Case, Escalation
 
         overhead = START_SECONDS + self._setup_seconds
         cases = [
@@ -95,8 +95,8 @@ class Doubts:
         restarts: Sequence[MeasurementRecord],
         look: int | None,
     ) -> VerdictRecord:
-        from pytest_tokenpower.outcome import stored_runs
-        from pytest_tokenpower.verdict import judge_baseline
+        from pytest_tokenpower.gate.verdict import judge_baseline
+        from pytest_tokenpower.store.baseline import stored_runs
 
         session = session_of(self._config)
         family, ignore = self._terms[measured.test]
@@ -112,8 +112,8 @@ class Doubts:
         )
 
     def _restart(self, test: str, left_s: float, folder: Path, number: int) -> MeasurementRecord:
-        from pytest_tokenpower.child import ChildRun, single_test_arguments
-        from pytest_tokenpower.escalation import restarted
+        from pytest_tokenpower.runner.child import ChildRun, single_test_arguments
+        from pytest_tokenpower.runner.restarts import restarted
 
         config = self._config
         arguments = single_test_arguments(

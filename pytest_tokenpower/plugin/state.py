@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_tokenpower import settings
+from pytest_tokenpower.core.settings import Settings
 
 if TYPE_CHECKING:
-    from pytest_tokenpower.fixture import Energy
-    from pytest_tokenpower.outcome import Try
-    from pytest_tokenpower.record import MeasurementRecord, VerdictRecord
-    from pytest_tokenpower.session import Session
+    from pytest_tokenpower.core.records import MeasurementRecord, VerdictRecord
+    from pytest_tokenpower.runner.fixture import Energy
+    from pytest_tokenpower.runner.outcome import Try
+    from pytest_tokenpower.runner.session import Session
 
-SETTINGS: pytest.StashKey[settings.Settings] = pytest.StashKey()
+SETTINGS: pytest.StashKey[Settings] = pytest.StashKey()
 SESSION: pytest.StashKey[Session] = pytest.StashKey()
 ENERGY: pytest.StashKey[Energy] = pytest.StashKey()
 NO_METER: pytest.StashKey[str] = pytest.StashKey()
@@ -27,7 +27,7 @@ TRIES: pytest.StashKey[tuple[Try, ...]] = pytest.StashKey()
 def session_of(config: pytest.Config) -> Session:
     """What lives for this process's whole run, made when it is first asked for."""
     if SESSION not in config.stash:
-        from pytest_tokenpower.session import Session
+        from pytest_tokenpower.runner.session import Session
 
         config.stash[SESSION] = Session(
             config.stash[SETTINGS],
@@ -37,9 +37,9 @@ def session_of(config: pytest.Config) -> Session:
     return config.stash[SESSION]
 
 
-def complaint_of(name: str, measured: MeasurementRecord, chosen: settings.Settings) -> str:
+def complaint_of(name: str, measured: MeasurementRecord, chosen: Settings) -> str:
     """What fails the test called ``name``: each failing verdict, the gravest first; empty if none does."""
-    from pytest_tokenpower.verdict import SEVERITY
+    from pytest_tokenpower.gate.verdict import SEVERITY
 
     failing = sorted(
         (verdict for verdict in measured.verdicts if _fails(verdict, chosen)),
@@ -48,8 +48,8 @@ def complaint_of(name: str, measured: MeasurementRecord, chosen: settings.Settin
     return "\n".join(f"{verdict.kind.upper()}: {name}: {verdict.message}" for verdict in failing)
 
 
-def _fails(verdict: VerdictRecord, chosen: settings.Settings) -> bool:
-    from pytest_tokenpower.verdict import FAILING
+def _fails(verdict: VerdictRecord, chosen: Settings) -> bool:
+    from pytest_tokenpower.gate.verdict import FAILING
 
     if verdict.kind == "no baseline":
         return chosen.missing_baseline == "fail"

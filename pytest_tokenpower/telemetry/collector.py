@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pytest_tokenpower.errors import MeterError, TokenPowerError
 from pytest_tokenpower.telemetry.clock import Clock
 from pytest_tokenpower.telemetry.timeline import Event, Timeline
-from pytest_tokenpower.telemetry.values import Device, Meter
+from pytest_tokenpower.telemetry.types import Device, Meter
 
 OPEN_TIMEOUT_S = 20.0
 FLUSH_TIMEOUT_S = 5.0

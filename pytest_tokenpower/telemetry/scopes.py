@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from pytest_tokenpower.core.types import Scope
 from pytest_tokenpower.errors import MeterUnavailable
-from pytest_tokenpower.telemetry.values import Device, Scope
+from pytest_tokenpower.telemetry.types import Device
 
 SCOPES: tuple[Scope, ...] = ("gpu", "cpu", "node", "dram", "rack", "module")
 """All scopes; where none is asked for, the first of them that is measured makes the figure."""

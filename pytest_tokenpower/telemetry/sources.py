@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from pytest_tokenpower.core.types import Scope
 from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
 from pytest_tokenpower.telemetry.collector import Collector
 from pytest_tokenpower.telemetry.scopes import SCOPES, default_scope
-from pytest_tokenpower.telemetry.values import Device, Meter, Scope
+from pytest_tokenpower.telemetry.types import Device, Meter
 
 if TYPE_CHECKING:
     from pytest_tokenpower.telemetry.meters.prometheus import Unit
@@ -77,7 +78,7 @@ def meters_for(source: str) -> Sequence[Meter]:
     """The meters of one source by name; raises UsageError that lists the valid names."""
     name, _, argument = source.partition(":")
     if name == "nvml" and not argument:
-        from pytest_tokenpower.telemetry.meters.nvml import NvmlMeter
+        from pytest_tokenpower.telemetry.meters.nvml.meter import NvmlMeter
 
         return [NvmlMeter(visible=os.environ.get("CUDA_VISIBLE_DEVICES"))]
     if name == "amd" and not argument:
@@ -107,9 +108,9 @@ def meters_for(source: str) -> Sequence[Meter]:
 
         return [CpuModelMeter()]
     if name == "simulated":
-        from pytest_tokenpower.telemetry.meters.nvml import NvmlMeter
-        from pytest_tokenpower.telemetry.meters.simulated import SimulatedBoards
-        from pytest_tokenpower.telemetry.meters.simulated_scenario import load_scenario
+        from pytest_tokenpower.telemetry.meters.nvml.meter import NvmlMeter
+        from pytest_tokenpower.telemetry.simulation.library import SimulatedBoards
+        from pytest_tokenpower.telemetry.simulation.scenario import load_scenario
 
         boards = SimulatedBoards(load_scenario(argument)) if argument else SimulatedBoards()
         return [NvmlMeter(boards, provenance="simulated", realtime_ns=boards.realtime_ns)]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pytest_tokenpower.telemetry.values import Conditions, CounterReading, Device, PowerSamples, Reading
+from pytest_tokenpower.telemetry.types import Conditions, CounterReading, Device, PowerSamples, Reading
 
 _BLOCK_ROWS = 1 << 16
 

@@ -6,9 +6,7 @@ import math
 import random
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Protocol, runtime_checkable
 
-from pytest_tokenpower.engines.protocol import Batch, Generation
 from pytest_tokenpower.errors import UsageError
 
 
@@ -67,12 +65,3 @@ class Poisson(Arrivals):
         draw = random.Random(self.seed).random
         waits = (-math.log1p(-draw()) / self.per_second for _ in range(count - 1))
         return tuple(accumulate(waits, initial=0.0))[:count]
-
-
-@runtime_checkable
-class Serving(Protocol):
-    """What an engine has beside the Engine protocol where it can take requests while others run."""
-
-    def serve(self, batch: Batch, arrivals: Arrivals) -> Generation:
-        """As ``generate``, with the batch's prompts arriving as ``arrivals`` says."""
-        ...

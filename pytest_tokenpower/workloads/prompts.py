@@ -12,11 +12,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pytest_tokenpower.engines.protocol import Batch
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.workloads.arrivals import AllAtOnce, Arrivals
-from pytest_tokenpower.workloads.tokenizing import Encode, byte_ids
-from pytest_tokenpower.workloads.workload import Workload, check_positive, fingerprint_of
+from pytest_tokenpower.workloads.base import Batch, Workload, check_positive, fingerprint_of
+from pytest_tokenpower.workloads.tokenizers import Encode, byte_ids
 
 _ALPACA = "Below is an instruction that describes a task"
 _RESPONSE = "Write a response that appropriately completes the request."

@@ -11,10 +11,10 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pytest_tokenpower.analysis.energy import RING_LAG_NS, SMOOTHING_S, EnergyTrack, ring_track
-from pytest_tokenpower.telemetry.meters.simulated_curve import Energy, PowerCurve
+from pytest_tokenpower.analysis.tracks import RING_LAG_NS, SMOOTHING_S, EnergyTrack, ring_track
+from pytest_tokenpower.telemetry.simulation.power_curve import Energy, PowerCurve
 from pytest_tokenpower.telemetry.timeline import CounterColumns
-from pytest_tokenpower.telemetry.values import PowerSamples
+from pytest_tokenpower.telemetry.types import PowerSamples
 
 MS = 1_000_000
 SECOND = 1_000_000_000

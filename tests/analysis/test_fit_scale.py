@@ -11,15 +11,17 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from readings import MS, SECOND, counter_readings, ring_samples
 
-from pytest_tokenpower.analysis.energy import (
+from pytest_tokenpower.analysis.calibration import SCALE_PRIOR_SD, fit_scale, scaled
+from pytest_tokenpower.analysis.tracks import (
+    LARGEST_DISAGREEMENT,
     EnergyTrack,
+    ScaleFit,
     ring_track,
     window_energy,
 )
-from pytest_tokenpower.analysis.scale import LARGEST_DISAGREEMENT, SCALE_PRIOR_SD, ScaleFit, fit_scale, scaled
-from pytest_tokenpower.telemetry.meters.simulated_curve import PowerCurve
+from pytest_tokenpower.telemetry.simulation.power_curve import PowerCurve
 from pytest_tokenpower.telemetry.timeline import CounterColumns
-from pytest_tokenpower.telemetry.values import PowerSamples
+from pytest_tokenpower.telemetry.types import PowerSamples
 
 TICK = 100 * MS
 SECONDS = 60

@@ -13,17 +13,17 @@ import pytest
 from readings import MS, SECOND, counter_readings, ring_of, ring_samples
 
 from pytest_tokenpower.analysis import guards
-from pytest_tokenpower.analysis.counter_check import counter_disagreement
-from pytest_tokenpower.analysis.energy import (
+from pytest_tokenpower.analysis.cross_checks import counter_disagreement
+from pytest_tokenpower.analysis.tracks import (
     EnergyTrack,
     WindowEnergy,
     counter_track,
     ring_track,
     window_energy,
 )
-from pytest_tokenpower.telemetry.meters.simulated_curve import PowerCurve
+from pytest_tokenpower.telemetry.simulation.power_curve import PowerCurve
 from pytest_tokenpower.telemetry.timeline import CounterColumns, Event
-from pytest_tokenpower.telemetry.values import Conditions, Device
+from pytest_tokenpower.telemetry.types import Conditions, Device
 
 GPU = Device("GPU-1", "gpu", "A board", "nvml", "measured", key_facts={"power_limit_watts": 700})
 STAMPS = np.arange(0, 10 * SECOND, 20 * MS, dtype=np.int64)

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from readings import MS, ring_of
 
-from pytest_tokenpower.analysis.energy import EnergyTrack, window_energy
-from pytest_tokenpower.analysis.phases import BETWEEN, DECODE, PREFILL, step_phases
+from pytest_tokenpower.analysis.phases import step_phases
 from pytest_tokenpower.analysis.step_split import LARGEST_CONDITION, Split, Steps, fit_split
+from pytest_tokenpower.analysis.tracks import EnergyTrack, window_energy
+from pytest_tokenpower.core.windows import BETWEEN, DECODE, PREFILL
 
 RING_MS = (20, 20, 12, 28, 20, 19, 21)
 

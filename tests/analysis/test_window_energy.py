@@ -19,7 +19,7 @@ from readings import (
     rings_with_edges,
 )
 
-from pytest_tokenpower.analysis.energy import (
+from pytest_tokenpower.analysis.tracks import (
     RING_LAG_NS,
     EnergyTrack,
     WindowEnergy,
@@ -28,9 +28,9 @@ from pytest_tokenpower.analysis.energy import (
     ring_track,
     window_energy,
 )
-from pytest_tokenpower.telemetry.meters.simulated_curve import PowerCurve
+from pytest_tokenpower.telemetry.simulation.power_curve import PowerCurve
 from pytest_tokenpower.telemetry.timeline import CounterColumns
-from pytest_tokenpower.telemetry.values import PowerSamples
+from pytest_tokenpower.telemetry.types import PowerSamples
 
 quickly = settings(deadline=None, max_examples=60)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_tokenpower.baselines.store import Store
+from pytest_tokenpower.store.store import Store
 
 from .helpers import Git, plain_git
 

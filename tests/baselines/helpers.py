@@ -10,8 +10,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from pytest_tokenpower.baselines.store import Store
-from pytest_tokenpower.record import Fact, Figure, MeasurementRecord, PhaseRecord, RoundRecord, RunRecord
+from pytest_tokenpower.core.records import Figure, MeasurementRecord, PhaseRecord, RoundRecord, RunRecord
+from pytest_tokenpower.core.types import Fact
+from pytest_tokenpower.store.store import Store
 
 TEST = "tests/energy/test_chat.py::test_chat[bf16]"
 KEY: dict[str, Fact] = {

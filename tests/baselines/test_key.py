@@ -10,7 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_tokenpower.baselines.key import (
+from pytest_tokenpower.core.tokens import TokenCount
+from pytest_tokenpower.core.types import Fact
+from pytest_tokenpower.errors import UsageError
+from pytest_tokenpower.store.keys import (
     PROTECTED,
     KeyDifference,
     canonical_fact,
@@ -22,10 +25,7 @@ from pytest_tokenpower.baselines.key import (
     make_key,
     stated,
 )
-from pytest_tokenpower.errors import UsageError
-from pytest_tokenpower.record import Fact
-from pytest_tokenpower.telemetry.values import Device
-from pytest_tokenpower.tokens import TokenCount
+from pytest_tokenpower.telemetry.types import Device
 
 FACTS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 KEYS = st.dictionaries(st.text(max_size=8) | st.sampled_from(["gpu.name", "axis.n"]), FACTS, max_size=6)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from pytest_tokenpower.baselines import git as git_module
-from pytest_tokenpower.baselines.git import Repository, explain_absence
-from pytest_tokenpower.baselines.resolve import Baseline, Found
-from pytest_tokenpower.baselines.store import Store, default_store_path
 from pytest_tokenpower.errors import HistoryError
+from pytest_tokenpower.store import git as git_module
+from pytest_tokenpower.store.baseline import Baseline, Found
+from pytest_tokenpower.store.git import Repository, explain_absence
+from pytest_tokenpower.store.store import Store, default_store_path
 
 from .helpers import KEY, TEST, Git, measurement, numbers, run
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from pytest_tokenpower.baselines import resolve as resolve_module
-from pytest_tokenpower.baselines.git import Repository
-from pytest_tokenpower.baselines.key import KeyDifference
-from pytest_tokenpower.baselines.resolve import Baseline, parse_baseline
-from pytest_tokenpower.baselines.store import Store
+from pytest_tokenpower.core.records import encode_run
 from pytest_tokenpower.errors import HistoryError, StoreError, UsageError
-from pytest_tokenpower.record import encode_run
+from pytest_tokenpower.store import baseline as resolve_module
+from pytest_tokenpower.store.baseline import Baseline, parse_baseline
+from pytest_tokenpower.store.git import Repository
+from pytest_tokenpower.store.keys import KeyDifference
+from pytest_tokenpower.store.store import Store
 
 from .helpers import KEY, TEST, Git, measurement, numbers, run
 

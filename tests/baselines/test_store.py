@@ -15,10 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_tokenpower.baselines.files import file_name, parse_file_name, validate_name
-from pytest_tokenpower.baselines.store import Store
+from pytest_tokenpower.core.records import RunRecord, encode_run
 from pytest_tokenpower.errors import StoreError, UsageError
-from pytest_tokenpower.record import RunRecord, encode_run
+from pytest_tokenpower.store.store import Store, file_name, parse_file_name, validate_name
 
 from .helpers import KEY, TEST, measurement, run, write_many
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from baselines.helpers import Git, plain_git
 
-from pytest_tokenpower.baselines.git import Repository
-from pytest_tokenpower.baselines.store import Store, default_store_path
 from pytest_tokenpower.cli import main
+from pytest_tokenpower.store.git import Repository
+from pytest_tokenpower.store.store import Store, default_store_path
 
 Command = Callable[..., "Ended"]
 

@@ -7,9 +7,9 @@ import random
 import msgspec
 from baselines.helpers import KEY, TEST, Git, measurement, run
 
-from pytest_tokenpower.baselines.store import Store
-from pytest_tokenpower.figures import figures
-from pytest_tokenpower.record import MeasurementRecord, RoundRecord, VerdictRecord
+from pytest_tokenpower.analysis.figures import figures
+from pytest_tokenpower.core.records import MeasurementRecord, RoundRecord, VerdictRecord
+from pytest_tokenpower.store.store import Store
 
 OTHER = "tests/energy/test_chat.py::test_summary[fp8]"
 

@@ -10,12 +10,12 @@ import msgspec
 import pytest
 from baselines.helpers import KEY, TEST, Git, numbers, run
 
-from pytest_tokenpower.baselines.blessings import FOLDER, read_blessings
-from pytest_tokenpower.baselines.git import Repository
-from pytest_tokenpower.baselines.resolve import Baseline, Found
-from pytest_tokenpower.baselines.store import Store
-from pytest_tokenpower.record import VerdictRecord
-from pytest_tokenpower.verdict import StoredRuns, judge_baseline
+from pytest_tokenpower.core.records import VerdictRecord
+from pytest_tokenpower.gate.verdict import judge_baseline
+from pytest_tokenpower.store.baseline import Baseline, Found, StoredRuns
+from pytest_tokenpower.store.blessings import FOLDER, read_blessings
+from pytest_tokenpower.store.git import Repository
+from pytest_tokenpower.store.store import Store
 
 from .conftest import Command
 from .histories import OTHER, at_level, regressed, stored_levels, verdict

@@ -10,8 +10,8 @@ import msgspec
 import pytest
 from baselines.helpers import KEY, TEST, Git, run
 
-from pytest_tokenpower.baselines.store import Store
-from pytest_tokenpower.record import encode_run
+from pytest_tokenpower.core.records import encode_run
+from pytest_tokenpower.store.store import Store
 
 from .conftest import Command
 from .histories import OTHER, at_level, regressed, stored_levels, verdict

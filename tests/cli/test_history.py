@@ -12,8 +12,8 @@ import msgspec
 import pytest
 from baselines.helpers import KEY, TEST, Git, run
 
-from pytest_tokenpower.baselines.store import Store
-from pytest_tokenpower.cli.plot import HEIGHT, WIDTH, Point, render
+from pytest_tokenpower.reporting.plot import HEIGHT, WIDTH, Point, render
+from pytest_tokenpower.store.store import Store
 
 from .conftest import Command
 from .histories import OTHER, at_level, regressed, stored_levels

@@ -8,9 +8,9 @@ from pathlib import Path
 from baselines.helpers import TEST, Git, run
 from msgspec.structs import replace
 
-from pytest_tokenpower.baselines.store import Store
-from pytest_tokenpower.noise import Judged
-from pytest_tokenpower.record import encode_run
+from pytest_tokenpower.core.records import encode_run
+from pytest_tokenpower.gate.noise import Judged
+from pytest_tokenpower.store.store import Store
 
 from .conftest import Command
 from .histories import at_level

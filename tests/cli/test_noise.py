@@ -20,11 +20,12 @@ import pytest
 from baselines.helpers import KEY, TEST, run
 from projects import ALONE
 
-from pytest_tokenpower.noise import MeasuredNoise, Unanswered, analyse
-from pytest_tokenpower.record import GateRecord, MeasurementRecord, RoundRecord, RunRecord, encode_run
-from pytest_tokenpower.reports.terminal import summary
-from pytest_tokenpower.session import Session
-from pytest_tokenpower.verdict import StoredRuns, judge_baseline
+from pytest_tokenpower.core.records import GateRecord, MeasurementRecord, RoundRecord, RunRecord, encode_run
+from pytest_tokenpower.gate.noise import MeasuredNoise, Unanswered, analyse
+from pytest_tokenpower.gate.verdict import judge_baseline
+from pytest_tokenpower.reporting.terminal import summary
+from pytest_tokenpower.runner.session import Session
+from pytest_tokenpower.store.baseline import StoredRuns
 
 from .conftest import Command
 from .histories import OTHER, at_level

@@ -9,10 +9,10 @@ import msgspec
 import pytest
 from baselines.helpers import KEY, TEST, Git, numbers, run
 
-from pytest_tokenpower.baselines.git import Repository
-from pytest_tokenpower.baselines.resolve import Baseline
-from pytest_tokenpower.baselines.store import Store
-from pytest_tokenpower.record import MeasurementRecord, RunRecord
+from pytest_tokenpower.core.records import MeasurementRecord, RunRecord
+from pytest_tokenpower.store.baseline import Baseline
+from pytest_tokenpower.store.git import Repository
+from pytest_tokenpower.store.store import Store
 
 from .conftest import Command
 from .histories import OTHER, at_level, regressed, stored_levels

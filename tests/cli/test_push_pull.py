@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 from baselines.helpers import Git, measurement, run
 
-from pytest_tokenpower.baselines.blessings import FOLDER, new_blessing, read_blessings, write_blessing
-from pytest_tokenpower.baselines.branch import BRANCH, StoreBranch
-from pytest_tokenpower.baselines.git import GitOutput, Repository
-from pytest_tokenpower.baselines.remote import ATTEMPTS, push
-from pytest_tokenpower.baselines.store import Store, default_store_path
 from pytest_tokenpower.errors import HistoryError
+from pytest_tokenpower.store.blessings import FOLDER, new_blessing, read_blessings, write_blessing
+from pytest_tokenpower.store.git import GitOutput, Repository
+from pytest_tokenpower.store.remote import ATTEMPTS, BRANCH, StoreBranch, push
+from pytest_tokenpower.store.store import Store, default_store_path
 
 from .conftest import Command
 

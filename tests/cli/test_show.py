@@ -8,8 +8,8 @@ import msgspec
 import pytest
 from baselines.helpers import TEST, Git, run
 
-from pytest_tokenpower.baselines.store import Store
-from pytest_tokenpower.record import decode_run
+from pytest_tokenpower.core.records import decode_run
+from pytest_tokenpower.store.store import Store
 
 from .conftest import Command
 from .histories import OTHER, at_level, regressed, stored_levels

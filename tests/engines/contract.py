@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from pytest_tokenpower.engines.protocol import Batch, Engine, Generation
+from pytest_tokenpower.engines.protocol import Engine, Generation, Serving
 from pytest_tokenpower.errors import EngineError
-from pytest_tokenpower.workloads.arrivals import AllAtOnce, Arrivals, Concurrency, Poisson, Serving
+from pytest_tokenpower.workloads.arrivals import AllAtOnce, Arrivals, Concurrency, Poisson
+from pytest_tokenpower.workloads.base import Batch
 
 VOCAB = 512
 

@@ -12,9 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pytest_tokenpower.engines.protocol import Batch, EngineIdentity, Generation
+from pytest_tokenpower.core.tokens import TokenCount
+from pytest_tokenpower.engines.protocol import EngineIdentity, Generation
 from pytest_tokenpower.errors import EngineError
-from pytest_tokenpower.tokens import TokenCount
+from pytest_tokenpower.workloads.base import Batch
 
 from .stub import StubEngine
 

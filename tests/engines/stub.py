@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
-from pytest_tokenpower.engines.checks import check_batch, check_counts, check_steps
-from pytest_tokenpower.engines.protocol import Batch, EngineIdentity, Generation
-from pytest_tokenpower.engines.vllm_steps import StepRecorder
+from pytest_tokenpower.engines._adapter import check_batch, check_counts, check_steps
+from pytest_tokenpower.engines.protocol import EngineIdentity, Generation
+from pytest_tokenpower.engines.vllm.steps import StepRecorder
 from pytest_tokenpower.errors import EngineError
+from pytest_tokenpower.workloads.base import Batch
 
 VOCAB = 512
 

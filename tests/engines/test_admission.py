@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_tokenpower.engines.admission import Admission
+from pytest_tokenpower.engines._arrivals import Admission
 from pytest_tokenpower.errors import EngineError
 from pytest_tokenpower.workloads.arrivals import AllAtOnce, Arrivals, Concurrency, Poisson
 

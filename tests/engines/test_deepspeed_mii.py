@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from pytest_tokenpower.engines.deepspeed_mii import MiiEngine
-from pytest_tokenpower.engines.protocol import Batch, Engine
+from pytest_tokenpower.engines.protocol import Engine
 from pytest_tokenpower.errors import EngineError, UsageError
+from pytest_tokenpower.workloads.base import Batch
 
 from .contract import ClosingContract, EngineContract, check_bookkeeping, prompts
 from .standins.core import standing_in, write_model

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pytest_tokenpower.engines.describe import describe_callable
+from pytest_tokenpower.engines.identify import describe_callable
 from pytest_tokenpower.engines.protocol import EngineIdentity
 
 from .stub import StubEngine

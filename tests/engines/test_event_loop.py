@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from pytest_tokenpower.engines import event_loop
-from pytest_tokenpower.engines.event_loop import EventLoop, all_of
+from pytest_tokenpower.engines import _arrivals as event_loop
+from pytest_tokenpower.engines._arrivals import EventLoop, all_of
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from pytest_tokenpower.engines import fit
-from pytest_tokenpower.engines.fit import refuse_transformers, refuse_vllm
 from pytest_tokenpower.errors import EngineError
-from pytest_tokenpower.telemetry.meters.nvml_memory import GpuMemory
+from pytest_tokenpower.models import fit
+from pytest_tokenpower.models.fit import refuse_transformers, refuse_vllm
+from pytest_tokenpower.telemetry.meters.nvml.devices import GpuMemory
 
 GIB = 1 << 30
 H100 = tuple(GpuMemory(index, "NVIDIA H100 80GB HBM3", int(79.2 * GIB)) for index in range(8))
@@ -204,7 +204,7 @@ class TestTheAdapters:
 
     def test_vllm(self, monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.importorskip("vllm")
-        from pytest_tokenpower.engines.vllm import VllmEngine
+        from pytest_tokenpower.engines.vllm.offline import VllmEngine
 
         monkeypatch.setattr(fit, "_vllm_gpus", lambda: H100)
         with pytest.raises(EngineError, match=r"756\.0 GiB .* GPUs 0, 1 \(.*\) have 158\.4 GiB together"):

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from pytest_tokenpower import progress
-from pytest_tokenpower.engines.isolated import IsolatedEngine, Timeouts
-from pytest_tokenpower.engines.process_group import group_members
-from pytest_tokenpower.engines.protocol import Batch, Engine
+from pytest_tokenpower.core import progress
+from pytest_tokenpower.core.subprocesses import group_members
+from pytest_tokenpower.engines.execution import Execution
+from pytest_tokenpower.engines.isolated.engine import IsolatedEngine, Timeouts
+from pytest_tokenpower.engines.protocol import Engine
 from pytest_tokenpower.engines.spec import EngineSpec
 from pytest_tokenpower.errors import EngineError, UsageError
 from pytest_tokenpower.workloads import FixedShape, Poisson, PromptSet
-from pytest_tokenpower.workloads.execution import Execution
+from pytest_tokenpower.workloads.base import Batch
 
 from .contract import ClosingContract, EngineContract, check_bookkeeping, prompts
 
@@ -136,7 +137,7 @@ def test_the_child_ends_with_its_parent(tmp_path: Path) -> None:
 
 
 def test_progress_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pytest_tokenpower.engines.isolated.PROGRESS_S", 0.05)
+    monkeypatch.setattr("pytest_tokenpower.engines.isolated.engine.PROGRESS_S", 0.05)
     lines: list[str] = []
     hide = progress.show_on(lines.append)
     with EngineSpec(FAULTY, "some/tiny").start():

@@ -12,17 +12,17 @@ from types import FrameType, SimpleNamespace
 import pytest
 from projects import Project
 
-from pytest_tokenpower.engines.checkpoint import model_name, require_model, weights_name
-from pytest_tokenpower.engines.checks import cannot_load, check_batch
-from pytest_tokenpower.engines.isolated import IsolatedEngine
-from pytest_tokenpower.engines.process_group import ProcessGroup, group_members
-from pytest_tokenpower.engines.protocol import Batch
+from pytest_tokenpower.core.subprocesses import ProcessGroup, group_members
+from pytest_tokenpower.engines._adapter import cannot_load, check_batch
+from pytest_tokenpower.engines.execution import Execution
+from pytest_tokenpower.engines.isolated.engine import IsolatedEngine
 from pytest_tokenpower.engines.registry import start
 from pytest_tokenpower.engines.spec import EngineSpec
 from pytest_tokenpower.errors import EngineError, UsageError
-from pytest_tokenpower.variants import Asked
+from pytest_tokenpower.models.checkpoint import model_name, require_model, weights_name
+from pytest_tokenpower.runner.compare import Asked
 from pytest_tokenpower.workloads import FixedShape, GivenBatch, Poisson, PromptSet
-from pytest_tokenpower.workloads.execution import Execution
+from pytest_tokenpower.workloads.base import Batch
 
 from .contract import prompts
 from .stub import StubEngine
@@ -259,7 +259,7 @@ def test_without_a_reader_the_log_is_removed(monkeypatch: pytest.MonkeyPatch, tm
 
 MISTAKES = """
 from pytest_tokenpower.engines.spec import EngineSpec
-from pytest_tokenpower.variants import Asked
+from pytest_tokenpower.runner.compare import Asked
 from pytest_tokenpower.workloads import FixedShape
 
 WORK = FixedShape(1, 4, 2)

@@ -12,14 +12,15 @@ from typing import Any, ClassVar
 
 import pytest
 
-from pytest_tokenpower.engines.isolated import Timeouts
-from pytest_tokenpower.engines.openai import KEY_VARIABLE, OpenAIEngine
-from pytest_tokenpower.engines.openai_stream import Stream
-from pytest_tokenpower.engines.protocol import Batch, Engine
+from pytest_tokenpower.engines.execution import Execution
+from pytest_tokenpower.engines.isolated.engine import Timeouts
+from pytest_tokenpower.engines.openai.client import Stream
+from pytest_tokenpower.engines.openai.engine import KEY_VARIABLE, OpenAIEngine
+from pytest_tokenpower.engines.protocol import Engine
 from pytest_tokenpower.engines.spec import EngineSpec
 from pytest_tokenpower.errors import EngineError, UsageError
 from pytest_tokenpower.workloads import Concurrency, FixedShape, Poisson, PromptSet
-from pytest_tokenpower.workloads.execution import Execution
+from pytest_tokenpower.workloads.base import Batch
 
 from .contract import ClosingContract, EngineContract, Maker, ServingContract, prompts
 from .http_stub import KEY, StubServer, serving, write_model

@@ -14,16 +14,17 @@ from types import SimpleNamespace
 import pytest
 from projects import Project
 
-from pytest_tokenpower.engines.openai import OpenAIEngine
+from pytest_tokenpower.core.types import Provenance
+from pytest_tokenpower.engines.openai.engine import OpenAIEngine
 from pytest_tokenpower.errors import UsageError
-from pytest_tokenpower.reach import check_reach
+from pytest_tokenpower.runner.checks import check_reach
 from pytest_tokenpower.telemetry.processes import adopted, is_in_tree, is_this_machine, listener_on
-from pytest_tokenpower.telemetry.values import Device, Provenance
+from pytest_tokenpower.telemetry.types import Device
 
 from .http_stub import StubServer, serving
 
 HEAD = """
-from pytest_tokenpower.engines.openai import OpenAIEngine
+from pytest_tokenpower.engines.openai.engine import OpenAIEngine
 from pytest_tokenpower.engines.spec import EngineSpec
 from pytest_tokenpower.workloads import Concurrency, FixedShape
 
@@ -126,7 +127,7 @@ def pytest_tokenpower_meters(source):
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loopback is another machine."""
-    monkeypatch.setattr("pytest_tokenpower.engines.openai.is_this_machine", lambda host: False)
+    monkeypatch.setattr("pytest_tokenpower.engines.openai.engine.is_this_machine", lambda host: False)
 
 
 @pytest.mark.usefixtures("elsewhere")
@@ -251,7 +252,7 @@ def test_nobody_listens_on_a_port() -> None:
 
 
 def test_a_port_that_is_forwarded_is_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pytest_tokenpower.engines.openai.command_of", lambda pid: "ssh")
+    monkeypatch.setattr("pytest_tokenpower.engines.openai.engine.command_of", lambda pid: "ssh")
     with serving() as server:
         with closing(OpenAIEngine("tiny", base_url=server.url)) as engine:
             assert engine.remote_host == "127.0.0.1 (forwarded by ssh)"

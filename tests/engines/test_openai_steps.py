@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_tokenpower.engines.openai_steps import EstimatedSteps, Trace, estimate_steps
+from pytest_tokenpower.engines._estimated_steps import EstimatedSteps, Trace, estimate_steps
 from pytest_tokenpower.engines.protocol import Step
 
 MS = 1_000_000
@@ -215,7 +215,7 @@ def test_steps_are_worked_out_when_they_are_looked_at(monkeypatch: pytest.Monkey
         asked.append(len(traces))
         return estimate_steps(traces)
 
-    monkeypatch.setattr("pytest_tokenpower.engines.openai_steps.estimate_steps", counted)
+    monkeypatch.setattr("pytest_tokenpower.engines._estimated_steps.estimate_steps", counted)
     steps = EstimatedSteps([Trace(0, 9, ((20 * MS, 1), (30 * MS, 1)))])
     assert not asked
     assert len(steps) == 2

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_tokenpower.engines.openai_stream import Stream, shown
+from pytest_tokenpower.engines.openai.client import Stream, shown
 from pytest_tokenpower.errors import EngineError
 
 DONE = b"data: [DONE]\n\n"

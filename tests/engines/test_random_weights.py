@@ -11,7 +11,7 @@ import pytest
 
 from pytest_tokenpower.errors import EngineError, UsageError
 from pytest_tokenpower.models import Architecture, architecture, load_models, write_random_model
-from pytest_tokenpower.models.shape import FAMILIES
+from pytest_tokenpower.models.architecture import FAMILIES
 
 
 def test_an_unknown_architecture_lists_the_known_ones(tmp_path: Path) -> None:

@@ -7,12 +7,13 @@ import importlib.util
 import pytest
 from projects import Project
 
-from pytest_tokenpower.engines import others
+from pytest_tokenpower.engines import registry as others
 from pytest_tokenpower.engines.registry import ENGINES, factory, reference
 from pytest_tokenpower.errors import UsageError
 
 ENGINE = '''
-from pytest_tokenpower.engines.protocol import Batch, EngineIdentity, Generation
+from pytest_tokenpower.workloads.base import Batch
+from pytest_tokenpower.engines.protocol import EngineIdentity, Generation
 
 
 class Mine:
@@ -35,7 +36,7 @@ class Mine:
 TESTS = """
 from pytest_tokenpower.engines.spec import EngineSpec
 from pytest_tokenpower.workloads import FixedShape
-from pytest_tokenpower.workloads.execution import Execution
+from pytest_tokenpower.engines.execution import Execution
 
 SPECS = [EngineSpec("mine", "a-model", isolated=isolated, token=9) for isolated in (False, True)]
 

@@ -27,7 +27,7 @@ import engine_settings
 @pytest.mark.parametrize("name", ["short", "long"])
 def test_chat(energy, name):
     # Imported here: the run that starts the others runs no test itself.
-    from pytest_tokenpower.engines.protocol import Batch
+    from pytest_tokenpower.workloads.base import Batch
     from pytest_tokenpower.engines.transformers import TransformersEngine
 
     engine = TransformersEngine(

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from pytest_tokenpower.engines.protocol import Batch, Engine
+from pytest_tokenpower.engines.protocol import Engine
 from pytest_tokenpower.engines.sglang import SglangEngine
 from pytest_tokenpower.engines.spec import EngineSpec
 from pytest_tokenpower.errors import EngineError
 from pytest_tokenpower.workloads.arrivals import Concurrency
+from pytest_tokenpower.workloads.base import Batch
 
 from .contract import ClosingContract, EngineContract, Every, ServingContract, check_bookkeeping, ids, prompts
 from .standins.core import standing_in, write_model

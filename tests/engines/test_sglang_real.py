@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
-from pytest_tokenpower.engines.isolated import IsolatedEngine
-from pytest_tokenpower.engines.process_group import group_members
-from pytest_tokenpower.engines.protocol import Batch, Engine
+from pytest_tokenpower.core.subprocesses import group_members
+from pytest_tokenpower.engines.isolated.engine import IsolatedEngine
+from pytest_tokenpower.engines.protocol import Engine
 from pytest_tokenpower.engines.transformers import TransformersEngine
 from pytest_tokenpower.errors import EngineError
 from pytest_tokenpower.models import write_random_model
+from pytest_tokenpower.workloads.base import Batch
 
 from .contract import ClosingContract, EngineContract, Every, ServingContract, check_bookkeeping, ids, prompts
 

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_tokenpower.engines.protocol import Batch, Engine
-from pytest_tokenpower.engines.vllm_steps import StepRecorder
+from pytest_tokenpower.engines.protocol import Engine
+from pytest_tokenpower.engines.vllm.steps import StepRecorder
 from pytest_tokenpower.errors import EngineError
+from pytest_tokenpower.workloads.base import Batch
 
 from .contract import ClosingContract, EngineContract, check_bookkeeping, prompts
 from .stub import Cached, FakeScheduler, Scheduled, StubEngine, labels

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_tokenpower.engines.protocol import Batch, Engine, Step
-from pytest_tokenpower.engines.tensorrt_llm import TensorrtLlmEngine
-from pytest_tokenpower.engines.tensorrt_llm_steps import RequestTimes, steps_between_first_tokens
+from pytest_tokenpower.engines.protocol import Engine, Step
+from pytest_tokenpower.engines.tensorrt_llm import RequestTimes, TensorrtLlmEngine, steps_between_first_tokens
 from pytest_tokenpower.errors import EngineError
+from pytest_tokenpower.workloads.base import Batch
 
 from .contract import ClosingContract, EngineContract, check_bookkeeping, prompts
 from .standins.core import standing_in, write_model

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from pytest_tokenpower.engines.describe import describe_callable
-from pytest_tokenpower.engines.protocol import Batch, Engine
+from pytest_tokenpower.engines.identify import describe_callable
+from pytest_tokenpower.engines.protocol import Engine
 from pytest_tokenpower.engines.transformers import TransformersEngine
 from pytest_tokenpower.errors import EngineError, UsageError
 from pytest_tokenpower.models import write_random_model
+from pytest_tokenpower.workloads.base import Batch
 
 from .contract import ClosingContract, EngineContract, check_bookkeeping, prompts
 

@@ -11,14 +11,15 @@ from typing import Any
 
 import pytest
 
-from pytest_tokenpower.engines.describe import describe_callable
-from pytest_tokenpower.engines.protocol import Batch, Engine
-from pytest_tokenpower.engines.request_metrics import steps_from_request_metrics
+from pytest_tokenpower.engines.identify import describe_callable
+from pytest_tokenpower.engines.protocol import Engine
 from pytest_tokenpower.engines.transformers import TransformersEngine
-from pytest_tokenpower.engines.vllm import VllmEngine
+from pytest_tokenpower.engines.vllm.offline import VllmEngine
+from pytest_tokenpower.engines.vllm.requests import steps_from_request_metrics
 from pytest_tokenpower.errors import EngineError
 from pytest_tokenpower.models import write_random_model
 from pytest_tokenpower.workloads.arrivals import Concurrency
+from pytest_tokenpower.workloads.base import Batch
 
 from .contract import (
     ClosingContract,

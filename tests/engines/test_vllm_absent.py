@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from pytest_tokenpower.engines.vllm import VllmEngine
+from pytest_tokenpower.engines.vllm.offline import VllmEngine
 from pytest_tokenpower.errors import EngineError
 
 

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from pytest_tokenpower.engines.protocol import Batch, Engine
-from pytest_tokenpower.engines.vllm_async import VllmAsyncEngine
-from pytest_tokenpower.engines.vllm_processes import processes_of, running
+from pytest_tokenpower.engines.protocol import Engine
+from pytest_tokenpower.engines.vllm.async_engine import VllmAsyncEngine
+from pytest_tokenpower.engines.vllm.processes import processes_of, running
 from pytest_tokenpower.errors import EngineError
 from pytest_tokenpower.models import write_random_model
 from pytest_tokenpower.workloads.arrivals import Concurrency
+from pytest_tokenpower.workloads.base import Batch
 
 from .contract import EngineContract, Every, ServingContract, check_bookkeeping, ids, prompts
 

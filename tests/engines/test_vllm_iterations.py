@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_tokenpower.engines.protocol import Step
-from pytest_tokenpower.engines.vllm_iterations import Iteration, IterationRecorder, flights_of, steps_of
+from pytest_tokenpower.engines.vllm.steps import Iteration, IterationRecorder, flights_of, steps_of
 
 
 @st.composite

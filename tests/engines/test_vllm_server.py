@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from pytest_tokenpower import progress
-from pytest_tokenpower.engines.isolated import Timeouts
-from pytest_tokenpower.engines.process_group import group_members
-from pytest_tokenpower.engines.protocol import Batch
+from pytest_tokenpower.core import progress
+from pytest_tokenpower.core.subprocesses import group_members
+from pytest_tokenpower.engines.execution import Execution
+from pytest_tokenpower.engines.isolated.engine import Timeouts
 from pytest_tokenpower.engines.spec import EngineSpec
-from pytest_tokenpower.engines.vllm_server import VllmServer, command_line
+from pytest_tokenpower.engines.vllm.server import VllmServer, command_line
 from pytest_tokenpower.errors import EngineError, UsageError
 from pytest_tokenpower.models import write_random_model
 from pytest_tokenpower.workloads import Concurrency, FixedShape
-from pytest_tokenpower.workloads.execution import Execution
+from pytest_tokenpower.workloads.base import Batch
 
 from .contract import VOCAB, prompts
 from .http_stub import write_model

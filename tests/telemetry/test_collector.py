@@ -10,16 +10,17 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import pytest
 
+from pytest_tokenpower.analysis.rounds import round_records
+from pytest_tokenpower.core.tokens import TokenCount
+from pytest_tokenpower.core.windows import RoundWindow
 from pytest_tokenpower.errors import MeterError, MeterUnavailable
-from pytest_tokenpower.measurement import RoundWindow, round_records
 from pytest_tokenpower.telemetry import collector as module
 from pytest_tokenpower.telemetry.clock import Clock
 from pytest_tokenpower.telemetry.collector import Collector, poll_once
-from pytest_tokenpower.telemetry.meters.nvml import NvmlMeter
-from pytest_tokenpower.telemetry.meters.simulated import SimulatedBoards
+from pytest_tokenpower.telemetry.meters.nvml.meter import NvmlMeter
+from pytest_tokenpower.telemetry.simulation.library import SimulatedBoards
 from pytest_tokenpower.telemetry.timeline import Timeline
-from pytest_tokenpower.telemetry.values import Device, PowerSamples, Reading
-from pytest_tokenpower.tokens import TokenCount
+from pytest_tokenpower.telemetry.types import Device, PowerSamples, Reading
 
 GPU = Device("GPU-1", "gpu", "A board", "scripted", "measured")
 PATIENCE_S = 20.0

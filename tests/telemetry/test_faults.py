@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_tokenpower.analysis import guards
-from pytest_tokenpower.bench import Telemetry
 from pytest_tokenpower.errors import MeterError, MeterUnavailable
+from pytest_tokenpower.runner.telemetry import Telemetry
 from pytest_tokenpower.telemetry.collector import Collector
-from pytest_tokenpower.telemetry.meters import nvml_ring
-from pytest_tokenpower.telemetry.meters.simulated_curve import PowerCurve
-from pytest_tokenpower.telemetry.meters.simulated_scenario import (
+from pytest_tokenpower.telemetry.meters.nvml import ring as nvml_ring
+from pytest_tokenpower.telemetry.simulation.power_curve import PowerCurve
+from pytest_tokenpower.telemetry.simulation.scenario import (
     Board,
     Fault,
     FaultKind,
@@ -26,7 +26,7 @@ from pytest_tokenpower.telemetry.meters.simulated_scenario import (
     numbered_boards,
 )
 from pytest_tokenpower.telemetry.timeline import Timeline
-from pytest_tokenpower.telemetry.values import CounterReading, PowerSamples, Reading
+from pytest_tokenpower.telemetry.types import CounterReading, PowerSamples, Reading
 
 from .virtual import WORK, Judged, Measured, judge, measure, rounds_of, work
 

@@ -12,14 +12,17 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from projects import Project
 
-from pytest_tokenpower.bench import Telemetry
+from pytest_tokenpower.analysis.calibration import track_of
+from pytest_tokenpower.analysis.rounds import round_records
+from pytest_tokenpower.core.records import RoundRecord
+from pytest_tokenpower.core.types import Scope
+from pytest_tokenpower.core.windows import RoundWindow
 from pytest_tokenpower.errors import MeterUnavailable
-from pytest_tokenpower.measurement import RoundWindow, round_records, track_of
-from pytest_tokenpower.record import RoundRecord
+from pytest_tokenpower.runner.telemetry import Telemetry
 from pytest_tokenpower.telemetry.collector import Collector
-from pytest_tokenpower.telemetry.meters.simulated_scenario import Board, Fault, Process, numbered_boards
 from pytest_tokenpower.telemetry.scopes import choose
-from pytest_tokenpower.telemetry.values import Device, Scope
+from pytest_tokenpower.telemetry.simulation.scenario import Board, Fault, Process, numbered_boards
+from pytest_tokenpower.telemetry.types import Device
 
 from .virtual import SECOND, WORK, Measured, measure, rounds_of
 

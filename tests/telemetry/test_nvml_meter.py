@@ -13,18 +13,12 @@ from hypothesis import strategies as st
 
 from pytest_tokenpower.errors import MeterUnavailable
 from pytest_tokenpower.telemetry.clock import Clock
-from pytest_tokenpower.telemetry.meters.cuda_visible import visible_indices
-from pytest_tokenpower.telemetry.meters.nvml import NvmlMeter
-from pytest_tokenpower.telemetry.meters.simulated import SimulatedBoards
-from pytest_tokenpower.telemetry.meters.simulated_board import RING_DELAY_NS
-from pytest_tokenpower.telemetry.meters.simulated_scenario import (
-    Board,
-    Fault,
-    Process,
-    Scenario,
-    numbered_boards,
-)
-from pytest_tokenpower.telemetry.values import Reading
+from pytest_tokenpower.telemetry.meters.nvml.devices import visible_indices
+from pytest_tokenpower.telemetry.meters.nvml.meter import NvmlMeter
+from pytest_tokenpower.telemetry.simulation.board import RING_DELAY_NS
+from pytest_tokenpower.telemetry.simulation.library import SimulatedBoards
+from pytest_tokenpower.telemetry.simulation.scenario import Board, Fault, Process, Scenario, numbered_boards
+from pytest_tokenpower.telemetry.types import Reading
 
 from .virtual import SECOND, WORK, Measured, measure
 

@@ -15,7 +15,7 @@ import pytest
 
 from pytest_tokenpower.telemetry.clock import Clock
 from pytest_tokenpower.telemetry.meters.cpu_model import CpuModelMeter, ProcessTree
-from pytest_tokenpower.telemetry.meters.nvml_processes import gpus_of, visible_gpus
+from pytest_tokenpower.telemetry.meters.nvml.devices import gpus_of, visible_gpus
 from pytest_tokenpower.telemetry.processes import adopt, adopted, command_of, is_in_tree, listener_on, release
 
 BUSY = "import subprocess, sys, time\nsys.stdout.write('.')\nsys.stdout.flush()\nwhile True: pass"

@@ -15,14 +15,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pytest_tokenpower.analysis.replay import recorded_windows, window_records
+from pytest_tokenpower.analysis.rounds import round_records
+from pytest_tokenpower.core.tokens import TokenCount
+from pytest_tokenpower.core.windows import RoundWindow
 from pytest_tokenpower.errors import UsageError
-from pytest_tokenpower.measurement import RoundWindow, round_records
-from pytest_tokenpower.replay import recorded_windows, window_records
-from pytest_tokenpower.telemetry.recording import RecordedWindow, Recording, read_recording
-from pytest_tokenpower.telemetry.recording_write import write_recording
+from pytest_tokenpower.telemetry.recording import RecordedWindow, Recording, read_recording, write_recording
 from pytest_tokenpower.telemetry.timeline import Event, Timeline
-from pytest_tokenpower.telemetry.values import Conditions, CounterReading, Device, PowerSamples, Reading
-from pytest_tokenpower.tokens import TokenCount
+from pytest_tokenpower.telemetry.types import Conditions, CounterReading, Device, PowerSamples, Reading
 
 US = 1000
 HEAD: dict[str, Any] = {"type": "recording", "version": 1}

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_tokenpower.measurement import NO_DEVICE, RoundWindow, round_records
-from pytest_tokenpower.telemetry.meters.simulated_scenario import Board, Fault
+from pytest_tokenpower.analysis.rounds import NO_DEVICE, round_records
+from pytest_tokenpower.core.tokens import TokenCount
+from pytest_tokenpower.core.windows import RoundWindow
+from pytest_tokenpower.telemetry.simulation.scenario import Board, Fault
 from pytest_tokenpower.telemetry.timeline import Timeline
-from pytest_tokenpower.tokens import TokenCount
 
 from .virtual import SECOND, WORK, Measured, measure, work
 

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.telemetry.clock import Clock
-from pytest_tokenpower.telemetry.meters.simulated import SimulatedBoards
-from pytest_tokenpower.telemetry.meters.simulated_curve import FunctionCurve, PowerCurve
-from pytest_tokenpower.telemetry.meters.simulated_scenario import (
+from pytest_tokenpower.telemetry.simulation.library import SimulatedBoards
+from pytest_tokenpower.telemetry.simulation.power_curve import FunctionCurve, PowerCurve
+from pytest_tokenpower.telemetry.simulation.scenario import (
     Board,
     Fault,
     Process,

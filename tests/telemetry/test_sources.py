@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from pytest_tokenpower.core.types import Scope
 from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
 from pytest_tokenpower.telemetry import sources
 from pytest_tokenpower.telemetry.clock import Clock
-from pytest_tokenpower.telemetry.values import CounterReading, Device, Meter, Reading, Scope
+from pytest_tokenpower.telemetry.types import CounterReading, Device, Meter, Reading
 
 
 class FakeMeter:

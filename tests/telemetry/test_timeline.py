@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pytest_tokenpower.telemetry import timeline as module
 from pytest_tokenpower.telemetry.timeline import CounterColumns, Event, Timeline
-from pytest_tokenpower.telemetry.values import Conditions, CounterReading, Device, PowerSamples, Reading
+from pytest_tokenpower.telemetry.types import Conditions, CounterReading, Device, PowerSamples, Reading
 
 GPU = Device("GPU-1", "gpu", "A board", "nvml", "measured")
 

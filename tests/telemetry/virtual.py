@@ -7,17 +7,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from pytest_tokenpower.measurement import RoundWindow, round_records
-from pytest_tokenpower.record import RoundRecord
+from pytest_tokenpower.analysis.rounds import round_records
+from pytest_tokenpower.core.records import RoundRecord
+from pytest_tokenpower.core.tokens import TokenCount
+from pytest_tokenpower.core.windows import RoundWindow
 from pytest_tokenpower.telemetry.clock import Clock
 from pytest_tokenpower.telemetry.collector import poll_once
-from pytest_tokenpower.telemetry.meters.nvml import NvmlMeter
-from pytest_tokenpower.telemetry.meters.simulated import SimulatedBoards
-from pytest_tokenpower.telemetry.meters.simulated_curve import PowerCurve
-from pytest_tokenpower.telemetry.meters.simulated_scenario import Board, Fault, Scenario
+from pytest_tokenpower.telemetry.meters.nvml.meter import NvmlMeter
+from pytest_tokenpower.telemetry.simulation.library import SimulatedBoards
+from pytest_tokenpower.telemetry.simulation.power_curve import PowerCurve
+from pytest_tokenpower.telemetry.simulation.scenario import Board, Fault, Scenario
 from pytest_tokenpower.telemetry.timeline import Timeline
-from pytest_tokenpower.telemetry.values import Device
-from pytest_tokenpower.tokens import TokenCount
+from pytest_tokenpower.telemetry.types import Device
 
 SECOND = 1_000_000_000
 REALTIME_AHEAD = 1_795_000_000_123_456_789

@@ -23,7 +23,7 @@ from pytest_tokenpower.workloads import (
     PromptSet,
     Workload,
 )
-from pytest_tokenpower.workloads.tokenizing import byte_ids, tokenizer_of
+from pytest_tokenpower.workloads.tokenizers import byte_ids, tokenizer_of
 
 DATA = Path(__file__).parents[1] / "data" / "prompts"
 

@@ -10,8 +10,8 @@ import pytest
 from engine_settings import CACHE
 
 from pytest_tokenpower import Energy
-from pytest_tokenpower.engines.protocol import Batch
 from pytest_tokenpower.engines.transformers import TransformersEngine
+from pytest_tokenpower.workloads.base import Batch
 
 _random = random.Random(0)
 PROMPTS = [[_random.randrange(10, 500) for _ in range(48)] for _ in range(2)]

@@ -10,16 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.errors import MeterError, MeterUnavailable
 from pytest_tokenpower.telemetry.clock import Clock
-from pytest_tokenpower.telemetry.values import (
-    Conditions,
-    CounterReading,
-    Device,
-    Fact,
-    PowerSamples,
-    Reading,
-)
+from pytest_tokenpower.telemetry.types import Conditions, CounterReading, Device, PowerSamples, Reading
 
 
 @dataclass(frozen=True)

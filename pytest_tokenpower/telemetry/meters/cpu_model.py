@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
 from pytest_tokenpower.telemetry.clock import Clock
 from pytest_tokenpower.telemetry.processes import adopted, is_in_tree, parent_of
-from pytest_tokenpower.telemetry.values import CounterReading, Device, Fact, Reading
+from pytest_tokenpower.telemetry.types import CounterReading, Device, Reading
 
 SCAN_INTERVAL_S = 0.5
 """New processes are looked for this often: that lists /proc, while a read of a process's clock costs 1 µs."""

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from pytest_tokenpower.core.types import Fact, Scope
 from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
 from pytest_tokenpower.telemetry.clock import Clock
-from pytest_tokenpower.telemetry.values import Device, Fact, PowerSamples, Reading, Scope
+from pytest_tokenpower.telemetry.types import Device, PowerSamples, Reading
 
 HWMON = Path("/sys/class/hwmon")
 

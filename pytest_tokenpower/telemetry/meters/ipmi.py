@@ -14,7 +14,7 @@ import numpy as np
 
 from pytest_tokenpower.errors import MeterError, MeterUnavailable
 from pytest_tokenpower.telemetry.clock import Clock
-from pytest_tokenpower.telemetry.values import Device, PowerSamples, Reading
+from pytest_tokenpower.telemetry.types import Device, PowerSamples, Reading
 
 BMC_RESOLUTION_MS = 60_000.0
 """Windows shorter than this are not resolved by a BMC: it averages slowly and reads late.

@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pytest_tokenpower.core.types import Fact, Scope
 from pytest_tokenpower.errors import MeterError, MeterUnavailable
 from pytest_tokenpower.telemetry.clock import Clock
 from pytest_tokenpower.telemetry.meters.cpu_model import cpu_name
-from pytest_tokenpower.telemetry.values import CounterReading, Device, Fact, Reading, Scope
+from pytest_tokenpower.telemetry.types import CounterReading, Device, Reading
 
 POWERCAP = Path("/sys/class/powercap")
 

@@ -12,11 +12,12 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
 from pytest_tokenpower.telemetry.clock import Clock
-from pytest_tokenpower.telemetry.meters.http_json import get_json
+from pytest_tokenpower.telemetry.meters._http import get_json
 from pytest_tokenpower.telemetry.meters.ipmi import BMC_RESOLUTION_MS
-from pytest_tokenpower.telemetry.values import Device, Fact, PowerSamples, Reading
+from pytest_tokenpower.telemetry.types import Device, PowerSamples, Reading
 
 if TYPE_CHECKING:
     import ssl

@@ -50,7 +50,7 @@ def standing_in() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for path in paths:
             patch.syspath_prepend(str(path))
-        patch.setattr("pytest_tokenpower.engines.facts.visible_gpus", lambda visible: GPUS)
+        patch.setattr("pytest_tokenpower.engines._adapter.visible_gpus", lambda visible: GPUS)
         yield
     _take_away(roots)
     sys.modules.update(before)

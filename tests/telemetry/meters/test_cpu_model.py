@@ -19,7 +19,7 @@ from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
 from pytest_tokenpower.telemetry.clock import Clock
 from pytest_tokenpower.telemetry.meters import cpu_model
 from pytest_tokenpower.telemetry.meters.cpu_model import CpuModelMeter, ProcessTree, cpu_name, process_cpu_ns
-from pytest_tokenpower.telemetry.values import CounterReading
+from pytest_tokenpower.telemetry.types import CounterReading
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="CPU clocks of processes are Linux's")
 

@@ -18,9 +18,8 @@ import pytest
 
 from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
 from pytest_tokenpower.telemetry.clock import Clock
-from pytest_tokenpower.telemetry.meters.prometheus import PrometheusMeter
-from pytest_tokenpower.telemetry.meters.prometheus_series import identity, matrix, refresh_s, step_s
-from pytest_tokenpower.telemetry.values import CounterReading
+from pytest_tokenpower.telemetry.meters.prometheus import PrometheusMeter, identity, matrix, refresh_s, step_s
+from pytest_tokenpower.telemetry.types import CounterReading
 
 from .loopback import Request, serving
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pytest_tokenpower.errors import MeterUnavailable
 from pytest_tokenpower.telemetry.clock import Clock
 from pytest_tokenpower.telemetry.meters.rapl import RaplMeter
-from pytest_tokenpower.telemetry.values import Reading
+from pytest_tokenpower.telemetry.types import Reading
 
 RANGE_UJ = 262_143_328_850
 

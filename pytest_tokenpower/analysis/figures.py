@@ -1,0 +1,106 @@
+"""The figures of a measurement: what its good rounds come to, each with its unit and standard error. Pure."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+from pytest_tokenpower.analysis.rounds import good, log_errors
+from pytest_tokenpower.core.records import Figure, RoundRecord
+
+FIGURES: Mapping[str, str] = {
+    "joules_per_token": "J / generated token",
+    "joules_per_prompt_token": "J of prefill / prompt token",
+    "prefill_joules_per_token": "J of prefill / generated token",
+    "decode_joules_per_token": "J of decode / generated token",
+    "joules_per_response": "J / response",
+    "joules": "J / execution of the workload",
+    "prefill_joules": "J of prefill / execution of the workload",
+    "decode_joules": "J of decode / execution of the workload",
+    "mean_watts": "W",
+    "peak_watts": "W",
+    "tokens_per_second": "generated tokens / s",
+    "prefill_watts": "W of prefill",
+    "decode_watts": "W of decode",
+    "prefill_tokens_per_second": "prompt tokens / s of prefill",
+    "decode_tokens_per_second": "generated tokens / s of decode",
+    "between_steps_joules_per_token": "J between steps / generated token",
+    "joule_seconds_per_response": "J / response x s / execution (energy-delay product)",
+    "power_imbalance": "the GPU that drew most, above their mean",
+    "seconds": "s / execution of the workload",
+}
+
+
+_OF_ALL_JOULES = frozenset({"joules_per_token", "joules_per_response", "joules", "mean_watts"})
+
+
+"""Figures whose relative error is at least that of the rounds' joules."""
+
+
+_BOARD = re.compile(r"(GPU-)?[0-9a-f]{8}-", re.IGNORECASE)
+
+
+"""A GPU's id is its UUID (NVML's with GPU- before it); other devices are called by their meter."""
+
+
+def round_values(rounds: Sequence[RoundRecord]) -> dict[str, list[float]]:
+    """Each figure of FIGURES in each good round; a figure that some round lacks is left out."""
+    kept = good(rounds)
+    values: dict[str, list[float]] = {name: [] for name in FIGURES}
+    for each in kept:
+        one, joules = each.record, each.joules
+        values["joules_per_token"].append(joules / one.generated_tokens)
+        values["joules_per_response"].append(joules / one.responses)
+        values["joules"].append(joules / one.repeats)
+        values["mean_watts"].append(joules / one.seconds)
+        values["tokens_per_second"].append(one.generated_tokens / one.seconds)
+        values["seconds"].append(one.seconds / one.repeats)
+        if one.peak_watts is not None:
+            values["peak_watts"].append(one.peak_watts)
+        values["joule_seconds_per_response"].append(joules / one.responses * one.seconds / one.repeats)
+        boards = [value for name, value in one.device_joules.items() if _BOARD.match(name) and value]
+        if len(boards) > 1:
+            values["power_imbalance"].append(max(boards) / (sum(boards) / len(boards)) - 1)
+        if (prefill := one.phases.get("prefill")) is not None:
+            values["prefill_joules_per_token"].append(prefill.joules / one.generated_tokens)
+            values["prefill_joules"].append(prefill.joules / one.repeats)
+            values["prefill_watts"].append(prefill.joules / prefill.seconds)
+            if one.prompt_tokens:
+                values["joules_per_prompt_token"].append(prefill.joules / one.prompt_tokens)
+                values["prefill_tokens_per_second"].append(one.prompt_tokens / prefill.seconds)
+        if (decode := one.phases.get("decode")) is not None:
+            values["decode_joules_per_token"].append(decode.joules / one.generated_tokens)
+            values["decode_joules"].append(decode.joules / one.repeats)
+            values["decode_watts"].append(decode.joules / decode.seconds)
+            # The first token of each response comes out of its prefill.
+            decoded = one.generated_tokens - one.responses
+            if decoded > 0:
+                values["decode_tokens_per_second"].append(decoded / decode.seconds)
+        if (between := one.phases.get("between steps")) is not None:
+            values["between_steps_joules_per_token"].append(between.joules / one.generated_tokens)
+    return {name: each for name, each in values.items() if each and len(each) == len(kept)}
+
+
+def figures(rounds: Sequence[RoundRecord]) -> dict[str, Figure]:
+    """Each figure over the good rounds: 20 % trimmed mean and its standard error, autocorrelation included.
+
+    ``peak_watts`` is the highest of all rounds. The standard errors are of this run's rounds; the difference
+    between runs comes on top and is the verdict's business.
+    """
+    from pytest_tokenpower.stats.runs import summarise_runs
+
+    result = {}
+    for name, values in round_values(rounds).items():
+        if name == "peak_watts":
+            result[name] = Figure(max(values), 0.0)
+            continue
+        if min(values) <= 0:
+            continue
+        [summary] = summarise_runs(
+            [[math.log(value) for value in values]],
+            meter_errors_per_run=[log_errors(rounds)] if name in _OF_ALL_JOULES else None,
+        )
+        value = math.exp(summary.location)
+        result[name] = Figure(value, value * math.sqrt(summary.squared_error))
+    return result

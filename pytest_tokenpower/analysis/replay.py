@@ -1,0 +1,172 @@
+"""Between the windows of a recording and the rounds of a test, both ways."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from pytest_tokenpower.analysis.phases import phase_facts
+from pytest_tokenpower.analysis.rounds import round_records
+from pytest_tokenpower.core.records import RoundRecord
+from pytest_tokenpower.core.tokens import TokenCount
+from pytest_tokenpower.core.windows import MIXED, PhaseWindow, RoundWindow
+from pytest_tokenpower.errors import UsageError
+from pytest_tokenpower.telemetry.recording import RecordedWindow, Recording
+from pytest_tokenpower.telemetry.types import Device
+
+
+def recorded_windows(
+    test: str, rounds: Sequence[RoundWindow], devices: Sequence[str]
+) -> Iterator[RecordedWindow]:
+    """The rounds of a test and their phases as windows of a recording, under the test's name.
+
+    A step carries its own tokens; a phase without steps carries its round's, where the round has one window of it.
+    """
+    for one in rounds:
+        yield RecordedWindow(
+            name=test,
+            start_ns=one.start_ns,
+            end_ns=one.end_ns,
+            prompt_tokens=one.tokens.prompt,
+            generated_tokens=one.tokens.generated,
+            responses=one.tokens.responses,
+            repeats=one.repeats,
+            devices=tuple(devices),
+        )
+        kinds = Counter(phase.phase for phase in one.phases)
+        for phase in one.phases:
+            alone = kinds[phase.phase] == 1
+            prompt, generated = phase.prompt_tokens, phase.generated_tokens
+            yield RecordedWindow(
+                name=test,
+                start_ns=phase.start_ns,
+                end_ns=phase.end_ns,
+                phase=phase.phase,
+                prompt_tokens=one.tokens.prompt if alone and prompt is None else prompt,
+                generated_tokens=one.tokens.generated if alone and generated is None else generated,
+                estimated=phase.estimated,
+                devices=tuple(devices),
+            )
+
+
+def rounds_of(recording: Recording, test: str) -> tuple[RoundWindow, ...]:
+    """The recorded rounds of a test, in the order of the recording, with the phases that lie inside them.
+
+    Raises UsageError where the recording has none, or does not say what a round generated.
+    """
+    windows = recording.windows
+    inside = phases_inside(windows, test)
+    if not inside:
+        names = sorted({window.name for window in windows if window.phase is None})
+        known = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        raise UsageError(
+            f"{recording.path} has no window of {test}: a replay takes each test's rounds from the recording, by "
+            f"the test's name; recorded are {known or 'none'}"
+        )
+    if any(not windows[at].generated_tokens for at in inside):
+        raise UsageError(
+            f"{recording.path}: a window of {test} has no generated tokens: there is no energy per token to replay"
+        )
+    return tuple(_round(windows[at], [windows[each] for each in phases]) for at, phases in inside.items())
+
+
+def phases_inside(windows: Sequence[RecordedWindow], name: str) -> dict[int, tuple[int, ...]]:
+    """The rounds of that name, and the phases of that name inside each, in the order of time; all by their index."""
+    mine = [at for at, window in enumerate(windows) if window.name == name]
+    phases = sorted((at for at in mine if windows[at].phase is not None), key=lambda at: windows[at].start_ns)
+    starts = [windows[at].start_ns for at in phases]
+    return {
+        at: tuple(
+            each
+            for each in phases[
+                bisect_left(starts, windows[at].start_ns) : bisect_right(starts, windows[at].end_ns)
+            ]
+            if windows[each].end_ns <= windows[at].end_ns
+        )
+        for at in mine
+        if windows[at].phase is None
+    }
+
+
+def _round(one: RecordedWindow, phases: Sequence[RecordedWindow] = ()) -> RoundWindow:
+    return RoundWindow(
+        one.start_ns,
+        one.end_ns,
+        TokenCount(one.prompt_tokens or 0, one.generated_tokens or 0, one.responses),
+        one.repeats,
+        tuple(
+            PhaseWindow(
+                each.phase,
+                each.start_ns,
+                each.end_ns,
+                each.estimated,
+                each.prompt_tokens,
+                each.generated_tokens,
+            )
+            for each in phases
+            if each.phase is not None
+        ),
+        devices=one.devices,
+    )
+
+
+def window_records(recording: Recording) -> tuple[RoundRecord, ...]:
+    """Energy, conditions and reasons of every window of a recording, in its order, each as a round by itself.
+
+    The same rules as in a live run; a window over devices that it names, or else over all.
+    """
+    return _records(recording, [_round(window) for window in recording.windows])
+
+
+@dataclass(frozen=True)
+class RoundPhases:
+    """A round that was recorded step by step: its record with the phases of a live run.
+
+    ``steps`` are the indices of the steps' windows; ``refusal`` says why mixed steps could not be split.
+    """
+
+    record: RoundRecord
+    steps: tuple[int, ...]
+    refusal: str = ""
+
+
+def stepped_rounds(recording: Recording) -> dict[int, RoundPhases]:
+    """The rounds of a recording that have several windows of one phase, or mixed ones, by their index."""
+    windows = recording.windows
+    found: dict[int, RoundPhases] = {}
+    for name in dict.fromkeys(window.name for window in windows):
+        inside = {
+            at: phases for at, phases in phases_inside(windows, name).items() if _stepped(windows, phases)
+        }
+        rounds = [_round(windows[at], [windows[each] for each in phases]) for at, phases in inside.items()]
+        records = _records(recording, rounds)
+        refusal = ""
+        if any(not record.phases and not record.reasons for record in records):
+            devices = _devices(recording, rounds[0].devices)
+            facts = phase_facts(recording.timeline, devices, rounds, records)
+            refusal = str(facts.get("phases.refused", ""))
+        for (at, phases), record in zip(inside.items(), records, strict=True):
+            found[at] = RoundPhases(record, phases, "" if record.phases else refusal)
+    return found
+
+
+def _stepped(windows: Sequence[RecordedWindow], phases: Sequence[int]) -> bool:
+    kinds = Counter(windows[at].phase for at in phases)
+    return MIXED in kinds or max(kinds.values(), default=0) > 1
+
+
+def _records(recording: Recording, rounds: Sequence[RoundWindow]) -> tuple[RoundRecord, ...]:
+    groups: dict[tuple[str, ...] | None, list[int]] = {}
+    for at, one in enumerate(rounds):
+        groups.setdefault(one.devices, []).append(at)
+    records: dict[int, RoundRecord] = {}
+    for names, group in groups.items():
+        of_group = round_records(recording.timeline, _devices(recording, names), [rounds[at] for at in group])
+        records |= zip(group, of_group, strict=True)
+    return tuple(records[at] for at in range(len(rounds)))
+
+
+def _devices(recording: Recording, names: Sequence[str] | None) -> tuple[Device, ...]:
+    return tuple(each for each in recording.devices if names is None or each.id in names)

@@ -1,0 +1,175 @@
+"""From windows and a timeline to rounds and figures: pure, for live runs, recordings and simulations alike."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pytest_tokenpower.analysis import guards, slow_meters
+from pytest_tokenpower.analysis.calibration import counters_of, track_of
+from pytest_tokenpower.analysis.phases import phase_records
+from pytest_tokenpower.analysis.tracks import EnergyTrack, WindowEnergy, window_energy
+from pytest_tokenpower.core.records import PhaseRecord, RoundRecord
+from pytest_tokenpower.core.windows import RoundWindow
+from pytest_tokenpower.telemetry.timeline import Timeline
+from pytest_tokenpower.telemetry.types import Conditions, Device
+
+NO_DEVICE = "there are no readings of any device"
+
+
+LARGEST_FLAGGED_SHARE = 0.25
+
+
+"""With more than this share of rounds dropped by guards, the rest is no fair sample (statistics of the project)."""
+
+
+def round_records(
+    timeline: Timeline, devices: Sequence[Device], rounds: Sequence[RoundWindow]
+) -> tuple[RoundRecord, ...]:
+    """Energy, conditions and reasons of each round, summed over the devices; a slow device leaves no phases."""
+    if not rounds:
+        return ()
+    starts = np.array([one.start_ns for one in rounds], dtype=np.int64)
+    ends = np.array([one.end_ns for one in rounds], dtype=np.int64)
+    energies: dict[str, WindowEnergy] = {}
+    tracks: list[EnergyTrack] = []
+    conditions = {device.id: timeline.conditions(device.id) for device in devices}
+    # The sum over no device is no energy of 0 J.
+    reasons: list[list[str]] = [[] if devices else [NO_DEVICE] for _ in rounds]
+    for device in devices:
+        track = track_of(timeline, device)
+        if track is None:
+            for each in reasons:
+                each.append(f"{device.id}: the meter {device.meter} gave no readings")
+            continue
+        track = slow_meters.slow_track(track, device)
+        if not device.slow:
+            tracks.append(track)
+        energy = window_energy(track, starts, ends)
+        energies[device.id] = aged = slow_meters.aged(track, device, energy, starts, ends)
+        counters = counters_of(timeline, device)
+        for at, one in enumerate(rounds):
+            found = reasons[at]
+            found += guards.event_reasons(device, timeline.events(device.id, one.start_ns, one.end_ns))
+            if device.slow:
+                found += slow_meters.age_reasons(device, aged, one.start_ns, one.end_ns, at)
+            else:
+                found += guards.length_reasons(device, track, one.start_ns, one.end_ns)
+            found += guards.energy_reasons(device, track, energy, at, one.end_ns - one.start_ns)
+            found += guards.condition_reasons(device, conditions[device.id], one.start_ns, one.end_ns)
+            power = timeline.power(device.id, one.start_ns - guards.AROUND_NS, one.end_ns + guards.AROUND_NS)
+            found += guards.witness_reasons(device, track, power, counters, one.start_ns, one.end_ns)
+    records = []
+    phases = _phases(tracks if len(tracks) == len(devices) else (), rounds, reasons)
+    for at, one in enumerate(rounds):
+        joules = {device_id: float(energy.joules[at]) for device_id, energy in energies.items()}
+        known = bool(devices) and len(joules) == len(devices)
+        seconds = (one.end_ns - one.start_ns) / 1e9
+        records.append(
+            RoundRecord(
+                start_ns=one.start_ns,
+                seconds=seconds,
+                joules=_finite(sum(joules.values())) if known else None,
+                stderr_joules=_finite(math.sqrt(sum(float(e.stderr[at]) ** 2 for e in energies.values())))
+                if known
+                else None,
+                prompt_tokens=one.tokens.prompt,
+                generated_tokens=one.tokens.generated,
+                responses=one.tokens.responses,
+                repeats=one.repeats,
+                phases=phases[at],
+                device_joules={device_id: _finite(value) for device_id, value in joules.items()},
+                peak_watts=_finite(sum(float(e.peak_watts[at]) for e in energies.values()))
+                if energies
+                else None,
+                temperature_celsius=_over_devices(conditions, "temperature_celsius", one),
+                sm_clock_mhz=_over_devices(conditions, "sm_clock_mhz", one),
+                limited_shares=_limits(conditions, one),
+                # A meter that fails says so at every poll.
+                reasons=tuple(dict.fromkeys(reasons[at])),
+            )
+        )
+    return tuple(records)
+
+
+def _finite(value: float) -> float | None:
+    # A void figure is absent and stands beside its reason; JSON has no NaN, and zero would be a lie.
+    return value if math.isfinite(value) else None
+
+
+def _phases(
+    tracks: Sequence[EnergyTrack], rounds: Sequence[RoundWindow], reasons: Sequence[Sequence[str]]
+) -> list[dict[str, PhaseRecord]]:
+    """The phases of each good round, pool by pool; a phase is told by all devices or by none."""
+    phases: list[dict[str, PhaseRecord]] = [{} for _ in rounds]
+    for pool in dict.fromkeys(one.pool for one in rounds):
+        members = [at for at, one in enumerate(rounds) if one.pool == pool and not reasons[at]]
+        found, _ = phase_records(tracks, [rounds[at].phases for at in members])
+        for at, each in zip(members, found, strict=True):
+            phases[at] = each
+    return phases
+
+
+def _over_devices(
+    conditions: Mapping[str, Sequence[Conditions]], field: str, one: RoundWindow
+) -> float | None:
+    values = [guards.mean_condition(each, field, one.start_ns, one.end_ns) for each in conditions.values()]
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _limits(conditions: Mapping[str, Sequence[Conditions]], one: RoundWindow) -> dict[str, float]:
+    shares: dict[str, float] = {}
+    for each in conditions.values():
+        found = guards.limited_shares(each, one.start_ns, one.end_ns)
+        for name, share in found.items():
+            shares[name] = max(share, shares.get(name, 0.0))
+    # A share of zero was read; a limit that was not read is absent.
+    return {name: round(share, 6) for name, share in shares.items()}
+
+
+@dataclass(frozen=True)
+class GoodRound:
+    """A round that no guard dropped, with its energy in hand."""
+
+    record: RoundRecord
+    joules: float
+    stderr_joules: float
+
+
+def good(rounds: Sequence[RoundRecord]) -> tuple[GoodRound, ...]:
+    """The rounds that no guard dropped."""
+    return tuple(
+        GoodRound(one, one.joules, one.stderr_joules)
+        for one in rounds
+        if not one.reasons and one.joules is not None and one.stderr_joules is not None
+    )
+
+
+def flagged_too_often(rounds: Sequence[RoundRecord], least: int) -> tuple[str, ...]:
+    """Why the rounds as a whole are no measurement: too few good ones, or too many dropped; empty if they are."""
+    kept = good(rounds)
+    dropped = [one for one in rounds if one.reasons]
+    causes = Counter(reason for one in dropped for reason in dict.fromkeys(one.reasons)).most_common(3)
+    listed = tuple(f"{reason} ({count} of {len(rounds)} rounds)" for reason, count in causes)
+    if not rounds:
+        return ("no round was measured",)
+    if len(dropped) > LARGEST_FLAGGED_SHARE * len(rounds):
+        return listed
+    if len(kept) < least:
+        return (f"only {len(kept)} of at least {least} rounds could be measured", *listed)
+    return ()
+
+
+def log_joules_per_token(rounds: Sequence[RoundRecord]) -> list[float]:
+    """ln(J / generated token) of each good round."""
+    return [math.log(one.joules / one.record.generated_tokens) for one in good(rounds)]
+
+
+def log_errors(rounds: Sequence[RoundRecord]) -> list[float]:
+    """The meter's own standard error of each of them (relative, so of the logarithm)."""
+    return [one.stderr_joules / one.joules for one in good(rounds)]

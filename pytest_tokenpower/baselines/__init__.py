@@ -1,1 +1,0 @@
-"""Where records live and which of them are the baseline: store, git history, key."""

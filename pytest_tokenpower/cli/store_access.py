@@ -1,0 +1,16 @@
+"""What the commands over the store share: opening it, and from a person's text to stored runs and tests."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_storage(parser: argparse.ArgumentParser) -> None:
+    """The option that names another store than the repository's own."""
+    parser.add_argument(
+        "--storage",
+        metavar="PATH",
+        type=Path,
+        help="where the runs are stored, as in --energy-storage (default: the repository's own store)",
+    )

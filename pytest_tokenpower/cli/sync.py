@@ -1,0 +1,59 @@
+"""`tokenpower push` and `pull`: share the store through a branch of a git remote."""
+
+from __future__ import annotations
+
+import argparse
+
+from pytest_tokenpower.cli.store_access import add_storage
+from pytest_tokenpower.core.text import plural
+from pytest_tokenpower.store.access import Place
+from pytest_tokenpower.store.remote import BRANCH, choose_remote, pull, push
+
+EPILOG = f"""\
+The runs go over the branch {BRANCH}, which has a history of its own. Nothing on it is changed or removed, nothing is
+forced, and the work tree and the index are left alone; where others push at the same time, it merges and tries again.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the remote and the store."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
+    parser.add_argument(
+        "remote",
+        metavar="REMOTE",
+        nargs="?",
+        help="a git remote or its URL (default: origin, or the only one)",
+    )
+    add_storage(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Push or pull, and say what went over.
+
+    The exit code is 0 also where nothing was ever pushed, as before the first pull of a CI job.
+    """
+    pushing = arguments.command == "push"
+    place = Place.of(arguments, may_be_new=not pushing)
+    repository = place.needs_repository()
+    if pushing:
+        place.entries()
+    done = (push if pushing else pull)(repository, place.store, choose_remote(repository, arguments.remote))
+    files = plural(len(done.files), "file")
+    if pushing:
+        print(
+            f"Added {files} to {BRANCH} of {done.remote}."
+            if done.files
+            else f"{BRANCH} of {done.remote} has every run of this store."
+        )
+    elif not done.exists:
+        print(f"{done.remote} has no branch {BRANCH} yet: nothing was pushed so far.")
+    else:
+        print(
+            f"Added {files} from {BRANCH} of {done.remote}."
+            if done.files
+            else f"This store has every run of {BRANCH} of {done.remote}."
+        )
+    for problem in done.left_out:
+        print(f"Left out: {problem.path}: {problem.reason}")
+    return 0

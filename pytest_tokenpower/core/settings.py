@@ -1,0 +1,118 @@
+"""What a run and a test are set to: options, ini values and limits, read and checked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from pytest_tokenpower.errors import UsageError
+
+if TYPE_CHECKING:
+    from pytest_tokenpower.core.types import Scope
+
+
+DEFAULT_MIN_ROUNDS = 6
+
+
+DEFAULT_MAX_ROUNDS = 30
+
+
+DEFAULT_MAX_SECONDS = 120.0
+
+
+class Budget(NamedTuple):
+    """The limits that a test declares with ``@pytest.mark.power_budget``; None: not limited."""
+
+    joules_per_token: float | None = None
+    joules_per_response: float | None = None
+    joules: float | None = None
+    mean_watts: float | None = None
+    peak_watts: float | None = None
+    regression: float | None = None
+    min_rounds: int = DEFAULT_MIN_ROUNDS
+    max_rounds: int = DEFAULT_MAX_ROUNDS
+    max_seconds: float = DEFAULT_MAX_SECONDS
+    key_ignore: tuple[str, ...] = ()
+
+    @property
+    def ceilings(self) -> Mapping[str, float]:
+        """The absolute limits that are set, by the name of their figure."""
+        values = {name: getattr(self, name) for name in CEILINGS}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+CEILINGS = ("joules_per_token", "joules_per_response", "joules", "mean_watts", "peak_watts")
+
+
+Severity = Literal["warn", "fail"]
+
+
+CHILD_VARIABLE = "PYTEST_TOKENPOWER_CHILD"
+
+
+DEFAULT_REGRESSION = 0.03
+
+
+DEFAULT_WARMUP_ROUNDS = 2
+
+
+DEFAULT_BASELINE_RUNS = 5
+
+
+class Settings(NamedTuple):
+    """What the command line and the ini file ask for."""
+
+    disabled: bool
+    source: str
+    scope: Scope | None
+    save: str | None
+    autosave: bool
+    storage: Path | None
+    json: Path | None
+    record: Path | None
+    baselines: tuple[str, ...]
+    baselines_of_ini: bool
+    baseline_runs: int
+    rerun_baseline: bool
+    restart_seconds: float
+    require_hardware: bool
+    missing_baseline: Severity
+    inconclusive: Severity
+    key_ignore: tuple[str, ...]
+    regression: float
+    warmup_rounds: int
+
+    @property
+    def stores(self) -> bool:
+        """Whether this run is to be stored."""
+        return self.autosave or self.save is not None
+
+    @property
+    def restarts(self) -> bool:
+        """Whether doubtful comparisons with stored runs are to be restarted; a replay has nothing to restart."""
+        return (
+            self.restart_seconds > 0
+            and bool(self.baselines)
+            and not self.rerun_baseline
+            and not self.source.startswith("replay:")
+        )
+
+
+def fraction(name: str | None, value: Any) -> float:
+    """A share, ``"3%"`` or ``0.03``, as a fraction, above 0 and at most 1000 %."""
+    where = f"ini {name}={value}: " if name else ""
+    number: float | None = None
+    if isinstance(value, str) and (match := re.fullmatch(r"\s*([0-9.]+)\s*(%?)\s*", value)):
+        try:
+            number = float(match[1]) / (100 if match[2] else 1)
+        except ValueError:
+            number = None
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        number = float(value)
+    if number is None or not 0 < number <= 10:
+        raise UsageError(f"{where}must be a share such as '3%' or 0.03")
+    if number >= 1 and not (isinstance(value, str) and "%" in value):
+        raise UsageError(f"{where}is {number:.0%}: write '{number:g}%' for {number:g} percent")
+    return number

@@ -1,0 +1,67 @@
+"""Prefill and decode of one execution, read off what the workload returned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pytest_tokenpower.core.types import Fact
+from pytest_tokenpower.core.windows import DECODE, MIXED, PREFILL, PhaseWindow
+from pytest_tokenpower.engines.protocol import Generation, Step
+from pytest_tokenpower.engines.vllm.requests import (
+    cached_tokens,
+    lack_of_times,
+    steps_from_request_metrics,
+    stretches_from_request_metrics,
+)
+
+
+def phases_of(result: object) -> tuple[PhaseWindow, ...]:
+    """The phases of an execution: from our engines' steps, else from vLLM's request metrics, else none.
+
+    Request metrics tell the phases exactly where all prefills came before the first decode step, else as estimates.
+    """
+    if isinstance(result, Generation):
+        return phases_of_steps(result.steps, estimated=not result.steps_exact)
+    marks = steps_from_request_metrics(result)
+    if marks is None:
+        return ()
+    if marks.mixed:
+        return phases_of_steps(stretches_from_request_metrics(result), estimated=True)
+    prefill = PhaseWindow("prefill", *marks.prefill)
+    return (
+        (prefill, PhaseWindow("decode", *marks.decode))
+        if marks.decode_end_ns > marks.prefill_end_ns
+        else (prefill,)
+    )
+
+
+def notes_of(result: object) -> dict[str, Fact]:
+    """Facts for the record of what vLLM's outputs say of their prefill: why there is none, or that it was spared."""
+    notes: dict[str, Fact] = {}
+    if lack_of_times(result):
+        notes["phases.absent"] = (
+            "vLLM's outputs have no times, which vllm.LLM(..., disable_log_stats=False) gives them; or use "
+            "energy.run(EngineSpec('vllm', ...), workload)"
+        )
+    if cached := cached_tokens(result):
+        notes["prefix_cache.prompt_tokens"] = cached
+    return notes
+
+
+def phases_of_steps(steps: Sequence[Step], *, estimated: bool = False) -> tuple[PhaseWindow, ...]:
+    """Each step as a window of its own with its tokens; a step with prompt and generated tokens is ``mixed``.
+
+    Steps that computed nothing new (a preempted prompt once more) count as prefill, which they repeat.
+    """
+    return tuple(
+        PhaseWindow(
+            _kind(step), step.start_ns, step.end_ns, estimated, step.prompt_tokens, step.generated_tokens
+        )
+        for step in steps
+    )
+
+
+def _kind(step: Step) -> str:
+    if not step.generated_tokens:
+        return PREFILL
+    return MIXED if step.prompt_tokens else DECODE

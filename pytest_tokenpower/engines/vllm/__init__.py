@@ -1,0 +1,1 @@
+"""vLLM: offline, asynchronous and as a server."""

@@ -1,0 +1,226 @@
+"""Options and ini values, read and checked once, as immutable values.
+
+Every pytest run imports this. Named tuples are made quicker than dataclasses, and annotations that are no strings
+need not be compiled one by one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, cast, get_args
+
+import pytest
+
+from pytest_tokenpower.core.settings import (
+    CHILD_VARIABLE,
+    DEFAULT_BASELINE_RUNS,
+    DEFAULT_WARMUP_ROUNDS,
+    Settings,
+    Severity,
+    fraction,
+)
+from pytest_tokenpower.errors import UsageError
+
+if TYPE_CHECKING:
+    from pytest_tokenpower.core.types import Scope
+
+
+PLAIN_SOURCES = frozenset({"auto", "nvml", "amd", "rapl", "hwmon", "ipmi", "model", "simulated"})
+
+
+"""Values of --energy-source that are right in any project; others name a file or another plugin's meter."""
+
+
+"""Set in a pytest run that another one has started: it measures, and stores, compares and starts nothing itself."""
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Declare the options and ini values; the defaults live in :func:`read_settings`."""
+    group = parser.getgroup("energy", "energy per token (pytest-tokenpower)")
+    group.addoption(
+        "--energy-source",
+        metavar="SOURCE",
+        help="what measures: auto (default: NVML, then AMD, then RAPL), nvml, amd, rapl, hwmon, ipmi, redfish[:URL], "
+        "prometheus[:URL], model (CPU-time model), simulated or simulated:SCENARIO.json, replay:RECORDING, or what a "
+        "plugin adds; several with commas between them, such as nvml,rapl",
+    )
+    group.addoption(
+        "--energy-scope",
+        metavar="SCOPE",
+        help="whose joules make J/token: gpu, cpu, dram, module, node or rack (default: gpu where one is measured, "
+        "else cpu); other scopes that are measured are shown beside it",
+    )
+    group.addoption(
+        "--energy-baseline",
+        metavar="REF|NAME|PATH",
+        help="compare with the stored runs of a git ref (its merge base with HEAD and the commits before it), with "
+        "runs saved under a name, or with a file or folder",
+    )
+    group.addoption(
+        "--energy-rerun-baseline",
+        action="store_true",
+        default=None,
+        help="measure the baseline's commit anew, in turn with this one and in fresh processes (A B B A), instead of "
+        "reading stored runs",
+    )
+    group.addoption(
+        "--energy-max-seconds",
+        metavar="SECONDS",
+        help="how long this run may spend in all on restarts: a test whose comparison is doubtful is measured anew "
+        "in fresh processes, up to twice, when all tests have run (default: 0, no restarts)",
+    )
+    group.addoption("--energy-save", metavar="NAME", help="store this run under a name")
+    group.addoption(
+        "--energy-autosave", action="store_true", default=None, help="store this run under its commit"
+    )
+    group.addoption(
+        "--energy-storage",
+        metavar="PATH",
+        help="where runs are stored (default: tokenpower in the repository's git folder, which `git clean` keeps)",
+    )
+    group.addoption("--energy-json", metavar="PATH", help="write this run's record to a file")
+    group.addoption(
+        "--energy-record",
+        metavar="PATH",
+        help="write the timeline and the windows of this run to a recording, for `tokenpower analyse` and "
+        "--energy-source=replay:PATH; each xdist worker writes its own, with its name before the suffix",
+    )
+    group.addoption(
+        "--energy-disable", action="store_true", default=None, help="run energy tests once, without measuring"
+    )
+    for name, default, text in (
+        ("energy_source", "auto", "default of --energy-source"),
+        ("energy_scope", "", "default of --energy-scope"),
+        ("energy_baseline", "", "default of --energy-baseline"),
+        ("energy_max_seconds", "0", "default of --energy-max-seconds"),
+        ("energy_storage", "", "default of --energy-storage"),
+        (
+            "energy_require_hardware",
+            "false",
+            "a missing meter fails the test instead of skipping it (true, false)",
+        ),
+        ("energy_missing_baseline", "warn", "what a test without comparable stored runs does (warn, fail)"),
+        ("energy_inconclusive", "warn", "what an inconclusive comparison does (warn, fail)"),
+        ("energy_key_ignore", "", "key fields that may differ from the baseline, separated by spaces"),
+        ("energy_regression", "3%", "how much more energy per token fails a test without a limit of its own"),
+        (
+            "energy_baseline_runs",
+            str(DEFAULT_BASELINE_RUNS),
+            "how many stored runs make the baseline, newest first",
+        ),
+        ("energy_warmup_rounds", str(DEFAULT_WARMUP_ROUNDS), "rounds that are run before measuring"),
+    ):
+        parser.addini(name, f"{text}; default: {default or 'none'}", default=None)
+
+
+def read_settings(config: pytest.Config) -> Settings:
+    """Command line, then ini, then default; raises UsageError that names the option and its valid values."""
+
+    def text(option: str | None, ini: str, default: str) -> str:
+        given = config.getoption(option) if option else None
+        if given is None:
+            given = config.getini(ini)
+        return str(given) if given not in (None, "") else default
+
+    rootdir = config.rootpath
+    child = CHILD_VARIABLE in os.environ
+    storage = text("--energy-storage", "energy_storage", "")
+    json = config.getoption("--energy-json")
+    record = config.getoption("--energy-record")
+    return Settings(
+        disabled=bool(config.getoption("--energy-disable")),
+        source=text("--energy-source", "energy_source", "auto"),
+        scope=_scope(text("--energy-scope", "energy_scope", "")),
+        save=None if child else config.getoption("--energy-save"),
+        autosave=not child and bool(config.getoption("--energy-autosave")),
+        storage=(config.invocation_params.dir if config.getoption("--energy-storage") else rootdir) / storage
+        if storage
+        else None,
+        json=config.invocation_params.dir / json if json else None,
+        record=_of_worker(config.invocation_params.dir / record, config) if record and not child else None,
+        baselines=()
+        if child
+        else _names("--energy-baseline", text("--energy-baseline", "energy_baseline", "")),
+        baselines_of_ini=config.getoption("--energy-baseline") is None,
+        rerun_baseline=not child and bool(config.getoption("--energy-rerun-baseline")),
+        restart_seconds=0.0
+        if child
+        else _seconds("--energy-max-seconds", text("--energy-max-seconds", "energy_max_seconds", "0")),
+        baseline_runs=_integer("energy_baseline_runs", text(None, "energy_baseline_runs", "5"), 1),
+        require_hardware=_boolean("energy_require_hardware", text(None, "energy_require_hardware", "false")),
+        missing_baseline=_severity("energy_missing_baseline", text(None, "energy_missing_baseline", "warn")),
+        inconclusive=_severity("energy_inconclusive", text(None, "energy_inconclusive", "warn")),
+        key_ignore=checked_key_ignore(text(None, "energy_key_ignore", "").replace(",", " ").split()),
+        regression=fraction("energy_regression", text(None, "energy_regression", "3%")),
+        warmup_rounds=_integer(
+            "energy_warmup_rounds", text(None, "energy_warmup_rounds", str(DEFAULT_WARMUP_ROUNDS)), 0
+        ),
+    )
+
+
+def _of_worker(path: Path, config: pytest.Config) -> Path:
+    """``run.jsonl.gz`` on worker gw1 is ``run.gw1.jsonl.gz``: each process has its own timeline."""
+    worker = getattr(config, "workerinput", {}).get("workerid")
+    if worker is None:
+        return path
+    packed = ".gz" if path.suffix == ".gz" else ""
+    plain = path.with_suffix("") if packed else path
+    return plain.with_name(f"{plain.stem}.{worker}{plain.suffix}{packed}")
+
+
+def checked_key_ignore(names: Sequence[str]) -> tuple[str, ...]:
+    """Patterns of key fields that may differ; raises UsageError for one that never may."""
+    if names:
+        from pytest_tokenpower.store.keys import ignoring
+
+        ignoring({}, names)
+    return tuple(names)
+
+
+def _names(option: str, value: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in value.split(",")) if value else ()
+    if "" in names or len(set(names)) < len(names):
+        raise UsageError(f"{option}={value}: must be different names, separated by commas")
+    return names
+
+
+def _scope(value: str) -> Scope | None:
+    if not value:
+        return None
+    from pytest_tokenpower.core.types import Scope
+
+    if value not in (valid := get_args(Scope)):
+        raise UsageError(f"--energy-scope={value}: must be one of {', '.join(valid)}")
+    return cast("Scope", value)
+
+
+def _severity(name: str, value: str) -> Severity:
+    if value not in ("warn", "fail"):
+        raise UsageError(f"ini {name}={value}: must be warn or fail")
+    return cast(Severity, value)
+
+
+def _boolean(name: str, value: str) -> bool:
+    lowered = value.lower()
+    if lowered not in ("true", "false", "1", "0", "yes", "no", "on", "off"):
+        raise UsageError(f"ini {name}={value}: must be true or false")
+    return lowered in ("true", "1", "yes", "on")
+
+
+def _seconds(name: str, value: str) -> float:
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise UsageError(f"{name}={value}: must be a number of seconds, 0 for no restarts")
+    return seconds
+
+
+def _integer(name: str, value: str, least: int) -> int:
+    if not re.fullmatch(r"\d+", value) or int(value) < least:
+        raise UsageError(f"ini {name}={value}: must be an integer of at least {least}")
+    return int(value)

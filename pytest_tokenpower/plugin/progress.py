@@ -1,0 +1,41 @@
+"""Progress lines in pytest's terminal, past its capturing of output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import pytest
+
+from pytest_tokenpower.core import progress
+
+
+def teller(config: pytest.Config) -> Callable[[str], None]:
+    """What writes a line between tests, as the runs that this one starts come and go."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+
+    def say(text: str) -> None:
+        if reporter is not None:
+            # Under xdist the share of tests that are done stands at the end of an open line.
+            if getattr(reporter._tw, "width_of_current_line", 0):
+                reporter.write_line("")
+            reporter.write_line(f"energy: {text}")
+            reporter.flush()
+
+    return say
+
+
+def show_progress(config: pytest.Config) -> None:
+    """Have the lines of long waits (an engine that loads) shown, until the run ends; nothing under ``-q``."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    capture = config.pluginmanager.get_plugin("capturemanager")
+    if reporter is None or config.get_verbosity() < 0:
+        return
+
+    def show(line: str) -> None:
+        with capture.global_and_fixture_disabled() if capture is not None else nullcontext():
+            reporter.ensure_newline()
+            reporter.write_line(f"energy: {line}")
+            reporter.flush()
+
+    config.add_cleanup(progress.show_on(show))

@@ -1,0 +1,77 @@
+"""--energy-rerun-baseline inside pytest: child runs before the loop, and their verdicts as the tests' reports."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_tokenpower.errors import TokenPowerError, UsageError
+from pytest_tokenpower.plugin.marker import read_budget
+from pytest_tokenpower.plugin.progress import teller
+from pytest_tokenpower.plugin.state import MEASUREMENT, SETTINGS, complaint_of, is_gated, session_of
+
+if TYPE_CHECKING:
+    from pytest_tokenpower.runner.rerun import Rerun
+
+
+class Rerunner:
+    """--energy-rerun-baseline: energy tests are not run here, but in turn with the baseline's in fresh processes."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        chosen = config.stash[SETTINGS]
+        if len(chosen.baselines) != 1:
+            raise UsageError("--energy-rerun-baseline needs one git ref: --energy-baseline=REF")
+        if config.getoption("numprocesses", None):
+            raise UsageError("--energy-rerun-baseline runs one process at a time: leave -n away")
+        self._config = config
+        self._rerun: Rerun | None = None
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, object, object]:
+        if any(is_gated(item) for item in session.items):
+            from pytest_tokenpower.runner.rerun import rerun
+
+            try:
+                self._rerun = rerun(
+                    session_of(self._config).repository,
+                    self._config.stash[SETTINGS].baselines[0],
+                    [str(argument) for argument in self._config.invocation_params.args],
+                    self._config.invocation_params.dir,
+                    teller(self._config),
+                )
+            except TokenPowerError as error:
+                pytest.exit(f"energy: {error}", returncode=pytest.ExitCode.USAGE_ERROR)
+        return (yield)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
+        rerun = self._rerun
+        if rerun is None or not is_gated(item):
+            return None
+        chosen, budget = self._config.stash[SETTINGS], read_budget(item)
+        measured = rerun.judge(
+            item.nodeid,
+            budget.regression or chosen.regression,
+            budget.ceilings,
+            (*chosen.key_ignore, *budget.key_ignore),
+            session_of(self._config).gated_tests,
+        )
+
+        def outcome() -> None:
+            if measured is None:
+                if failure := rerun.failure(item.nodeid):
+                    pytest.fail(f"{item.name} failed in a process of its own: {failure}", pytrace=False)
+                pytest.skip("nothing was measured in its own process: run it alone to see why")
+            item.stash[MEASUREMENT] = measured
+            if complaint := complaint_of(item.name, measured, chosen):
+                pytest.fail(complaint, pytrace=False)
+
+        hook = item.ihook
+        hook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+        for when, body in (("setup", lambda: None), ("call", outcome), ("teardown", lambda: None)):
+            call = pytest.CallInfo.from_call(body, when)  # type: ignore[arg-type]
+            hook.pytest_runtest_logreport(report=hook.pytest_runtest_makereport(item=item, call=call))
+        hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+        return True

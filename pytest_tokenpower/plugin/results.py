@@ -1,0 +1,186 @@
+"""Results on their way: gathered from all reports, settled, shown and stored; sent along by xdist's workers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_tokenpower.core.settings import CHILD_VARIABLE
+from pytest_tokenpower.errors import TokenPowerError
+from pytest_tokenpower.plugin.restarts import Doubts
+from pytest_tokenpower.plugin.state import (
+    MEASUREMENTS,
+    SESSION,
+    SETTINGS,
+    complaint_of,
+    runs_tests,
+    session_of,
+)
+
+if TYPE_CHECKING:
+    from pytest_tokenpower.core.records import MeasurementRecord
+
+
+def _name(measured: MeasurementRecord) -> str:
+    return measured.test.rpartition("::")[2]
+
+
+def _first_line(report: pytest.TestReport) -> str:
+    crash = getattr(report.longrepr, "reprcrash", None)
+    lines = str(report.longreprtext if crash is None else crash.message).strip().splitlines()
+    return lines[0] if lines else "no reason is known"
+
+
+class Gatherer:
+    """Collects the measurements of all reports; on the controller only, where the run is stored and shown."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._problems: dict[str, str] = {}
+        self._losses: list[str] = []
+        self._doubts = Doubts(config)
+        self._rerun: set[str] = set()
+        self._failures: dict[str, str] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self._doubts.note(report)
+        # A failing verdict is passed anew by the run that has started this one; it needs to know of other failures.
+        if (
+            CHILD_VARIABLE in os.environ
+            and report.failed
+            and not getattr(report, "energy", {}).get("verdicts")
+        ):
+            self._failures.setdefault(report.nodeid, _first_line(report))
+        if report.when == "call" and hasattr(report, "energy"):
+            import msgspec
+
+            from pytest_tokenpower.core.records import MeasurementRecord
+
+            self._keep_measurement(msgspec.convert(report.energy, MeasurementRecord))
+            if report.outcome == "rerun":  # type: ignore[comparison-overlap]
+                self._rerun.add(report.nodeid)
+
+    def _keep_measurement(self, measured: MeasurementRecord) -> None:
+        measurements = self._config.stash[MEASUREMENTS]
+        # What a test measured in an earlier try is in the last one's record, or was superseded by it.
+        if measured.tries > 1 or measured.test in self._rerun:
+            self._rerun.discard(measured.test)
+            measurements[:] = [one for one in measurements if one.test != measured.test]
+        measurements.append(measured)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtestloop(self) -> Generator[None, object, object]:
+        complete = False
+        try:
+            result = yield
+            complete = True
+        finally:
+            self._decide(complete)
+        if self._config.stash[MEASUREMENTS] and self._config.stash[SETTINGS].baselines:
+            self._settle()
+        return result
+
+    def _decide(self, complete: bool) -> None:
+        """Decide what was left doubtful, and fail the passed tests that did not pass in the end."""
+        measurements = self._config.stash[MEASUREMENTS]
+        decided: dict[str, MeasurementRecord] = {}
+        try:
+            self._doubts.decide(measurements, decided, complete=complete)
+        finally:
+            # Also when it is interrupted: a table that says regressed goes with a test that failed.
+            measurements[:] = [decided.get(measured.test, measured) for measured in measurements]
+            for measured in decided.values():
+                self._fail(measured, complaint_of(_name(measured), measured, self._config.stash[SETTINGS]))
+
+    def _settle(self) -> None:
+        """Fail the tests that the whole family's p-values show to have regressed, and theirs alone did not."""
+        from msgspec.structs import replace
+
+        from pytest_tokenpower.gate.verdict import settle
+
+        measurements = self._config.stash[MEASUREMENTS]
+        settled = settle(measurements)
+        for at, measured in enumerate(measurements):
+            verdicts = tuple(settled.get((measured.test, v.against), v) for v in measured.verdicts)
+            if verdicts == measured.verdicts:
+                continue
+            measurements[at] = replace(measured, verdicts=verdicts)
+            lines = [f"REGRESSED: {_name(measured)}: {v.message}" for v in verdicts if v.kind == "regressed"]
+            self._fail(measured, "\n".join(lines))
+
+    def _fail(self, measured: MeasurementRecord, complaint: str) -> None:
+        """Fail a test that has ended as passed, by a further report; an empty complaint fails none."""
+        if not complaint or not self._doubts.passed(measured.test):
+            return
+        self._config.hook.pytest_runtest_logreport(
+            report=pytest.TestReport(
+                nodeid=measured.test,
+                location=(measured.test.partition("::")[0], None, _name(measured)),
+                keywords={},
+                outcome="failed",
+                longrepr=complaint,
+                when="call",
+            )
+        )
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        output = getattr(node, "workeroutput", {})
+        self._problems.update(output.get("tokenpower_problems", {}))
+        self._losses.extend(output.get("tokenpower_losses", ()))
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if measurements := self._config.stash[MEASUREMENTS]:
+            from pytest_tokenpower.reporting.terminal import summary
+
+            session = session_of(self._config)
+            summary(terminalreporter, measurements, session, {**session.problems, **self._problems})
+        for loss in self._losses:
+            terminalreporter.write_line(loss, red=True)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        measurements = self._config.stash[MEASUREMENTS]
+        chosen = self._config.stash[SETTINGS]
+        stores = chosen.stores and measurements
+        if chosen.disabled or not runs_tests(self._config):
+            return
+        if chosen.record is not None and SESSION in self._config.stash:
+            self._keep(f"recorded in {chosen.record}", session_of(self._config).write_recording)
+        if not (stores or chosen.json or self._losses):
+            return
+        from pytest_tokenpower.core.records import encode_run
+
+        run = session_of(self._config).run_record(measurements, self._failures)
+        if stores:
+            self._keep("stored", lambda: session_of(self._config).store.write(run))
+        if (path := chosen.json) is not None:
+            self._keep(f"written to {path}", lambda: path.write_bytes(encode_run(run)))
+        if self._losses and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+            session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
+
+    def _keep(self, what: str, write: Callable[[], object]) -> None:
+        # Raised from here, an error would cost the reader all of pytest's summary.
+        try:
+            write()
+        except (TokenPowerError, OSError) as error:
+            self._losses.append(f"this run is NOT {what}: {error}")
+
+
+class Sender:
+    """On an xdist worker: sends along what no report carries."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def pytest_sessionfinish(self) -> None:
+        if SESSION in self._config.stash:
+            output: dict[str, object] = self._config.workeroutput  # type: ignore[attr-defined]
+            output["tokenpower_problems"] = session_of(self._config).problems
+            try:
+                session_of(self._config).write_recording()
+            except TokenPowerError as error:
+                output["tokenpower_losses"] = [f"this run is NOT recorded: {error}"]

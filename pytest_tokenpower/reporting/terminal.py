@@ -1,0 +1,273 @@
+"""The terminal's energy summary: what measured, the table, and what each verdict rests on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from pytest_tokenpower.core.records import MeasurementRecord
+from pytest_tokenpower.core.text import signed
+from pytest_tokenpower.gate.verdict import FAILING, against_baseline, gravest
+
+if TYPE_CHECKING:
+    import pytest
+
+    from pytest_tokenpower.runner.session import Session
+
+
+COLUMNS = (
+    "test",
+    "J/token",
+    "±95 %",
+    "prefill",
+    "decode",
+    "W",
+    "tok/s",
+    "change",
+    "95 % interval",
+    "verdict",
+)
+
+
+ESTIMATED = "~"
+
+
+"""Stands before a phase's figure whose marks do not come from the engine itself."""
+
+
+MOST_PROBLEMS = 10
+
+
+"""So many files that were skipped are named; the others are only counted."""
+
+
+def summary(
+    reporter: pytest.TerminalReporter,
+    measurements: Sequence[MeasurementRecord],
+    session: Session,
+    problems: Mapping[str, str],
+) -> None:
+    """Write the energy section; ``problems`` are the stored files that were skipped, each with the reason."""
+    reporter.write_sep("=", "energy")
+    for line in header(measurements, session):
+        reporter.write_line(line)
+    reporter.write_line("")
+    for line, kind in table(measurements):
+        markup = (
+            {"red": True}
+            if kind in FAILING
+            else {"yellow": True}
+            if kind in ("inconclusive", "no baseline")
+            else {}
+        )
+        reporter.write_line(line, **markup)
+    notes = [
+        line
+        for measured in measurements
+        for line in (*beside(measured), *mixed_steps(measured), *cached(measured), *footnotes(measured))
+    ]
+    notes += absences(measurements)
+    if any(map(_estimated, measurements)):
+        notes.append(f"{ESTIMATED} estimated: the phases were marked from outside the engine")
+    if notes:
+        reporter.write_line("")
+    for note in notes:
+        reporter.write_line(note)
+    if below := below_noise(measurements):
+        reporter.write_line("")
+    for line in below:
+        reporter.write_line(line, yellow=True)
+    if problems:
+        reporter.write_line("")
+    for line in skipped(problems):
+        reporter.write_line(line, yellow=True)
+
+
+def header(measurements: Sequence[MeasurementRecord], session: Session) -> list[str]:
+    """What measured, and what it is compared with. A figure that was not measured says so first."""
+    lines = []
+    for source in dict.fromkeys(_source(measured) for measured in measurements):
+        lines.append(source)
+    if session.baselines:
+        lines.append(f"baseline {', '.join(baseline.label for baseline in session.baselines)}")
+    return lines
+
+
+def _source(measured: MeasurementRecord) -> str:
+    names = [
+        f"{count}x {measured.key.get(field.removesuffix('count') + 'name')}"
+        for field, count in measured.key.items()
+        if field.endswith(".count")
+    ]
+    honest = "" if measured.provenance == "measured" else f"{measured.provenance.upper()}, not measured: "
+    scope = f"energy of {measured.scope}" if "+" in measured.scope else f"{measured.scope} energy"
+    return f"{honest}{', '.join(names)}, {measured.method} ({scope})"
+
+
+def table(measurements: Sequence[MeasurementRecord]) -> list[tuple[str, str | None]]:
+    """The table's lines, each with the verdict that colours it."""
+    from tabulate import tabulate
+
+    rows = [row(measured) for measured in measurements]
+    used = [i for i in range(len(COLUMNS)) if i in (0, 1) or any(each[i] for each in rows)]
+    text = tabulate(
+        [[each[i] for i in used] for each in rows],
+        headers=[COLUMNS[i] for i in used],
+        tablefmt="simple",
+        disable_numparse=True,
+        colalign=["left" if COLUMNS[i] in ("test", "verdict") else "right" for i in used],
+    ).splitlines()
+    kinds = [getattr(gravest(measured.verdicts), "kind", None) for measured in measurements]
+    return list(zip(text, [None, None, *kinds], strict=True))
+
+
+def row(measured: MeasurementRecord) -> list[str]:
+    """One test's cells, in the order of COLUMNS; what is not known stays empty."""
+
+    def figure(name: str) -> str:
+        return f"{measured.figures[name].value:.4g}" if name in measured.figures else ""
+
+    def phase(name: str) -> str:
+        return ESTIMATED + figure(name) if figure(name) and _estimated(measured) else figure(name)
+
+    main = measured.figures.get("joules_per_token")
+    verdict = gravest(measured.verdicts)
+    compared = against_baseline(measured.verdicts)
+    return [
+        measured.test.rpartition("::")[2],
+        figure("joules_per_token"),
+        f"{196 * main.stderr / main.value:.1f} %" if main else "",
+        phase("prefill_joules_per_token"),
+        phase("decode_joules_per_token"),
+        f"{measured.figures['mean_watts'].value:.0f}" if "mean_watts" in measured.figures else "",
+        figure("tokens_per_second"),
+        signed(compared.change) if compared and compared.change is not None else "",
+        f"[{100 * (compared.change_low or 0):+.1f}, {100 * (compared.change_high or 0):+.1f}]"
+        if compared
+        else "",
+        _word(verdict.kind) if verdict else ("failed" if measured.reasons else "measured"),
+    ]
+
+
+def _word(kind: str) -> str:
+    return kind.upper() if kind in FAILING else kind
+
+
+def _estimated(measured: MeasurementRecord) -> bool:
+    return any(phase.estimated for one in measured.rounds for phase in one.phases.values())
+
+
+def mixed_steps(measured: MeasurementRecord) -> list[str]:
+    """How the phases came out of steps that prefilled and decoded at once, or why they did not."""
+    share, refused = measured.facts.get("phases.mixed_share"), measured.facts.get("phases.refused")
+    name = measured.test.rpartition("::")[2]
+    if (absent := measured.facts.get("phases.absent")) is not None:
+        return [f"{name}: prefill and decode not told apart: {absent}"]
+    if not isinstance(share, float) and refused is None:
+        return []
+    much = (
+        f"{100 * share:.2g} % of the steps' energy"
+        if isinstance(share, float)
+        else "some of the steps' energy"
+    )
+    if refused is None:
+        return [f"{name}: prefill and decode: {much} was in mixed steps, divided by least squares"]
+    return [f"{name}: prefill and decode not told apart, {much} being in mixed steps: {refused}"]
+
+
+def cached(measured: MeasurementRecord) -> list[str]:
+    """That prompts came from a prefix cache, so that their prefill is not in the figures."""
+    count = measured.facts.get("prefix_cache.prompt_tokens")
+    if count is None:
+        return []
+    name = measured.test.rpartition("::")[2]
+    return [
+        f"{name}: {count} prompt tokens of the last execution came from vLLM's prefix cache and were not prefilled: "
+        "enable_prefix_caching=False has every round do the same work"
+    ]
+
+
+def footnotes(measured: MeasurementRecord) -> list[str]:
+    """Every verdict that needs words: what did not simply pass."""
+    name = measured.test.rpartition("::")[2]
+    lines = []
+    for verdict in measured.verdicts:
+        # What failed the test stands in pytest's own section of failures.
+        if verdict.kind in FAILING or (verdict.kind == "passed" and not verdict.provisional):
+            continue
+        lines.append(f"{name}: {_word(verdict.kind)}: {verdict.message}")
+    dropped = [one for one in measured.rounds if one.reasons]
+    if dropped and measured.comparable:
+        causes = dict.fromkeys(reason for one in dropped for reason in one.reasons)
+        lines.append(f"{name}: {len(dropped)} of {len(measured.rounds)} rounds dropped: {'; '.join(causes)}")
+    return lines
+
+
+def below_noise(measurements: Sequence[MeasurementRecord]) -> list[str]:
+    """The tests, also those that passed, whose limit is finer than what their comparison can tell."""
+    lines = []
+    for measured in measurements:
+        found = [
+            (verdict.noise_floor, verdict.threshold)
+            for verdict in measured.verdicts
+            if verdict.noise_floor is not None and 0 < (verdict.threshold or 0) < verdict.noise_floor
+        ]
+        if found:
+            floor, limit = max(found)
+            lines.append(
+                f"{measured.test.rpartition('::')[2]}: warning: the limit of {100 * (limit or 0):.3g} % is below the "
+                f"noise: rises under {100 * floor:.2g} % cannot be told"
+            )
+    if lines:
+        lines.append("`tokenpower noise -- PYTEST ARGUMENTS` measures which limit this machine can hold.")
+    return lines
+
+
+_BESIDE = re.compile(r"(gpu|cpu|dram|module|node|rack|other)(?:_([a-z]+))?_joules_per_token")
+
+
+_ABSENT = re.compile(r"beside\.(.+)\.absent")
+
+
+def beside(measured: MeasurementRecord) -> list[str]:
+    """The other scopes' J/token; a slow meter's says what it is taken over, a modelled one that it is modelled."""
+    parts = []
+    for name, figure in measured.figures.items():
+        if not (found := _BESIDE.fullmatch(name)):
+            continue
+        scope, provenance = found.groups()
+        group = f"{scope}_{provenance}" if provenance else scope
+        words = [provenance] if provenance else []
+        if (error := 196 * figure.stderr / figure.value) >= 1:
+            words.append(f"±{error:.0f} %")
+        seconds = measured.facts.get(f"beside.{group}.span_seconds")
+        share = measured.facts.get(f"beside.{group}.share_in_rounds")
+        if isinstance(seconds, (int, float)) and isinstance(share, (int, float)):
+            words.append(f"over {seconds:.0f} s, {100 * share:.0f} % of it in rounds")
+        parts.append(f"{scope} {figure.value:.4g} J/token" + (f" ({', '.join(words)})" if words else ""))
+    return [f"{measured.test.rpartition('::')[2]}: beside it: {', '.join(parts)}"] if parts else []
+
+
+def absences(measurements: Sequence[MeasurementRecord]) -> list[str]:
+    """What was not measured beside the figures, with the reason; once for all tests of which it is true."""
+    tests: dict[tuple[str, object], list[str]] = {}
+    for measured in measurements:
+        for name, reason in measured.facts.items():
+            if found := _ABSENT.fullmatch(name):
+                tests.setdefault((found[1], reason), []).append(measured.test.rpartition("::")[2])
+    return [
+        f"{'all tests' if len(names) == len(measurements) > 1 else ', '.join(names)}: beside it: no {what}: {reason}"
+        for (what, reason), names in tests.items()
+    ]
+
+
+def skipped(problems: Mapping[str, str]) -> list[str]:
+    """The stored files that were left out: how many, and which."""
+    if not problems:
+        return []
+    lines = [f"{len(problems)} stored file{'s' if len(problems) > 1 else ''} skipped:"]
+    lines += [f"  {path}: {reason}" for path, reason in sorted(problems.items())[:MOST_PROBLEMS]]
+    if len(problems) > MOST_PROBLEMS:
+        lines.append(f"  and {len(problems) - MOST_PROBLEMS} more")
+    return lines

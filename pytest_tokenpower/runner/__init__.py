@@ -1,0 +1,1 @@
+"""Run tests' workloads under measurement. Knows no pytest."""

@@ -1,0 +1,86 @@
+"""Checks of a test's word against the engine's own: that its host is measured, and that it runs as declared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+from pytest_tokenpower.core.types import Fact
+from pytest_tokenpower.engines.protocol import EngineIdentity
+from pytest_tokenpower.errors import UsageError
+from pytest_tokenpower.telemetry.types import Device
+
+LOCAL_METERS = frozenset({"nvml", "amd", "rapl", "hwmon", "ipmi", "cpu-model"})
+
+
+"""Meters (``Device.meter``) of the machine that the tests run on. Others are named by their user, or added by a hook,
+and may be any machine's."""
+
+
+def check_reach(test: str, workload: object, devices: Sequence[Device]) -> None:
+    """Raise UsageError where a workload's engine is on another machine, and a device of the figure is on this one.
+
+    Known are executions of ``energy.run``, and methods of our engines. A recording has its own machine.
+    """
+    while isinstance(workload, partial):
+        workload = workload.func
+    host = getattr(getattr(workload, "__self__", workload), "remote_host", None)
+    if not isinstance(host, str):
+        return
+    here = sorted(
+        {each.meter for each in devices if each.meter in LOCAL_METERS and each.provenance != "replayed"}
+    )
+    if here:
+        raise UsageError(
+            f"{test}: the endpoint {host} is another machine, and {', '.join(here)} measures this one: name a meter of "
+            "that machine (--energy-source=prometheus:URL or redfish:URL)"
+        )
+
+
+_SPELLINGS = {
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "half": "float16",
+    "fp32": "float32",
+    "float": "float32",
+    "none": None,
+}
+
+
+def declared_axes(declared: Mapping[str, Fact], identity: EngineIdentity | None) -> dict[str, Fact]:
+    """The engine's own values of the axes that a test declares, for the key.
+
+    Raises UsageError for an axis that the engine does not report, and where it reports something else.
+    """
+    if declared and identity is None:
+        raise UsageError(
+            f"energy.declare({_said(declared)}): nothing is known of the engine behind this workload: measure with "
+            "energy.run(engine, workload), or energy(llm.generate, ...) with a method of the engine itself"
+        )
+    axes: dict[str, Fact] = {}
+    for name, said in declared.items():
+        assert identity is not None
+        known = {**identity.facts, **identity.axes}
+        if name not in known:
+            raise UsageError(
+                f"energy.declare({name}={said!r}): the {identity.engine} engine reports no such axis; it reports "
+                f"{', '.join(sorted(identity.axes))} and {', '.join(sorted(identity.facts)) or 'no facts'}"
+            )
+        if _plain(said) != _plain(known[name]):
+            raise UsageError(
+                f"energy.declare({name}={said!r}): the {identity.engine} engine runs with {name}={known[name]!r}: "
+                "correct the test or the engine's options"
+            )
+        axes[name] = known[name]
+    return axes
+
+
+def _plain(value: Fact) -> Fact:
+    if not isinstance(value, str):
+        return value
+    word = value.lower().removeprefix("torch.")
+    return _SPELLINGS.get(word, word)
+
+
+def _said(declared: Mapping[str, Fact]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in declared.items())

@@ -1,0 +1,368 @@
+"""Two variants in one test: ABBA blocks with a random first variant, and what their differences say."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+from pytest_tokenpower.analysis.rounds import LARGEST_FLAGGED_SHARE
+from pytest_tokenpower.core.progress import warmup_progress
+from pytest_tokenpower.core.records import RoundRecord, VerdictRecord
+from pytest_tokenpower.core.settings import fraction
+from pytest_tokenpower.core.tokens import TokenCount
+from pytest_tokenpower.core.windows import PhaseWindow, RoundWindow
+from pytest_tokenpower.errors import EngineError, TokenCountError, UsageError
+from pytest_tokenpower.gate.verdict import OTHER_ARM
+from pytest_tokenpower.runner.rounds import (
+    MOST_ROUNDS,
+    MOST_SECONDS,
+    Bench,
+    measured_round,
+    quick_enough,
+    repeats_for,
+)
+from pytest_tokenpower.stats.decision import decide
+from pytest_tokenpower.stats.moderated import Estimate, compare_interleaved
+from pytest_tokenpower.stats.prior import DEFAULT_PRIOR, Prior
+from pytest_tokenpower.stats.runs import summarise_blocks
+
+
+class Startable(Protocol):
+    """A variant that is started anew for each restart: an engine in a process of its own with its workload."""
+
+    def start(self) -> AbstractContextManager[Callable[[], object]]:
+        """Start it; the context gives the callable that runs one execution, and ends the process when left."""
+        ...
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The arguments of a comparison; ``at_least`` and ``at_most`` are fractions, and at most one of them is given.
+
+    ``fresh`` tells variants that are started anew for each restart from callables of this process.
+    """
+
+    at_least: float | None
+    at_most: float | None
+    restarts: int
+    fresh: bool
+    names: tuple[str, str] | None
+
+    @classmethod
+    def of(
+        cls,
+        test: str,
+        baseline: object,
+        candidate: object,
+        at_least: float | str | None,
+        at_most: float | str | None,
+        restarts: int,
+        names: tuple[str, str] | None,
+    ) -> Asked:
+        """Raises UsageError that names the test and the argument."""
+        saving, cost = _share(test, "at_least", at_least), _share(test, "at_most", at_most)
+        if saving is not None and cost is not None:
+            raise UsageError(
+                f"{test}: energy.compare() has one limit: at_least, what the candidate must save, or at_most, what it "
+                "may cost more"
+            )
+        if saving is not None and saving >= 1:
+            raise UsageError(f"{test}: energy.compare(at_least={at_least!r}): must be below 100 %")
+        for name, variant in (("baseline", baseline), ("candidate", candidate)):
+            if not callable(variant) and not hasattr(variant, "start"):
+                raise UsageError(
+                    f"{test}: energy.compare({name}={variant!r}): must be a callable, or an engine to start"
+                )
+            if hasattr(variant, "workload"):
+                raise UsageError(
+                    f"{test}: energy.compare({name}=EngineSpec(...)): an engine alone has nothing to do: give "
+                    "EngineSpec(...).workload(FixedShape(...))"
+                )
+        if not isinstance(restarts, int) or isinstance(restarts, bool) or restarts < 1:
+            raise UsageError(
+                f"{test}: energy.compare(restarts={restarts!r}): must be an integer of at least 1"
+            )
+        fresh = hasattr(baseline, "start") and hasattr(candidate, "start")
+        if restarts > 1 and not fresh:
+            raise UsageError(
+                f"{test}: energy.compare(restarts={restarts}) starts each variant anew, which needs engines in "
+                "processes of their own; callables of this process have one restart"
+            )
+        called = names_of(baseline, candidate) if names is None else _two_names(test, names)
+        return cls(saving, cost, restarts, fresh, called)
+
+
+@contextmanager
+def told_of(arm: str, names: tuple[str, str] | None) -> Iterator[None]:
+    """Have an error of an engine, or of counting its tokens, begin with the variant that it is of."""
+    name = f" ({names[arm == 'candidate']})" if names else ""
+    try:
+        yield
+    except (EngineError, TokenCountError, UsageError) as error:
+        kind = next(each for each in (EngineError, TokenCountError, UsageError) if isinstance(error, each))
+        raise kind(f"energy.compare, the {arm}{name}: {error}") from error
+
+
+def started(variant: Callable[[], object] | Startable, stack: ExitStack) -> Callable[[], object]:
+    """What runs one execution of a variant; one that has to be started ends with ``stack``."""
+    return stack.enter_context(variant.start()) if hasattr(variant, "start") else variant
+
+
+def names_of(baseline: object, candidate: object) -> tuple[str, str] | None:
+    """What two variants are called where that tells them apart: callables by their names, engines by what differs.
+
+    None where nothing does: lambdas, or two closures of one function.
+    """
+    names = tuple(_describe(one, other) for one, other in ((baseline, candidate), (candidate, baseline)))
+    return (names[0], names[1]) if all(names) and names[0] != names[1] else None
+
+
+def _describe(variant: object, other: object) -> str:
+    spec, beside = getattr(variant, "spec", None), getattr(other, "spec", None)
+    if spec is None or beside is None:
+        called = str(getattr(getattr(variant, "func", variant), "__name__", ""))
+        return "" if called == "<lambda>" else called
+    if spec.engine != beside.engine:
+        return str(spec.engine)
+    if spec.model != beside.model:
+        return str(os.path.basename(os.path.normpath(spec.model)))
+    # An option that only the other one sets is this one's default.
+    names = sorted({*spec.options, *beside.options})
+    return ", ".join(
+        f"{name}={spec.options.get(name, 'default')}"
+        for name in names
+        if spec.options.get(name, "default") != beside.options.get(name, "default")
+    )
+
+
+def _two_names(test: str, names: object) -> tuple[str, str]:
+    if not isinstance(names, (tuple, list)) or [type(name) for name in names] != [str, str] or not all(names):
+        raise UsageError(
+            f"{test}: energy.compare(names={names!r}): must be two names, the baseline's and the candidate's"
+        )
+    return names[0], names[1]
+
+
+def _share(test: str, name: str, value: float | str | None) -> float | None:
+    if value is None:
+        return None
+    try:
+        return fraction(None, value)
+    except UsageError as error:
+        raise UsageError(f"{test}: energy.compare({name}={value!r}): {error}") from None
+
+
+Arm = Literal["baseline", "candidate"]
+
+
+ARMS: tuple[Arm, Arm] = ("baseline", "candidate")
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """How many ABBA blocks a restart has: ``min_blocks`` always, more while precision asks and time allows."""
+
+    warmup_rounds: int
+    min_blocks: int
+    max_blocks: int
+    max_seconds: float
+
+
+@dataclass(frozen=True)
+class Block:
+    """Four rounds in the order lead, other, other, lead: a linear drift falls out of their difference."""
+
+    arms: tuple[Arm, ...]
+    windows: tuple[RoundWindow, ...]
+
+
+def run_blocks(
+    execute: dict[Arm, Callable[[], object]],
+    count: Callable[[object], TokenCount],
+    phases: Callable[[object], Sequence[PhaseWindow]],
+    plan: BlockPlan,
+    *,
+    bench: Bench,
+    order: random.Random,
+    prior: Prior = DEFAULT_PRIOR,
+    names: tuple[str, str] | None = None,
+) -> tuple[Block, ...]:
+    """Warm both arms up, then run ABBA blocks of one restart, each with a lead arm drawn from ``order``.
+
+    The warm-up goes on while an arm still gets faster; a drift of both falls out of the blocks. It stops on precision,
+    never on the difference itself. ``names`` are what the arms are called where one fails.
+    """
+
+    def run(arm: Arm, repeats: int) -> RoundWindow:
+        with told_of(arm, names):
+            return measured_round(execute[arm], count, phases, repeats)[1]
+
+    seconds: dict[Arm, list[float]] = {arm: [] for arm in ARMS}
+    began = time.monotonic()
+    tell = warmup_progress()
+    while (done := len(seconds["candidate"])) < max(plan.warmup_rounds, 1) or not (
+        done >= MOST_ROUNDS
+        or time.monotonic() - began > MOST_SECONDS
+        or all(map(quick_enough, seconds.values()))
+    ):
+        tell(done, time.monotonic())
+        for arm in ARMS:
+            window = run(arm, 1)
+            seconds[arm].append((window.end_ns - window.start_ns) / 1e9)
+    shortest = bench.shortest_window_ns() / 1e9
+    repeats = {arm: repeats_for(min(seconds[arm]), shortest) for arm in ARMS}
+    blocks: list[Block] = []
+    began = time.monotonic()
+    while len(blocks) < plan.max_blocks:
+        lead = order.choice(ARMS)
+        other = ARMS[1 - ARMS.index(lead)]
+        arms = (lead, other, other, lead)
+        windows = tuple(replace(run(arm, repeats[arm]), pool=arm) for arm in arms)
+        blocks.append(Block(arms, windows))
+        if len(blocks) < plan.min_blocks:
+            continue
+        if time.monotonic() - began > plan.max_seconds:
+            break
+        found = differences(blocks, bench.assess([window for block in blocks for window in block.windows]))
+        if len(found) >= plan.min_blocks:
+            (summary,) = summarise_blocks([found], prior)
+            if summary.squared_error <= (prior.tau0_interleaved / 2) ** 2:
+                break
+    return tuple(blocks)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What ``energy.compare`` ran: the blocks of each restart, the bound that was asked for, the variants' names.
+
+    ``fresh`` tells variants that were started anew for each restart from callables of this process. ``names`` are of
+    the baseline and the candidate.
+    """
+
+    restarts: tuple[tuple[Block, ...], ...]
+    at_least: float | None = None
+    at_most: float | None = None
+    fresh: bool = False
+    names: tuple[str, str] | None = None
+
+    def after(self, earlier: Comparison) -> Comparison:
+        """What ``earlier``, a try of the same test, ran, and this one: more restarts, or more blocks of the one."""
+        if self.fresh:
+            return replace(self, restarts=(*earlier.restarts, *self.restarts))
+        blocks = tuple(block for each in (*earlier.restarts, *self.restarts) for block in each)
+        return replace(self, restarts=(blocks,))
+
+    @property
+    def windows(self) -> tuple[RoundWindow, ...]:
+        """All rounds of both arms in the order in which they ran."""
+        return tuple(w for blocks in self.restarts for block in blocks for w in block.windows)
+
+    def of_arm(self, arm: Arm, records: Sequence[RoundRecord]) -> tuple[RoundRecord, ...]:
+        """The records of one arm's rounds; ``records`` are of all windows, in their order."""
+        arms = [each for blocks in self.restarts for block in blocks for each in block.arms]
+        return tuple(record for each, record in zip(arms, records, strict=True) if each == arm)
+
+    def judge(self, records: Sequence[RoundRecord]) -> VerdictRecord:
+        """The verdict over all restarts; ``records`` as for :meth:`of_arm`."""
+        found = []
+        rest = list(records)
+        for blocks in self.restarts:
+            size = sum(len(block.windows) for block in blocks)
+            found.append(differences(blocks, rest[:size]))
+            rest = rest[size:]
+        kept = [each for each in found if each]
+        total = sum(len(blocks) for blocks in self.restarts)
+        dropped = total - sum(map(len, kept))
+        if not kept or dropped > LARGEST_FLAGGED_SHARE * total:
+            causes = dict.fromkeys(reason for record in records for reason in record.reasons)
+            return VerdictRecord(
+                "invalid", f"{dropped} of {total} ABBA blocks could not be measured: {'; '.join(causes)}"
+            )
+        return judge_difference(
+            estimate_difference(kept),
+            sum(map(len, kept)),
+            at_least=self.at_least,
+            at_most=self.at_most,
+            names=self.names,
+        )
+
+
+def differences(blocks: Sequence[Block], records: Sequence[RoundRecord]) -> list[float]:
+    """Per block the mean ln(J/token) of the candidate less that of the baseline; spoilt blocks are left out.
+
+    ``records`` are of all the blocks' windows, in their order.
+    """
+    found = []
+    rest = iter(records)
+    for block in blocks:
+        values: dict[Arm, list[float]] = {arm: [] for arm in ARMS}
+        for arm in block.arms:
+            record = next(rest)
+            if not record.reasons and record.joules is not None:
+                values[arm].append(math.log(record.joules / record.generated_tokens))
+        if all(len(values[arm]) == 2 for arm in ARMS):
+            found.append(sum(values["candidate"]) / 2 - sum(values["baseline"]) / 2)
+    return found
+
+
+def estimate_difference(restarts: Sequence[Sequence[float]], prior: Prior = DEFAULT_PRIOR) -> Estimate:
+    """The difference of the arms over all restarts, by the moderated t with restarts as units."""
+    summaries = summarise_blocks(restarts, prior)
+    return compare_interleaved(
+        [summary.location for summary in summaries], [summary.squared_error for summary in summaries], prior
+    )
+
+
+def judge_difference(
+    estimate: Estimate,
+    blocks: int,
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    names: tuple[str, str] | None = None,
+) -> VerdictRecord:
+    """The verdict on a candidate that must save ``at_least`` or cost ``at_most`` so much (fractions).
+
+    ``names`` are what the message calls the baseline and the candidate.
+
+    at_least: over budget where the saving is surely smaller, passed where it is surely as large, inconclusive in
+    between. at_most: regressed, passed, improved or inconclusive as against a stored baseline.
+    """
+    low, high = estimate.change_interval()
+    half = 100 * (high - low) / 2
+    word = "saves" if estimate.change < 0 else "costs"
+    rest = "" if estimate.change < 0 else " more"
+    restarts = f"{estimate.new_runs} restart{'s' if estimate.new_runs != 1 else ''}"
+    against, candidate = (f" against {names[0]}", names[1]) if names else ("", "the candidate")
+    said = (
+        f"{candidate} {word} {100 * abs(estimate.change):.1f} % ± {half:.1f}{rest}{against} "
+        f"(95 % interval {100 * low:+.1f} to {100 * high:+.1f} %; {blocks} ABBA blocks in {restarts})"
+    )
+    if at_least is not None:
+        bound = math.log1p(-at_least)
+        if estimate.p_above(bound) < 0.05 and estimate.delta > bound:
+            kind = "over budget"
+        else:
+            kind = "passed" if estimate.upper() < bound else "inconclusive"
+        limit, threshold = f"it must save at least {100 * at_least:g} %", -at_least
+    else:
+        threshold = 0.0 if at_most is None else at_most
+        kind = decide(estimate, threshold)
+        limit = f"it may cost at most {100 * threshold:g} % more"
+    return VerdictRecord(
+        kind=kind,
+        message=f"{said}; {limit}.",
+        against=OTHER_ARM,
+        change=estimate.change,
+        change_low=low,
+        change_high=high,
+        p_value=estimate.p_below() if estimate.change < 0 else estimate.p_above(),
+        threshold=threshold,
+        resolvable=estimate.resolvable(abs(threshold)),
+    )

@@ -1,0 +1,373 @@
+"""What a test calls: the `energy` fixture and its windows, and its stand-in where nothing is measured."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, ParamSpec, TypeVar, cast
+
+from pytest_tokenpower.core.records import MeasurementRecord
+from pytest_tokenpower.core.tokens import TokenCount, count_tokens
+from pytest_tokenpower.core.types import Fact
+from pytest_tokenpower.core.windows import PhaseWindow, RoundWindow
+from pytest_tokenpower.engines.identify import describe_callable
+from pytest_tokenpower.engines.phase_marks import notes_of, phases_of
+from pytest_tokenpower.errors import TokenCountError, UsageError
+from pytest_tokenpower.runner.checks import check_reach, declared_axes
+from pytest_tokenpower.runner.compare import (
+    ARMS,
+    Arm,
+    Asked,
+    BlockPlan,
+    Comparison,
+    Startable,
+    run_blocks,
+    started,
+    told_of,
+)
+from pytest_tokenpower.runner.outcome import Taken, Try, finish
+from pytest_tokenpower.runner.rounds import Plan, device_wait, run_rounds
+
+if TYPE_CHECKING:
+    from pytest_tokenpower.core.settings import Budget
+    from pytest_tokenpower.engines.protocol import Engine, EngineIdentity, Generation
+    from pytest_tokenpower.engines.spec import EngineSpec
+    from pytest_tokenpower.runner.session import Session
+    from pytest_tokenpower.workloads import Workload
+    from pytest_tokenpower.workloads.base import Batch
+
+
+P = ParamSpec("P")
+
+
+R = TypeVar("R")
+
+
+Counter = Callable[
+    [object, tuple[object, ...], dict[str, object], Callable[..., object]], "TokenCount | None"
+]
+
+
+class Window:
+    """An open window of ``energy.measure()``: say what was generated in it before it closes."""
+
+    def __init__(self) -> None:
+        self._tokens: TokenCount | None = None
+        self._phases: tuple[PhaseWindow, ...] = ()
+
+    def tokens(self, *, prompt: int, generated: int, responses: int = 1) -> None:
+        """Add the tokens of what ran in this window."""
+        self._add(TokenCount(prompt, generated, responses))
+
+    def count(self, result: object) -> None:
+        """Add the tokens of a result: anything that ``energy(fn)`` can count."""
+        self._add(count_tokens(result))
+        self._phases += phases_of(result)
+
+    def _add(self, count: TokenCount) -> None:
+        self._tokens = count if self._tokens is None else self._tokens + count
+
+
+class Energy:
+    """The `energy` fixture: measures the joules of a workload and has them judged at the end of the test.
+
+    ``energy(fn, *args, **kwargs)`` runs warm-up and measured rounds of a callable and returns its last result;
+    ``with energy.measure() as window:`` measures code that is no callable, each window being one round.
+    """
+
+    def __init__(
+        self, test: str, budget: Budget, session: Session, counter: Counter, earlier: tuple[Try, ...] = ()
+    ) -> None:
+        self._test = test
+        self._earlier = earlier
+        self._budget = budget
+        self._session = session
+        self._counter = counter
+        self._telemetry = session.telemetry()
+        self._windows: list[RoundWindow] = []
+        self._identity: EngineIdentity | None = None
+        self._declared: dict[str, Fact] = {}
+        self._workload: str | None = None
+        self._notes: dict[str, Fact] = {}
+        self._called = False
+        self._comparison: Comparison | None = None
+        self._entered = False
+        self._replayed = session.replayed(test)
+
+    def __call__(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run ``fn(*args, **kwargs)`` in rounds under measurement; returns what it returned last.
+
+        Raises whatever ``fn`` raises, and TokenCountError where its tokens cannot be counted.
+        """
+        # An error of the workload is shown as the test's own, without the frames that measured it.
+        __tracebackhide__ = True
+        if self._entered:
+            raise UsageError(f"{self._test}: energy() and energy.measure() in one test: use one of them")
+        if not callable(fn):
+            raise UsageError(
+                f"{self._test}: energy({type(fn).__name__}): what it measures is called; an engine is measured by "
+                "energy.run(engine, workload)"
+            )
+        if self._called:
+            raise UsageError(
+                f"{self._test}: energy() was called twice in one test; a test has one measurement: parametrize the "
+                "test, or put both calls into one function"
+            )
+        self._called = True
+        check_reach(self._test, fn, self._telemetry.devices)
+        self._identity = describe_callable(fn)
+        declared_axes(self._declared, self._identity)
+        if self._replayed is not None:
+            self._windows.extend(self._replayed)
+            return fn(*args, **kwargs)
+        budget = self._budget
+        last, windows = run_rounds(
+            partial(fn, *args, **kwargs),
+            lambda result: self._count(result, args, dict(kwargs), fn),
+            phases_of,
+            # A slow meter has a single figure for all of it: one round that is as long as it takes.
+            Plan(self._session.settings.warmup_rounds, 1, 1, budget.max_seconds)
+            if self._telemetry.slow
+            else Plan(
+                self._session.settings.warmup_rounds, budget.min_rounds, budget.max_rounds, budget.max_seconds
+            ),
+            self._telemetry,
+        )
+        self._windows.extend(windows)
+        self._notes = notes_of(last)
+        return cast(R, last)
+
+    def run(self, engine: Engine | EngineSpec, workload: Workload | Batch) -> Generation:
+        """Run a workload of pytest_tokenpower.workloads on an engine in rounds; returns what it generated last.
+
+        Phases come from the engine's steps, and the GPUs that are measured are those that it says it uses. An
+        EngineSpec is started before and closed after it. The workload's fingerprint enters the key; of the engine's
+        configuration what :meth:`declare` names. Raises EngineError, and TokenCountError where the engine did less
+        or more than the workload asks for.
+        """
+        __tracebackhide__ = True
+        from pytest_tokenpower.engines.execution import Execution
+        from pytest_tokenpower.engines.spec import EngineSpec
+
+        if self.used:
+            raise UsageError(
+                f"{self._test}: energy.run() is a measurement of its own: use it once, and alone"
+            )
+        with ExitStack() as stack:
+            running = stack.enter_context(engine.start()) if isinstance(engine, EngineSpec) else engine
+            execution = Execution(running, workload)
+            if execution.device_ids is not None:
+                self._telemetry = self._telemetry.on_gpus(execution.device_ids)
+            self._workload = execution.fingerprint
+            return self(execution)
+
+    def declare(self, **axes: Fact) -> None:
+        """Have parts of the engine's configuration enter the key: ``energy.declare(quantization="fp8")``.
+
+        Named are axes or facts that the engine reports (dtype, quantization, kv_cache_dtype, tensor_parallel, ...).
+        The key gets the engine's own values; another value than the test's is an error, here or once the engine is
+        known. What is not declared is recorded, and runs are compared whatever it is.
+        """
+        if self._entered:
+            raise UsageError(f"{self._test}: energy.declare() comes before the measurement")
+        self._declared |= axes
+        if self._identity is not None:
+            declared_axes(self._declared, self._identity)
+
+    @contextmanager
+    def measure(self) -> Iterator[Window]:
+        """Measure what runs inside the ``with`` block, as one round; the block may be entered again for more.
+
+        Nothing is warmed up and nothing is repeated: a single window stands for a single round. Raises
+        TokenCountError when the block ends without tokens having been counted.
+        """
+        if self._called:
+            raise UsageError(f"{self._test}: energy() and energy.measure() in one test: use one of them")
+        declared_axes(self._declared, None)
+        self._entered = True
+        window = Window()
+        if (wait := device_wait()) is not None:
+            wait()
+        start_ns = time.monotonic_ns()
+        yield window
+        if (wait := device_wait()) is not None:
+            wait()
+        end_ns = time.monotonic_ns()
+        if self._replayed is not None:
+            self._windows.append(self._next_replayed(self._replayed))
+            return
+        if window._tokens is None or window._tokens.generated == 0:
+            raise TokenCountError(
+                f"{self._test}: nothing says how many tokens were generated in the energy.measure() block: call "
+                "window.count(result) or window.tokens(prompt=..., generated=...) inside it, with at least one "
+                "generated token"
+            )
+        self._windows.append(RoundWindow(start_ns, end_ns, window._tokens, 1, window._phases))
+
+    def compare(
+        self,
+        *,
+        baseline: Callable[[], object] | Startable,
+        candidate: Callable[[], object] | Startable,
+        at_least: float | str | None = None,
+        at_most: float | str | None = None,
+        restarts: int = 1,
+        names: tuple[str, str] | None = None,
+    ) -> None:
+        """Measure two variants against each other in this test, in ABBA blocks; no stored baseline is needed.
+
+        Each variant is a callable whose result can be counted, or an engine that is started in a process of its own
+        (``Startable``), anew for each of ``restarts``. ``at_least="20%"``: the candidate must save that share;
+        ``at_most="1%"`` (default: the test's regression limit): it may cost that much more. The test fails where it
+        surely does not. ``names=("bf16", "FP8")`` is what the verdict calls them, "FP8 saves 32.4 %"; without them
+        callables are called by their own names, and engines by the options in which they differ.
+        """
+        if self.used:
+            raise UsageError(
+                f"{self._test}: energy.compare() is a measurement of its own: use it once, and alone"
+            )
+        if self._replayed is not None:
+            raise UsageError(
+                f"{self._test}: energy.compare() cannot be replayed: it needs both variants running"
+            )
+        self._entered = True
+        asked = Asked.of(self._test, baseline, candidate, at_least, at_most, restarts, names)
+        limit = self._budget.regression or self._session.settings.regression
+        rounds, order = self._budget, random.Random()
+        plan = BlockPlan(
+            self._session.settings.warmup_rounds,
+            max(2, rounds.min_rounds // 2),
+            max(2, rounds.max_rounds // 2),
+            rounds.max_seconds,
+        )
+        finished = []
+        for _ in range(asked.restarts):
+            with ExitStack() as stack:
+                arms: dict[Arm, Callable[[], object]] = {}
+                for name, variant in zip(ARMS, (baseline, candidate), strict=True):
+                    with told_of(name, asked.names):
+                        arms[name] = started(variant, stack)
+                for arm in arms.values():
+                    check_reach(self._test, arm, self._telemetry.devices)
+                self._identity = describe_callable(arms["candidate"])
+                declared_axes(self._declared, self._identity)
+                used = [getattr(arm, "device_ids", None) for arm in arms.values()]
+                if None not in used:
+                    self._telemetry = self._telemetry.on_gpus(
+                        sorted({gpu for each in used for gpu in each or ()})
+                    )
+                finished.append(
+                    run_blocks(
+                        arms,
+                        lambda result: self._count(
+                            result, (), {}, baseline if callable(baseline) else started
+                        ),
+                        phases_of,
+                        plan,
+                        bench=self._telemetry,
+                        order=order,
+                        names=asked.names,
+                    )
+                )
+        self._comparison = Comparison(
+            tuple(finished),
+            asked.at_least,
+            None if asked.at_least else asked.at_most or limit,
+            fresh=asked.fresh,
+            names=asked.names,
+        )
+        self._windows.extend(self._comparison.windows)
+
+    def _next_replayed(self, recorded: Sequence[RoundWindow]) -> RoundWindow:
+        if len(self._windows) == len(recorded):
+            raise UsageError(
+                f"{self._test}: the recording has {len(recorded)} windows of this test, and energy.measure() was "
+                "entered once more"
+            )
+        return recorded[len(self._windows)]
+
+    def _count(
+        self, result: object, args: tuple[object, ...], kwargs: dict[str, object], fn: Callable[..., object]
+    ) -> TokenCount:
+        counted = self._counter(result, args, kwargs, fn)
+        if counted is not None and not isinstance(counted, TokenCount):
+            raise UsageError(
+                f"{self._test}: the hook pytest_tokenpower_count_tokens returned {counted!r}: it must return a "
+                "TokenCount, or None for what it does not know"
+            )
+        try:
+            return count_tokens(result if counted is None else counted, args, kwargs, fn)
+        except TokenCountError as error:
+            raise TokenCountError(f"{self._test}: {error}") from None
+
+    @property
+    def gpu_ids(self) -> tuple[str, ...]:
+        """The GPUs that are measured: nobody else may be measured on them meanwhile."""
+        return tuple(device.gpu_id for device in self._telemetry.devices if device.gpu_id is not None)
+
+    @property
+    def used(self) -> bool:
+        """Whether the test began to measure; a workload that raises may have left no round."""
+        return self._called or self._entered
+
+    @property
+    def tries(self) -> tuple[Try, ...]:
+        """The rounds of this try of the test and of the earlier ones that are judged with them."""
+        # A replay would give the same rounds once more.
+        earlier = self._earlier if self._replayed is None else ()
+        return (*earlier, Try(tuple(self._windows), self._comparison))
+
+    def finish(self, *, failed: bool) -> MeasurementRecord:
+        """The measurement of this test with its verdicts; ``failed``: the test failed by itself, so none is passed."""
+        self._session.keep(self._test, self._windows, self._telemetry)
+        taken = Taken(
+            test=self._test,
+            telemetry=self._telemetry,
+            tries=self.tries[-1:] if failed else self.tries,
+            repeated=self._called,
+            identity=self._identity,
+            declared=self._declared,
+            workload=self._workload,
+            notes=self._notes,
+        )
+        return finish(taken, self._budget, self._session, failed=failed)
+
+
+class DisabledEnergy:
+    """The fixture under --energy-disable: workloads run once, nothing is measured."""
+
+    def __call__(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run ``fn`` once."""
+        return fn(*args, **kwargs)
+
+    def run(self, engine: Engine | EngineSpec, workload: Workload | Batch) -> Generation:
+        """Run the workload once."""
+        from pytest_tokenpower.engines.execution import Execution
+        from pytest_tokenpower.engines.spec import EngineSpec
+
+        with ExitStack() as stack:
+            running = stack.enter_context(engine.start()) if isinstance(engine, EngineSpec) else engine
+            return Execution(running, workload)()
+
+    def compare(
+        self,
+        *,
+        baseline: Callable[[], object] | Startable,
+        candidate: Callable[[], object] | Startable,
+        **_: object,
+    ) -> None:
+        """Run each variant once."""
+        for variant in (baseline, candidate):
+            with ExitStack() as stack:
+                started(variant, stack)()
+
+    def declare(self, **axes: Fact) -> None:
+        """Nothing is compared."""
+
+    @contextmanager
+    def measure(self) -> Iterator[Window]:
+        """Run the block."""
+        yield Window()

@@ -1,0 +1,230 @@
+"""`--energy-rerun-baseline`: the baseline's commit and this one measured in turn, in fresh processes, A B B A.
+
+No stored history is needed. The baseline's commit is checked out in a git worktree in a temporary folder, which is
+taken away again, also when the run is interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from pytest_tokenpower.core.records import MeasurementRecord, RunRecord, VerdictRecord
+from pytest_tokenpower.errors import HistoryError, TokenPowerError
+from pytest_tokenpower.gate.operating_point import unlikeness
+from pytest_tokenpower.gate.verdict import judge_baseline, judge_ceilings
+from pytest_tokenpower.runner.child import ChildRun, child_arguments
+from pytest_tokenpower.store.baseline import StoredRuns
+from pytest_tokenpower.store.git import Repository, run_git
+
+ORDER = ("baseline", "candidate", "candidate", "baseline")
+
+
+REQUIREMENTS = (
+    "pyproject.toml", "setup.py", "setup.cfg", "uv.lock", "poetry.lock", "pdm.lock", "requirements.txt",
+    "requirements-dev.txt", "requirements-test.txt", "constraints.txt",
+)  # fmt: skip
+
+
+"""Files that say what is installed. Where one differs, the baseline gets an environment of its own."""
+
+
+@dataclass(frozen=True)
+class Rerun:
+    """The runs of both sides, in the order in which they ran, and what the baseline is called."""
+
+    label: str
+    baseline: tuple[RunRecord, ...]
+    candidate: tuple[RunRecord, ...]
+
+    def judge(
+        self, test: str, threshold: float, ceilings: Mapping[str, float], ignore: Sequence[str], family: int
+    ) -> MeasurementRecord | None:
+        """The candidate's first run of a test with the verdict over all runs; None where it measured nothing.
+
+        A test that compares two variants itself has no baseline: what its first run found stands.
+        """
+        baseline, candidate = self.of_test(test)
+        if not candidate:
+            return None
+        first = candidate[0]
+        if spoilt := self._spoilt(test, candidate):
+            return replace(
+                first, verdicts=(VerdictRecord("invalid", f"measured in a process of its own: {spoilt}"),)
+            )
+        if first.arms:
+            return first
+        stored = self._stored(test, candidate, baseline, ignore)
+        verdict = judge_baseline(first, stored, threshold, family=family, restarts=candidate[1:])
+        return replace(
+            first,
+            verdicts=(*judge_ceilings(first, ceilings), verdict),
+            restarts=tuple(one.rounds for one in candidate[1:]),
+        )
+
+    def failure(self, test: str) -> str:
+        """What a test failed with on the candidate's side, other than by a verdict; empty where it did not."""
+        return failures_of(self.candidate, test)
+
+    def _stored(
+        self,
+        test: str,
+        candidate: Sequence[MeasurementRecord],
+        baseline: Sequence[MeasurementRecord],
+        ignore: Sequence[str],
+    ) -> StoredRuns:
+        """The baseline's runs of a test that all of the candidate's can be compared with, or why there are none."""
+        first = candidate[0]
+        for again in candidate[1:]:
+            if unlike := unlikeness(first, again, ignore):
+                return StoredRuns(
+                    self.label, (), why=f"two runs of the same code are not comparable: {unlike}"
+                )
+        held = [(one, unlikeness(first, one, ignore)) for one in baseline if one.comparable]
+        alike = tuple(one for one, unlike in held if not unlike)
+        if not baseline:
+            why = "its commit has no such test"
+        elif held:
+            why = f"not comparable, {held[0][1]}"
+        else:
+            why = "its run of this test failed or was invalid"
+        if failed := failures_of(self.baseline, test):
+            why = f"its run of this test failed: {failed}"
+        note = (
+            f"Only {len(alike)} of {len(self.baseline)} runs of {self.label} could be used: what the machine drifts by "
+            "from run to run is in the difference."
+        )
+        return StoredRuns(
+            self.label,
+            alike,
+            tuple(f"rerun-{at + 1}" for at in range(len(alike))),
+            why,
+            note if len(alike) < len(self.baseline) else "",
+        )
+
+    def _spoilt(self, test: str, candidate: Sequence[MeasurementRecord]) -> str:
+        """Why the candidate's runs of a test cannot be judged; empty where they can."""
+        if failed := self.failure(test):
+            return f"it failed: {failed}"
+        reasons = [reason for one in candidate for reason in one.reasons]
+        if len(candidate) < len(self.candidate):
+            reasons.append(f"only {len(candidate)} of {len(self.candidate)} runs measured it")
+        return "; ".join(dict.fromkeys(reasons))
+
+    def of_test(self, test: str) -> tuple[tuple[MeasurementRecord, ...], tuple[MeasurementRecord, ...]]:
+        """The measurements of one test on both sides; a side without it is empty."""
+        baseline, candidate = (
+            tuple(one for run in runs for one in run.measurements if one.test == test)
+            for runs in (self.baseline, self.candidate)
+        )
+        return baseline, candidate
+
+
+def failures_of(runs: Sequence[RunRecord], test: str) -> str:
+    """What a test failed with in any of the runs, other than by a verdict; empty where it did not."""
+    return "; ".join(dict.fromkeys(run.failures[test] for run in runs if test in run.failures))
+
+
+def rerun(
+    repository: Repository | None,
+    ref: str,
+    arguments: Sequence[str],
+    folder: Path,
+    say: Callable[[str], None],
+) -> Rerun:
+    """Run pytest with ``arguments`` in turn on both sides; ``folder`` is where the command line was given.
+
+    Raises HistoryError where there is no such commit, TokenPowerError with the output's tail where a child run
+    cannot measure.
+    """
+    if repository is None:
+        raise HistoryError("--energy-rerun-baseline needs a git repository: the baseline is a commit of it")
+    commits = repository.baseline_commits(ref)
+    if not commits:
+        raise HistoryError(f"{ref} has no commit before HEAD: there is no baseline to run again")
+    label = f"{ref}@{commits[0][:7]}"
+    repeated = child_arguments(arguments)
+    runs: dict[str, list[RunRecord]] = {"baseline": [], "candidate": []}
+    with (
+        tempfile.TemporaryDirectory(prefix="tokenpower-rerun-") as scratch,
+        _worktree(repository, commits[0], Path(scratch) / "baseline") as tree,
+    ):
+        python = _environment(repository.top_level, tree, Path(scratch) / "environment", say)
+        for number, side in enumerate(ORDER, start=1):
+            top = tree if side == "baseline" else repository.top_level
+            say(f"[{number}/{len(ORDER)}] {label if side == 'baseline' else 'this work tree'}")
+            record = Path(scratch) / f"{number}.json"
+            child = ChildRun(
+                folder=top / os.path.relpath(folder, repository.top_level),
+                arguments=[moved(argument, repository.top_level, top) for argument in repeated],
+                python=python if side == "baseline" else sys.executable,
+                top=top,
+            )
+            runs[side].append(child.run(record, f"the {side}'s run"))
+    return Rerun(label, tuple(runs["baseline"]), tuple(runs["candidate"]))
+
+
+def moved(argument: str, top: Path, other: Path) -> str:
+    """An absolute path inside the repository, pointed at the same place of another work tree of it."""
+    path, colons, inside = argument.partition("::")
+    if not os.path.isabs(path) or not Path(path).is_relative_to(top):
+        return argument
+    return f"{other / Path(path).relative_to(top)}{colons}{inside}"
+
+
+@contextmanager
+def _worktree(repository: Repository, commit: str, path: Path) -> Iterator[Path]:
+    top = repository.top_level
+    made = run_git(top, "worktree", "add", "--detach", str(path), commit, timeout_s=300)
+    if made.code != 0:
+        raise HistoryError(f"{top}: git worktree add for {commit[:7]} failed: {made.complaint}")
+    try:
+        yield path
+    finally:
+        run_git(top, "worktree", "remove", "--force", str(path), timeout_s=300)
+        shutil.rmtree(path, ignore_errors=True)
+        run_git(top, "worktree", "prune")
+
+
+def _environment(top: Path, tree: Path, path: Path, say: Callable[[str], None]) -> str:
+    """The Python of the baseline: this one, unless what is installed there differs."""
+    differing = [name for name in REQUIREMENTS if _content(top / name) != _content(tree / name)]
+    if not differing:
+        return sys.executable
+    say(f"{', '.join(differing)} differ: making an environment for the baseline")
+    python = path / "bin" / "python"
+    wanted = ["-r", "requirements.txt"] if (tree / "requirements.txt").exists() else ["-e", "."]
+    # What this environment has stays visible; what the baseline asks for is installed over it.
+    for command in (
+        [sys.executable, "-m", "venv", "--system-site-packages", str(path)],
+        [str(python), "-m", "pip", "install", "--quiet", *wanted],
+    ):
+        done = subprocess.run(command, cwd=tree, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise TokenPowerError(
+                f"the baseline's environment could not be made: {' '.join(command[1:])} failed:\n{done.stderr[-1500:]}"
+            )
+    _see_parent_packages(path)
+    return str(python)
+
+
+def _see_parent_packages(path: Path) -> None:
+    # A virtual environment made from another one sees the base interpreter's packages, not that one's.
+    for own in (path / "lib").glob("python*/site-packages"):
+        parents = [each for each in sys.path if each.endswith("site-packages") and Path(each) != own]
+        (own / "tokenpower-parents.pth").write_text(
+            "".join(f"{each}\n" for each in parents), encoding="utf-8"
+        )
+
+
+def _content(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None

@@ -1,0 +1,196 @@
+"""Warm-up, rounds, repeats inside a round, and stopping on precision."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from pytest_tokenpower.analysis.rounds import good, log_errors, log_joules_per_token
+from pytest_tokenpower.core.progress import warmup_progress
+from pytest_tokenpower.core.records import RoundRecord
+from pytest_tokenpower.core.tokens import TokenCount
+from pytest_tokenpower.core.windows import PhaseWindow, RoundWindow
+
+MOST_ROUNDS = 10
+
+
+MOST_SECONDS = 30.0
+
+
+"""Beyond these a measurement begins as it is: what drifts on is the business of the temperature adjustment."""
+
+
+LARGEST_SPEEDUP = 0.05
+
+
+"""A round that is faster than the one before by more than this was still compiling, or filling caches."""
+
+
+LARGEST_CLOCK_CHANGE = 0.02
+
+
+LARGEST_DRIFT_CELSIUS = 3.0
+
+
+"""Over the rounds that will be measured at least, as the last two rounds foretell it: J/token rises by 0.2 % per °C."""
+
+
+def quick_enough(seconds: Sequence[float]) -> bool:
+    """Whether the last round (seconds of each so far) was no longer much faster than the one before."""
+    return len(seconds) < 2 or seconds[-1] > (1.0 - LARGEST_SPEEDUP) * seconds[-2]
+
+
+def steady(rounds: Sequence[RoundRecord], rounds_ahead: int) -> bool:
+    """Whether clock and temperature of the last two rounds allow to measure so many more; what is unknown does."""
+    if len(rounds) < 2:
+        return True
+    before, last = rounds[-2], rounds[-1]
+    if before.sm_clock_mhz and last.sm_clock_mhz:
+        change = abs(last.sm_clock_mhz / before.sm_clock_mhz - 1.0)
+        if change > LARGEST_CLOCK_CHANGE:
+            return False
+    if before.temperature_celsius is None or last.temperature_celsius is None:
+        return True
+    between = (last.start_ns - before.start_ns) / 1e9 + (last.seconds - before.seconds) / 2
+    drift = abs(last.temperature_celsius - before.temperature_celsius) * last.seconds * rounds_ahead
+    return drift <= LARGEST_DRIFT_CELSIUS * between
+
+
+MOST_REPEATS = 10_000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many rounds: ``min_rounds`` always, then more while precision asks for them and time allows.
+
+    Before them ``warmup_rounds``, then more until the last two are alike (see the module warmup).
+    """
+
+    warmup_rounds: int
+    min_rounds: int
+    max_rounds: int
+    max_seconds: float
+
+
+class Bench(Protocol):
+    """What the orchestrator needs of the telemetry."""
+
+    def shortest_window_ns(self) -> float:
+        """How long a round must be for the meter to resolve it."""
+        ...
+
+    def assess(self, windows: Sequence[RoundWindow]) -> tuple[RoundRecord, ...]:
+        """Wait until the readings reach beyond the last window, and give each round its energy and reasons."""
+        ...
+
+
+def run_rounds(
+    execute: Callable[[], object],
+    count: Callable[[object], TokenCount],
+    phases: Callable[[object], Sequence[PhaseWindow]],
+    plan: Plan,
+    bench: Bench,
+) -> tuple[object, tuple[RoundWindow, ...]]:
+    """Warm up, measure rounds, and return the last result with the windows of the measured rounds.
+
+    A workload shorter than the meter resolves is repeated inside each round. Nothing of the measurement runs
+    between a round's two clock readings; results are counted after the window has closed.
+    """
+    __tracebackhide__ = True
+    last: object = None
+    warmup: list[RoundWindow] = []
+    tell = warmup_progress()
+    began = time.monotonic()
+    # Without a warm-up the first round still has to tell how long one is; it is no measurement then.
+    while len(warmup) < max(plan.warmup_rounds, 1) or not (
+        len(warmup) >= MOST_ROUNDS or time.monotonic() - began > MOST_SECONDS or _warm(warmup, plan, bench)
+    ):
+        tell(len(warmup), time.monotonic())
+        last, window = measured_round(execute, count, phases, 1)
+        warmup.append(window)
+    repeats = repeats_for(min(_seconds(warmup)), bench.shortest_window_ns() / 1e9)
+    windows: list[RoundWindow] = []
+    began = time.monotonic()
+    while True:
+        last, window = measured_round(execute, count, phases, repeats)
+        windows.append(window)
+        if len(windows) < plan.min_rounds:
+            continue
+        records = bench.assess(windows)
+        kept = len(good(records))
+        if kept == 0 or len(windows) >= plan.max_rounds:
+            break
+        if time.monotonic() - began > plan.max_seconds and kept >= min(plan.min_rounds, 2):
+            break
+        if kept >= plan.min_rounds and _precise(records, plan):
+            break
+    return last, tuple(windows)
+
+
+def _warm(warmup: Sequence[RoundWindow], plan: Plan, bench: Bench) -> bool:
+    """Whether the last two rounds of the warm-up are alike; a single one cannot tell, nor can one round drift."""
+    if len(warmup) < 2:
+        return True
+    if not quick_enough(_seconds(warmup)):
+        return False
+    return plan.max_rounds == 1 or steady(bench.assess(warmup[-2:]), plan.min_rounds)
+
+
+def _seconds(windows: Sequence[RoundWindow]) -> list[float]:
+    return [(window.end_ns - window.start_ns) / 1e9 for window in windows]
+
+
+def _precise(records: Sequence[RoundRecord], plan: Plan) -> bool:
+    from pytest_tokenpower.stats.stopping import enough
+
+    values, errors = log_joules_per_token(records), log_errors(records)
+    meter = sum(error**2 for error in errors) / len(errors) ** 2
+    return enough(values, meter, fewest=plan.min_rounds, most=plan.max_rounds)
+
+
+def repeats_for(seconds: float, shortest_seconds: float) -> int:
+    """How often a workload of so many seconds is repeated in a round that the meter can resolve."""
+    return max(1, min(MOST_REPEATS, math.ceil(shortest_seconds / max(seconds, 1e-6))))
+
+
+def measured_round(
+    execute: Callable[[], object],
+    count: Callable[[object], TokenCount],
+    phases: Callable[[object], Sequence[PhaseWindow]],
+    repeats: int,
+) -> tuple[object, RoundWindow]:
+    """One round: ``repeats`` executions in one window, counted after it has closed; the last result goes along."""
+    __tracebackhide__ = True
+    results: list[object] = []
+    wait = device_wait()
+    start_ns = time.monotonic_ns()
+    for _ in range(repeats):
+        results.append(execute())
+    if wait is not None:
+        wait()
+    end_ns = time.monotonic_ns()
+    tokens = [count(result) for result in results]
+    marks = [phases(result) for result in results]
+    window = RoundWindow(
+        start_ns=start_ns,
+        end_ns=end_ns,
+        tokens=sum(tokens[1:], tokens[0]),
+        repeats=repeats,
+        executions=frozenset(tokens),
+        # One execution without phases would make the others' sums short: then the round has none.
+        phases=tuple(phase for each in marks for phase in each) if all(marks) else (),
+    )
+    return results[-1], window
+
+
+def device_wait() -> Callable[[], object] | None:
+    """What waits for the GPU's queued work, if this process has one under way; never creates a CUDA context."""
+    torch = sys.modules.get("torch")
+    if torch is None or not hasattr(torch, "cuda") or not torch.cuda.is_initialized():
+        return None
+    wait: Callable[[], object] = torch.cuda.synchronize
+    return wait

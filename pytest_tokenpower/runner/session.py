@@ -1,0 +1,244 @@
+"""What lives for a whole pytest process: the telemetry, started by the first energy test, the store, the baseline."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import sys
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_tokenpower import __version__
+from pytest_tokenpower.core.records import MeasurementRecord, RunRecord
+from pytest_tokenpower.core.settings import Settings
+from pytest_tokenpower.core.types import Fact
+from pytest_tokenpower.core.windows import RoundWindow
+from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
+from pytest_tokenpower.runner.telemetry import Telemetry
+from pytest_tokenpower.store.baseline import Baseline
+from pytest_tokenpower.store.git import Repository
+from pytest_tokenpower.store.store import Store, default_store_path
+from pytest_tokenpower.telemetry import sources
+
+if TYPE_CHECKING:
+    from pytest_tokenpower.stats.prior import Prior
+    from pytest_tokenpower.telemetry.recording import Recording
+    from pytest_tokenpower.telemetry.types import Meter
+
+
+class Session:
+    """The settings of this run and what they stand for. Telemetry starts at the first energy test, not before.
+
+    ``gated_tests`` is how many tests of the run can fail by a comparison: the family that Holm's rule is over.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        rootdir: Path,
+        extra_meters: Callable[[str], Sequence[Meter] | None] = lambda source: None,
+    ) -> None:
+        self.settings = settings
+        self.rootdir = rootdir
+        self._extra_meters = extra_meters
+        self._telemetry: Telemetry | MeterError | None = None
+        self._priors: dict[str, dict[str, Prior]] = {}
+        self.gated_tests = 1
+        self._measured: list[tuple[str, tuple[RoundWindow, ...], Telemetry]] = []
+
+    @cached_property
+    def recording(self) -> Recording | None:
+        """What --energy-source=replay:PATH names; raises UsageError."""
+        kind, _, path = self.settings.source.partition(":")
+        if kind != "replay":
+            return None
+        from pytest_tokenpower.telemetry.recording import read_recording
+
+        if not path:
+            raise UsageError("--energy-source=replay: name a recording: --energy-source=replay:PATH")
+        return read_recording(Path(path))
+
+    @cached_property
+    def repository(self) -> Repository | None:
+        """The git repository of the tests, as it stood when it was first asked for."""
+        return Repository.discover(self.rootdir)
+
+    @cached_property
+    def store(self) -> Store:
+        """Where runs are read and written."""
+        return Store(self.settings.storage or default_store_path(self.repository, self.rootdir))
+
+    @cached_property
+    def baselines(self) -> tuple[Baseline, ...]:
+        """What --energy-baseline names, in its order; raises UsageError, HistoryError or StoreError."""
+        return tuple(
+            Baseline.resolve(
+                name, self.store, self.repository, self.settings.baseline_runs, folder=self.rootdir
+            )
+            for name in (() if self.settings.rerun_baseline else self.settings.baselines)
+        )
+
+    @property
+    def family(self) -> int:
+        """How many comparisons this run makes: each gated test with each baseline."""
+        return self.gated_tests * len(self.baselines)
+
+    def prior(self, baseline: Baseline, test: str, key: Mapping[str, Fact]) -> Prior:
+        """What is believed of a test's noise: the default, sharpened by the baseline's other tests on this machine."""
+        from pytest_tokenpower.analysis.rounds import log_joules_per_token
+        from pytest_tokenpower.stats.prior import DEFAULT_PRIOR, learn_priors
+        from pytest_tokenpower.stats.runs import summarise_runs
+        from pytest_tokenpower.store.baseline import histories
+
+        if baseline.label not in self._priors:
+            runs = {
+                name: summarise_runs([log_joules_per_token(run.rounds) for run in each])
+                for name, each in histories(baseline, key).items()
+                if len(each) > 1
+            }
+            self._priors[baseline.label] = learn_priors({name: runs.get(name, []) for name in (*runs, "")})
+        learned = self._priors[baseline.label]
+        return learned.get(test, learned.get("", DEFAULT_PRIOR))
+
+    def prepare(self) -> None:
+        """Everything that can be wrong before a test runs; raises a TokenPowerError that says what to do."""
+        if self.settings.save is not None:
+            from pytest_tokenpower.store.store import validate_name
+
+            validate_name(self.settings.save)
+        # The store may lie inside the work tree: whether that is clean is read before anything is written.
+        if self.settings.stores or self.settings.baselines:
+            _ = self.repository
+        if self.settings.stores:
+            self.store.check_writable()
+        if (path := self.settings.json) is not None:
+            if not path.parent.is_dir():
+                raise UsageError(f"--energy-json={path}: the folder {path.parent} does not exist")
+            if path.is_dir():
+                raise UsageError(f"--energy-json={path}: is a folder; give a file")
+        if (record := self.settings.record) is not None:
+            if record.is_dir() or not record.parent.is_dir() or not os.access(record.parent, os.W_OK):
+                raise UsageError(
+                    f"--energy-record={record}: must be a file in a folder that exists and can be written to"
+                )
+            if self.recording is not None:
+                raise UsageError("--energy-record: a replay measures nothing that could be recorded")
+        _ = self.recording
+        # The ini file speaks for all runs: only one that has energy tests needs what it names.
+        if not self.settings.baselines_of_ini:
+            _ = self.baselines
+
+    def check_source(self) -> None:
+        """Raises UsageError for a source that nobody knows, or whose file is wrong; opens no meter."""
+        # A meter that is known and not there is no mistake of the command line: each test says so.
+        with contextlib.suppress(MeterError):
+            if self.recording is None:
+                sources.check(self.settings.source, self._extra_meters)
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """The files of the store and the baseline that were left out so far, each with the reason."""
+        stores = [self.store, *(baseline.store for baseline in self.__dict__.get("baselines", ()))]
+        return {str(problem.path): problem.reason for store in stores for problem in store.problems}
+
+    def telemetry(self) -> Telemetry:
+        """The running telemetry; raises MeterError (again for each test) where nothing can measure."""
+        if self._telemetry is None:
+            try:
+                self._telemetry = started = self._start()
+                if not started.devices:
+                    raise MeterUnavailable(
+                        f"--energy-source={self.settings.source} lists no device to measure"
+                    )
+            except MeterError as error:
+                self._telemetry = error
+        if isinstance(self._telemetry, MeterError):
+            raise self._telemetry
+        return self._telemetry
+
+    def _start(self) -> Telemetry:
+        scope = self.settings.scope
+        if self.recording is None:
+            started = sources.begin(self.settings.source, scope, self._extra_meters)
+            try:
+                return Telemetry(started.collector, started.devices, scope, started.notes)
+            except MeterError:
+                started.collector.stop()
+                raise
+        from pytest_tokenpower.telemetry.collector import Collector
+
+        # Without meters a collector adds nothing to its timeline and has nothing to wait for.
+        collector = Collector(())
+        collector.timeline = self.recording.timeline
+        return Telemetry(collector, self.recording.devices, scope)
+
+    def replayed(self, test: str) -> tuple[RoundWindow, ...] | None:
+        """The recorded rounds of a test; None in a run that measures. Raises UsageError where it has none."""
+        if self.recording is None:
+            return None
+        from pytest_tokenpower.analysis.replay import rounds_of
+
+        return rounds_of(self.recording, test)
+
+    def keep(self, test: str, windows: Sequence[RoundWindow], telemetry: Telemetry) -> None:
+        """Remember a test's rounds for --energy-record, and by which devices they are measured."""
+        self._measured.append((test, tuple(windows), telemetry))
+
+    def write_recording(self) -> None:
+        """Write what --energy-record asks for; nothing where no energy test has run in this process."""
+        record, telemetry = self.settings.record, self._telemetry
+        if record is None or not isinstance(telemetry, Telemetry):
+            return
+        from pytest_tokenpower.analysis.replay import recorded_windows
+        from pytest_tokenpower.telemetry.clock import Clock
+        from pytest_tokenpower.telemetry.recording import write_recording
+
+        windows = [
+            window
+            for test, rounds, used in self._measured
+            for window in recorded_windows(test, rounds, [d.id for d in used.devices_in_use(rounds)])
+        ]
+        write_recording(record, telemetry.collector.timeline, windows, realtime_offset_ns=Clock().offset_ns)
+
+    def rest(self) -> None:
+        """Measure no more: the timeline stays, and its meters leave the machine to others."""
+        if isinstance(self._telemetry, Telemetry):
+            self._telemetry.collector.stop()
+
+    def close(self) -> None:
+        """Stop the collector."""
+        if isinstance(self._telemetry, Telemetry):
+            self._telemetry.collector.stop()
+        self._telemetry = None
+
+    def run_record(
+        self, measurements: Sequence[MeasurementRecord], failures: Mapping[str, str] | None = None
+    ) -> RunRecord:
+        """The run as it is stored, or handed to the run that has started it."""
+        from importlib import metadata
+
+        repository = self.repository
+        versions = {"python": platform.python_version(), "pytest-tokenpower": __version__}
+        for name in ("pytest", "nvidia-ml-py", "torch", "transformers", "vllm"):
+            try:
+                versions[name] = metadata.version(name)
+            except metadata.PackageNotFoundError:
+                continue
+        return RunRecord(
+            id=uuid.uuid4().hex,
+            created=datetime.now(timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z"),
+            measurements=tuple(measurements),
+            name=self.settings.save,
+            commit=repository.head if repository else None,
+            branch=repository.branch if repository else None,
+            dirty=repository.dirty if repository else None,
+            host={"hostname": platform.node(), "machine": platform.machine(), "cpus": os.cpu_count()},
+            versions=versions,
+            command=tuple(sys.argv[1:]),
+            failures=dict(failures or {}),
+        )

@@ -1,0 +1,155 @@
+"""The running meters as the orchestrator and the tests use them: windows in, rounds with their energy out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from copy import copy
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from pytest_tokenpower.analysis import slow_meters
+from pytest_tokenpower.analysis.calibration import track_of
+from pytest_tokenpower.analysis.other_scopes import Beside, beside, whole
+from pytest_tokenpower.analysis.rounds import round_records
+from pytest_tokenpower.core.records import RoundRecord
+from pytest_tokenpower.core.windows import RoundWindow
+from pytest_tokenpower.errors import MeterUnavailable
+from pytest_tokenpower.telemetry.scopes import choose
+
+if TYPE_CHECKING:
+    from pytest_tokenpower.core.types import Scope
+    from pytest_tokenpower.telemetry.collector import Collector
+    from pytest_tokenpower.telemetry.types import Device
+
+
+AFTER_NS = 60_000_000
+
+
+"""Readings are awaited until this long after a window: its last edge is placed between the samples around it."""
+
+
+class Telemetry:
+    """A running collector, the devices whose energy is the figure, and the others that are measured beside them.
+
+    ``scope`` asks for the figure's (None: GPUs, else CPUs); ``notes`` say why a meter that was named does not run.
+    Raises MeterUnavailable where no device has the scope.
+    """
+
+    def __init__(
+        self,
+        collector: Collector,
+        devices: Sequence[Device],
+        scope: Scope | None = None,
+        notes: Mapping[str, str] | None = None,
+    ) -> None:
+        chosen = choose(devices, scope)
+        self.collector = collector
+        self.devices = chosen.devices
+        self.others = chosen.others
+        self.scope = chosen.label
+        self.notes = dict(notes or {})
+        self._gpus: frozenset[str] | None = None
+
+    def on_gpus(self, ids: Sequence[str]) -> Telemetry:
+        """The same meters, with those GPUs alone that an engine says it runs on.
+
+        Raises MeterUnavailable where a GPU of the engine is not measured, or where only GPUs are and it uses none.
+        Boards that are not real stand for any.
+        """
+        measured = {device.id for device in (*self.devices, *self.others) if device.scope == "gpu"}
+        if ids and measured.issuperset(ids):
+            chosen = copy(self)
+            chosen._gpus = frozenset(ids)
+            return chosen
+        real = "measured" in self.provenance
+        if not real or not measured or (not ids and any(device.scope != "gpu" for device in self.devices)):
+            return self
+        if not ids:
+            raise MeterUnavailable(
+                "the engine runs on no GPU, and GPUs are what this run measures: --energy-scope=cpu measures CPUs, "
+                "with --energy-source=rapl, or model"
+            )
+        missing = ", ".join(sorted(set(ids) - measured))
+        raise MeterUnavailable(
+            f"the engine runs on {missing}, which this run does not measure (it measures "
+            f"{', '.join(sorted(measured))}): look at CUDA_VISIBLE_DEVICES of the engine and of the tests"
+        )
+
+    @property
+    def slow(self) -> bool:
+        """Whether the figure's meter resolves nothing shorter than a whole measurement."""
+        return any(device.slow for device in self.devices)
+
+    def shortest_window_ns(self) -> float:
+        """How long a round must be for the slowest of the devices' meters to resolve it."""
+        timeline = self.collector.timeline
+        # The first workload of a run may be over before a meter has read twice, and then nothing is known of it.
+        if new := [each for each in self.devices if not each.slow and track_of(timeline, each) is None]:
+            self.collector.flush(time.monotonic_ns(), devices=new)
+        tracks = [(track_of(timeline, device), device) for device in self.devices]
+        return max(
+            (slow_meters.shortest_window_ns(track, device) for track, device in tracks if track is not None),
+            default=0.0,
+        )
+
+    def assess(self, windows: Sequence[RoundWindow]) -> tuple[RoundRecord, ...]:
+        """Wait for the readings of the last window, and give each round its energy and reasons."""
+        self.collector.flush(windows[-1].end_ns + AFTER_NS, devices=self.devices)
+        return round_records(self.collector.timeline, self.devices_in_use(windows), windows)
+
+    def resolved(self, windows: Sequence[RoundWindow]) -> tuple[RoundWindow, ...]:
+        """The windows of a test as the figure's meter can tell them apart: to a slow one they are a single one."""
+        return (whole(windows),) if self.slow and windows else tuple(windows)
+
+    def beside(self, windows: Sequence[RoundWindow], rounds: Sequence[RoundRecord]) -> Beside:
+        """What the other devices measured over the figure's windows; ``rounds`` are what :meth:`assess` gave."""
+        if not self.others or not windows:
+            return Beside(tuple(rounds))
+        start_ns, end_ns = windows[0].start_ns, windows[-1].end_ns
+        seconds = (end_ns - start_ns) / 1e9
+        events = self.collector.timeline.events
+        # What cannot resolve the measurement, or has failed already, is not waited for.
+        able = [
+            each
+            for each in self.others
+            if (not each.slow or seconds >= slow_meters.NEEDED * each.resolution_s)
+            and not events(each.id, start_ns, end_ns)
+        ]
+        if able:
+            self.collector.flush(end_ns + AFTER_NS, devices=able)
+        devices, others = self.devices_in_use(windows), self._in_use(self.others, windows)
+        return beside(self.collector.timeline, devices, others, windows, rounds)
+
+    def devices_in_use(self, windows: Sequence[RoundWindow]) -> tuple[Device, ...]:
+        """The figure's devices, of the GPUs those that processes of ours ran on or may have; all where none did."""
+        return self._in_use(self.devices, windows)
+
+    def devices_of_key(self, windows: Sequence[RoundWindow]) -> tuple[Device, ...]:
+        """What must be the same for two measurements to be compared: the figure's devices, and in any case the GPUs."""
+        gpus = [device for device in self._in_use(self.others, windows) if device.scope == "gpu"]
+        return (*self.devices_in_use(windows), *gpus)
+
+    def _in_use(self, devices: Sequence[Device], windows: Sequence[RoundWindow]) -> tuple[Device, ...]:
+        """Without the GPUs, and the modules of GPUs, that nothing of ours ran on."""
+        boards = {device.id: device.gpu_id for device in devices if device.gpu_id is not None}
+        named = {name for window in windows for name in window.devices or ()}
+        used = {gpu for name, gpu in boards.items() if name in named} or self._gpus
+        if used is None and len({*boards.values()}) > 1 and windows:
+            start_ns, end_ns = windows[0].start_ns, windows[-1].end_ns
+            said = {
+                gpu: {
+                    condition.own_process
+                    for condition in self.collector.timeline.conditions(name)
+                    if start_ns <= condition.t_ns <= end_ns + AFTER_NS * 2
+                }
+                for name, gpu in boards.items()
+            }
+            # A GPU of which nothing is known, since it was lost, may be ours: left out, it would make the figure small.
+            used = {gpu for gpu, own in said.items() if True in own or False not in own} or None
+        return tuple(device for device in devices if used is None or boards.get(device.id) in (None, *used))
+
+    @cached_property
+    def provenance(self) -> str:
+        """Measured, unless a device's figure is not; several kinds are named all."""
+        return "+".join(sorted({device.provenance for device in self.devices}))

@@ -1,0 +1,371 @@
+"""What git knows of the work tree and its history. The only module that runs the git program."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import subprocess
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from pytest_tokenpower.errors import HistoryError
+
+HISTORY_LIMIT = 1000
+
+
+"""A baseline reaches back over at most this many commits."""
+
+
+UNTRACKED_CODE = ("*.py", "*.so", "*.pyd", "*.pth", "*.toml", "*.ini", "*.cfg", "*.yaml", "*.yml")
+
+
+"""Untracked files of these kinds make a work tree dirty: Python or pytest picks them up by their being there."""
+
+
+_NOT_OURS = frozenset({"site-packages", "node_modules"})
+
+
+_QUICK_S = 30.0
+
+
+_SCAN_S = 120.0
+
+
+# Set by git for its hooks; inherited by a pytest that runs in one, they would point at the wrong repository.
+_LOCATION_VARIABLES = frozenset(
+    {
+        "GIT_ALTERNATE_OBJECT_DIRECTORIES",
+        "GIT_COMMON_DIR",
+        "GIT_DIR",
+        "GIT_INDEX_FILE",
+        "GIT_NAMESPACE",
+        "GIT_OBJECT_DIRECTORY",
+        "GIT_PREFIX",
+        "GIT_WORK_TREE",
+    }
+)
+
+
+@dataclass(frozen=True)
+class GitOutput:
+    """How the git program ended, and what it wrote. ``stdout`` is decoded as file names are."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def line(self) -> str:
+        """The output without its line end."""
+        return self.stdout.rstrip("\n")
+
+    @property
+    def complaint(self) -> str:
+        """What git wrote to stderr, on one line."""
+        return " ".join(self.stderr.split()) or f"exit status {self.code}"
+
+
+def run_git(folder: Path, *arguments: str, stdin: bytes = b"", timeout_s: float = _QUICK_S) -> GitOutput:
+    """Run ``git -C folder arguments``: no prompt, no pager, no lock that is optional, messages in English.
+
+    ``stdin`` is what git reads. A failing git is an answer (``code``); raises HistoryError where git is not
+    installed or does not come back.
+    """
+    environment = {name: value for name, value in os.environ.items() if name not in _LOCATION_VARIABLES}
+    environment |= {
+        "LC_ALL": "C",
+        "GIT_OPTIONAL_LOCKS": "0",
+        "GIT_TERMINAL_PROMPT": "0",
+        "GIT_NO_LAZY_FETCH": "1",
+        "GIT_PAGER": "cat",
+    }
+    try:
+        done = subprocess.run(
+            ["git", "-C", os.fspath(folder), *arguments],
+            input=stdin,
+            capture_output=True,
+            env=environment,
+            timeout=timeout_s,
+            check=False,
+        )
+    except OSError as error:
+        raise HistoryError(f"the git program cannot be run ({error.strerror}): is it installed?") from error
+    except subprocess.TimeoutExpired as error:
+        raise HistoryError(f"{folder}: git {arguments[0]} gave no answer within {timeout_s:g} s") from error
+    return GitOutput(done.returncode, os.fsdecode(done.stdout), done.stderr.decode("utf-8", "replace"))
+
+
+@dataclass(frozen=True)
+class ResolvedRef:
+    """A ref as it was found: ``name`` may be ``origin/main`` where ``main`` was asked for."""
+
+    name: str
+    commit: str
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A work tree and its repository, as they stood when they were discovered.
+
+    ``head`` is None before the first commit, ``branch`` is None when HEAD is detached. ``changes`` names what
+    makes the tree dirty: modified or staged tracked files, submodules at another commit or with modified files,
+    and untracked files that are not ignored and of a kind that Python or pytest picks up by itself
+    (:data:`UNTRACKED_CODE`: a new ``conftest.py`` changes what is measured). Other untracked files (reports,
+    logs, weights) do not count: CI jobs leave them behind, and no run of theirs would ever become a baseline.
+    ``common_dir`` is shared by all worktrees; in a submodule everything is the inner repository's.
+    """
+
+    top_level: Path
+    common_dir: Path
+    head: str | None
+    branch: str | None
+    changes: tuple[str, ...]
+    is_shallow: bool
+
+    @classmethod
+    def discover(cls, path: Path) -> Repository | None:
+        """The repository whose work tree holds ``path``; None where there is none (:func:`explain_absence`)."""
+        found = _probe(path)
+        return found if isinstance(found, cls) else None
+
+    @property
+    def dirty(self) -> bool:
+        """Whether what runs here may differ from what HEAD holds."""
+        return bool(self.changes)
+
+    def resolve(self, ref: str) -> ResolvedRef:
+        """The commit that ``ref`` names: as given, then on ``origin``, then on the other remotes.
+
+        Raises HistoryError that lists what was tried and says how to get it.
+        """
+        if not ref or ref.startswith("-") or "\0" in ref:
+            raise HistoryError(f"{ref!r} is not a git ref: give a branch, a tag or a commit")
+        tried = []
+        for name in self._spellings(ref):
+            commit = _commit_of(self.top_level, name)
+            if commit is not None:
+                return ResolvedRef(name, commit)
+            tried.append(name)
+        raise HistoryError(self._unknown(ref, tried))
+
+    def baseline_commits(self, ref: str) -> tuple[str, ...]:
+        """The commits whose runs are the baseline of the work tree against ``ref``, newest first.
+
+        They begin at the merge base of HEAD and ``ref`` and follow first parents, at most
+        :data:`HISTORY_LIMIT`. Where HEAD itself is on ``ref`` the merge base is HEAD: then they begin at HEAD's
+        first parent (none for a first commit), or at HEAD when the work tree is dirty, as the candidate is not
+        HEAD then. Raises HistoryError for an unknown ref, a shallow clone, and unrelated histories.
+        """
+        target = self.resolve(ref)
+        if self.head is None:
+            raise HistoryError(
+                f"{self.top_level} has no commit yet, so {ref} is no baseline for it: commit first"
+            )
+        if self.is_shallow:
+            # A merge base found in cut-off history may be the wrong one, and its ancestors are missing.
+            raise HistoryError(
+                f"{self.top_level} is a shallow clone: the history that {target.name} and HEAD share is cut off. "
+                + _UNSHALLOW
+            )
+        base = run_git(self.top_level, "merge-base", self.head, target.commit)
+        if base.code == 1:
+            raise HistoryError(
+                f"{self.top_level}: HEAD ({self.head[:7]}) and {target.name} ({target.commit[:7]}) have no commit "
+                "in common: give a ref that HEAD was branched from"
+            )
+        if base.code != 0:
+            raise HistoryError(
+                f"{self.top_level}: git merge-base HEAD {target.name} failed: {base.complaint}"
+            )
+        skip_head = base.line == self.head and not self.dirty
+        limits = (f"--max-count={HISTORY_LIMIT}", f"--skip={int(skip_head)}")
+        chain = run_git(self.top_level, "rev-list", "--first-parent", *limits, base.line)
+        if chain.code != 0:
+            raise HistoryError(f"{self.top_level}: git rev-list {base.line[:7]} failed: {chain.complaint}")
+        return tuple(chain.stdout.split())
+
+    def _remotes(self) -> list[str]:
+        names = run_git(self.top_level, "remote").stdout.split()
+        return sorted(names, key=lambda name: (name != "origin", name))
+
+    def _spellings(self, ref: str) -> Iterator[str]:
+        yield ref
+        for remote in self._remotes():
+            if not ref.startswith(f"{remote}/"):
+                yield f"{remote}/{ref}"
+
+    def _unknown(self, ref: str, tried: list[str]) -> str:
+        remotes = self._remotes()
+        parts = [f"{self.top_level}: git knows no {ref!r} (tried {', '.join(tried)})."]
+        kinds = ("refs/heads", "refs/tags", "refs/remotes")
+        known = run_git(self.top_level, "for-each-ref", "--format=%(refname:short)", *kinds)
+        close = difflib.get_close_matches(ref, known.stdout.split(), n=3)
+        if close:
+            parts.append(f"Similar: {', '.join(close)}.")
+        if remotes:
+            # The destination is spelled out because a clone of a single branch would not create it.
+            remote = next((name for name in remotes if ref.startswith(f"{name}/")), remotes[0])
+            branch = ref.removeprefix(f"{remote}/")
+            parts.append(
+                f"If it is a branch of {remote}: git fetch {remote} {branch} creates {remote}/{branch} in a full "
+                f"clone; git fetch {remote} {branch}:refs/remotes/{remote}/{branch} does in any."
+            )
+        else:
+            parts.append("There is no remote to fetch it from: give a branch, a tag or a commit.")
+        if self.is_shallow:
+            parts.append("This is a shallow clone. " + _UNSHALLOW)
+        return " ".join(parts)
+
+
+_UNSHALLOW = (
+    "In GitHub Actions give actions/checkout `fetch-depth: 0` (with `filter: blob:none` it stays quick); "
+    "elsewhere run: git fetch --unshallow"
+)
+
+
+def explain_absence(path: Path) -> str:
+    """Why :meth:`Repository.discover` finds no repository at ``path``; empty if it finds one."""
+    found = _probe(path)
+    return found if isinstance(found, str) else ""
+
+
+def _probe(path: Path) -> Repository | str:
+    folder = path.absolute()
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        where = run_git(folder, "rev-parse", "--is-shallow-repository", "--git-common-dir", "--show-toplevel")
+        lines = where.stdout.splitlines()
+        if where.code != 0 or len(lines) != 3:
+            return _no_work_tree(folder, where)
+        top_level = Path(lines[2])
+        branch = run_git(top_level, "symbolic-ref", "--quiet", "--short", "HEAD")
+        return Repository(
+            top_level=top_level,
+            # Relative to the folder that was asked in; --path-format is too new (git 2.31) to rely on.
+            common_dir=Path(os.path.realpath(folder / lines[1])),
+            head=_commit_of(top_level, "HEAD"),
+            branch=branch.line if branch.code == 0 else None,
+            changes=_changes(top_level),
+            is_shallow=lines[0] == "true",
+        )
+    except HistoryError as error:
+        return str(error)
+
+
+def _no_work_tree(folder: Path, output: GitOutput) -> str:
+    if "not a git repository" in output.stderr:
+        return f"{folder} is in no git repository"
+    if "dubious ownership" in output.stderr:
+        return (
+            f"git refuses to read the repository at {folder}, which belongs to another user; to allow it: "
+            f"git config --global --add safe.directory {folder}"
+        )
+    return f"git finds no work tree at {folder}: {output.complaint}"
+
+
+def _commit_of(top_level: Path, name: str) -> str | None:
+    found = run_git(top_level, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
+    return found.line if found.code == 0 else None
+
+
+def _changes(top_level: Path) -> tuple[str, ...]:
+    """What makes the tree dirty. A question that git does not answer counts as dirty: never a false baseline."""
+    try:
+        tracked = run_git(
+            top_level,
+            "status",
+            "--porcelain=v1",
+            "-z",
+            "--untracked-files=no",
+            "--ignore-submodules=untracked",
+            "--no-renames",
+            timeout_s=_SCAN_S,
+        )
+        untracked = run_git(
+            top_level,
+            "ls-files",
+            "-z",
+            "--others",
+            "--exclude-standard",
+            "--",
+            *UNTRACKED_CODE,
+            timeout_s=_SCAN_S,
+        )
+    except HistoryError as error:
+        return (f"({error})",)
+    failed = [output for output in (tracked, untracked) if output.code != 0]
+    if failed:
+        return (f"(git could not say: {failed[0].complaint})",)
+    changed = [entry[3:] for entry in tracked.stdout.split("\0") if entry]
+    new = [
+        name
+        for name in untracked.stdout.split("\0")
+        if name and not _NOT_OURS.intersection(PurePosixPath(name).parts)
+    ]
+    return (*changed, *new)
+
+
+_USUAL_NAMES = ("main", "master", "trunk", "develop")
+
+
+_SUBJECTS_AT_ONCE = 200
+
+
+def first_parents(repository: Repository, ref: str) -> tuple[ResolvedRef, tuple[str, ...]]:
+    """The commit of ``ref`` and its first parents, newest first, at most HISTORY_LIMIT.
+
+    Raises HistoryError for an unknown ref. In a shallow clone the line ends where history was cut off.
+    """
+    found = repository.resolve(ref)
+    return found, line_of(repository, found.commit)
+
+
+def line_of(repository: Repository, commit: str) -> tuple[str, ...]:
+    """A commit and its first parents, newest first, at most HISTORY_LIMIT; raises HistoryError."""
+    chain = run_git(
+        repository.top_level, "rev-list", "--first-parent", f"--max-count={HISTORY_LIMIT}", commit
+    )
+    if chain.code != 0:
+        raise HistoryError(f"{repository.top_level}: git rev-list {commit[:7]} failed: {chain.complaint}")
+    return tuple(chain.stdout.split())
+
+
+def default_branch(repository: Repository) -> ResolvedRef | None:
+    """The branch that others grow from: origin's HEAD, or else a branch with a usual name, or else HEAD itself.
+
+    None in a repository without a commit.
+    """
+    head = run_git(repository.top_level, "symbolic-ref", "--quiet", "--short", "refs/remotes/origin/HEAD")
+    for name in (*([head.line] if head.code == 0 else []), *_USUAL_NAMES):
+        try:
+            return repository.resolve(name)
+        except HistoryError:
+            continue
+    if repository.head is None:
+        return None
+    return ResolvedRef(repository.branch or "HEAD", repository.head)
+
+
+def merged_by(repository: Repository, commit: str, line: Collection[str], tip: str) -> str | None:
+    """The commit of ``line`` (which ends in ``tip``) that brought ``commit`` in; None if none did."""
+    path = run_git(
+        repository.top_level, "rev-list", "--first-parent", "--ancestry-path", f"{commit}..{tip}"
+    ).stdout.split()
+    return next((each for each in reversed(path) if each in line), None)
+
+
+def subjects(repository: Repository, commits: Iterable[str]) -> dict[str, str]:
+    """The first line of each commit's message; commits that git does not know are left out."""
+    wanted = list(dict.fromkeys(commits))
+    found: dict[str, str] = {}
+    for start in range(0, len(wanted), _SUBJECTS_AT_ONCE):
+        some = wanted[start : start + _SUBJECTS_AT_ONCE]
+        shown = run_git(
+            repository.top_level, "log", "--no-walk=unsorted", "--ignore-missing", "--format=%H%x00%s", *some
+        )
+        for line in shown.stdout.splitlines():
+            commit, _, subject = line.partition("\0")
+            found[commit] = subject
+    return found

@@ -1,0 +1,356 @@
+"""A store on a branch of a git remote: files are only ever added, no work tree or ref is touched."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from pytest_tokenpower.core.records import decode_run
+from pytest_tokenpower.errors import HistoryError, StoreError, TokenPowerError, UsageError
+from pytest_tokenpower.store.blessings import FOLDER, decode_blessing, is_blessing_file
+from pytest_tokenpower.store.git import GitOutput, Repository, run_git
+from pytest_tokenpower.store.store import Problem, Store, StoredRun, file_name, parse_file_name, publish
+
+BRANCH = "tokenpower-store"
+
+
+_REF = f"refs/heads/{BRANCH}"
+
+
+_RUNS = "runs"
+
+
+_NETWORK_S = 600.0
+
+
+_AT_ONCE = 16
+
+
+_README = b"""Stored runs of pytest-tokenpower, written by `tokenpower push` and read by `tokenpower pull`.
+Files are only ever added. Do not merge this branch into another one.
+"""
+
+
+def run_path(entry: StoredRun) -> str:
+    """Where a run is on the branch: in the folder of its month, so that a push writes small trees."""
+    return f"{_RUNS}/{entry.created[:4]}-{entry.created[4:6]}/{entry.file}"
+
+
+def blessing_path(file: str) -> str:
+    """Where a blessing is on the branch."""
+    return f"{FOLDER}/{file}"
+
+
+class StoreBranch:
+    """The branch on one remote: what it holds, and commits on top of it. Raises HistoryError for what git refuses."""
+
+    def __init__(self, repository: Repository, remote: str) -> None:
+        self._top = repository.top_level
+        self._remote = remote
+        # Keeps what was fetched from being collected, so that the next fetch is small.
+        self._kept = f"refs/tokenpower/{hashlib.sha256(os.fsencode(remote)).hexdigest()[:12]}"
+
+    def tip(self) -> str | None:
+        """The branch's commit on the remote; None where there is no such branch."""
+        listed = run_git(self._top, "ls-remote", "--refs", self._remote, _REF, timeout_s=_NETWORK_S)
+        if listed.code != 0:
+            raise HistoryError(f"git ls-remote {self._remote} failed: {listed.complaint}")
+        return listed.stdout.split()[0] if listed.stdout else None
+
+    def fetch(self) -> str | None:
+        """Have the branch's objects here; returns its commit."""
+        tip = self.tip()
+        if tip is None or self._has(tip):
+            return tip
+        # A clone with a filter (blob:none) would leave the runs away; the user's own refs stay as they are.
+        fetched = self._fetch("--no-filter", _REF)
+        if fetched.code != 0 or not self._has(tip):
+            # It may have moved on since it was listed; what was fetched is then newer still.
+            if fetched.code == 0 and (newer := self.tip()) is not None and self._has(newer):
+                tip = newer
+            else:
+                raise HistoryError(f"git fetch {self._remote} {BRANCH} failed: {fetched.complaint}")
+        self._git("update-ref", self._kept, tip)
+        return tip
+
+    def _fetch(self, *arguments: str, stdin: bytes = b"") -> GitOutput:
+        options = ("--quiet", "--no-tags", "--no-prune", "--no-recurse-submodules", "--refmap=")
+        return run_git(
+            self._top,
+            *("-c", "gc.auto=0", "-c", "maintenance.auto=false"),
+            "fetch",
+            *options,
+            *(argument for argument in arguments if argument.startswith("--")),
+            self._remote,
+            *(argument for argument in arguments if not argument.startswith("--")),
+            stdin=stdin,
+            timeout_s=_NETWORK_S,
+        )
+
+    def _has(self, commit: str) -> bool:
+        return self._git("cat-file", "-e", f"{commit}^{{tree}}").code == 0
+
+    def files(self, tip: str) -> dict[str, str]:
+        """The runs and blessings on the branch: blobs by file name."""
+        found = {}
+        for _, kind, blob, path in self._tree(tip, recursive=True):
+            folder, _, file = path.rpartition("/")
+            top = folder.partition("/")[0]
+            stored = (top == _RUNS and parse_file_name("", file)) or (
+                top == FOLDER and is_blessing_file(file)
+            )
+            if kind == "blob" and stored:
+                found[file] = blob
+        return found
+
+    def contents(self, wanted: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:
+        """Each file's bytes, some at once."""
+        files = iter(sorted(wanted))
+        while some := list(islice(files, _AT_ONCE)):
+            blobs = [wanted[file] for file in some]
+            found = self._blobs(blobs)
+            missing = sorted(set(blobs) - found.keys())
+            if missing:
+                # The branch came with an earlier fetch of a clone with a filter.
+                listed = "".join(f"{blob}\n" for blob in missing).encode()
+                self._fetch("--filter=blob:none", "--stdin", stdin=listed)
+                found |= self._blobs(missing)
+            for file, blob in zip(some, blobs, strict=True):
+                if blob not in found:
+                    raise HistoryError(
+                        f"{self._remote} {BRANCH}: the contents of {file} are not here; run git fetch --refetch "
+                        f"--no-filter {self._remote} {BRANCH}"
+                    )
+                yield file, found[blob]
+
+    def _blobs(self, blobs: Sequence[str]) -> dict[str, bytes]:
+        output = run_git(
+            self._top,
+            "cat-file",
+            "--batch",
+            stdin="".join(f"{blob}\n" for blob in blobs).encode(),
+            timeout_s=_NETWORK_S,
+        )
+        data = os.fsencode(output.stdout)
+        found: dict[str, bytes] = {}
+        at = 0
+        while at < len(data):
+            end = data.index(b"\n", at)
+            blob, kind, *size = data[at:end].decode().split()
+            at = end + 1
+            if kind == "blob":
+                length = int(size[0])
+                found[blob] = data[at : at + length]
+                at += length + 1
+        return found
+
+    def commit(self, tip: str | None, added: Mapping[str, Path]) -> str:
+        """A commit on top of ``tip`` that has ``added`` (path on the branch to local file) too; returns its hash."""
+        paths = list(added)
+        hashed = self._must(
+            "hash-object",
+            *("-w", "--no-filters", "--stdin-paths"),
+            stdin=b"".join(os.fsencode(added[path].absolute()) + b"\n" for path in paths),
+        ).split()
+        blobs = dict(zip(paths, hashed, strict=True))
+        if tip is None:
+            blobs["README.md"] = self._must("hash-object", "-w", "--stdin", stdin=_README).strip()
+        tree = self._with(tip, [(tuple(path.split("/")), blob) for path, blob in blobs.items()])
+        count = len(added)
+        message = f"Add {count} file{'' if count == 1 else 's'}\n"
+        parent = () if tip is None else ("-p", tip)
+        return self._must(
+            *self._identity(), "commit-tree", tree, *parent, "-F", "-", stdin=message.encode()
+        ).strip()
+
+    def _with(self, tree: str | None, added: Iterable[tuple[tuple[str, ...], str]]) -> str:
+        """``tree`` with further files (paths in parts); what it holds already stays as it is."""
+        entries = {name: (mode, kind, each) for mode, kind, each, name in self._tree(tree)} if tree else {}
+        below: dict[str, list[tuple[tuple[str, ...], str]]] = {}
+        for (name, *rest), blob in added:
+            if rest:
+                below.setdefault(name, []).append((tuple(rest), blob))
+            else:
+                entries.setdefault(name, ("100644", "blob", blob))
+        for name, files in below.items():
+            known = entries.get(name)
+            inner = known[2] if known is not None and known[1] == "tree" else None
+            entries[name] = ("040000", "tree", self._with(inner, files))
+        listed = "".join(f"{mode} {kind} {each}\t{name}\0" for name, (mode, kind, each) in entries.items())
+        return self._must("mktree", "-z", "--missing", stdin=os.fsencode(listed)).strip()
+
+    def _tree(self, tree: str, *, recursive: bool = False) -> Iterator[tuple[str, str, str, str]]:
+        """Mode, kind, hash and name of each entry."""
+        options = ("-r", "-z") if recursive else ("-z",)
+        # From the top of the repository, whatever the folder that git runs in.
+        for row in self._must("ls-tree", "--full-tree", *options, tree).split("\0"):
+            if row:
+                head, _, name = row.partition("\t")
+                mode, kind, each = head.split()
+                yield mode, kind, each, name
+
+    def push(self, commit: str) -> GitOutput:
+        """Move the remote's branch to ``commit``, which only works from the commit below it."""
+        answer = run_git(
+            self._top,
+            "push",
+            # No hook: the project's own checks are about its code, of which nothing is pushed.
+            *("--quiet", "--no-verify", "--no-follow-tags", "--recurse-submodules=no"),
+            self._remote,
+            f"{commit}:{_REF}",
+            timeout_s=_NETWORK_S,
+        )
+        if answer.code == 0:
+            self._git("update-ref", self._kept, commit)
+        return answer
+
+    def _identity(self) -> tuple[str, ...]:
+        # A CI job often has none, and a commit needs one.
+        known = all(self._git("var", f"GIT_{role}_IDENT").code == 0 for role in ("AUTHOR", "COMMITTER"))
+        return () if known else ("-c", "user.name=tokenpower", "-c", "user.email=tokenpower@localhost")
+
+    def _git(self, *arguments: str) -> GitOutput:
+        return run_git(self._top, *arguments)
+
+    def _must(self, *arguments: str, stdin: bytes = b"") -> str:
+        done = run_git(self._top, *arguments, stdin=stdin, timeout_s=_NETWORK_S)
+        if done.code != 0:
+            raise HistoryError(f"{self._top}: git {arguments[0]} failed: {done.complaint}")
+        return done.stdout
+
+
+ATTEMPTS = 5
+
+
+@dataclass(frozen=True)
+class Exchanged:
+    """The files that went over, and those that did not, with the reason. ``exists``: the remote has such a branch."""
+
+    remote: str
+    files: tuple[str, ...]
+    left_out: tuple[Problem, ...] = ()
+    exists: bool = True
+
+
+def choose_remote(repository: Repository, name: str | None) -> str:
+    """A remote's name, a URL or a path; without one, origin or the only remote. Raises UsageError that lists them."""
+    known = run_git(repository.top_level, "remote").stdout.split()
+    listed = f"the remotes of {repository.top_level}: {', '.join(known) or 'none (git remote add NAME URL)'}"
+    if name is None:
+        if "origin" in known or len(known) == 1:
+            return "origin" if "origin" in known else known[0]
+        raise UsageError(f"name a remote, as there is none called origin; {listed}")
+    if name in known or (not name.startswith("-") and ("/" in name or ":" in name)):
+        return name
+    raise UsageError(f"{name!r} is no remote; {listed}")
+
+
+def push(repository: Repository, store: Store, remote: str) -> Exchanged:
+    """Add the store's files to the branch on ``remote``; nothing there is changed or removed.
+
+    Where others push at the same time it merges and tries again, up to ATTEMPTS times. Raises HistoryError for what
+    git or the remote refuses.
+    """
+    branch = StoreBranch(repository, remote)
+    left_out: dict[str, Problem] = {}
+    for attempt in range(ATTEMPTS):
+        tip = branch.fetch()
+        there = branch.files(tip) if tip else {}
+        added = {}
+        for path, file in _local_files(store):
+            if Path(path).name in there or path in left_out:
+                continue
+            reason = _unsound(store, file)
+            if reason:
+                left_out[path] = Problem(file, reason)
+            else:
+                added[path] = file
+        if not added:
+            return Exchanged(remote, (), tuple(left_out.values()), exists=tip is not None)
+        answer = branch.push(branch.commit(tip, added))
+        if answer.code == 0:
+            return Exchanged(
+                remote, tuple(sorted(file.name for file in added.values())), tuple(left_out.values())
+            )
+        # Only the remote's branch tells for sure that another push was quicker.
+        if branch.tip() == tip and "lock" not in answer.stderr:
+            raise HistoryError(f"git push to {remote} {BRANCH} failed: {answer.complaint}")
+        time.sleep(random.random() * 0.2 * 2**attempt)
+    raise HistoryError(
+        f"git push to {remote} {BRANCH}: others were quicker {ATTEMPTS} times in a row; run it again"
+    )
+
+
+def pull(repository: Repository, store: Store, remote: str) -> Exchanged:
+    """Add the branch's files on ``remote`` to the store; nothing stored is changed or removed.
+
+    A file that is no run or blessing under its own name is left out. Raises HistoryError, or StoreError for a store
+    that cannot be written.
+    """
+    branch = StoreBranch(repository, remote)
+    tip = branch.fetch()
+    if tip is None:
+        return Exchanged(remote, (), exists=False)
+    here = {Path(path).name for path, _ in _local_files(store)}
+    wanted = {file: blob for file, blob in branch.files(tip).items() if file not in here}
+    added: list[str] = []
+    left_out = []
+    for file, data in branch.contents(wanted):
+        folder = store.path / FOLDER if is_blessing_file(file) else store.folder
+        reason = _foreign(file, data)
+        if reason:
+            left_out.append(Problem(Path(f"{remote}/{BRANCH}", folder.name, file), reason))
+            continue
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            publish(folder, file, data)
+        except FileExistsError:
+            continue  # Another pull was quicker.
+        except OSError as error:
+            raise StoreError(
+                f"{folder}: the store cannot be written ({error.strerror or error}): make the folder writable, or "
+                "name another one with --storage=PATH"
+            ) from error
+        added.append(file)
+    return Exchanged(remote, tuple(sorted(added)), tuple(left_out))
+
+
+def _local_files(store: Store) -> Iterator[tuple[str, Path]]:
+    """Each file of the store with its path on the branch."""
+    for entry in store.entries():
+        yield run_path(entry), entry.path
+    blessings = store.path / FOLDER
+    if blessings.is_dir():
+        for file in sorted(os.listdir(blessings)):
+            if is_blessing_file(file):
+                yield blessing_path(file), blessings / file
+
+
+def _unsound(store: Store, file: Path) -> str:
+    """Why a file of ours is not worth sharing; empty if it is."""
+    try:
+        if is_blessing_file(file.name):
+            decode_blessing(file.read_bytes(), source=str(file))
+        else:
+            store.contents(store.open_file(file))
+    except (TokenPowerError, OSError) as error:
+        return str(error).removeprefix(f"{file}: ")
+    return ""
+
+
+def _foreign(file: str, data: bytes) -> str:
+    """Why a file of the remote does not belong into a store; empty if it does."""
+    try:
+        if is_blessing_file(file):
+            decode_blessing(data, source=file)
+        elif file_name(decode_run(data, source=file)) != file:
+            return "its name does not belong to the run in it"
+    except TokenPowerError as error:
+        return str(error).removeprefix(f"{file}: ")
+    return ""

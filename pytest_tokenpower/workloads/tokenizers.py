@@ -1,0 +1,56 @@
+"""From text to token ids: by the model's own tokenizer where there is one, else byte by byte."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pytest_tokenpower.errors import EngineError
+
+Encode = Callable[[str], Sequence[int]]
+
+
+"""Token ids of a text, without special tokens of a chat."""
+
+
+BYTE_OFFSET = 3
+
+
+_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+
+
+def byte_ids(text: str) -> list[int]:
+    """One id for each byte of the text's UTF-8: the byte plus 3, which keeps clear of padding, start and end.
+
+    For models without a tokenizer, such as random ones. A text comes out about four times as long as with a
+    vocabulary of its language; the model must have at least 259 ids.
+    """
+    return [byte + BYTE_OFFSET for byte in text.encode("utf-8", "surrogatepass")]
+
+
+def tokenizer_of(model: str) -> Encode | None:
+    """The tokenizer of a model folder or hub id, loaded when it is first called; None for a folder that has none.
+
+    Called, it raises EngineError where it cannot be loaded.
+    """
+    folder = Path(model)
+    if folder.is_dir() and not any((folder / name).exists() for name in _FILES):
+        return None
+    load = cache(_load)
+    return lambda text: list(load(model)(text).input_ids)
+
+
+def _load(model: str) -> Any:
+    try:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(model)
+    except ImportError as error:
+        raise EngineError(
+            f"{model} has a tokenizer, which needs a package that does not import ({error}): "
+            "pip install 'pytest-tokenpower[transformers]'"
+        ) from error
+    except (OSError, ValueError, KeyError) as error:
+        raise EngineError(f"the tokenizer of {model} cannot be loaded: {error}") from error
