@@ -150,8 +150,8 @@ def simulate_blocks(rng: np.random.Generator, restarts: int, blocks: int, noise:
     board = noise.slope * noise.celsius_a_round * np.arange(rounds) + autoregressive(
         rng, (REPETITIONS, restarts, rounds), noise
     )
-    arms = noise.process_sd * rng.standard_normal((2, REPETITIONS, restarts, 1, 1))
-    values = board.reshape(REPETITIONS, restarts, blocks, 4) + np.where(sign > 0, arms[0], arms[1])
+    variants = noise.process_sd * rng.standard_normal((2, REPETITIONS, restarts, 1, 1))
+    values = board.reshape(REPETITIONS, restarts, blocks, 4) + np.where(sign > 0, variants[0], variants[1])
     return np.asarray((sign * values).sum(axis=-1) / 2)
 
 
@@ -264,7 +264,7 @@ def learnt_prior(store: FloatArray, prior: Prior) -> Prior:
 def restarted_rows(noise: Noise, prior: Prior) -> list[Row]:
     """--energy-max-seconds: what is neither certain nor surely passes at a look is restarted, up to twice.
 
-    The new runs share their occasion: one die temperature, and ``shared`` of the run-to-run variance.
+    The new runs share their occasion: one GPU temperature, and ``shared`` of the run-to-run variance.
     """
     rows = []
     for stored in (1, STORED):

@@ -235,7 +235,9 @@ class Waiting:
 def _said(turn: Mapping[str, Any], record: RunRecord) -> str:
     parts = []
     for measured in record.measurements:
-        what = f"compare +{turn['compare']}" if measured.arms else f"+{turn['runs'][int(measured.test[-2])]}"
+        what = (
+            f"compare +{turn['compare']}" if measured.variants else f"+{turn['runs'][int(measured.test[-2])]}"
+        )
         found = measured.figures.get("joules_per_token")
         figure = f"{found.value:.5f}" if found else f"no figure ({'; '.join(measured.reasons)})"
         celsius = [each.temperature_celsius for each in measured.rounds if each.temperature_celsius]

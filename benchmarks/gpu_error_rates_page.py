@@ -27,7 +27,7 @@ from pytest_tokenpower.gate.noise import MeasuredNoise, analyse
 from pytest_tokenpower.gate.verdict import judge_baseline
 from pytest_tokenpower.runner.compare import estimate_difference, judge_difference
 from pytest_tokenpower.stats.noise import StoredGate, clopper_pearson
-from pytest_tokenpower.store.baseline import StoredRuns
+from pytest_tokenpower.store.baseline import ComparableRuns
 
 SEED = 20261122
 NEW_TOKENS = 200
@@ -82,8 +82,8 @@ class Found:
             record = decode_run(json.dumps(process["record"]).encode(), source=f"process {number}")
             turn = process["turn"]
             for measured in record.measurements:
-                if measured.arms:
-                    rounds = [*measured.rounds, *measured.arms["baseline"]]
+                if measured.variants:
+                    rounds = [*measured.rounds, *measured.variants["baseline"]]
                     differences = tuple(_differences(measured))
                     restarts.append(
                         Restart(number, turn["compare"], differences, sum(each.seconds for each in rounds))
@@ -139,7 +139,9 @@ class Found:
         sets = list(combinations(others, min(STORED, len(others))))
         if len(sets) > MOST_SETS:
             sets = random.Random(SEED).sample(sets, MOST_SETS)
-        return [judge_baseline(run.measured, StoredRuns("identical code", each), threshold) for each in sets]
+        return [
+            judge_baseline(run.measured, ComparableRuns("identical code", each), threshold) for each in sets
+        ]
 
     @cached_property
     def judged(self) -> dict[tuple[int, float], list[list[VerdictRecord]]]:
@@ -209,15 +211,15 @@ def runs_to_show(limit: float) -> int:
 
 def _differences(measured: MeasurementRecord) -> Iterator[float]:
     """ln(candidate/baseline) of each ABBA block; a block with a dropped round is left out."""
-    arms = [("candidate", each) for each in measured.rounds]
-    arms += [("baseline", each) for each in measured.arms["baseline"]]
-    ordered = sorted(arms, key=lambda pair: pair[1].start_ns)
+    variants = [("candidate", each) for each in measured.rounds]
+    variants += [("baseline", each) for each in measured.variants["baseline"]]
+    ordered = sorted(variants, key=lambda pair: pair[1].start_ns)
     for at in range(0, len(ordered) - 3, 4):
         block = ordered[at : at + 4]
         if all(not one.reasons and one.joules is not None for _, one in block):
             means = {
-                arm: np.mean([_log(one) for which, one in block if which == arm])
-                for arm in ("baseline", "candidate")
+                variant: np.mean([_log(one) for which, one in block if which == variant])
+                for variant in ("baseline", "candidate")
             }
             yield float(means["candidate"] - means["baseline"])
 
@@ -286,7 +288,7 @@ def render(found: Found) -> str:
         f"Rounds: SD {percent(noise.raw.round_sd or 0, 2)}, lag-1 {noise.raw.lag1 or 0:.2f}; the meter's own error "
         f"{percent(noise.meter_error, 2)} a round. Run-to-run SD {_spread(noise.raw.runs)} as read"
         + (
-            f", {_spread(noise.adjusted.runs)} at one die temperature"
+            f", {_spread(noise.adjusted.runs)} at one GPU temperature"
             if noise.adjusted
             else f"; {noise.refusal}"
         )

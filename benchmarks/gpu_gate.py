@@ -162,7 +162,7 @@ def render(results: dict[str, Any]) -> str:
         "",
         "Every row is a process of its own. The first rows are stored runs of `main` (`--energy-autosave`), the others "
         "are branches judged with `--energy-baseline=main`, limit 3 %. J/token, prefill, decode, W and tok/s are as "
-        "read; the change and its interval are at a common die temperature.",
+        "read; the change and its interval are at a common GPU temperature.",
         "",
         *(
             f"- {label}: {meaning}"

@@ -35,7 +35,7 @@ from reporting import Results, now
 from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.core.windows import RoundWindow
 from pytest_tokenpower.runner.rounds import measured_round
-from pytest_tokenpower.runner.telemetry import Telemetry
+from pytest_tokenpower.runner.telemetry import TelemetrySession
 from pytest_tokenpower.telemetry.collector import Collector
 from pytest_tokenpower.telemetry.meters.nvml.meter import NvmlMeter
 
@@ -217,14 +217,14 @@ class StampedMeter(NvmlMeter):
         return readings
 
 
-def start_meter(fake: bool) -> tuple[Telemetry, StampedMeter]:
+def start_meter(fake: bool) -> tuple[TelemetrySession, StampedMeter]:
     """The collector as `--energy-source=auto` starts it."""
     if fake:
         meter = StampedMeter(sys.modules["pynvml"], provenance="simulated")
     else:
         meter = StampedMeter(visible=os.environ.get("CUDA_VISIBLE_DEVICES"))
     collector = Collector([meter])
-    return Telemetry(collector, collector.start()), meter
+    return TelemetrySession(collector, collector.start()), meter
 
 
 def collector_cpu_s() -> float:
@@ -244,7 +244,7 @@ def overhead(
         execute()
     rows: list[Row] = results.parts.get(part, [])
     rows = rows[: len(rows) // 4 * 4]
-    telemetry: Telemetry | None = None
+    telemetry: TelemetrySession | None = None
     meter: StampedMeter | None = None
     while len(rows) < 4 * (arguments.pairs // 2) and time.monotonic() < deadline - 10:
         lead = rng.random() < 0.5
@@ -394,18 +394,18 @@ def with_tools(
 ) -> list[tuple[Row, RoundWindow]]:
     """Windows alone and with Zeus by lot, then some with CodeCarbon."""
     with_zeus, with_codecarbon = (2, 1) if fake else COUNTS[kind]
-    arms = ["alone", "zeus"] * with_zeus
-    rng.shuffle(arms)
-    arms += ["codecarbon"] * with_codecarbon
+    variants = ["alone", "zeus"] * with_zeus
+    rng.shuffle(variants)
+    variants += ["codecarbon"] * with_codecarbon
     rows: list[tuple[Row, RoundWindow]] = []
-    for arm in arms:
-        tool = tools.get(arm)
+    for variant in variants:
+        tool = tools.get(variant)
         if isinstance(tool, str):
             continue
         # Where a window falls between the ticks of the meters is a matter of chance.
         time.sleep(rng.uniform(0.02, 0.12))
         if tool is None:
-            rows.append(({"arm": arm}, measure(execute)))
+            rows.append(({"arm": variant}, measure(execute)))
             continue
         before = time.perf_counter()
         tool.begin()
@@ -414,11 +414,11 @@ def with_tools(
         closed = time.perf_counter()
         joules = tool.end()
         cost = time.perf_counter() - closed + opened - before
-        rows.append(({"arm": arm, "tool_joules": joules, "cost_ms": 1e3 * cost}, window))
+        rows.append(({"arm": variant, "tool_joules": joules, "cost_ms": 1e3 * cost}, window))
     return rows
 
 
-def assessed(telemetry: Telemetry, measured: Sequence[tuple[Row, RoundWindow]]) -> list[Row]:
+def assessed(telemetry: TelemetrySession, measured: Sequence[tuple[Row, RoundWindow]]) -> list[Row]:
     """The rows with what the plugin says of their windows."""
     records = telemetry.assess([window for _, window in measured])
     return [
@@ -464,7 +464,9 @@ def _watts(first: tuple[int, int], second: tuple[int, int]) -> float:
     return 1e6 * (second[1] - first[1]) / (second[0] - first[0])
 
 
-def keep_recording(path: Path, telemetry: Telemetry, kept: Sequence[tuple[str, Row, RoundWindow]]) -> None:
+def keep_recording(
+    path: Path, telemetry: TelemetrySession, kept: Sequence[tuple[str, Row, RoundWindow]]
+) -> None:
     from pytest_tokenpower.telemetry.clock import Clock
     from pytest_tokenpower.telemetry.recording import RecordedWindow, write_recording
 

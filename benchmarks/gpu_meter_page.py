@@ -452,8 +452,8 @@ def pooled_lines(kinds: dict[str, Row]) -> list[str]:
 
     own, counted = [], []
     for kind in kinds.values():
-        for arm in ("alone", "zeus", "codecarbon"):
-            rows = [row for row in kind["rows"] if row["arm"] == arm and row["joules"] is not None]
+        for variant in ("alone", "zeus", "codecarbon"):
+            rows = [row for row in kind["rows"] if row["arm"] == variant and row["joules"] is not None]
             if len(rows) > 2:
                 mean, n = statistics.fmean(row["joules"] for row in rows), len(rows)
                 # A window pulls its row's mean towards itself.
@@ -494,8 +494,8 @@ def coverage_section(kinds: dict[str, Row]) -> list[str]:
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, kind in kinds.items():
-        for arm in ("alone", "zeus", "codecarbon", "back to back"):
-            rows = [row for row in kind["rows"] if row["arm"] == arm]
+        for variant in ("alone", "zeus", "codecarbon", "back to back"):
+            rows = [row for row in kind["rows"] if row["arm"] == variant]
             found = coverage(rows, kind["truth"]["joules"])
             if found is None:
                 continue
@@ -504,10 +504,10 @@ def coverage_section(kinds: dict[str, Row]) -> list[str]:
             joules = [row["joules"] for row in rows]
             watts = [1e3 * energy / each for energy, each in zip(joules, lasted, strict=True)]
             lines.append(
-                f"| {name} | {arm} | {len(rows)} | {statistics.fmean(lasted):.1f} | "
+                f"| {name} | {variant} | {len(rows)} | {statistics.fmean(lasted):.1f} | "
                 f"{100 * statistics.stdev(lasted) / statistics.fmean(lasted):.1f} % | {statistics.fmean(watts):.0f} | "
                 f"{100 * statistics.stdev(watts) / statistics.fmean(watts):.1f} % | {found[0]:.1f} % | "
                 f"{statistics.correlation(lasted, joules):+.2f} | {found[1]:.1f} % | {found[3]:.0%} | "
-                f"{f'{found[2]:.0%}' if arm == 'back to back' else ''} | {flagged} |"
+                f"{f'{found[2]:.0%}' if variant == 'back to back' else ''} | {flagged} |"
             )
     return [*lines, ""]

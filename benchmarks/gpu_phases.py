@@ -171,7 +171,7 @@ def end(child: subprocess.Popen[str]) -> None:
 
 
 @dataclass(frozen=True)
-class Taken:
+class MeasuredTest:
     """One window of a work: when each of its executions ran (ns), and what the plugin's round is."""
 
     work: Work
@@ -188,7 +188,7 @@ class Child:
         self.model: Path = arguments.model
         self._path: Path = arguments.results
         self._began = time.monotonic()
-        self._kept: list[tuple[str, Taken]] = []
+        self._kept: list[tuple[str, MeasuredTest]] = []
         self._until = 0.0
         self.engine: Any = None
         self._tracks: dict[str, EnergyTrack | None] = {}
@@ -308,7 +308,7 @@ class Child:
 
     # --- measuring
 
-    def take(self, work: Work) -> Taken:
+    def take(self, work: Work) -> MeasuredTest:
         """One window, as the plugin runs a round."""
         execute = runner(self.engine, work)
         executions: list[tuple[int, int]] = []
@@ -322,7 +322,7 @@ class Child:
             return generation
 
         _, window = measured_round(once, tokens_of, phases_of, work.repeats)
-        return Taken(work, tuple(executions), window)
+        return MeasuredTest(work, tuple(executions), window)
 
     def measure(self, order: Sequence[Work]) -> list[Row]:
         """Windows of the works in this order, with what the plugin says of them; the rounds of a work together."""
@@ -357,7 +357,7 @@ class Child:
                 }
         return [rows[at] for at in range(len(taken))]
 
-    def accounts(self, one: Taken) -> Row:
+    def accounts(self, one: MeasuredTest) -> Row:
         """Where the rest of a window went: gaps after steps of each kind, and outside of all steps (J and s)."""
         steps = one.window.phases
         gaps: dict[str, list[tuple[int, int]]] = {}

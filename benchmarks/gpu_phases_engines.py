@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_tokenpower.engines.protocol import EngineIdentity, Generation, Step
-from pytest_tokenpower.runner.telemetry import Telemetry
+from pytest_tokenpower.runner.telemetry import TelemetrySession
 from pytest_tokenpower.telemetry.collector import Collector
 from pytest_tokenpower.telemetry.meters.nvml.meter import NvmlMeter
 from pytest_tokenpower.telemetry.simulation.library import SimulatedBoards
@@ -152,7 +152,7 @@ def start_engine(kind: str, model: Path) -> Any:
     return VllmEngine(model, **options)
 
 
-def start_meter(engine: Any) -> tuple[Telemetry, tuple[Device, ...]]:
+def start_meter(engine: Any) -> tuple[TelemetrySession, tuple[Device, ...]]:
     """The meter on the engine's GPUs, as the plugin has it, and all boards that it sees."""
     boards = getattr(engine, "boards", None)
     if boards is None:
@@ -161,7 +161,7 @@ def start_meter(engine: Any) -> tuple[Telemetry, tuple[Device, ...]]:
         meter = NvmlMeter(boards, provenance="simulated", realtime_ns=boards.realtime_ns)
     collector = Collector([meter])
     devices = tuple(collector.start())
-    return Telemetry(collector, devices).on_gpus(engine.device_ids), devices
+    return TelemetrySession(collector, devices).on_gpus(engine.device_ids), devices
 
 
 # --- the dry run

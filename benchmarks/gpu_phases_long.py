@@ -119,7 +119,7 @@ def spaced_prefill(found: Sequence[Row], celsius: float | None) -> tuple[Value, 
 
 
 def temperatures(found: Sequence[Row]) -> tuple[tuple[str, float | None], ...]:
-    """What rows are called that are as read and at one die temperature, and that temperature."""
+    """What rows are called that are as read and at one GPU temperature, and that temperature."""
     return ("", None), (", at one temperature", each(found, lambda one: one["celsius"] or 0)[0])
 
 

@@ -71,7 +71,7 @@ def pure(parts: Row) -> list[str]:
         "vLLM, bf16, 8 prompts of 2048 tokens. In the run: what the plugin says of whole rounds, phase by phase from "
         "the engine's steps. The truths are energies of whole windows of seconds. The host works between steps (gaps) "
         "and outside of them (taking requests, giving answers): a truth by difference holds its gaps, so those after "
-        "a phase's steps are added to that phase on the left. Joules at a common die temperature are those as read, "
+        "a phase's steps are added to that phase on the left. Joules at a common GPU temperature are those as read, "
         f"less {100 * PRIOR_SLOPE:.2f} % per °C. *Within 3 %* is met or missed where two standard errors leave no "
         "doubt, else not shown.",
         "",

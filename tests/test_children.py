@@ -15,11 +15,11 @@ from test_family import measured
 from pytest_tokenpower.core.records import MeasurementRecord, RunRecord, VerdictRecord
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.gate.operating_point import unlikeness
-from pytest_tokenpower.plugin.restarts import Doubts
+from pytest_tokenpower.plugin.restarts import PendingRestarts
 from pytest_tokenpower.plugin.results import Gatherer
 from pytest_tokenpower.plugin.state import MEASUREMENTS
 from pytest_tokenpower.runner.child import ChildRun, single_test_arguments
-from pytest_tokenpower.runner.compare import Asked
+from pytest_tokenpower.runner.compare import CompareArgs
 from pytest_tokenpower.runner.rerun import Rerun
 from pytest_tokenpower.runner.restarts import Case, Escalation
 
@@ -91,7 +91,7 @@ def test_runs_of_other_work_or_on_other_devices_are_not_compared() -> None:
 def test_a_test_that_compares_by_itself_keeps_its_verdict() -> None:
     own = VerdictRecord("passed", "the candidate saves 30 %", "baseline arm")
     first = measured(TEST, 0.2)
-    both = run(replace(first, comparable=False, arms={"baseline": first.rounds}, verdicts=(own,)))
+    both = run(replace(first, comparable=False, variants={"baseline": first.rounds}, verdicts=(own,)))
     assert judged([both, both], [both, both]) == own
 
 
@@ -201,7 +201,7 @@ def test_an_interrupt_fails_what_it_left_regressed(
     failed: Callable[..., list[tuple[str, str]]],
 ) -> None:
     def decide(
-        self: Doubts,
+        self: PendingRestarts,
         measurements: list[MeasurementRecord],
         decided: dict[str, MeasurementRecord],
         *,
@@ -210,7 +210,7 @@ def test_an_interrupt_fails_what_it_left_regressed(
         assert not complete
         decided.update({one.test: replace(one, verdicts=(CERTAIN,)) for one in measurements})
 
-    monkeypatch.setattr(Doubts, "decide", decide)
+    monkeypatch.setattr(PendingRestarts, "decide", decide)
     gatherer = Gatherer(pytester.parseconfigure("--energy-baseline=main", *QUIET))
     gatherer.pytest_runtest_logreport(report("x.py::t", replace(UNDECIDED, kind="doubtful")))
     assert [test for test, _ in failed(gatherer, KeyboardInterrupt())] == ["x.py::t"]
@@ -235,7 +235,7 @@ def test_what_cannot_be_compared_is_said_before_it_is_measured(
         "baseline": print, "candidate": repr, "at_least": None, "at_most": None, "restarts": 1, "names": None,
     }  # fmt: skip
     with pytest.raises(UsageError) as raised:
-        Asked.of(TEST, **{**given, **arguments})  # type: ignore[arg-type]
+        CompareArgs.of(TEST, **{**given, **arguments})  # type: ignore[arg-type]
     assert f"{TEST}: energy.compare(" in str(raised.value)
     assert words in str(raised.value)
-    assert Asked.of(TEST, **given).names == ("print", "repr")  # type: ignore[arg-type]
+    assert CompareArgs.of(TEST, **given).names == ("print", "repr")  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Drift against the baseline: clocks, power limit and die temperature that differ, and what becomes of the verdict."""
+"""Drift against the baseline: clocks, power limit and GPU temperature that differ, and what becomes of the verdict."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pytest_tokenpower.core.records import MeasurementRecord, RoundRecord
 from pytest_tokenpower.gate.operating_point import compare_conditions
 from pytest_tokenpower.gate.verdict import judge_baseline, settle
 from pytest_tokenpower.stats.temperature import MOST_SHIFT_CELSIUS
-from pytest_tokenpower.store.baseline import StoredRuns
+from pytest_tokenpower.store.baseline import ComparableRuns
 
 H100 = Path(__file__).parents[1] / "docs/results/data/h100-gate.json"
 
@@ -49,8 +49,8 @@ def measured(
     )  # fmt: skip
 
 
-def stored(*runs: MeasurementRecord) -> StoredRuns:
-    return StoredRuns("main", runs, tuple(str(at) for at in range(len(runs))))
+def stored(*runs: MeasurementRecord) -> ComparableRuns:
+    return ComparableRuns("main", runs, tuple(str(at) for at in range(len(runs))))
 
 
 BASELINE = stored(*(measured(level) for level in (0.200, 0.2002, 0.1998)))
@@ -125,10 +125,10 @@ def test_temperatures_too_far_apart_are_said_and_decide_nothing_that_leakage_cou
     hot = judge_baseline(measured(0.209, celsius=(72,)), BASELINE, 0.03)
     assert hot.kind == "inconclusive"
     assert (
-        "  Compared as read, not at one die temperature: baseline 60 to 60 °C, now 72 to 72 °C: too far apart to "
+        "  Compared as read, not at one GPU temperature: baseline 60 to 60 °C, now 72 to 72 °C: too far apart to "
         "adjust; warm the board up to where the baseline was." in hot.message.splitlines()
     )
-    assert "the difference of the die temperatures may be worth +4.5 %" in hot.message
+    assert "the difference of the GPU temperatures may be worth +4.5 %" in hot.message
     assert hot.raw_change == hot.change
     # Twelve degrees explain neither a third more, nor do they hide it.
     assert judge_baseline(measured(0.27, celsius=(72,)), BASELINE, 0.03).kind == "regressed"

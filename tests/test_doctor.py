@@ -40,7 +40,7 @@ from pytest_tokenpower.telemetry import sources
 from pytest_tokenpower.telemetry.clock import Clock
 from pytest_tokenpower.telemetry.meters.nvml.meter import NvmlMeter
 from pytest_tokenpower.telemetry.meters.rapl import RaplMeter
-from pytest_tokenpower.telemetry.probe import ClockWatch, Subject, Trial, WatchedMeter, try_meters
+from pytest_tokenpower.telemetry.probe import Candidate, ClockWatch, ProbeResult, WatchedMeter, try_meters
 from pytest_tokenpower.telemetry.probe_nvml import BoardFacts, CallLog, inspect_boards
 from pytest_tokenpower.telemetry.simulation.library import SimulatedBoards
 from pytest_tokenpower.telemetry.simulation.power_curve import PowerCurve
@@ -77,13 +77,13 @@ class Stage:
         seconds: float = 10.0,
         each_poll: Callable[[], None] = lambda: None,
         opened: Callable[[], None] = lambda: None,
-    ) -> Trial:
+    ) -> ProbeResult:
         watched = WatchedMeter(meter, cpu_ns=lambda: self.now_ns // 250)
         timeline = Timeline()
         try:
             devices = tuple(watched.open(self.clock))
         except MeterUnavailable as error:
-            return Trial(name, "unavailable", str(error))
+            return ProbeResult(name, "unavailable", str(error))
         for device in devices:
             timeline.add_device(device)
         opened()
@@ -97,7 +97,7 @@ class Stage:
             each_poll()
             end_ns = self.now_ns
             self.now_ns += round(watched.poll_interval_s * SECOND)
-        return Trial(
+        return ProbeResult(
             name,
             "collected",
             devices=devices,
@@ -121,7 +121,7 @@ class NvmlStage(Stage):
             sleep=self.sleep,
         )
 
-    def examine(self, *later: Fault, seconds: float = 10.0) -> Trial:
+    def examine(self, *later: Fault, seconds: float = 10.0) -> ProbeResult:
         log = CallLog(self.boards)
         trial = self.trial("nvml", NvmlMeter(log, provenance="simulated"), seconds, opened=log.calls.clear)
         self.boards.inject(*later)
@@ -130,7 +130,9 @@ class NvmlStage(Stage):
             self.boards, ids, log.calls, now_ns=self.read, sleep=self.sleep
         )
         changes: dict[str, Any] = {"boards": boards, "calls": calls, "remarks": remarks}
-        return Trial(**{**{name: getattr(trial, name) for name in trial.__dataclass_fields__}, **changes})
+        return ProbeResult(
+            **{**{name: getattr(trial, name) for name in trial.__dataclass_fields__}, **changes}
+        )
 
     def report(self, *later: Fault, seconds: float = 10.0) -> Report:
         return report_of([self.examine(*later, seconds=seconds)], STEADY_CLOCK, seconds)
@@ -575,18 +577,18 @@ def test_meters_that_break_in_every_way_beside_one_that_works() -> None:
 
     nonsense = PowerSamples(np.array([1, 2, 3], np.int64), np.array([1, 2], np.int64))
     subjects = {
-        "import": Subject("import", _raising(ImportError("no module"))),
-        "library": Subject("library", lambda _: Broken(list), _raising(OSError("no library"))),
-        "unavailable": Subject("unavailable", lambda _: Broken(_raising(MeterUnavailable("do this")))),
-        "exit": Subject("exit", lambda _: Broken(_raising(SystemExit(3)))),
-        "open": Subject("open", lambda _: Broken(_raising(ValueError("odd")))),
-        "none": Subject("none", lambda _: Broken(list)),
-        "poll": Subject("poll", lambda _: Broken(lambda: [_device()], _raising(KeyError("key")))),
-        "stranger": Subject("stranger", lambda _: Broken(lambda: [_device()], lambda: [Reading("other")])),
-        "nonsense": Subject(
+        "import": Candidate("import", _raising(ImportError("no module"))),
+        "library": Candidate("library", lambda _: Broken(list), _raising(OSError("no library"))),
+        "unavailable": Candidate("unavailable", lambda _: Broken(_raising(MeterUnavailable("do this")))),
+        "exit": Candidate("exit", lambda _: Broken(_raising(SystemExit(3)))),
+        "open": Candidate("open", lambda _: Broken(_raising(ValueError("odd")))),
+        "none": Candidate("none", lambda _: Broken(list)),
+        "poll": Candidate("poll", lambda _: Broken(lambda: [_device()], _raising(KeyError("key")))),
+        "stranger": Candidate("stranger", lambda _: Broken(lambda: [_device()], lambda: [Reading("other")])),
+        "nonsense": Candidate(
             "nonsense", lambda _: Broken(lambda: [_device()], lambda: [Reading("device", nonsense)])
         ),
-        "works": Subject("works", lambda _: Broken(lambda: [_device()], count)),
+        "works": Candidate("works", lambda _: Broken(lambda: [_device()], count)),
     }
     trials, clock = try_meters(list(subjects.values()), 1.0, allowance_s=4.0)
     meters = {meter.name: meter for meter in report_of(trials, clock, 1.0).meters}
@@ -630,8 +632,8 @@ def test_calls_that_hang_are_named_and_disturb_no_other_meter() -> None:
     }
     boards["sound"] = SimulatedBoards(Scenario(boards=(board,)))
 
-    def simulated(name: str) -> Subject:
-        return Subject(name, lambda nvml: NvmlMeter(nvml, provenance="simulated"), lambda: boards[name])
+    def simulated(name: str) -> Candidate:
+        return Candidate(name, lambda nvml: NvmlMeter(nvml, provenance="simulated"), lambda: boards[name])
 
     try:
         trials, clock = try_meters([simulated(name) for name in boards], 1.5, allowance_s=2.5)
@@ -656,7 +658,7 @@ def test_machine_without_a_driver() -> None:
         def nvmlInit(self) -> None:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
 
-    subject = Subject("nvml", NvmlMeter, NoDriver)
+    subject = Candidate("nvml", NvmlMeter, NoDriver)
     trials, clock = try_meters([subject], 1.0)
     report = report_of(trials, clock, 1.0)
     assert report.meters[0].verdict.startswith("not available: no NVIDIA driver answers")
@@ -707,7 +709,7 @@ def test_auto_is_what_measuring_takes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_auto_passes_over_what_is_absent_only() -> None:
-    trials = [Trial("nvml", "failed", "hangs"), Trial("rapl", "unavailable", "RAPL: none")]
+    trials = [ProbeResult("nvml", "failed", "hangs"), ProbeResult("rapl", "unavailable", "RAPL: none")]
     assert report_of(trials, STEADY_CLOCK, 10).auto == "nvml"
     assert judge(trials[1]).verdict == "not available: none"
 

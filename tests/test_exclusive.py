@@ -15,11 +15,11 @@ from projects import ALONE, Project
 
 from pytest_tokenpower.core import progress
 from pytest_tokenpower.runner import locks as exclusive
-from pytest_tokenpower.runner.locks import exclusively
+from pytest_tokenpower.runner.locks import hold_devices
 
 
 def _hold(device_id: str, path: str) -> None:
-    with exclusively([device_id]):
+    with hold_devices([device_id]):
         began = time.monotonic()
         time.sleep(0.2)
         Path(path).write_text(json.dumps([began, time.monotonic()]))
@@ -42,7 +42,7 @@ def test_a_wait_for_another_holder_is_told(tmp_path: Path, monkeypatch: pytest.M
     held, told = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with exclusively(["GPU-a"]):
+        with hold_devices(["GPU-a"]):
             held.set()
             told.wait(10)
 
@@ -57,7 +57,7 @@ def test_a_wait_for_another_holder_is_told(tmp_path: Path, monkeypatch: pytest.M
     held.wait(10)
     stop = progress.show_on(sink)
     try:
-        with exclusively(["GPU-a"]):
+        with hold_devices(["GPU-a"]):
             assert lines == ["GPU-a: waiting for another process that measures on this GPU"]
     finally:
         stop()

@@ -18,7 +18,7 @@ from projects import Project
 from pytest_tokenpower.core.records import MeasurementRecord, RoundRecord, VerdictRecord
 from pytest_tokenpower.gate.verdict import judge_baseline, settle
 from pytest_tokenpower.stats.prior import DEFAULT_PRIOR
-from pytest_tokenpower.store.baseline import StoredRuns
+from pytest_tokenpower.store.baseline import ComparableRuns
 
 
 def holm(p_values: Sequence[float]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
@@ -45,8 +45,8 @@ def measured(test: str, joules_per_token: float, spread: float = 0.001, **more: 
     )  # fmt: skip
 
 
-def stored(*levels: float) -> StoredRuns:
-    return StoredRuns("main", tuple(measured("t", level) for level in levels), tuple(map(str, levels)))
+def stored(*levels: float) -> ComparableRuns:
+    return ComparableRuns("main", tuple(measured("t", level) for level in levels), tuple(map(str, levels)))
 
 
 def test_a_larger_family_needs_more_certainty() -> None:
@@ -165,7 +165,9 @@ def test_a_candidate_that_throttles_more_than_the_baseline_says_so() -> None:
             record, rounds=tuple(replace(one, limited_shares={"power": share}) for one in record.rounds)
         )
 
-    baseline = StoredRuns("main", tuple(capped(measured("t", 0.2), 0.1) for _ in range(3)), ("1", "2", "3"))
+    baseline = ComparableRuns(
+        "main", tuple(capped(measured("t", 0.2), 0.1) for _ in range(3)), ("1", "2", "3")
+    )
     more = judge_baseline(capped(measured("t", 0.2), 0.55), baseline, 0.03)
     same = judge_baseline(capped(measured("t", 0.2), 0.15), baseline, 0.03)
     assert "At its power limit for 55 % of the time, the baseline for 10 %" in more.message

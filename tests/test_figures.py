@@ -12,7 +12,7 @@ from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.core.types import Provenance
 from pytest_tokenpower.core.windows import RoundWindow
 from pytest_tokenpower.errors import MeterUnavailable
-from pytest_tokenpower.runner.telemetry import Telemetry
+from pytest_tokenpower.runner.telemetry import TelemetrySession
 from pytest_tokenpower.telemetry.collector import Collector
 from pytest_tokenpower.telemetry.types import Device
 
@@ -95,10 +95,10 @@ def test_without_phases_no_figure_of_a_phase() -> None:
     ]
 
 
-def bench(*ids: str, provenance: Provenance = "measured", cpu: bool = False) -> Telemetry:
+def bench(*ids: str, provenance: Provenance = "measured", cpu: bool = False) -> TelemetrySession:
     devices = [Device(each, "gpu", "H100", "nvml", provenance) for each in ids]
     devices += [Device("rapl:package-0", "cpu", "CPU", "rapl", provenance)] if cpu else []
-    return Telemetry(Collector(()), devices)
+    return TelemetrySession(Collector(()), devices)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def bench(*ids: str, provenance: Provenance = "measured", cpu: bool = False) -> 
     ],
 )
 def test_an_engines_gpus_are_what_is_measured(
-    telemetry: Telemetry, asked: Sequence[str], expected: Sequence[str]
+    telemetry: TelemetrySession, asked: Sequence[str], expected: Sequence[str]
 ) -> None:
     assert [device.id for device in telemetry.on_gpus(asked).devices_in_use(())] == expected
 
@@ -130,7 +130,7 @@ def test_an_engines_gpus_are_what_is_measured(
     ],
 )
 def test_gpus_that_are_not_measured_are_named(
-    telemetry: Telemetry, asked: Sequence[str], complaint: str
+    telemetry: TelemetrySession, asked: Sequence[str], complaint: str
 ) -> None:
     with pytest.raises(MeterUnavailable, match=complaint):
         telemetry.on_gpus(asked)

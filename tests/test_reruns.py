@@ -43,10 +43,13 @@ def test_a_regression_fails_after_all_reruns(project: Project) -> None:
     result, run = rerun(project, [1.05, 1.028, 1.05, 1.028], "--energy-autosave")
     assert result.parseoutcomes() == {"failed": 1, "rerun": 3}
     result.stdout.fnmatch_lines(
-        ["REGRESSED: test_it: * J/token is * % above before *", "*Pooled with 3 earlier tries of this run."]
+        [
+            "REGRESSED: test_it: * J/token is * % above before *",
+            "*Pooled with 3 earlier attempts of this run.",
+        ]
     )
     [measured] = run.measurements
-    assert measured.tries == 4
+    assert measured.attempts == 4
     assert len(measured.rounds) == 16
     assert sum(line.startswith("test_it ") for line in result.outlines) == 1
 
@@ -56,21 +59,21 @@ def test_the_rounds_of_a_false_alarm_pool_with_the_next_try(project: Project) ->
     assert result.parseoutcomes() == {"passed": 1, "rerun": 1}
     [measured] = run.measurements
     [verdict] = measured.verdicts
-    assert (measured.tries, len(measured.rounds)) == (2, 8)
+    assert (measured.attempts, len(measured.rounds)) == (2, 8)
     assert verdict.change == pytest.approx(0.015, abs=0.005)
-    assert "Pooled with an earlier try of this run." in verdict.message
+    assert "Pooled with an earlier attempt of this run." in verdict.message
 
 
 def test_a_try_that_failed_by_itself_is_not_judged(project: Project) -> None:
     result, run = rerun(project, [0, 1.0])
     assert result.parseoutcomes() == {"passed": 1, "rerun": 1}
     [measured] = run.measurements
-    assert (measured.tries, len(measured.rounds)) == (1, 4)
+    assert (measured.attempts, len(measured.rounds)) == (1, 4)
 
 
 def test_under_xdist_too(project: Project) -> None:
     result, run = rerun(project, [1.05, 1.05], "-n1", reruns=1)
-    assert [(one.tries, one.verdicts[0].kind) for one in run.measurements] == [(2, "regressed")]
+    assert [(one.attempts, one.verdicts[0].kind) for one in run.measurements] == [(2, "regressed")]
     assert result.parseoutcomes() == {"failed": 1, "rerun": 1}
 
 
@@ -94,9 +97,9 @@ def test_blocks_of_a_comparison_pool(project: Project) -> None:
     project.tests(COMPARE)
     result, run = project.measure("--reruns=1")
     [measured] = run.measurements
-    assert measured.tries == 2
-    assert len(measured.rounds) == len(measured.arms["baseline"]) == 8
-    result.stdout.fnmatch_lines(["*4 ABBA blocks in 1 restart*", "*Pooled with an earlier try of this run."])
+    assert measured.attempts == 2
+    assert len(measured.rounds) == len(measured.variants["baseline"]) == 8
+    result.stdout.fnmatch_lines(["*4 ABBA blocks in 1 restart*", "*Pooled with an earlier attempt of this run."])
 
 
 def test_a_regression_is_not_lost_with_another_number_of_tokens(project: Project) -> None:
@@ -118,5 +121,5 @@ def test_it(energy):
     assert result.parseoutcomes() == {"failed": 1, "rerun": 1}
     assert [one.verdicts[0].kind for one in run.measurements] == ["invalid"]
     result.stdout.fnmatch_lines(
-        ["INVALID: *a try could be compared with before, and all tries together cannot*"]
+        ["INVALID: *an attempt could be compared with before, and all attempts together cannot*"]
     )

@@ -15,7 +15,7 @@ from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.gate.verdict import judge_baseline, judge_ceilings
 from pytest_tokenpower.reporting.terminal import summary
 from pytest_tokenpower.runner.session import Session
-from pytest_tokenpower.store.baseline import StoredRuns
+from pytest_tokenpower.store.baseline import ComparableRuns
 
 KEY: dict[str, Fact] = {"gpu.count": 1, "gpu.name": "NVIDIA H100 80GB HBM3"}
 WOBBLE = (1.0, 1.004, 0.997, 1.001, 0.998, 1.0)
@@ -229,9 +229,9 @@ def test_phases_say_how_they_were_found_or_why_not(pytestconfig: pytest.Config) 
     assert text == PHASES.strip("\n")
 
 
-def stored(*watts: float, prefill: float | None = 0.1) -> StoredRuns:
+def stored(*watts: float, prefill: float | None = 0.1) -> ComparableRuns:
     runs = tuple(measured(watts=each, prefill=prefill) for each in watts)
-    return StoredRuns("main@1a2b3c4", runs, tuple(map(str, watts)))
+    return ComparableRuns("main@1a2b3c4", runs, tuple(map(str, watts)))
 
 
 THREE = stored(500, 501, 499)
@@ -312,7 +312,7 @@ MESSAGES = {
     ),
     "none": (
         measured(),
-        StoredRuns("main@1a2b3c4", (), (), "no run is stored in /store"),
+        ComparableRuns("main@1a2b3c4", (), (), "no run is stored in /store"),
         "no baseline",
         "nothing to compare with on main@1a2b3c4: no run is stored in /store",
     ),

@@ -16,7 +16,7 @@ from pytest_tokenpower.core.windows import RoundWindow
 from pytest_tokenpower.runner import compare as interleave
 from pytest_tokenpower.runner import rounds
 from pytest_tokenpower.runner import rounds as warmup
-from pytest_tokenpower.runner.rounds import Plan, run_rounds
+from pytest_tokenpower.runner.rounds import RoundPlan, run_rounds
 
 
 def record(
@@ -51,7 +51,7 @@ def test_steadiness_looks_as_far_ahead_as_will_be_measured(rounds: Sequence[Roun
     assert warmup.steady(rounds, 6) is warm
 
 
-class Bench:
+class RoundEvaluator:
     """Rounds under a clock of their own; ``celsius`` gives the temperature of each."""
 
     def __init__(self, seconds: Iterator[float], celsius: Iterator[float]) -> None:
@@ -86,7 +86,7 @@ def warmup_rounds(
         while True:
             yield values[-1]
 
-    bench = Bench(forever(seconds), forever(celsius))
+    bench = RoundEvaluator(forever(seconds), forever(celsius))
 
     class Clock:
         monotonic = staticmethod(lambda: bench.now)
@@ -95,7 +95,7 @@ def warmup_rounds(
     with monkeypatch.context() as patch:
         patch.setattr(rounds, "time", Clock)
         _, windows = run_rounds(
-            bench.execute, lambda _: TokenCount(1, 1), lambda _: (), Plan(least, 6, 6, 120), bench
+            bench.execute, lambda _: TokenCount(1, 1), lambda _: (), RoundPlan(least, 6, 6, 120), bench
         )
     assert len(windows) == 6
     return bench.executed - 6
@@ -130,10 +130,10 @@ def test_variants_are_warm_when_none_gets_faster(monkeypatch: pytest.MonkeyPatch
         monotonic = staticmethod(lambda: now)
         monotonic_ns = staticmethod(lambda: round(now * 1e9))
 
-    def execute(arm: str) -> TokenCount:
+    def execute(variant: str) -> TokenCount:
         nonlocal now
-        now += seconds[arm][min(ran[arm], len(seconds[arm]) - 1)]
-        ran[arm] += 1
+        now += seconds[variant][min(ran[variant], len(seconds[variant]) - 1)]
+        ran[variant] += 1
         return TokenCount(1, 1)
 
     class Flat:

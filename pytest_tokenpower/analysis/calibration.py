@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pytest_tokenpower.analysis.cross_checks import sound_stretch
+from pytest_tokenpower.analysis.cross_checks import longest_consistent_run
 from pytest_tokenpower.analysis.tracks import (
     GAP_PERIODS,
     LARGEST_DISAGREEMENT,
@@ -29,7 +29,7 @@ def track_of(timeline: Timeline, device: Device) -> EnergyTrack | None:
     counters = counters_of(timeline, device)
     if power is not None and power.held and len(power.t_ns) > 2:
         track = ring_track(power)
-        return scaled(track, fit_scale(track, sound_stretch(track, counters, tick_ns), tick_ns))
+        return scaled(track, fit_scale(track, longest_consistent_run(track, counters, tick_ns), tick_ns))
     if len(counters) > 1:
         return counter_track(counters, tick_ns)
     if power is not None and len(power.t_ns) > 1:

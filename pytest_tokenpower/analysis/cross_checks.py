@@ -131,7 +131,7 @@ def _apart(t_ns: NDArray[np.int64], first: int, last: int) -> NDArray[np.intp]:
     return np.array(chosen, dtype=np.intp)
 
 
-def sound_stretch(track: EnergyTrack, counters: CounterColumns, tick_ns: float) -> CounterColumns:
+def longest_consistent_run(track: EnergyTrack, counters: CounterColumns, tick_ns: float) -> CounterColumns:
     """The longest run of counter readings that do not contradict the ring: what a scale can be fitted on.
 
     A counter that started anew or stood still for a while would spoil the scale of the whole recording. Where no

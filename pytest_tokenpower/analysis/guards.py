@@ -93,7 +93,7 @@ def event_reasons(device: Device, events: Sequence[Event]) -> list[str]:
     return list(dict.fromkeys(reasons))
 
 
-def witness_reasons(
+def cross_check_reasons(
     device: Device,
     track: EnergyTrack,
     power: PowerSamples | None,

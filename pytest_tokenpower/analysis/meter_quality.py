@@ -22,7 +22,7 @@ from pytest_tokenpower.analysis.tracks import (
     ring_track,
     window_energy,
 )
-from pytest_tokenpower.telemetry.probe import ClockWatch, Trial
+from pytest_tokenpower.telemetry.probe import ClockWatch, ProbeResult
 from pytest_tokenpower.telemetry.probe_nvml import BoardFacts, CallCost
 from pytest_tokenpower.telemetry.timeline import CounterColumns, Timeline
 from pytest_tokenpower.telemetry.types import Device, PowerSamples
@@ -75,7 +75,9 @@ class Report:
     auto: str | None = None
 
 
-def report_of(trials: Sequence[Trial], clock: ClockWatch, seconds: float, only: str | None = None) -> Report:
+def report_of(
+    trials: Sequence[ProbeResult], clock: ClockWatch, seconds: float, only: str | None = None
+) -> Report:
     """Judge the trials: a pure function of them."""
     meters = tuple(judge(trial) for trial in trials)
     auto = None
@@ -88,7 +90,7 @@ def report_of(trials: Sequence[Trial], clock: ClockWatch, seconds: float, only: 
     return Report(seconds, meters, clock, only, auto)
 
 
-def judge(trial: Trial) -> MeterReport:
+def judge(trial: ProbeResult) -> MeterReport:
     """The verdict on one meter: the worst of its devices', since their energy is added."""
     if trial.state == "unavailable":
         return MeterReport(trial.name, "absent", f"not available: {_without_name(trial)}")
@@ -127,7 +129,7 @@ def judge(trial: Trial) -> MeterReport:
     )
 
 
-def _device_report(trial: Trial, device: Device, board: BoardFacts | None) -> DeviceReport:
+def _device_report(trial: ProbeResult, device: Device, board: BoardFacts | None) -> DeviceReport:
     assert trial.timeline is not None
     try:
         quality = qualify(
@@ -145,7 +147,7 @@ def _device_report(trial: Trial, device: Device, board: BoardFacts | None) -> De
     return DeviceReport(device, quality, board)
 
 
-def _poll_costs(trial: Trial) -> PollCosts | None:
+def _poll_costs(trial: ProbeResult) -> PollCosts | None:
     if not trial.polls:
         return None
     costs = [poll.end_ns - poll.start_ns for poll in trial.polls]
@@ -158,7 +160,7 @@ def _poll_costs(trial: Trial) -> PollCosts | None:
     )
 
 
-def _without_name(trial: Trial) -> str:
+def _without_name(trial: ProbeResult) -> str:
     """The reason without the meter's name before it, which stands in front of the line already."""
     reason = trial.reason or "no reason is known"
     before, colon, rest = reason.partition(": ")

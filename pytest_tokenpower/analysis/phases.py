@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pytest_tokenpower.analysis.calibration import track_of
-from pytest_tokenpower.analysis.step_split import Split, Steps, fit_split
+from pytest_tokenpower.analysis.step_split import Split, StepColumns, fit_split
 from pytest_tokenpower.analysis.tracks import EnergyTrack, window_energy
 from pytest_tokenpower.core.records import PhaseRecord, RoundRecord
 from pytest_tokenpower.core.types import Fact
@@ -139,7 +139,7 @@ def phase_records(
     return tuple(records), found
 
 
-def _columns(rounds: Sequence[Sequence[Mark]]) -> Steps:
+def _columns(rounds: Sequence[Sequence[Mark]]) -> StepColumns:
     marks = [mark for each in rounds for mark in each]
 
     def tokens(mark: Mark, count: int | None, phase: str) -> float:
@@ -148,7 +148,7 @@ def _columns(rounds: Sequence[Sequence[Mark]]) -> Steps:
         # Of a stretch whose tokens are not known it is known that there were some.
         return 1.0 if count is None else float(count)
 
-    return Steps(
+    return StepColumns(
         np.array([mark.start_ns for mark in marks], dtype=np.int64),
         np.array([mark.end_ns for mark in marks], dtype=np.int64),
         np.array([tokens(mark, mark.prompt_tokens, PREFILL) for mark in marks]),
@@ -157,7 +157,7 @@ def _columns(rounds: Sequence[Sequence[Mark]]) -> Steps:
     )
 
 
-def step_phases(tracks: Sequence[EnergyTrack], steps: Steps, rounds: int) -> StepPhases:
+def step_phases(tracks: Sequence[EnergyTrack], steps: StepColumns, rounds: int) -> StepPhases:
     """Joules, variance and seconds of each phase in each of so many rounds, summed over the devices' tracks.
 
     In a round the phases' joules add up to the energy from its first step's start to its last step's end. A round
@@ -204,20 +204,20 @@ def step_phases(tracks: Sequence[EnergyTrack], steps: Steps, rounds: int) -> Ste
     return StepPhases(phases, split, mixed_share)
 
 
-def _stretches(kind: NDArray[np.float64], steps: Steps) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def _stretches(kind: NDArray[np.float64], steps: StepColumns) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """The first and the last step of each stretch of steps of one kind in a round."""
     first = np.concatenate([[True], (np.diff(kind) != 0) | (np.diff(steps.round_at) != 0)])
     return first, np.concatenate([first[1:], [True]])
 
 
-def _blurred_share(steps: Steps, period_ns: float) -> float:
+def _blurred_share(steps: StepColumns, period_ns: float) -> float:
     """The share of the time in stretches of one phase that are too short for the meter's samples."""
     first, last = _stretches(steps.prefill.astype(np.float64), steps)
     length = (steps.end_ns[last] - steps.start_ns[first]).astype(np.float64)
     return float(length[length < 2 * period_ns].sum() / length.sum())
 
 
-def _blocks(steps: Steps, length_ns: float) -> NDArray[np.intp]:
+def _blocks(steps: StepColumns, length_ns: float) -> NDArray[np.intp]:
     """A number for each step: those that begin within so many nanoseconds of a round have the same.
 
     Of a block the meter knows the energy well; which of its steps took it, if they are short, it does not.
@@ -228,7 +228,7 @@ def _blocks(steps: Steps, length_ns: float) -> NDArray[np.intp]:
     return np.concatenate([[0], np.cumsum(new)]).astype(np.intp)
 
 
-def _block_share(split: Split, steps: Steps, blocks: NDArray[np.intp]) -> NDArray[np.float64]:
+def _block_share(split: Split, steps: StepColumns, blocks: NDArray[np.intp]) -> NDArray[np.float64]:
     """The prefill's share of the energy of each step's block: all or nothing where all its steps are of one phase."""
     prefill, decode = (np.bincount(blocks, weight) for weight in split.weights(steps))
     both = prefill + decode
@@ -237,7 +237,7 @@ def _block_share(split: Split, steps: Steps, blocks: NDArray[np.intp]) -> NDArra
 
 
 def _spread(
-    split: Split, steps: Steps, joules: NDArray[np.float64], blocks: NDArray[np.intp], rounds: int
+    split: Split, steps: StepColumns, joules: NDArray[np.float64], blocks: NDArray[np.intp], rounds: int
 ) -> NDArray[np.float64]:
     """Variance of the prefill in each round that the coefficients' error makes; the decode's is the same error."""
     whole = _sum(steps, _block_share(split, steps, blocks) * joules, rounds)
@@ -264,7 +264,7 @@ def _too_vague(
 
 
 def _edge_variance(
-    tracks: Sequence[EnergyTrack], steps: Steps, share: NDArray[np.float64], rounds: int
+    tracks: Sequence[EnergyTrack], steps: StepColumns, share: NDArray[np.float64], rounds: int
 ) -> NDArray[np.float64]:
     """The meter's variance of (prefill, decode) in each round: of each stretch of steps of one kind as one window.
 
@@ -284,7 +284,7 @@ def _edge_variance(
     return result
 
 
-def _between(tracks: Sequence[EnergyTrack], steps: Steps, rounds: int) -> PhaseColumns:
+def _between(tracks: Sequence[EnergyTrack], steps: StepColumns, rounds: int) -> PhaseColumns:
     same = np.diff(steps.round_at) == 0
     start, end = steps.end_ns[:-1][same], steps.start_ns[1:][same]
     # Steps that touch have nothing between them, which is no window.
@@ -302,7 +302,7 @@ def _between(tracks: Sequence[EnergyTrack], steps: Steps, rounds: int) -> PhaseC
     return PhaseColumns(joules, variance, seconds)
 
 
-def _sum(steps: Steps, values: NDArray[np.float64], rounds: int) -> NDArray[np.float64]:
+def _sum(steps: StepColumns, values: NDArray[np.float64], rounds: int) -> NDArray[np.float64]:
     result = np.full(rounds, np.nan)
     result[np.unique(steps.round_at)] = 0.0
     np.add.at(result, steps.round_at, values)

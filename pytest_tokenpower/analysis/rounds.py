@@ -62,7 +62,7 @@ def round_records(
             found += guards.energy_reasons(device, track, energy, at, one.end_ns - one.start_ns)
             found += guards.condition_reasons(device, conditions[device.id], one.start_ns, one.end_ns)
             power = timeline.power(device.id, one.start_ns - guards.AROUND_NS, one.end_ns + guards.AROUND_NS)
-            found += guards.witness_reasons(device, track, power, counters, one.start_ns, one.end_ns)
+            found += guards.cross_check_reasons(device, track, power, counters, one.start_ns, one.end_ns)
     records = []
     phases = _phases(tracks if len(tracks) == len(devices) else (), rounds, reasons)
     for at, one in enumerate(rounds):

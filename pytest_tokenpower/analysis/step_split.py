@@ -33,7 +33,7 @@ JACKKNIFE_GROUPS = 10
 
 
 @dataclass(frozen=True)
-class Steps:
+class StepColumns:
     """Steps of all rounds as columns of one length, each round's in the order of time.
 
     int64 ``start_ns`` and ``end_ns``; float64 ``prompt_tokens`` and ``generated_tokens``; ``round_at``, the index of
@@ -79,7 +79,7 @@ class Split:
     condition: float = 1.0
     groups: tuple[Split, ...] = ()
 
-    def time_share(self, steps: Steps) -> NDArray[np.float64]:
+    def time_share(self, steps: StepColumns) -> NDArray[np.float64]:
         """The prefill's share of each step's time, 0 to 1; the rest is the decode's."""
         prefill = self.seconds_per_prompt_token * steps.prompt_tokens
         both = prefill + self.seconds_per_generated_token * steps.generated_tokens
@@ -87,7 +87,7 @@ class Split:
         share: NDArray[np.float64] = np.where(steps.prefill, 1.0, 0.0)
         return np.divide(prefill, both, out=share, where=both > 0)
 
-    def weights(self, steps: Steps) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def weights(self, steps: StepColumns) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Joules of prefill and of decode that each step would take by these coefficients."""
         common, time = self.watts * steps.seconds, self.time_share(steps)
         return (
@@ -97,7 +97,7 @@ class Split:
 
 
 def fit_split(
-    tracks: Sequence[EnergyTrack], steps: Steps, joules: NDArray[np.float64] | None = None
+    tracks: Sequence[EnergyTrack], steps: StepColumns, joules: NDArray[np.float64] | None = None
 ) -> Split | str:
     """What mixed steps are split by, fitted over all steps of all rounds; or why they do not tell.
 
@@ -204,7 +204,7 @@ def _groups(round_at: NDArray[np.intp]) -> NDArray[np.intp]:
     return (stretch % JACKKNIFE_GROUPS).astype(np.intp)
 
 
-def _blurred(tracks: Sequence[EnergyTrack], steps: Steps) -> NDArray[np.float64]:
+def _blurred(tracks: Sequence[EnergyTrack], steps: StepColumns) -> NDArray[np.float64]:
     """Tokens of each step as a track would show them, (steps, 2): the mean over the tracks.
 
     Tokens flow evenly within a step; their sum is read at the track's knots and taken back by its interpolation.

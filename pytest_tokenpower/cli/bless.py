@@ -13,12 +13,12 @@ from pytest_tokenpower.core.records import MeasurementRecord
 from pytest_tokenpower.core.settings import DEFAULT_REGRESSION
 from pytest_tokenpower.errors import HistoryError, StoreError, UsageError
 from pytest_tokenpower.gate.verdict import against_baseline, judge_baseline
-from pytest_tokenpower.store.access import Place, choose_test
-from pytest_tokenpower.store.baseline import StoredRuns
+from pytest_tokenpower.store.access import StoreContext, choose_test
+from pytest_tokenpower.store.baseline import ComparableRuns
 from pytest_tokenpower.store.blessings import Accepted, new_blessing, read_blessings, write_blessing
-from pytest_tokenpower.store.git import Repository, default_branch, line_of, merged_by, run_git
+from pytest_tokenpower.store.git import Repository, default_branch, first_parent_history, merged_by, run_git
 from pytest_tokenpower.store.keys import differences
-from pytest_tokenpower.store.store import COMMIT_LENGTH, StoredRun
+from pytest_tokenpower.store.store import COMMIT_LENGTH, StoredFile
 
 _MOST_RUNS = 1000
 
@@ -43,10 +43,10 @@ def run(arguments: argparse.Namespace) -> int:
     reason = " ".join(arguments.reason.split())
     if not reason:
         raise UsageError("--reason is empty: say why the new level is accepted; the next reader will ask")
-    place = Place.of(arguments)
+    place = StoreContext.of(arguments)
     repository = place.needs_repository()
     line = _line_with(repository, repository.resolve(arguments.commit).commit)
-    stored = _Line(place, line)
+    stored = _FirstParentHistory(place, line)
     tests = stored.tests(arguments.test)
     later = {test: stored.later_runs(test) for test in tests}
     blessing = new_blessing(
@@ -88,9 +88,9 @@ def _line_with(repository: Repository, commit: str) -> _Branch:
     main = default_branch(repository)
     lines = []
     if main is not None:
-        lines.append((main.name, line_of(repository, main.commit)))
+        lines.append((main.name, first_parent_history(repository, main.commit)))
     if repository.head is not None:
-        lines.append((repository.branch or "HEAD", line_of(repository, repository.head)))
+        lines.append((repository.branch or "HEAD", first_parent_history(repository, repository.head)))
     for name, commits in lines:
         if commit in commits:
             return _Branch(name, commits, commits.index(commit))
@@ -120,10 +120,10 @@ class _Later:
         return not self.why
 
 
-class _Line:
+class _FirstParentHistory:
     """The clean runs on the line of the blessed commit."""
 
-    def __init__(self, place: Place, line: _Branch) -> None:
+    def __init__(self, place: StoreContext, line: _Branch) -> None:
         self._store = place.store
         self._line = line
         self._accepted = Accepted(read_blessings(place.store.path), line.commits)
@@ -175,7 +175,7 @@ class _Line:
             contents = self._store.contents(entry)
             verdict = judge_baseline(
                 measured,
-                StoredRuns("the blessed level", tuple(level), tuple(map(str, range(len(level))))),
+                ComparableRuns("the blessed level", tuple(level), tuple(map(str, range(len(level))))),
                 limit,
             )
             why = ""
@@ -186,14 +186,14 @@ class _Line:
             later.append(_Later(contents.run_id, contents.commit or "", why))
         return later
 
-    def _measurements(self, entry: StoredRun) -> dict[str, MeasurementRecord]:
+    def _measurements(self, entry: StoredFile) -> dict[str, MeasurementRecord]:
         try:
             tests = self._store.contents(entry).measurements
         except StoreError:
             return {}
         return {test: measured for test in tests if (measured := self._one(entry, test)) is not None}
 
-    def _one(self, entry: StoredRun, test: str) -> MeasurementRecord | None:
+    def _one(self, entry: StoredFile, test: str) -> MeasurementRecord | None:
         """The comparable measurement of a test in a run, if it has one."""
         try:
             inside = self._store.contents(entry).measurements.get(test)

@@ -9,7 +9,7 @@ from pytest_tokenpower.core.settings import DEFAULT_BASELINE_RUNS, DEFAULT_REGRE
 from pytest_tokenpower.core.text import plural
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.gate.compare import Compared, compare
-from pytest_tokenpower.store.access import RUN_HELP, Place
+from pytest_tokenpower.store.access import RUN_HELP, StoreContext
 from pytest_tokenpower.store.baseline import Baseline
 from pytest_tokenpower.store.store import Store
 
@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     threshold = _threshold(arguments.regression)
     if arguments.baseline_runs < 1:
         raise UsageError(f"--baseline-runs={arguments.baseline_runs}: must be at least 1")
-    place = Place.of(arguments)
+    place = StoreContext.of(arguments)
     baseline = place.runs(arguments.baseline, arguments.baseline_runs)
     candidate = place.runs(arguments.candidate, commit_only=True)
     found = compare(baseline, candidate, threshold, tuple(arguments.key_ignore))

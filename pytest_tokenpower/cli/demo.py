@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from importlib import resources
 from pathlib import Path
 
-from pytest_tokenpower.cli.scratch import Finished, ScratchRepository
+from pytest_tokenpower.cli.scratch import CompletedRun, ScratchRepository
 from pytest_tokenpower.errors import MeterUnavailable, TokenPowerError
 
 
@@ -79,7 +79,7 @@ class _Demo:
         regressed = self._pytest("--energy-baseline=main", "--no-header")
         return self._conclude(unchanged, regressed)
 
-    def _pytest(self, *arguments: str) -> Finished:
+    def _pytest(self, *arguments: str) -> CompletedRun:
         return self._repository.pytest(
             *arguments,
             f"--energy-source={self._source}",
@@ -87,7 +87,7 @@ class _Demo:
             echo=True,
         )
 
-    def _conclude(self, unchanged: Finished, regressed: Finished) -> int:
+    def _conclude(self, unchanged: CompletedRun, regressed: CompletedRun) -> int:
         caught = regressed.code == 1 and "REGRESSED" in regressed.output
         passed = unchanged.code == 0
         print(f"\nThe unchanged branch {'passed' if passed else 'FAILED'} (exit {unchanged.code}).")

@@ -13,7 +13,7 @@ from typing import Any
 from pytest_tokenpower.analysis.meter_quality import report_of
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.reporting.doctor import as_json, exit_code
-from pytest_tokenpower.telemetry.probe import Subject, try_meters
+from pytest_tokenpower.telemetry.probe import Candidate, try_meters
 from pytest_tokenpower.telemetry.types import Meter
 
 EXIT_CODES = """\
@@ -142,7 +142,7 @@ SUBJECTS: dict[str, Callable[[Any], Meter]] = {
 """The meters of a machine, in the order in which they are shown."""
 
 
-def subjects_of(source: str | None) -> list[Subject]:
+def subjects_of(source: str | None) -> list[Candidate]:
     """The meters to try: all of the machine's, or one source's; raises UsageError that lists the valid ones."""
     if source is None:
         return [_subject(name) for name in SUBJECTS]
@@ -159,11 +159,11 @@ def subjects_of(source: str | None) -> list[Subject]:
 
     played = load_scenario(scenario) if scenario else Scenario()
     return [
-        Subject(
+        Candidate(
             "simulated", lambda nvml: NvmlMeter(nvml, provenance="simulated"), lambda: SimulatedBoards(played)
         )
     ]
 
 
-def _subject(name: str) -> Subject:
-    return Subject(name, SUBJECTS[name], _pynvml if name == "nvml" else None)
+def _subject(name: str) -> Candidate:
+    return Candidate(name, SUBJECTS[name], _pynvml if name == "nvml" else None)

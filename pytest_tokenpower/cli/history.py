@@ -9,7 +9,7 @@ from typing import Any
 from pytest_tokenpower.cli.store_access import add_storage
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.gate.history import History, collect
-from pytest_tokenpower.store.access import Place
+from pytest_tokenpower.store.access import StoreContext
 
 """Smaller steps are not named: a driver or a warmer room makes them."""
 
@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the plot and the steps; 0 whatever they are."""
     if arguments.runs < 1:
         raise UsageError(f"--runs={arguments.runs}: must be at least 1")
-    place = Place.of(arguments)
+    place = StoreContext.of(arguments)
     history = collect(place, arguments.test, arguments.ref, arguments.runs)
     if arguments.json:
         print(json.dumps(as_json(history), indent=1, allow_nan=False))

@@ -18,7 +18,7 @@ from pytest_tokenpower.errors import TokenPowerError, UsageError
 
 if TYPE_CHECKING:
     from pytest_tokenpower.core.records import RunRecord
-    from pytest_tokenpower.gate.noise import MeasuredNoise, Unanswered
+    from pytest_tokenpower.gate.noise import MeasuredNoise, NoAnswer
     from pytest_tokenpower.stats.noise import RunNoise, Trend
 
 DEFAULT_RUNS = 8
@@ -26,7 +26,7 @@ DEFAULT_RUNS = 8
 EPILOG = """\
 What can be held: the smallest limit at which, against as many stored runs as energy_baseline_runs says, identical
 code fails in at most 1 % of builds, a rise of twice the limit fails in at least 95 %, and the limit is not below the
-noise floor t(1 - 5 %) se of the rule. It is worked out from the spread of the runs at one die temperature.
+noise floor t(1 - 5 %) se of the rule. It is worked out from the spread of the runs at one GPU temperature.
 
 exit codes: 0, or 1 where a limit is below the noise or identical code failed too often, or where a test could not be
 measured often enough, or 4 for a mistake in the arguments or a pytest run that does not measure
@@ -77,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measure, or read what was measured, and answer; 1 where a limit cannot be held."""
     from pytest_tokenpower.core.settings import fraction
-    from pytest_tokenpower.gate.noise import REFUSED, Unanswered, analyse
+    from pytest_tokenpower.gate.noise import REFUSED, NoAnswer, analyse
 
     threshold = None
     if arguments.threshold is not None:
@@ -96,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         print("\n".join(line for each in found for line in ("", *_as_text(each))))
     return int(
-        any(not each.meant if isinstance(each, Unanswered) else each.answer in REFUSED for each in found)
+        any(not each.meant if isinstance(each, NoAnswer) else each.answer in REFUSED for each in found)
     )
 
 
@@ -174,7 +174,7 @@ def _check(record: RunRecord, arguments: Sequence[str]) -> None:
     command = f"pytest {shlex.join(arguments)}".rstrip()
     if not record.measurements:
         raise UsageError(f"`{command}` runs no test that measures energy: nothing to repeat")
-    if not any(one.comparable or one.arms for one in record.measurements):
+    if not any(one.comparable or one.variants for one in record.measurements):
         reasons = "; ".join(
             f"{_name(one.test)}: {', '.join(one.reasons) or 'no reason is recorded'}"
             for one in record.measurements
@@ -195,10 +195,10 @@ def _name(test: str) -> str:
     return test.rpartition("::")[2]
 
 
-def _as_text(found: MeasuredNoise | Unanswered) -> Iterator[str]:
-    from pytest_tokenpower.gate.noise import Unanswered
+def _as_text(found: MeasuredNoise | NoAnswer) -> Iterator[str]:
+    from pytest_tokenpower.gate.noise import NoAnswer
 
-    if isinstance(found, Unanswered):
+    if isinstance(found, NoAnswer):
         yield f"{found.test}: no answer: {found.why}"
         return
     honest = "" if found.provenance == "measured" else f"{found.provenance.upper()}, not measured: "
@@ -207,7 +207,7 @@ def _as_text(found: MeasuredNoise | Unanswered) -> Iterator[str]:
     if found.adjusted is None:
         yield _row("runs", f"{_spread(found.raw)}; {found.refusal}")
     else:
-        yield _row("runs", f"{_spread(found.raw)}; at one die temperature {_spread(found.adjusted)}")
+        yield _row("runs", f"{_spread(found.raw)}; at one GPU temperature {_spread(found.adjusted)}")
     if trend := _trend((found.adjusted or found.raw).run_drift, "run"):
         yield _row("", trend + (": NOT STEADY, warm the machine up" if found.unsteady else ""))
     others = f", one of {found.family} tests" if found.family > 1 else ""
@@ -265,11 +265,11 @@ def _row(head: str, text: str) -> str:
     return f"  {head:<11} {text}"
 
 
-def _as_json(found: MeasuredNoise | Unanswered) -> dict[str, Any]:
-    from pytest_tokenpower.gate.noise import Unanswered
+def _as_json(found: MeasuredNoise | NoAnswer) -> dict[str, Any]:
+    from pytest_tokenpower.gate.noise import NoAnswer
 
     fields = asdict(found)
-    if isinstance(found, Unanswered):
+    if isinstance(found, NoAnswer):
         return fields
     for name in ("raw", "adjusted"):
         noise: RunNoise | None = getattr(found, name)

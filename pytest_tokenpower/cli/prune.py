@@ -9,10 +9,10 @@ from datetime import datetime, timedelta, timezone
 
 from pytest_tokenpower.cli.store_access import add_storage
 from pytest_tokenpower.errors import StoreError, UsageError
-from pytest_tokenpower.store.access import Place, when
+from pytest_tokenpower.store.access import StoreContext, when
 from pytest_tokenpower.store.blessings import read_blessings
 from pytest_tokenpower.store.retention import Retention, lines_of
-from pytest_tokenpower.store.store import StoredRun
+from pytest_tokenpower.store.store import StoredFile
 
 DEFAULT_KEEP = 20
 DEFAULT_DAYS = 90.0
@@ -55,11 +55,11 @@ def run(arguments: argparse.Namespace) -> int:
     days = arguments.older_than
     if not (math.isfinite(days) and 0 <= days <= 36500):
         raise UsageError(f"--older-than={days:g}: must be days from 0 to 36500")
-    place = Place.of(arguments)
+    place = StoreContext.of(arguments)
     entries = place.entries()
     limit = (datetime.now(timezone.utc) - timedelta(days=days)).strftime("%Y%m%dT%H%M%S.%fZ")
     old = [entry for entry in entries if entry.created < limit]
-    needed: set[StoredRun] = set()
+    needed: set[StoredFile] = set()
     if old:
         blessings = read_blessings(place.store.path)
         lines = lines_of(place.repository) if place.repository is not None else ()
@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _remove(entries: Sequence[StoredRun], *, dry: bool) -> int:
+def _remove(entries: Sequence[StoredFile], *, dry: bool) -> int:
     size = 0
     for entry in entries:
         try:

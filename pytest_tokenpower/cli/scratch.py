@@ -17,7 +17,7 @@ from pytest_tokenpower.store.git import run_git
 
 
 @dataclass(frozen=True)
-class Finished:
+class CompletedRun:
     """A pytest run that has ended."""
 
     code: int
@@ -56,7 +56,7 @@ class ScratchRepository:
 
     def pytest(
         self, *arguments: str, environment: Mapping[str, str] | None = None, echo: bool = False
-    ) -> Finished:
+    ) -> CompletedRun:
         """Run pytest in the repository, in a process of its own; ``echo`` shows its output as it comes."""
         plugin = [] if _installed() else ["-p", "pytest_tokenpower.plugin"]
         command = [sys.executable, "-m", "pytest", *plugin, "-p", "no:cacheprovider", *arguments]
@@ -75,7 +75,7 @@ class ScratchRepository:
                 lines.append(line)
                 if echo:
                     print(line, end="", flush=True)
-        return Finished(process.returncode, "".join(lines), time.monotonic() - began)
+        return CompletedRun(process.returncode, "".join(lines), time.monotonic() - began)
 
     def _git(self, *arguments: str) -> str:
         done = run_git(self.path, *arguments)

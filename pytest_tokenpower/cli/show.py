@@ -14,7 +14,7 @@ from pytest_tokenpower.core.records import MeasurementRecord, RoundRecord, RunRe
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.gate.verdict import FAILING
-from pytest_tokenpower.store.access import RUN_HELP, Place, choose_test
+from pytest_tokenpower.store.access import RUN_HELP, StoreContext, choose_test
 from pytest_tokenpower.store.git import subjects
 from pytest_tokenpower.store.keys import stated
 
@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the run."""
     import msgspec
 
-    place = Place.of(arguments)
+    place = StoreContext.of(arguments)
     if arguments.run is None:
         entries, store = place.entries(), place.store
     else:
@@ -103,12 +103,12 @@ def _measurement(measured: MeasurementRecord) -> Iterator[str]:
             f"{name} {figure.value:.4g}{error}  ({unit})",
         )
     yield from _row("rounds", _rounds(measured.rounds))
-    for arm, rounds in measured.arms.items():
-        yield from _row(f"{arm} arm", _rounds(rounds))
+    for variant, rounds in measured.variants.items():
+        yield from _row(f"{variant} variant", _rounds(rounds))
     for number, rounds in enumerate(measured.restarts, start=1):
         yield from _row(f"restart {number}", _rounds(rounds))
-    if measured.tries > 1:
-        yield from _row("tries", f"{measured.tries} in one process, their rounds pooled")
+    if measured.attempts > 1:
+        yield from _row("attempts", f"{measured.attempts} in one process, their rounds pooled")
     for reason, count in _dropped(measured.rounds).most_common():
         yield from _row("  dropped", f"{count} of {len(measured.rounds)}: {reason}")
     yield from _row("conditions", _conditions(measured.rounds))

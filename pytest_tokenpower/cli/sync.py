@@ -6,7 +6,7 @@ import argparse
 
 from pytest_tokenpower.cli.store_access import add_storage
 from pytest_tokenpower.core.text import plural
-from pytest_tokenpower.store.access import Place
+from pytest_tokenpower.store.access import StoreContext
 from pytest_tokenpower.store.remote import BRANCH, choose_remote, pull, push
 
 EPILOG = f"""\
@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     The exit code is 0 also where nothing was ever pushed, as before the first pull of a CI job.
     """
     pushing = arguments.command == "push"
-    place = Place.of(arguments, may_be_new=not pushing)
+    place = StoreContext.of(arguments, may_be_new=not pushing)
     repository = place.needs_repository()
     if pushing:
         place.entries()

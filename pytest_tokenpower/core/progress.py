@@ -11,7 +11,7 @@ _LOGGER = logging.getLogger("pytest_tokenpower")
 _sinks: list[Callable[[str], object]] = []
 
 
-def tell(line: str) -> None:
+def report_progress(line: str) -> None:
     """Say how far something is: to every sink, or at level INFO where there is none (``--log-cli-level=INFO``)."""
     for sink in _sinks:
         sink(line)
@@ -39,7 +39,7 @@ def warmup_progress() -> Callable[[int, float], None]:
             began = last = now
         if now - last >= WARMUP_S:
             last = now
-            tell(
+            report_progress(
                 f"warming up until steady ... {rounds} round{'s' if rounds != 1 else ''}, {now - began:.0f} s"
             )
 

@@ -56,7 +56,7 @@ class RoundRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 class VerdictRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     """What was decided about a measurement, against one baseline or an absolute budget.
 
-    ``change`` and its 95 % interval are fractions, at a common die temperature where that is known on both sides;
+    ``change`` and its 95 % interval are fractions, at a common GPU temperature where that is known on both sides;
     ``raw_change`` is the change as it was read. A ``threshold`` under ``noise_floor``, the smallest rise that is
     significant, is finer than the noise.
     """
@@ -104,9 +104,9 @@ class MeasurementRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     reasons: tuple[str, ...] = ()
     figures: dict[str, Figure] = {}
     verdicts: tuple[VerdictRecord, ...] = ()
-    arms: dict[str, tuple[RoundRecord, ...]] = {}
+    variants: dict[str, tuple[RoundRecord, ...]] = msgspec.field(default_factory=dict, name="arms")
     restarts: tuple[tuple[RoundRecord, ...], ...] = ()
-    tries: int = 1
+    attempts: int = msgspec.field(default=1, name="tries")
     gate: GateRecord | None = None
 
 

@@ -22,7 +22,7 @@ DEFAULT_MAX_ROUNDS = 30
 DEFAULT_MAX_SECONDS = 120.0
 
 
-class Budget(NamedTuple):
+class Limits(NamedTuple):
     """The limits that a test declares with ``@pytest.mark.power_budget``; None: not limited."""
 
     joules_per_token: float | None = None

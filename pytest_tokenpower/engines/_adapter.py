@@ -97,7 +97,7 @@ def check_steps(batch: Batch, steps: Sequence[Step], *, engine: str) -> None:
         )
 
 
-def plain(value: Any) -> Fact:
+def as_fact(value: Any) -> Fact:
     """A configuration value as a fact: enumerations by name in lower case, torch dtypes without their module."""
     if value is None or isinstance(value, bool | float):
         return value
@@ -106,9 +106,9 @@ def plain(value: Any) -> Fact:
     return value if isinstance(value, int) else str(value).removeprefix("torch.")
 
 
-def facts_of(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Fact]:
+def config_facts(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Fact]:
     """Those of the values that are there and not None, as facts."""
-    return {name: plain(values[name]) for name in names if values.get(name) is not None}
+    return {name: as_fact(values[name]) for name in names if values.get(name) is not None}
 
 
 def checkpoint_config(model: str) -> Mapping[str, Any]:
@@ -129,7 +129,7 @@ def checkpoint_config(model: str) -> Mapping[str, Any]:
 
 def checkpoint_dtype(config: Mapping[str, Any]) -> str | None:
     """The dtype that a checkpoint's configuration names; transformers called it ``torch_dtype`` before 4.56."""
-    dtype = plain(config.get("dtype") or config.get("torch_dtype"))
+    dtype = as_fact(config.get("dtype") or config.get("torch_dtype"))
     return None if dtype is None else str(dtype)
 
 

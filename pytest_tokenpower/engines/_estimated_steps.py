@@ -180,14 +180,14 @@ def _distinct(bursts: Sequence[_Burst]) -> list[_Burst]:
 
 def _prefill(bursts: Sequence[_Burst], traces: Sequence[Trace]) -> None:
     """Give each prompt's tokens to its steps."""
-    plain = [burst.length_ns for burst in bursts if not burst.first]
-    usual_ns = median(plain) if plain else 0
+    as_fact = [burst.length_ns for burst in bursts if not burst.first]
+    usual_ns = median(as_fact) if as_fact else 0
     for at, burst in enumerate(bursts):
         for index in burst.first:
             trace = traces[index]
             parts, before = [burst], at - 1
             while (
-                plain
+                as_fact
                 and before >= 0
                 and not bursts[before].first
                 and bursts[before].start_ns >= trace.sent_ns

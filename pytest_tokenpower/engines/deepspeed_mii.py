@@ -12,6 +12,7 @@ from typing import Any
 
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.engines._adapter import (
+    as_fact,
     check_batch,
     check_counts,
     check_steps,
@@ -19,7 +20,6 @@ from pytest_tokenpower.engines._adapter import (
     checkpoint_dtype,
     gpus_in_order,
     missing_package,
-    plain,
 )
 from pytest_tokenpower.engines.protocol import EngineIdentity, Generation, Step
 from pytest_tokenpower.errors import EngineError, UsageError
@@ -171,22 +171,22 @@ class MiiEngine:
         # MII itself reads the model's configuration from here.
         checkpoint = getattr(getattr(engine, "_policy", None), "_checkpoint_engine", None)
         loaded = getattr(checkpoint, "model_config", None)
-        dtype = plain(getattr(loaded, "torch_dtype", None)) or checkpoint_dtype(self._config)
+        dtype = as_fact(getattr(loaded, "torch_dtype", None)) or checkpoint_dtype(self._config)
         axes: dict[str, Fact] = {
             "dtype": dtype,
-            "quantization": plain(config.quantization_mode),
+            "quantization": as_fact(config.quantization_mode),
             "kv_cache_dtype": dtype,
             "tensor_parallel": config.tensor_parallel,
             "pipeline_parallel": 1,
             "weights": weights_name(name),
         }
-        facts: dict[str, Fact] = {"max_length": plain(getattr(self._pipeline, "max_length", None))}
+        facts: dict[str, Fact] = {"max_length": as_fact(getattr(self._pipeline, "max_length", None))}
         manager = getattr(getattr(engine, "_config", None), "state_manager", None)
         for fact in ("max_ragged_batch_size", "max_ragged_sequence_count"):
-            facts[fact] = plain(getattr(manager, fact, None))
+            facts[fact] = as_fact(getattr(manager, fact, None))
         # Half of the engine is there: the model, its kernels and the KV cache.
         if (deepspeed := sys.modules.get("deepspeed")) is not None:
-            facts["deepspeed"] = plain(deepspeed.__version__)
+            facts["deepspeed"] = as_fact(deepspeed.__version__)
         if (note := weights_note(name)) is not None:
             facts["weights_note"] = note
         return EngineIdentity("deepspeed-mii", version, model_name(name), axes, facts)

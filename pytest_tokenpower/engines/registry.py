@@ -17,13 +17,13 @@ Source = Callable[[], Mapping[str, str]]
 _sources: list[Source] = []
 
 
-def ask(source: Source) -> Callable[[], None]:
+def register_source(source: Source) -> Callable[[], None]:
     """Have :func:`others` ask ``source``, the last one that was named here; returns what takes it back."""
     _sources.append(source)
     return lambda: _sources.remove(source)
 
 
-def others() -> Mapping[str, str]:
+def plugin_engines() -> Mapping[str, str]:
     """``module:name`` of each engine that is not ours, by name; raises UsageError where what was added is wrong."""
     return _sources[-1]() if _sources else {}
 
@@ -66,7 +66,7 @@ def reference(engine: str) -> str:
 
     Imports nothing. Raises UsageError for anything else, and where a plugin adds what it may not.
     """
-    known = {**ENGINES, **others()}
+    known = {**ENGINES, **plugin_engines()}
     if engine in known:
         return known[engine]
     if is_reference(engine):

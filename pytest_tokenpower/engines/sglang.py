@@ -11,13 +11,13 @@ from typing import Any, TypeVar
 
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.engines._adapter import (
+    as_fact,
     cannot_load,
     check_batch,
     check_counts,
-    facts_of,
+    config_facts,
     gpus_in_order,
     missing_package,
-    plain,
 )
 from pytest_tokenpower.engines._arrivals import Admission, run_admitted
 from pytest_tokenpower.engines._estimated_steps import EstimatedSteps, Trace
@@ -192,18 +192,18 @@ class SglangEngine:
 
     def _describe(self, name: str, version: str) -> EngineIdentity:
         args = self._args
-        dtype = plain(self._model.dtype)
-        kv_cache = plain(args.get("kv_cache_dtype"))
+        dtype = as_fact(self._model.dtype)
+        kv_cache = as_fact(args.get("kv_cache_dtype"))
         dummy = args.get("load_format") == "dummy"
         axes: dict[str, Fact] = {
             "dtype": dtype,
-            "quantization": plain(self._model.quantization),
+            "quantization": as_fact(self._model.quantization),
             "kv_cache_dtype": dtype if kv_cache in (None, "auto") else kv_cache,
             "tensor_parallel": args.get("tp_size", 1),
             "pipeline_parallel": args.get("pp_size", 1),
             "weights": "dummy" if dummy else weights_name(name, args.get("revision")),
         }
-        facts = facts_of(args, FACTS) | _graphs(args) | {"steps": "estimated from streamed chunks"}
+        facts = config_facts(args, FACTS) | _graphs(args) | {"steps": "estimated from streamed chunks"}
         if not dummy and (note := weights_note(name)) is not None:
             facts["weights_note"] = note
         return EngineIdentity("sglang", str(version), model_name(name), axes, facts)
@@ -241,9 +241,11 @@ def _graphs(args: Mapping[str, Any]) -> dict[str, Fact]:
     """What runs as CUDA graphs; ``disable_cuda_graph`` stays False where a backend without graphs was chosen."""
     config = args.get("cuda_graph_config")
     if config is None:
-        return facts_of(args, ("disable_cuda_graph",))
+        return config_facts(args, ("disable_cuda_graph",))
     phases = {phase: _part(_part(config, phase), "backend") for phase in ("prefill", "decode")}
-    return {f"cuda_graph_{phase}": plain(backend) for phase, backend in phases.items() if backend is not None}
+    return {
+        f"cuda_graph_{phase}": as_fact(backend) for phase, backend in phases.items() if backend is not None
+    }
 
 
 def _part(config: Any, name: str) -> Any:

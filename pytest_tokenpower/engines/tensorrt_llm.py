@@ -11,16 +11,16 @@ from typing import Any
 
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.engines._adapter import (
+    as_fact,
     cannot_load,
     check_batch,
     check_counts,
     check_steps,
     checkpoint_config,
     checkpoint_dtype,
-    facts_of,
+    config_facts,
     gpus_in_order,
     missing_package,
-    plain,
 )
 from pytest_tokenpower.engines.protocol import EngineIdentity, Generation, Step
 from pytest_tokenpower.errors import EngineError
@@ -230,7 +230,7 @@ class TensorrtLlmEngine:
         args = self._llm.args
         values = {fact: getattr(args, fact, None) for fact in FACTS}
         dtype = _chosen(args.dtype) or checkpoint_dtype(self._config)
-        dummy = plain(getattr(args, "load_format", None)) == "dummy"
+        dummy = as_fact(getattr(args, "load_format", None)) == "dummy"
         revision = getattr(args, "revision", None)
         axes: dict[str, Fact] = {
             "dtype": dtype,
@@ -240,10 +240,10 @@ class TensorrtLlmEngine:
             "pipeline_parallel": args.pipeline_parallel_size,
             "weights": "dummy" if dummy else weights_name(name, revision),
         }
-        facts = facts_of(values, FACTS) | {
-            "block_reuse": plain(getattr(args.kv_cache_config, "enable_block_reuse", None)),
+        facts = config_facts(values, FACTS) | {
+            "block_reuse": as_fact(getattr(args.kv_cache_config, "enable_block_reuse", None)),
             "cuda_graphs": getattr(args, "cuda_graph_config", None) is not None,
-            "speculative": plain(getattr(getattr(args, "speculative_config", None), "decoding_type", None)),
+            "speculative": as_fact(getattr(getattr(args, "speculative_config", None), "decoding_type", None)),
             "steps": "spans between first tokens" + ("" if self._sequential else ", estimated"),
         }
         if not dummy and (note := weights_note(name)) is not None:
@@ -259,16 +259,16 @@ class TensorrtLlmEngine:
 
 
 def _chosen(dtype: Any) -> str | None:
-    return None if dtype is None or dtype == "auto" else str(plain(dtype))
+    return None if dtype is None or dtype == "auto" else str(as_fact(dtype))
 
 
 def _quantization(args: Any, config: Mapping[str, Any]) -> Fact:
     """The algorithm that the engine found in the checkpoint or was told, else what the checkpoint says of itself."""
-    algorithm = plain(getattr(getattr(args, "quant_config", None), "quant_algo", None))
+    algorithm = as_fact(getattr(getattr(args, "quant_config", None), "quant_algo", None))
     if algorithm is not None:
         return str(algorithm).lower()
     stored = config.get("quantization_config")
-    return plain(stored.get("quant_method")) if isinstance(stored, Mapping) else None
+    return as_fact(stored.get("quant_method")) if isinstance(stored, Mapping) else None
 
 
 def _reused(output: Any) -> str:

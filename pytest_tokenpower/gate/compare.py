@@ -49,7 +49,7 @@ def compare(
     import msgspec
 
     from pytest_tokenpower.gate.verdict import against_baseline, judge_baseline, settle
-    from pytest_tokenpower.store.baseline import StoredRuns
+    from pytest_tokenpower.store.baseline import ComparableRuns
 
     ours, theirs = runs_of(candidate), tests_of(baseline)
     both = [test for test in ours if test in theirs]
@@ -67,7 +67,7 @@ def compare(
         runs = [each for each in found.runs if each.run_id not in run_ids]
         before = against_baseline(measured.verdicts)
         limit = threshold or (before.threshold if before else None) or DEFAULT_REGRESSION
-        stored = StoredRuns(
+        stored = ComparableRuns(
             baseline.label,
             tuple(each.measurement for each in runs),
             tuple(each.run_id for each in runs),

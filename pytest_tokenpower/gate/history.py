@@ -15,11 +15,11 @@ from pytest_tokenpower.errors import StoreError, UsageError
 from pytest_tokenpower.gate.verdict import gravest
 from pytest_tokenpower.stats.changepoints import ChangePoint, change_points
 from pytest_tokenpower.stats.runs import RunSummary, summarise_runs
-from pytest_tokenpower.store.access import Place, choose_test
+from pytest_tokenpower.store.access import StoreContext, choose_test
 from pytest_tokenpower.store.blessings import Accepted, read_blessings
 from pytest_tokenpower.store.git import first_parents
 from pytest_tokenpower.store.keys import differences
-from pytest_tokenpower.store.store import COMMIT_LENGTH, StoredRun
+from pytest_tokenpower.store.store import COMMIT_LENGTH, StoredFile
 
 LEAST_CHANGE = 0.005
 
@@ -28,7 +28,7 @@ LEAST_CHANGE = 0.005
 class StoredPoint:
     """One run of the test."""
 
-    entry: StoredRun
+    entry: StoredFile
     run_id: str
     commit: str | None
     measurement: MeasurementRecord
@@ -82,7 +82,7 @@ class History:
         return tuple(reversed(self.commits[self.commits.index(after) : self.commits.index(before)]))
 
 
-def collect(place: Place, test: str, ref: str | None, limit: int) -> History:
+def collect(place: StoreContext, test: str, ref: str | None, limit: int) -> History:
     """Read the runs; raises UsageError for a test that is not stored or not the only one of its kind."""
     line, commits, entries = _first_parent_commits(place, ref)
     entries = entries[:limit]
@@ -96,7 +96,7 @@ def collect(place: Place, test: str, ref: str | None, limit: int) -> History:
         readable.append(entry)
     chosen = choose_test(test, tests)
     accepted = Accepted(read_blessings(place.store.path), commits) if commits else None
-    found: list[tuple[StoredRun, MeasurementRecord]] = []
+    found: list[tuple[StoredFile, MeasurementRecord]] = []
     invalid = 0
     for entry in reversed(readable):
         inside = place.store.contents(entry).measurements.get(chosen)
@@ -119,8 +119,8 @@ def collect(place: Place, test: str, ref: str | None, limit: int) -> History:
 
 
 def _first_parent_commits(
-    place: Place, ref: str | None
-) -> tuple[str, tuple[str, ...], tuple[StoredRun, ...]]:
+    place: StoreContext, ref: str | None
+) -> tuple[str, tuple[str, ...], tuple[StoredFile, ...]]:
     """What the line is called, its commits, and the clean runs on it, newest first."""
     entries = place.entries()
     if ref is None and (place.repository is None or place.repository.head is None):
@@ -139,7 +139,7 @@ def _first_parent_commits(
 
 
 def _by_key(
-    place: Place, found: Sequence[tuple[StoredRun, MeasurementRecord]], accepted: Accepted | None
+    place: StoreContext, found: Sequence[tuple[StoredFile, MeasurementRecord]], accepted: Accepted | None
 ) -> tuple[Series, ...]:
     """The measurements by key, the key of the newest run first."""
     summaries = summarise_runs(
@@ -172,7 +172,7 @@ def _by_key(
     )
 
 
-def _verdict(measured: MeasurementRecord, run_id: str, entry: StoredRun, accepted: Accepted | None) -> str:
+def _verdict(measured: MeasurementRecord, run_id: str, entry: StoredFile, accepted: Accepted | None) -> str:
     verdict = gravest(measured.verdicts)
     kind = verdict.kind if verdict else ""
     if accepted is None or not accepted.regressed(measured.verdicts):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pytest_tokenpower.core.records import MeasurementRecord
     from pytest_tokenpower.gate.operating_point import Drift
     from pytest_tokenpower.stats.moderated import Estimate
-    from pytest_tokenpower.store.baseline import StoredRuns
+    from pytest_tokenpower.store.baseline import ComparableRuns
 
 
 UNDECIDED = "  Not decided:"
@@ -32,7 +32,7 @@ SETTLED = "  Settled with all comparisons of this run (Holm)."
 def comparison(
     kind: str,
     new: Sequence[MeasurementRecord],
-    stored: StoredRuns,
+    stored: ComparableRuns,
     threshold: float,
     estimate: Estimate,
     raw: Estimate,
@@ -50,8 +50,8 @@ def comparison(
     low, high = estimate.change_interval()
     runs = f"{len(stored.runs)} run{'s' if len(stored.runs) != 1 else ''}"
     side = "above" if estimate.change >= 0 else "below"
-    # The figures are as read; the change that is judged is at one die temperature, and may be another one.
-    as_read = f", at the same die temperature ({signed(raw.change)} as read)"
+    # The figures are as read; the change that is judged is at one GPU temperature, and may be another one.
+    as_read = f", at the same GPU temperature ({signed(raw.change)} as read)"
     lines = [
         f"{here['joules_per_token']:.4g} J/token is {100 * abs(estimate.change):.1f} % {side} {stored.label} "
         f"({base:.4g}, {runs}){as_read if abs(raw.change - estimate.change) >= 5e-4 else ''}; "
@@ -69,7 +69,7 @@ def comparison(
         lines.append("  Doubtful: to be restarted in a fresh process when all tests have run.")
     elif kind == "inconclusive" and not trusted:
         lines.append(
-            f"{UNDECIDED} the difference of the die temperatures may be worth {signed(math.expm1(drift.leakage))}, "
+            f"{UNDECIDED} the difference of the GPU temperatures may be worth {signed(math.expm1(drift.leakage))}, "
             "which would make it another verdict: bring the board to the baseline's temperature (warm-up rounds)."
         )
     elif kind == "inconclusive":

@@ -13,13 +13,13 @@ import numpy as np
 from pytest_tokenpower.analysis.rounds import good, log_errors, log_joules_per_token
 from pytest_tokenpower.core.records import MeasurementRecord, RunRecord
 from pytest_tokenpower.core.settings import DEFAULT_BASELINE_RUNS, DEFAULT_REGRESSION
-from pytest_tokenpower.gate.operating_point import die_temperatures
+from pytest_tokenpower.gate.operating_point import gpu_temperatures
 from pytest_tokenpower.gate.verdict import FAILING, judge_baseline
 from pytest_tokenpower.stats.noise import RunNoise, StoredGate, clopper_pearson, estimate_noise
 from pytest_tokenpower.stats.prior import Prior, learn_priors
 from pytest_tokenpower.stats.runs import summarise_runs
 from pytest_tokenpower.stats.temperature import Adjustment, adjust_temperature
-from pytest_tokenpower.store.baseline import StoredRuns
+from pytest_tokenpower.store.baseline import ComparableRuns
 from pytest_tokenpower.store.keys import describe, differences
 
 FEWEST_RUNS = 3
@@ -41,7 +41,7 @@ REFUSED: frozenset[Answer] = frozenset({"below the noise", "fails identical code
 
 
 @dataclass(frozen=True)
-class Judged:
+class ReplayedGate:
     """Each run judged by the gate against ``baseline_runs`` of the others, at the test's limit.
 
     ``kinds`` counts the verdicts; one that fails the build is a false failure, as the code is the same.
@@ -70,7 +70,7 @@ class Judged:
 class MeasuredNoise:
     """What identical runs of one test scatter by, and what a limit may be there.
 
-    ``raw`` is as read; ``adjusted`` at one die temperature, None where ``refusal`` says why not. ``holds`` is the
+    ``raw`` is as read; ``adjusted`` at one GPU temperature, None where ``refusal`` says why not. ``holds`` is the
     smallest limit that keeps the gate's promises (``stats.noise.StoredGate``) at the spread that was found,
     ``holds_surely`` at its one-sided 95 % upper limit: both fractions, against ``baseline_runs`` stored runs, in a
     ``family`` of so many tests.
@@ -93,7 +93,7 @@ class MeasuredNoise:
     holds: float
     holds_surely: float
     noise_floor: float
-    judged: Judged
+    judged: ReplayedGate
 
     @property
     def unsteady(self) -> bool:
@@ -117,7 +117,7 @@ class MeasuredNoise:
 
 
 @dataclass(frozen=True)
-class Unanswered:
+class NoAnswer:
     """A test whose noise these runs do not tell, and why; ``meant`` for one that asks nothing of stored runs."""
 
     test: str
@@ -127,7 +127,7 @@ class Unanswered:
 
 def analyse(
     runs: Sequence[RunRecord], *, threshold: float | None = None, baseline_runs: int | None = None
-) -> tuple[MeasuredNoise | Unanswered, ...]:
+) -> tuple[MeasuredNoise | NoAnswer, ...]:
     """Each energy test of repeated runs of identical code, in the order of the first run that holds it.
 
     ``threshold`` and ``baseline_runs`` replace what the tests' own settings say. The prior of each test is learned
@@ -155,7 +155,7 @@ def _valid(test: str, runs: Sequence[RunRecord]) -> tuple[list[MeasurementRecord
         measured = next((one for one in run.measurements if one.test == test), None)
         if measured is None:
             left_out.append(f"run {number}: not measured")
-        elif measured.arms:
+        elif measured.variants:
             left_out.append(f"run {number}: {_COMPARES}")
         elif not measured.comparable or not good(measured.rounds):
             left_out.append(f"run {number}: {'; '.join(measured.reasons) or 'no round could be measured'}")
@@ -174,13 +174,13 @@ def _analyse(
     threshold: float | None,
     baseline_runs: int | None,
     family: int,
-) -> MeasuredNoise | Unanswered:
+) -> MeasuredNoise | NoAnswer:
     if not valid and left_out and all(why.endswith(_COMPARES) for why in left_out):
-        return Unanswered(test, f"{_COMPARES}: no stored runs are judged", meant=True)
+        return NoAnswer(test, f"{_COMPARES}: no stored runs are judged", meant=True)
     if len(valid) < FEWEST_RUNS:
         causes = Counter(why.partition(": ")[2] for why in left_out)
         listed = "; ".join(f"{why} ({count} run{'s' * (count > 1)})" for why, count in causes.items())
-        return Unanswered(
+        return NoAnswer(
             test,
             f"{len(valid)} valid run{'s' * (len(valid) != 1)} of at least {FEWEST_RUNS}"
             + (f": {listed}" if listed else ""),
@@ -192,7 +192,7 @@ def _analyse(
     errors = [log_errors(one.rounds) for one in valid]
     raw = estimate_noise(values, prior, meter_errors_per_run=errors)
     adjusted, refusal, extra = _adjusted(
-        values, [die_temperatures(one) for one in valid], errors, prior, stored
+        values, [gpu_temperatures(one) for one in valid], errors, prior, stored
     )
     noise = adjusted or raw
     rule = StoredGate(noise.runs.sd, noise.location_error, stored, prior, extra, family, ALPHA)
@@ -227,9 +227,9 @@ def _adjusted(
     prior: Prior,
     baseline_runs: int,
 ) -> tuple[RunNoise | None, str, float]:
-    """The noise at one die temperature, why there is none, and what the adjustment adds to se² on average."""
+    """The noise at one GPU temperature, why there is none, and what the adjustment adds to se² on average."""
     if any(each is None for each in temperatures):
-        return None, "the die's temperature is not known", 0.0
+        return None, "the GPU's temperature is not known", 0.0
     found = adjust_temperature(values[:-1], temperatures[:-1], values[-1:], temperatures[-1:], prior)
     if not isinstance(found, Adjustment):
         return None, found.reason, 0.0
@@ -241,17 +241,19 @@ def _adjusted(
 
 def judge_each(
     runs: Sequence[MeasurementRecord], limit: float, baseline_runs: int, prior: Prior, family: int = 1
-) -> Judged:
+) -> ReplayedGate:
     """Each run against the ``baseline_runs`` others that follow it, round about: each is a baseline equally often."""
     stored = min(baseline_runs, len(runs) - 1)
     kinds = Counter(
         judge_baseline(
             run,
-            StoredRuns("the others", tuple(runs[(at + step) % len(runs)] for step in range(1, stored + 1))),
+            ComparableRuns(
+                "the others", tuple(runs[(at + step) % len(runs)] for step in range(1, stored + 1))
+            ),
             limit,
             prior,
             family=family,
         ).kind
         for at, run in enumerate(runs)
     )
-    return Judged(stored, dict(kinds))
+    return ReplayedGate(stored, dict(kinds))

@@ -1,4 +1,4 @@
-"""The conditions that two sides were measured under: clocks, power limit, die temperature; what drift means. Pure."""
+"""The conditions that two sides were measured under: clocks, power limit, GPU temperature; what drift means. Pure."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Drift:
     leakage: float = 0.0
 
 
-def die_temperatures(measurement: MeasurementRecord) -> list[float] | None:
-    """The mean die temperature of each good round in °C; None where one of them has none."""
+def gpu_temperatures(measurement: MeasurementRecord) -> list[float] | None:
+    """The mean GPU temperature of each good round in °C; None where one of them has none."""
     known = [each.record.temperature_celsius for each in good(measurement.rounds)]
     return [value for value in known if value is not None] if None not in known else None
 
@@ -60,7 +60,7 @@ def compare_conditions(
 ) -> Drift:
     """Hold the conditions of the new runs against those of the stored ones.
 
-    ``refusal`` is why J/token could not be reduced to one die temperature; empty where it was, or where temperatures
+    ``refusal`` is why J/token could not be reduced to one GPU temperature; empty where it was, or where temperatures
     are not known. Conditions that one of the sides does not have are not compared.
     """
     lines = [_throttling(new, runs)]
@@ -68,7 +68,7 @@ def compare_conditions(
     lines.append(clocks)
     leakage = 0.0
     if refusal:
-        lines.append(f"Compared as read, not at one die temperature: {refusal}.")
+        lines.append(f"Compared as read, not at one GPU temperature: {refusal}.")
         leakage = _shift_celsius(new, runs) * (PRIOR_SLOPE + 2 * PRIOR_SLOPE_SD)
     else:
         lines.append(_start(new, runs))
@@ -126,7 +126,7 @@ def _start(new: Sequence[MeasurementRecord], runs: Sequence[MeasurementRecord]) 
 
 
 def _shift_celsius(new: Sequence[MeasurementRecord], runs: Sequence[MeasurementRecord]) -> float:
-    sides = [[_mean(die_temperatures(one)) for one in side] for side in (new, runs)]
+    sides = [[_mean(gpu_temperatures(one)) for one in side] for side in (new, runs)]
     here, there = (_mean([mean for mean in side if mean is not None]) for side in sides)
     return 0.0 if here is None or there is None else here - there
 

@@ -12,13 +12,13 @@ from pytest_tokenpower.analysis.figures import FIGURES, round_values
 from pytest_tokenpower.analysis.rounds import log_errors, log_joules_per_token
 from pytest_tokenpower.core.records import MeasurementRecord, VerdictRecord
 from pytest_tokenpower.gate.messages import SETTLED, UNDECIDED, comparison
-from pytest_tokenpower.gate.operating_point import compare_conditions, die_temperatures
+from pytest_tokenpower.gate.operating_point import compare_conditions, gpu_temperatures
 from pytest_tokenpower.stats.decision import decide, decide_budget, holm, repeated_p
 from pytest_tokenpower.stats.moderated import OCCASION_SHARE, Estimate, compare_constant, compare_stored
 from pytest_tokenpower.stats.prior import DEFAULT_PRIOR, Prior
 from pytest_tokenpower.stats.runs import summarise_runs
 from pytest_tokenpower.stats.temperature import Adjustment, adjust_temperature
-from pytest_tokenpower.store.baseline import StoredRuns
+from pytest_tokenpower.store.baseline import ComparableRuns
 
 SEVERITY = (
     "invalid", "regressed", "over budget", "doubtful", "inconclusive", "no baseline", "improved", "passed",
@@ -34,7 +34,7 @@ LOOKS = 3
 """How often a comparison is looked at where it may be restarted: the run itself, then after each of two restarts."""
 
 
-OTHER_ARM = "baseline arm"
+OTHER_VARIANT = "baseline arm"
 
 
 """What a verdict of ``energy.compare`` is against."""
@@ -45,7 +45,7 @@ FAILING = frozenset({"invalid", "regressed", "over budget"})
 
 def judge_baseline(
     measurement: MeasurementRecord,
-    stored: StoredRuns,
+    stored: ComparableRuns,
     threshold: float,
     prior: Prior = DEFAULT_PRIOR,
     *,
@@ -53,7 +53,7 @@ def judge_baseline(
     restarts: Sequence[MeasurementRecord] = (),
     look: int | None = None,
 ) -> VerdictRecord:
-    """The verdict against stored runs, by the moderated t with runs as units, at a common die temperature.
+    """The verdict against stored runs, by the moderated t with runs as units, at a common GPU temperature.
 
     ``family`` is how many comparisons the whole run makes. A single test cannot wait for the others: it is decided
     with ``family`` times its own p, the first step of Holm's rule, so that no later result can take the decision
@@ -121,7 +121,7 @@ def _estimates(
     errors = [log_errors(one.rounds) for one in (*runs, *new)]
     summaries = summarise_runs(values, meter_errors_per_run=errors, prior=prior)
     raw = compare_stored(summaries[:old], summaries[old:], prior, occasion_share=occasion_share)
-    temperatures = [die_temperatures(one) for one in (*runs, *new)]
+    temperatures = [gpu_temperatures(one) for one in (*runs, *new)]
     if any(each is None for each in temperatures):
         return raw, None, ""
     reduced = adjust_temperature(values[:old], temperatures[:old], values[old:], temperatures[old:], prior)
@@ -227,4 +227,6 @@ def gravest(verdicts: Sequence[VerdictRecord]) -> VerdictRecord | None:
 
 def against_baseline(verdicts: Sequence[VerdictRecord]) -> VerdictRecord | None:
     """The gravest verdict that compares with stored runs or with the other arm; None where there is no such one."""
-    return gravest([verdict for verdict in verdicts if verdict.baseline_runs or verdict.against == OTHER_ARM])
+    return gravest(
+        [verdict for verdict in verdicts if verdict.baseline_runs or verdict.against == OTHER_VARIANT]
+    )

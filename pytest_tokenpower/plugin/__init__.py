@@ -15,14 +15,14 @@ from pytest_tokenpower.engines import registry
 from pytest_tokenpower.errors import HistoryError, MeterError, StoreError, TokenPowerError, UsageError
 from pytest_tokenpower.plugin import hookspecs, marker, options
 from pytest_tokenpower.plugin.state import (
+    ATTEMPTS,
     ENERGY,
     MEASUREMENT,
     MEASUREMENTS,
     NO_METER,
     SESSION,
     SETTINGS,
-    TRIES,
-    complaint_of,
+    failure_of,
     is_gated,
     runs_tests,
     session_of,
@@ -46,7 +46,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Read and check the settings."""
     config.addinivalue_line("markers", marker.MARKER)
     config.stash[MEASUREMENTS] = []
-    config.add_cleanup(registry.ask(lambda: _engines(config)))
+    config.add_cleanup(registry.register_source(lambda: _engines(config)))
     if CHILD_VARIABLE in os.environ:
         _end_with_parent()
     try:
@@ -111,11 +111,11 @@ def energy(request: pytest.FixtureRequest) -> Generator[Energy | DisabledEnergy,
 
     While the test lasts no other process of this machine measures on the same GPUs (an xdist worker, another job).
     """
-    from pytest_tokenpower.runner.locks import exclusively
+    from pytest_tokenpower.runner.locks import hold_devices
 
     fixture = _energy(request)
     try:
-        with exclusively(getattr(fixture, "gpu_ids", ())):
+        with hold_devices(getattr(fixture, "gpu_ids", ())):
             yield fixture
     finally:
         # A plugin may run the item again.
@@ -141,7 +141,7 @@ def _energy(request: pytest.FixtureRequest) -> Energy | DisabledEnergy:
             lambda result, args, kwargs, fn: config.hook.pytest_tokenpower_count_tokens(
                 result=result, args=args, kwargs=kwargs
             ),
-            item.stash.get(TRIES, ()),
+            item.stash.get(ATTEMPTS, ()),
         )
         return fixture
     except MeterError as error:
@@ -197,8 +197,8 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     # Should a plugin run this test again, its rounds are judged together: another roll would hide half of what is
     # found. A measurement that is not to be trusted says nothing, and is left out.
     if all(verdict.kind != "invalid" for verdict in measured.verdicts):
-        item.stash[TRIES] = fixture.tries
-    complaint = complaint_of(item.name, measured, item.config.stash[SETTINGS])
+        item.stash[ATTEMPTS] = fixture.attempts
+    complaint = failure_of(item.name, measured, item.config.stash[SETTINGS])
     if complaint:
         pytest.fail(complaint, pytrace=False)
     return result

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pytest_tokenpower.core.settings import DEFAULT_MAX_ROUNDS, Budget, fraction
+from pytest_tokenpower.core.settings import DEFAULT_MAX_ROUNDS, Limits, fraction
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.plugin.options import checked_key_ignore
 
@@ -17,12 +17,12 @@ MARKER = (
 )
 
 
-def read_budget(item: pytest.Item) -> Budget:
+def read_budget(item: pytest.Item) -> Limits:
     """The limits of a test; a marker nearer to it overrides one of its class or module, argument by argument.
 
     Raises UsageError that names the test, the argument and the valid ones.
     """
-    valid = Budget._fields
+    valid = Limits._fields
     arguments: dict[str, Any] = {}
     for marker in reversed(list(item.iter_markers("power_budget"))):
         if marker.args:
@@ -41,7 +41,7 @@ def read_budget(item: pytest.Item) -> Budget:
                 raise UsageError(f"{item.nodeid}: power_budget({name}={value!r}): {error}") from None
     if "max_rounds" not in arguments and arguments.get("min_rounds", 0) > DEFAULT_MAX_ROUNDS:
         arguments["max_rounds"] = arguments["min_rounds"]
-    budget = Budget(**arguments)
+    budget = Limits(**arguments)
     if budget.max_rounds < budget.min_rounds:
         raise UsageError(
             f"{item.nodeid}: power_budget(max_rounds={budget.max_rounds}): must be at least "

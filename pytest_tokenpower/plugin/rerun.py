@@ -10,7 +10,7 @@ import pytest
 from pytest_tokenpower.errors import TokenPowerError, UsageError
 from pytest_tokenpower.plugin.marker import read_budget
 from pytest_tokenpower.plugin.progress import teller
-from pytest_tokenpower.plugin.state import MEASUREMENT, SETTINGS, complaint_of, is_gated, session_of
+from pytest_tokenpower.plugin.state import MEASUREMENT, SETTINGS, failure_of, is_gated, session_of
 
 if TYPE_CHECKING:
     from pytest_tokenpower.runner.rerun import Rerun
@@ -65,7 +65,7 @@ class Rerunner:
                     pytest.fail(f"{item.name} failed in a process of its own: {failure}", pytrace=False)
                 pytest.skip("nothing was measured in its own process: run it alone to see why")
             item.stash[MEASUREMENT] = measured
-            if complaint := complaint_of(item.name, measured, chosen):
+            if complaint := failure_of(item.name, measured, chosen):
                 pytest.fail(complaint, pytrace=False)
 
         hook = item.ihook

@@ -22,7 +22,7 @@ START_SECONDS = 2.0
 """What a pytest process takes to start, roughly; the first restart tells it better."""
 
 
-class Doubts:
+class PendingRestarts:
     """What is known of each test for its restart: how long it takes, and whether that could still fail it."""
 
     def __init__(self, config: pytest.Config) -> None:

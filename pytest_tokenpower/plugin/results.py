@@ -10,12 +10,12 @@ import pytest
 
 from pytest_tokenpower.core.settings import CHILD_VARIABLE
 from pytest_tokenpower.errors import TokenPowerError
-from pytest_tokenpower.plugin.restarts import Doubts
+from pytest_tokenpower.plugin.restarts import PendingRestarts
 from pytest_tokenpower.plugin.state import (
     MEASUREMENTS,
     SESSION,
     SETTINGS,
-    complaint_of,
+    failure_of,
     runs_tests,
     session_of,
 )
@@ -41,7 +41,7 @@ class Gatherer:
         self._config = config
         self._problems: dict[str, str] = {}
         self._losses: list[str] = []
-        self._doubts = Doubts(config)
+        self._doubts = PendingRestarts(config)
         self._rerun: set[str] = set()
         self._failures: dict[str, str] = {}
 
@@ -66,7 +66,7 @@ class Gatherer:
     def _keep_measurement(self, measured: MeasurementRecord) -> None:
         measurements = self._config.stash[MEASUREMENTS]
         # What a test measured in an earlier try is in the last one's record, or was superseded by it.
-        if measured.tries > 1 or measured.test in self._rerun:
+        if measured.attempts > 1 or measured.test in self._rerun:
             self._rerun.discard(measured.test)
             measurements[:] = [one for one in measurements if one.test != measured.test]
         measurements.append(measured)
@@ -93,7 +93,7 @@ class Gatherer:
             # Also when it is interrupted: a table that says regressed goes with a test that failed.
             measurements[:] = [decided.get(measured.test, measured) for measured in measurements]
             for measured in decided.values():
-                self._fail(measured, complaint_of(_name(measured), measured, self._config.stash[SETTINGS]))
+                self._fail(measured, failure_of(_name(measured), measured, self._config.stash[SETTINGS]))
 
     def _settle(self) -> None:
         """Fail the tests that the whole family's p-values show to have regressed, and theirs alone did not."""

@@ -12,7 +12,7 @@ from pytest_tokenpower.core.settings import Settings
 if TYPE_CHECKING:
     from pytest_tokenpower.core.records import MeasurementRecord, VerdictRecord
     from pytest_tokenpower.runner.fixture import Energy
-    from pytest_tokenpower.runner.outcome import Try
+    from pytest_tokenpower.runner.outcome import Attempt
     from pytest_tokenpower.runner.session import Session
 
 SETTINGS: pytest.StashKey[Settings] = pytest.StashKey()
@@ -21,7 +21,7 @@ ENERGY: pytest.StashKey[Energy] = pytest.StashKey()
 NO_METER: pytest.StashKey[str] = pytest.StashKey()
 MEASUREMENTS: pytest.StashKey[list[MeasurementRecord]] = pytest.StashKey()
 MEASUREMENT: pytest.StashKey[MeasurementRecord] = pytest.StashKey()
-TRIES: pytest.StashKey[tuple[Try, ...]] = pytest.StashKey()
+ATTEMPTS: pytest.StashKey[tuple[Attempt, ...]] = pytest.StashKey()
 
 
 def session_of(config: pytest.Config) -> Session:
@@ -37,7 +37,7 @@ def session_of(config: pytest.Config) -> Session:
     return config.stash[SESSION]
 
 
-def complaint_of(name: str, measured: MeasurementRecord, chosen: Settings) -> str:
+def failure_of(name: str, measured: MeasurementRecord, chosen: Settings) -> str:
     """What fails the test called ``name``: each failing verdict, the gravest first; empty if none does."""
     from pytest_tokenpower.gate.verdict import SEVERITY
 

@@ -6,7 +6,7 @@ from pytest_tokenpower.core.text import signed
 from pytest_tokenpower.gate.history import LEAST_CHANGE, History, Series
 from pytest_tokenpower.reporting.plot import Point, letter, render
 from pytest_tokenpower.stats.changepoints import ChangePoint
-from pytest_tokenpower.store.access import Place, when
+from pytest_tokenpower.store.access import StoreContext, when
 from pytest_tokenpower.store.git import subjects
 from pytest_tokenpower.store.keys import differences, label
 
@@ -16,7 +16,7 @@ _LISTED_RUNS = 10
 _LISTED_COMMITS = 3
 
 
-def as_text(history: History, place: Place) -> list[str]:
+def as_text(history: History, place: StoreContext) -> list[str]:
     """The plot of each key, its steps with their commits, and the newest runs."""
     lines = [history.test]
     for series in history.series:
@@ -68,7 +68,7 @@ def _plot(series: Series) -> list[str]:
     return ["J/token", *drawn]
 
 
-def _changes(history: History, series: Series, place: Place) -> list[str]:
+def _changes(history: History, series: Series, place: StoreContext) -> list[str]:
     if not series.changes:
         return [f"No change of {100 * LEAST_CHANGE:g} % or more can be told from the noise."]
     levels = series.levels()
@@ -83,7 +83,7 @@ def _changes(history: History, series: Series, place: Place) -> list[str]:
     return lines
 
 
-def _suspects(history: History, series: Series, change: ChangePoint, place: Place) -> list[str]:
+def _suspects(history: History, series: Series, change: ChangePoint, place: StoreContext) -> list[str]:
     commits = history.suspects(series, change)
     point = series.points[change.index]
     if not commits:

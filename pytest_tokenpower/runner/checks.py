@@ -17,7 +17,7 @@ LOCAL_METERS = frozenset({"nvml", "amd", "rapl", "hwmon", "ipmi", "cpu-model"})
 and may be any machine's."""
 
 
-def check_reach(test: str, workload: object, devices: Sequence[Device]) -> None:
+def require_local_meter(test: str, workload: object, devices: Sequence[Device]) -> None:
     """Raise UsageError where a workload's engine is on another machine, and a device of the figure is on this one.
 
     Known are executions of ``energy.run``, and methods of our engines. A recording has its own machine.
@@ -47,7 +47,7 @@ _SPELLINGS = {
 }
 
 
-def declared_axes(declared: Mapping[str, Fact], identity: EngineIdentity | None) -> dict[str, Fact]:
+def declared_config(declared: Mapping[str, Fact], identity: EngineIdentity | None) -> dict[str, Fact]:
     """The engine's own values of the axes that a test declares, for the key.
 
     Raises UsageError for an axis that the engine does not report, and where it reports something else.

@@ -18,11 +18,11 @@ from pytest_tokenpower.core.settings import fraction
 from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.core.windows import PhaseWindow, RoundWindow
 from pytest_tokenpower.errors import EngineError, TokenCountError, UsageError
-from pytest_tokenpower.gate.verdict import OTHER_ARM
+from pytest_tokenpower.gate.verdict import OTHER_VARIANT
 from pytest_tokenpower.runner.rounds import (
     MOST_ROUNDS,
     MOST_SECONDS,
-    Bench,
+    RoundEvaluator,
     measured_round,
     quick_enough,
     repeats_for,
@@ -42,7 +42,7 @@ class Startable(Protocol):
 
 
 @dataclass(frozen=True)
-class Asked:
+class CompareArgs:
     """The arguments of a comparison; ``at_least`` and ``at_most`` are fractions, and at most one of them is given.
 
     ``fresh`` tells variants that are started anew for each restart from callables of this process.
@@ -64,7 +64,7 @@ class Asked:
         at_most: float | str | None,
         restarts: int,
         names: tuple[str, str] | None,
-    ) -> Asked:
+    ) -> CompareArgs:
         """Raises UsageError that names the test and the argument."""
         saving, cost = _share(test, "at_least", at_least), _share(test, "at_most", at_most)
         if saving is not None and cost is not None:
@@ -99,14 +99,14 @@ class Asked:
 
 
 @contextmanager
-def told_of(arm: str, names: tuple[str, str] | None) -> Iterator[None]:
+def annotate_errors(variant: str, names: tuple[str, str] | None) -> Iterator[None]:
     """Have an error of an engine, or of counting its tokens, begin with the variant that it is of."""
-    name = f" ({names[arm == 'candidate']})" if names else ""
+    name = f" ({names[variant == 'candidate']})" if names else ""
     try:
         yield
     except (EngineError, TokenCountError, UsageError) as error:
         kind = next(each for each in (EngineError, TokenCountError, UsageError) if isinstance(error, each))
-        raise kind(f"energy.compare, the {arm}{name}: {error}") from error
+        raise kind(f"energy.compare, the {variant}{name}: {error}") from error
 
 
 def started(variant: Callable[[], object] | Startable, stack: ExitStack) -> Callable[[], object]:
@@ -158,10 +158,10 @@ def _share(test: str, name: str, value: float | str | None) -> float | None:
         raise UsageError(f"{test}: energy.compare({name}={value!r}): {error}") from None
 
 
-Arm = Literal["baseline", "candidate"]
+Variant = Literal["baseline", "candidate"]
 
 
-ARMS: tuple[Arm, Arm] = ("baseline", "candidate")
+VARIANTS: tuple[Variant, Variant] = ("baseline", "candidate")
 
 
 @dataclass(frozen=True)
@@ -178,17 +178,17 @@ class BlockPlan:
 class Block:
     """Four rounds in the order lead, other, other, lead: a linear drift falls out of their difference."""
 
-    arms: tuple[Arm, ...]
+    variants: tuple[Variant, ...]
     windows: tuple[RoundWindow, ...]
 
 
 def run_blocks(
-    execute: dict[Arm, Callable[[], object]],
+    execute: dict[Variant, Callable[[], object]],
     count: Callable[[object], TokenCount],
     phases: Callable[[object], Sequence[PhaseWindow]],
     plan: BlockPlan,
     *,
-    bench: Bench,
+    bench: RoundEvaluator,
     order: random.Random,
     prior: Prior = DEFAULT_PRIOR,
     names: tuple[str, str] | None = None,
@@ -199,11 +199,11 @@ def run_blocks(
     never on the difference itself. ``names`` are what the arms are called where one fails.
     """
 
-    def run(arm: Arm, repeats: int) -> RoundWindow:
-        with told_of(arm, names):
-            return measured_round(execute[arm], count, phases, repeats)[1]
+    def run(variant: Variant, repeats: int) -> RoundWindow:
+        with annotate_errors(variant, names):
+            return measured_round(execute[variant], count, phases, repeats)[1]
 
-    seconds: dict[Arm, list[float]] = {arm: [] for arm in ARMS}
+    seconds: dict[Variant, list[float]] = {variant: [] for variant in VARIANTS}
     began = time.monotonic()
     tell = warmup_progress()
     while (done := len(seconds["candidate"])) < max(plan.warmup_rounds, 1) or not (
@@ -212,19 +212,19 @@ def run_blocks(
         or all(map(quick_enough, seconds.values()))
     ):
         tell(done, time.monotonic())
-        for arm in ARMS:
-            window = run(arm, 1)
-            seconds[arm].append((window.end_ns - window.start_ns) / 1e9)
+        for variant in VARIANTS:
+            window = run(variant, 1)
+            seconds[variant].append((window.end_ns - window.start_ns) / 1e9)
     shortest = bench.shortest_window_ns() / 1e9
-    repeats = {arm: repeats_for(min(seconds[arm]), shortest) for arm in ARMS}
+    repeats = {variant: repeats_for(min(seconds[variant]), shortest) for variant in VARIANTS}
     blocks: list[Block] = []
     began = time.monotonic()
     while len(blocks) < plan.max_blocks:
-        lead = order.choice(ARMS)
-        other = ARMS[1 - ARMS.index(lead)]
-        arms = (lead, other, other, lead)
-        windows = tuple(replace(run(arm, repeats[arm]), pool=arm) for arm in arms)
-        blocks.append(Block(arms, windows))
+        lead = order.choice(VARIANTS)
+        other = VARIANTS[1 - VARIANTS.index(lead)]
+        variants = (lead, other, other, lead)
+        windows = tuple(replace(run(variant, repeats[variant]), pool=variant) for variant in variants)
+        blocks.append(Block(variants, windows))
         if len(blocks) < plan.min_blocks:
             continue
         if time.monotonic() - began > plan.max_seconds:
@@ -263,13 +263,13 @@ class Comparison:
         """All rounds of both arms in the order in which they ran."""
         return tuple(w for blocks in self.restarts for block in blocks for w in block.windows)
 
-    def of_arm(self, arm: Arm, records: Sequence[RoundRecord]) -> tuple[RoundRecord, ...]:
+    def of_variant(self, variant: Variant, records: Sequence[RoundRecord]) -> tuple[RoundRecord, ...]:
         """The records of one arm's rounds; ``records`` are of all windows, in their order."""
-        arms = [each for blocks in self.restarts for block in blocks for each in block.arms]
-        return tuple(record for each, record in zip(arms, records, strict=True) if each == arm)
+        variants = [each for blocks in self.restarts for block in blocks for each in block.variants]
+        return tuple(record for each, record in zip(variants, records, strict=True) if each == variant)
 
     def judge(self, records: Sequence[RoundRecord]) -> VerdictRecord:
-        """The verdict over all restarts; ``records`` as for :meth:`of_arm`."""
+        """The verdict over all restarts; ``records`` as for :meth:`of_variant`."""
         found = []
         rest = list(records)
         for blocks in self.restarts:
@@ -301,12 +301,12 @@ def differences(blocks: Sequence[Block], records: Sequence[RoundRecord]) -> list
     found = []
     rest = iter(records)
     for block in blocks:
-        values: dict[Arm, list[float]] = {arm: [] for arm in ARMS}
-        for arm in block.arms:
+        values: dict[Variant, list[float]] = {variant: [] for variant in VARIANTS}
+        for variant in block.variants:
             record = next(rest)
             if not record.reasons and record.joules is not None:
-                values[arm].append(math.log(record.joules / record.generated_tokens))
-        if all(len(values[arm]) == 2 for arm in ARMS):
+                values[variant].append(math.log(record.joules / record.generated_tokens))
+        if all(len(values[variant]) == 2 for variant in VARIANTS):
             found.append(sum(values["candidate"]) / 2 - sum(values["baseline"]) / 2)
     return found
 
@@ -358,7 +358,7 @@ def judge_difference(
     return VerdictRecord(
         kind=kind,
         message=f"{said}; {limit}.",
-        against=OTHER_ARM,
+        against=OTHER_VARIANT,
         change=estimate.change,
         change_low=low,
         change_high=high,

@@ -16,23 +16,23 @@ from pytest_tokenpower.core.windows import PhaseWindow, RoundWindow
 from pytest_tokenpower.engines.identify import describe_callable
 from pytest_tokenpower.engines.phase_marks import notes_of, phases_of
 from pytest_tokenpower.errors import TokenCountError, UsageError
-from pytest_tokenpower.runner.checks import check_reach, declared_axes
+from pytest_tokenpower.runner.checks import declared_config, require_local_meter
 from pytest_tokenpower.runner.compare import (
-    ARMS,
-    Arm,
-    Asked,
+    VARIANTS,
     BlockPlan,
+    CompareArgs,
     Comparison,
     Startable,
+    Variant,
+    annotate_errors,
     run_blocks,
     started,
-    told_of,
 )
-from pytest_tokenpower.runner.outcome import Taken, Try, finish
-from pytest_tokenpower.runner.rounds import Plan, device_wait, run_rounds
+from pytest_tokenpower.runner.outcome import Attempt, MeasuredTest, finish
+from pytest_tokenpower.runner.rounds import RoundPlan, device_wait, run_rounds
 
 if TYPE_CHECKING:
-    from pytest_tokenpower.core.settings import Budget
+    from pytest_tokenpower.core.settings import Limits
     from pytest_tokenpower.engines.protocol import Engine, EngineIdentity, Generation
     from pytest_tokenpower.engines.spec import EngineSpec
     from pytest_tokenpower.runner.session import Session
@@ -79,7 +79,7 @@ class Energy:
     """
 
     def __init__(
-        self, test: str, budget: Budget, session: Session, counter: Counter, earlier: tuple[Try, ...] = ()
+        self, test: str, budget: Limits, session: Session, counter: Counter, earlier: tuple[Attempt, ...] = ()
     ) -> None:
         self._test = test
         self._earlier = earlier
@@ -117,9 +117,9 @@ class Energy:
                 "test, or put both calls into one function"
             )
         self._called = True
-        check_reach(self._test, fn, self._telemetry.devices)
+        require_local_meter(self._test, fn, self._telemetry.devices)
         self._identity = describe_callable(fn)
-        declared_axes(self._declared, self._identity)
+        declared_config(self._declared, self._identity)
         if self._replayed is not None:
             self._windows.extend(self._replayed)
             return fn(*args, **kwargs)
@@ -129,9 +129,9 @@ class Energy:
             lambda result: self._count(result, args, dict(kwargs), fn),
             phases_of,
             # A slow meter has a single figure for all of it: one round that is as long as it takes.
-            Plan(self._session.settings.warmup_rounds, 1, 1, budget.max_seconds)
+            RoundPlan(self._session.settings.warmup_rounds, 1, 1, budget.max_seconds)
             if self._telemetry.slow
-            else Plan(
+            else RoundPlan(
                 self._session.settings.warmup_rounds, budget.min_rounds, budget.max_rounds, budget.max_seconds
             ),
             self._telemetry,
@@ -175,7 +175,7 @@ class Energy:
             raise UsageError(f"{self._test}: energy.declare() comes before the measurement")
         self._declared |= axes
         if self._identity is not None:
-            declared_axes(self._declared, self._identity)
+            declared_config(self._declared, self._identity)
 
     @contextmanager
     def measure(self) -> Iterator[Window]:
@@ -186,7 +186,7 @@ class Energy:
         """
         if self._called:
             raise UsageError(f"{self._test}: energy() and energy.measure() in one test: use one of them")
-        declared_axes(self._declared, None)
+        declared_config(self._declared, None)
         self._entered = True
         window = Window()
         if (wait := device_wait()) is not None:
@@ -234,7 +234,7 @@ class Energy:
                 f"{self._test}: energy.compare() cannot be replayed: it needs both variants running"
             )
         self._entered = True
-        asked = Asked.of(self._test, baseline, candidate, at_least, at_most, restarts, names)
+        asked = CompareArgs.of(self._test, baseline, candidate, at_least, at_most, restarts, names)
         limit = self._budget.regression or self._session.settings.regression
         rounds, order = self._budget, random.Random()
         plan = BlockPlan(
@@ -246,22 +246,22 @@ class Energy:
         finished = []
         for _ in range(asked.restarts):
             with ExitStack() as stack:
-                arms: dict[Arm, Callable[[], object]] = {}
-                for name, variant in zip(ARMS, (baseline, candidate), strict=True):
-                    with told_of(name, asked.names):
-                        arms[name] = started(variant, stack)
-                for arm in arms.values():
-                    check_reach(self._test, arm, self._telemetry.devices)
-                self._identity = describe_callable(arms["candidate"])
-                declared_axes(self._declared, self._identity)
-                used = [getattr(arm, "device_ids", None) for arm in arms.values()]
+                running: dict[Variant, Callable[[], object]] = {}
+                for name, variant in zip(VARIANTS, (baseline, candidate), strict=True):
+                    with annotate_errors(name, asked.names):
+                        running[name] = started(variant, stack)
+                for variant in running.values():
+                    require_local_meter(self._test, variant, self._telemetry.devices)
+                self._identity = describe_callable(running["candidate"])
+                declared_config(self._declared, self._identity)
+                used = [getattr(variant, "device_ids", None) for variant in running.values()]
                 if None not in used:
                     self._telemetry = self._telemetry.on_gpus(
                         sorted({gpu for each in used for gpu in each or ()})
                     )
                 finished.append(
                     run_blocks(
-                        arms,
+                        running,
                         lambda result: self._count(
                             result, (), {}, baseline if callable(baseline) else started
                         ),
@@ -314,19 +314,19 @@ class Energy:
         return self._called or self._entered
 
     @property
-    def tries(self) -> tuple[Try, ...]:
+    def attempts(self) -> tuple[Attempt, ...]:
         """The rounds of this try of the test and of the earlier ones that are judged with them."""
         # A replay would give the same rounds once more.
         earlier = self._earlier if self._replayed is None else ()
-        return (*earlier, Try(tuple(self._windows), self._comparison))
+        return (*earlier, Attempt(tuple(self._windows), self._comparison))
 
     def finish(self, *, failed: bool) -> MeasurementRecord:
         """The measurement of this test with its verdicts; ``failed``: the test failed by itself, so none is passed."""
         self._session.keep(self._test, self._windows, self._telemetry)
-        taken = Taken(
+        taken = MeasuredTest(
             test=self._test,
             telemetry=self._telemetry,
-            tries=self.tries[-1:] if failed else self.tries,
+            attempts=self.attempts[-1:] if failed else self.attempts,
             repeated=self._called,
             identity=self._identity,
             declared=self._declared,

@@ -18,7 +18,7 @@ QUIET_WAIT_S = 2.0
 
 
 @contextlib.contextmanager
-def exclusively(device_ids: Iterable[str]) -> Iterator[None]:
+def hold_devices(device_ids: Iterable[str]) -> Iterator[None]:
     """Hold the lock of each device; waits for as long as another process of this machine holds one.
 
     Locks are taken in one order, so that two processes cannot wait for each other. The system lets go of them when
@@ -38,6 +38,8 @@ def exclusively(device_ids: Iterable[str]) -> Iterator[None]:
             try:
                 stack.enter_context(lock.acquire(timeout=QUIET_WAIT_S))
             except Timeout:
-                progress.tell(f"{device_id}: waiting for another process that measures on this GPU")
+                progress.report_progress(
+                    f"{device_id}: waiting for another process that measures on this GPU"
+                )
                 stack.enter_context(lock.acquire())
         yield

@@ -18,21 +18,21 @@ from pytest_tokenpower.core.records import GateRecord, MeasurementRecord, RoundR
 from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.gate.verdict import judge_baseline, judge_ceilings
-from pytest_tokenpower.runner.checks import declared_axes
+from pytest_tokenpower.runner.checks import declared_config
 from pytest_tokenpower.store.baseline import stored_runs
 from pytest_tokenpower.store.keys import make_key
 
 if TYPE_CHECKING:
-    from pytest_tokenpower.core.settings import Budget
+    from pytest_tokenpower.core.settings import Limits
     from pytest_tokenpower.core.windows import RoundWindow
     from pytest_tokenpower.engines.protocol import EngineIdentity
     from pytest_tokenpower.runner.compare import Comparison
     from pytest_tokenpower.runner.session import Session
-    from pytest_tokenpower.runner.telemetry import Telemetry
+    from pytest_tokenpower.runner.telemetry import TelemetrySession
 
 
 @dataclass(frozen=True)
-class Try:
+class Attempt:
     """What one try of a test ran under measurement: a plugin that reruns failing tests makes several."""
 
     windows: tuple[RoundWindow, ...]
@@ -40,7 +40,7 @@ class Try:
 
 
 @dataclass(frozen=True)
-class Taken:
+class MeasuredTest:
     """What a test ran under measurement, in all its tries that are judged together: one process, so one run.
 
     ``repeated`` tells rounds that the plugin ran from blocks that the test entered itself. ``identity``, ``declared``
@@ -49,8 +49,8 @@ class Taken:
     """
 
     test: str
-    telemetry: Telemetry
-    tries: tuple[Try, ...]
+    telemetry: TelemetrySession
+    attempts: tuple[Attempt, ...]
     repeated: bool
     identity: EngineIdentity | None
     declared: Mapping[str, Fact]
@@ -60,24 +60,24 @@ class Taken:
     @property
     def windows(self) -> tuple[RoundWindow, ...]:
         """All rounds, in the order in which they ran."""
-        return tuple(window for each in self.tries for window in each.windows)
+        return tuple(window for each in self.attempts for window in each.windows)
 
     @property
     def comparison(self) -> Comparison | None:
         """All blocks of ``energy.compare``; None where the test did not call it."""
         pooled = None
-        for each in self.tries:
+        for each in self.attempts:
             if each.comparison is not None:
                 pooled = each.comparison if pooled is None else each.comparison.after(pooled)
         return pooled
 
 
-def finish(taken: Taken, budget: Budget, session: Session, *, failed: bool) -> MeasurementRecord:
+def finish(taken: MeasuredTest, budget: Limits, session: Session, *, failed: bool) -> MeasurementRecord:
     """The measurement with its verdicts; ``failed``: the test failed by itself, so there are none."""
     telemetry = taken.telemetry
     windows = taken.windows
     if taken.comparison is None:
-        windows = tuple(window for each in taken.tries for window in telemetry.resolved(each.windows))
+        windows = tuple(window for each in taken.attempts for window in telemetry.resolved(each.windows))
     records = telemetry.assess(windows) if windows else ()
     least = 1 if telemetry.slow or not taken.repeated else min(budget.min_rounds, budget.max_rounds)
     reasons = ("the test failed by itself",) if failed else analysis.flagged_too_often(records, least)
@@ -108,12 +108,12 @@ def finish(taken: Taken, budget: Budget, session: Session, *, failed: bool) -> M
                 verdicts, taken, measured, (*session.settings.key_ignore, *budget.key_ignore), session
             )
         measured = replace(measured, verdicts=verdicts)
-    return _pooled(measured, len(taken.tries))
+    return _pooled(measured, len(taken.attempts))
 
 
 def _unlost(
     verdicts: Sequence[VerdictRecord],
-    taken: Taken,
+    taken: MeasuredTest,
     measured: MeasurementRecord,
     ignore: Sequence[str],
     session: Session,
@@ -122,9 +122,9 @@ def _unlost(
 
     Otherwise a test that has regressed would pass by generating another number of tokens when it is run again.
     """
-    if len({_counts(each.windows) for each in taken.tries}) == 1:
+    if len({_counts(each.windows) for each in taken.attempts}) == 1:
         return tuple(verdicts)
-    keys = [_key(dataclasses.replace(taken, tries=(each,)), measured.method) for each in taken.tries]
+    keys = [_key(dataclasses.replace(taken, attempts=(each,)), measured.method) for each in taken.attempts]
     lost = {
         baseline.label
         for baseline in session.baselines
@@ -134,8 +134,8 @@ def _unlost(
         replace(
             each,
             kind="invalid",
-            message=f"a try could be compared with {each.against}, and all tries together cannot: they generated "
-            "different numbers of tokens",
+            message=f"an attempt could be compared with {each.against}, and all attempts together cannot: they "
+            "generated different numbers of tokens",
         )
         if each.kind == "no baseline" and each.against in lost
         else each
@@ -143,30 +143,30 @@ def _unlost(
     )
 
 
-def _pooled(measured: MeasurementRecord, tries: int) -> MeasurementRecord:
+def _pooled(measured: MeasurementRecord, attempts: int) -> MeasurementRecord:
     """Say in each verdict over how many tries it is."""
-    if tries == 1:
+    if attempts == 1:
         return measured
-    earlier = "an earlier try" if tries == 2 else f"{tries - 1} earlier tries"
+    earlier = "an earlier attempt" if attempts == 2 else f"{attempts - 1} earlier attempts"
     said = f"  Pooled with {earlier} of this run."
     verdicts = tuple(replace(each, message=f"{each.message}\n{said}") for each in measured.verdicts)
-    return replace(measured, tries=tries, verdicts=verdicts)
+    return replace(measured, attempts=attempts, verdicts=verdicts)
 
 
 def _compared(comparison: Comparison, both: MeasurementRecord, *, failed: bool) -> MeasurementRecord:
     """The candidate's rounds as the measurement, the baseline's beside them; never a stored baseline itself."""
-    candidate = comparison.of_arm("candidate", both.rounds)
+    candidate = comparison.of_variant("candidate", both.rounds)
     return replace(
         both,
         rounds=candidate,
-        arms={"baseline": comparison.of_arm("baseline", both.rounds)},
+        variants={"baseline": comparison.of_variant("baseline", both.rounds)},
         comparable=False,
         figures=figures(candidate) if not failed and not both.reasons else {},
         verdicts=() if failed else (comparison.judge(both.rounds),),
     )
 
 
-def _key(taken: Taken, method: str) -> dict[str, Fact]:
+def _key(taken: MeasuredTest, method: str) -> dict[str, Fact]:
     identity, counts = taken.identity, _counts(taken.windows)
     return make_key(
         devices=taken.telemetry.devices_of_key(taken.windows),
@@ -177,7 +177,7 @@ def _key(taken: Taken, method: str) -> dict[str, Fact]:
         engine_version=identity.version if identity else None,
         model=identity.model if identity else None,
         weights=_made_up(identity) if identity else None,
-        axes=declared_axes(taken.declared, identity) if identity else None,
+        axes=declared_config(taken.declared, identity) if identity else None,
         workload=taken.workload,
         tokens=next(iter(counts)) if len(counts) == 1 else None,
     )
@@ -189,7 +189,9 @@ def _made_up(identity: EngineIdentity) -> str | None:
     return str(weights) if weights in ("random", "dummy") else None
 
 
-def _facts(taken: Taken, windows: Sequence[RoundWindow], records: Sequence[RoundRecord]) -> dict[str, Fact]:
+def _facts(
+    taken: MeasuredTest, windows: Sequence[RoundWindow], records: Sequence[RoundRecord]
+) -> dict[str, Fact]:
     telemetry, identity = taken.telemetry, taken.identity
     facts: dict[str, Fact] = {}
     if len(_counts(taken.windows)) > 1:
@@ -219,7 +221,7 @@ def _counts(windows: Sequence[RoundWindow]) -> frozenset[TokenCount]:
     return frozenset(counts)
 
 
-def _verdicts(measured: MeasurementRecord, budget: Budget, session: Session) -> tuple[VerdictRecord, ...]:
+def _verdicts(measured: MeasurementRecord, budget: Limits, session: Session) -> tuple[VerdictRecord, ...]:
     if measured.reasons:
         reasons = "; ".join(measured.reasons)
         return (VerdictRecord("invalid", f"the measurement is not to be trusted: {reasons}"),)

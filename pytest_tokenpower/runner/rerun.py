@@ -23,7 +23,7 @@ from pytest_tokenpower.errors import HistoryError, TokenPowerError
 from pytest_tokenpower.gate.operating_point import unlikeness
 from pytest_tokenpower.gate.verdict import judge_baseline, judge_ceilings
 from pytest_tokenpower.runner.child import ChildRun, child_arguments
-from pytest_tokenpower.store.baseline import StoredRuns
+from pytest_tokenpower.store.baseline import ComparableRuns
 from pytest_tokenpower.store.git import Repository, run_git
 
 ORDER = ("baseline", "candidate", "candidate", "baseline")
@@ -61,7 +61,7 @@ class Rerun:
             return replace(
                 first, verdicts=(VerdictRecord("invalid", f"measured in a process of its own: {spoilt}"),)
             )
-        if first.arms:
+        if first.variants:
             return first
         stored = self._stored(test, candidate, baseline, ignore)
         verdict = judge_baseline(first, stored, threshold, family=family, restarts=candidate[1:])
@@ -81,12 +81,12 @@ class Rerun:
         candidate: Sequence[MeasurementRecord],
         baseline: Sequence[MeasurementRecord],
         ignore: Sequence[str],
-    ) -> StoredRuns:
+    ) -> ComparableRuns:
         """The baseline's runs of a test that all of the candidate's can be compared with, or why there are none."""
         first = candidate[0]
         for again in candidate[1:]:
             if unlike := unlikeness(first, again, ignore):
-                return StoredRuns(
+                return ComparableRuns(
                     self.label, (), why=f"two runs of the same code are not comparable: {unlike}"
                 )
         held = [(one, unlikeness(first, one, ignore)) for one in baseline if one.comparable]
@@ -103,7 +103,7 @@ class Rerun:
             f"Only {len(alike)} of {len(self.baseline)} runs of {self.label} could be used: what the machine drifts by "
             "from run to run is in the difference."
         )
-        return StoredRuns(
+        return ComparableRuns(
             self.label,
             alike,
             tuple(f"rerun-{at + 1}" for at in range(len(alike))),

@@ -64,7 +64,7 @@ MOST_REPEATS = 10_000
 
 
 @dataclass(frozen=True)
-class Plan:
+class RoundPlan:
     """How many rounds: ``min_rounds`` always, then more while precision asks for them and time allows.
 
     Before them ``warmup_rounds``, then more until the last two are alike (see the module warmup).
@@ -76,7 +76,7 @@ class Plan:
     max_seconds: float
 
 
-class Bench(Protocol):
+class RoundEvaluator(Protocol):
     """What the orchestrator needs of the telemetry."""
 
     def shortest_window_ns(self) -> float:
@@ -92,8 +92,8 @@ def run_rounds(
     execute: Callable[[], object],
     count: Callable[[object], TokenCount],
     phases: Callable[[object], Sequence[PhaseWindow]],
-    plan: Plan,
-    bench: Bench,
+    plan: RoundPlan,
+    bench: RoundEvaluator,
 ) -> tuple[object, tuple[RoundWindow, ...]]:
     """Warm up, measure rounds, and return the last result with the windows of the measured rounds.
 
@@ -131,7 +131,7 @@ def run_rounds(
     return last, tuple(windows)
 
 
-def _warm(warmup: Sequence[RoundWindow], plan: Plan, bench: Bench) -> bool:
+def _warm(warmup: Sequence[RoundWindow], plan: RoundPlan, bench: RoundEvaluator) -> bool:
     """Whether the last two rounds of the warm-up are alike; a single one cannot tell, nor can one round drift."""
     if len(warmup) < 2:
         return True
@@ -144,7 +144,7 @@ def _seconds(windows: Sequence[RoundWindow]) -> list[float]:
     return [(window.end_ns - window.start_ns) / 1e9 for window in windows]
 
 
-def _precise(records: Sequence[RoundRecord], plan: Plan) -> bool:
+def _precise(records: Sequence[RoundRecord], plan: RoundPlan) -> bool:
     from pytest_tokenpower.stats.stopping import enough
 
     values, errors = log_joules_per_token(records), log_errors(records)

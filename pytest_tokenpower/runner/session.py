@@ -19,7 +19,7 @@ from pytest_tokenpower.core.settings import Settings
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.core.windows import RoundWindow
 from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
-from pytest_tokenpower.runner.telemetry import Telemetry
+from pytest_tokenpower.runner.telemetry import TelemetrySession
 from pytest_tokenpower.store.baseline import Baseline
 from pytest_tokenpower.store.git import Repository
 from pytest_tokenpower.store.store import Store, default_store_path
@@ -46,10 +46,10 @@ class Session:
         self.settings = settings
         self.rootdir = rootdir
         self._extra_meters = extra_meters
-        self._telemetry: Telemetry | MeterError | None = None
+        self._telemetry: TelemetrySession | MeterError | None = None
         self._priors: dict[str, dict[str, Prior]] = {}
         self.gated_tests = 1
-        self._measured: list[tuple[str, tuple[RoundWindow, ...], Telemetry]] = []
+        self._measured: list[tuple[str, tuple[RoundWindow, ...], TelemetrySession]] = []
 
     @cached_property
     def recording(self) -> Recording | None:
@@ -146,7 +146,7 @@ class Session:
         stores = [self.store, *(baseline.store for baseline in self.__dict__.get("baselines", ()))]
         return {str(problem.path): problem.reason for store in stores for problem in store.problems}
 
-    def telemetry(self) -> Telemetry:
+    def telemetry(self) -> TelemetrySession:
         """The running telemetry; raises MeterError (again for each test) where nothing can measure."""
         if self._telemetry is None:
             try:
@@ -161,12 +161,12 @@ class Session:
             raise self._telemetry
         return self._telemetry
 
-    def _start(self) -> Telemetry:
+    def _start(self) -> TelemetrySession:
         scope = self.settings.scope
         if self.recording is None:
             started = sources.begin(self.settings.source, scope, self._extra_meters)
             try:
-                return Telemetry(started.collector, started.devices, scope, started.notes)
+                return TelemetrySession(started.collector, started.devices, scope, started.notes)
             except MeterError:
                 started.collector.stop()
                 raise
@@ -175,7 +175,7 @@ class Session:
         # Without meters a collector adds nothing to its timeline and has nothing to wait for.
         collector = Collector(())
         collector.timeline = self.recording.timeline
-        return Telemetry(collector, self.recording.devices, scope)
+        return TelemetrySession(collector, self.recording.devices, scope)
 
     def replayed(self, test: str) -> tuple[RoundWindow, ...] | None:
         """The recorded rounds of a test; None in a run that measures. Raises UsageError where it has none."""
@@ -185,14 +185,14 @@ class Session:
 
         return rounds_of(self.recording, test)
 
-    def keep(self, test: str, windows: Sequence[RoundWindow], telemetry: Telemetry) -> None:
+    def keep(self, test: str, windows: Sequence[RoundWindow], telemetry: TelemetrySession) -> None:
         """Remember a test's rounds for --energy-record, and by which devices they are measured."""
         self._measured.append((test, tuple(windows), telemetry))
 
     def write_recording(self) -> None:
         """Write what --energy-record asks for; nothing where no energy test has run in this process."""
         record, telemetry = self.settings.record, self._telemetry
-        if record is None or not isinstance(telemetry, Telemetry):
+        if record is None or not isinstance(telemetry, TelemetrySession):
             return
         from pytest_tokenpower.analysis.replay import recorded_windows
         from pytest_tokenpower.telemetry.clock import Clock
@@ -207,12 +207,12 @@ class Session:
 
     def rest(self) -> None:
         """Measure no more: the timeline stays, and its meters leave the machine to others."""
-        if isinstance(self._telemetry, Telemetry):
+        if isinstance(self._telemetry, TelemetrySession):
             self._telemetry.collector.stop()
 
     def close(self) -> None:
         """Stop the collector."""
-        if isinstance(self._telemetry, Telemetry):
+        if isinstance(self._telemetry, TelemetrySession):
             self._telemetry.collector.stop()
         self._telemetry = None
 

@@ -29,7 +29,7 @@ AFTER_NS = 60_000_000
 """Readings are awaited until this long after a window: its last edge is placed between the samples around it."""
 
 
-class Telemetry:
+class TelemetrySession:
     """A running collector, the devices whose energy is the figure, and the others that are measured beside them.
 
     ``scope`` asks for the figure's (None: GPUs, else CPUs); ``notes`` say why a meter that was named does not run.
@@ -51,7 +51,7 @@ class Telemetry:
         self.notes = dict(notes or {})
         self._gpus: frozenset[str] | None = None
 
-    def on_gpus(self, ids: Sequence[str]) -> Telemetry:
+    def on_gpus(self, ids: Sequence[str]) -> TelemetrySession:
         """The same meters, with those GPUs alone that an engine says it runs on.
 
         Raises MeterUnavailable where a GPU of the engine is not measured, or where only GPUs are and it uses none.

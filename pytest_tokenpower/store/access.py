@@ -12,7 +12,7 @@ from pathlib import Path
 from pytest_tokenpower.errors import HistoryError, StoreError, UsageError
 from pytest_tokenpower.store.baseline import Baseline
 from pytest_tokenpower.store.git import Repository, explain_absence
-from pytest_tokenpower.store.store import COMMIT_LENGTH, Store, StoredRun, default_store_path
+from pytest_tokenpower.store.store import COMMIT_LENGTH, Store, StoredFile, default_store_path
 
 RUN_HELP = (
     "a git ref, the name of a saved run, a run file, or the first digits of a run's id; ref:, name:, path: or run: "
@@ -27,7 +27,7 @@ _MOST_LISTED = 20
 
 
 @dataclass(frozen=True)
-class Place:
+class StoreContext:
     """The store that a command works on, and the repository around the current folder."""
 
     store: Store
@@ -35,7 +35,7 @@ class Place:
     folder: Path
 
     @classmethod
-    def of(cls, arguments: argparse.Namespace, *, may_be_new: bool = False) -> Place:
+    def of(cls, arguments: argparse.Namespace, *, may_be_new: bool = False) -> StoreContext:
         """The store that the command line names; raises UsageError for one that does not exist, unless it may."""
         folder = Path.cwd()
         repository = Repository.discover(folder)
@@ -47,7 +47,7 @@ class Place:
         # The folder of the run files is as good as the store that it belongs to.
         return cls(Store(path.parent if path.name == "runs" else path), repository, folder)
 
-    def entries(self) -> tuple[StoredRun, ...]:
+    def entries(self) -> tuple[StoredFile, ...]:
         """Every stored run, newest first; raises StoreError where there is none."""
         entries = self.store.entries()
         if not entries:
@@ -91,20 +91,20 @@ class Place:
             return self._commit_only(found)
         return found
 
-    def _by_id(self, digits: str) -> list[StoredRun]:
+    def _by_id(self, digits: str) -> list[StoredFile]:
         plain = digits.replace("-", "")
         if not _RUN_ID.fullmatch(plain):
             return []
         some = [entry for entry in self.store.entries() if entry.id8.startswith(plain[:8])]
         return some if len(plain) <= 8 else [e for e in some if self._id_of(e).startswith(plain)]
 
-    def _id_of(self, entry: StoredRun) -> str:
+    def _id_of(self, entry: StoredFile) -> str:
         try:
             return self.store.contents(entry).run_id.replace("-", "")
         except StoreError:
             return entry.id8
 
-    def _one(self, entries: Sequence[StoredRun], text: str) -> Baseline:
+    def _one(self, entries: Sequence[StoredFile], text: str) -> Baseline:
         if len(entries) > 1:
             raise UsageError(
                 f"run {text!r} is ambiguous: {_listed(entry.id8 for entry in entries)} begin so; give more digits"

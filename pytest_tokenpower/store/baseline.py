@@ -13,23 +13,23 @@ from pytest_tokenpower.core.records import MeasurementRecord
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.errors import HistoryError, StoreError, UsageError
 from pytest_tokenpower.store.blessings import Accepted, read_blessings
-from pytest_tokenpower.store.explain import Absence, why_no_history, why_not_found
-from pytest_tokenpower.store.git import Repository, explain_absence, line_of
+from pytest_tokenpower.store.explain import NoBaseline, why_no_history, why_not_found
+from pytest_tokenpower.store.git import Repository, explain_absence, first_parent_history
 from pytest_tokenpower.store.keys import KeyDifference, differences, ignoring
 from pytest_tokenpower.store.store import (
     COMMIT_LENGTH,
     IndexedMeasurement,
     Store,
-    StoredRun,
+    StoredFile,
     is_store,
     json_files,
 )
 
 
-def stored_runs(baseline: Baseline, measured: MeasurementRecord, ignore: Sequence[str]) -> StoredRuns:
+def stored_runs(baseline: Baseline, measured: MeasurementRecord, ignore: Sequence[str]) -> ComparableRuns:
     """What a baseline holds that a measurement can be compared with, key fields in ``ignore`` left out."""
     found = baseline.find(measured.test, measured.key, ignore)
-    return StoredRuns(
+    return ComparableRuns(
         label=baseline.label,
         runs=tuple(run.measurement for run in found.runs),
         run_ids=tuple(run.run_id for run in found.runs),
@@ -39,7 +39,7 @@ def stored_runs(baseline: Baseline, measured: MeasurementRecord, ignore: Sequenc
 
 
 @dataclass(frozen=True)
-class StoredRuns:
+class ComparableRuns:
     """The comparable runs of a baseline, newest first, and what the baseline is called.
 
     ``why`` says why there are none, ``note`` what else the reader should know of them.
@@ -149,11 +149,11 @@ class Baseline:
     kind: Kind
     label: str
     store: Store
-    entries: tuple[StoredRun, ...]
+    entries: tuple[StoredFile, ...]
     limit_runs: int = 5
     commits: tuple[str, ...] = ()
-    dirty_entries: tuple[StoredRun, ...] = field(default=(), repr=False)
-    other_entries: tuple[StoredRun, ...] = field(default=(), repr=False)
+    dirty_entries: tuple[StoredFile, ...] = field(default=(), repr=False)
+    other_entries: tuple[StoredFile, ...] = field(default=(), repr=False)
     accepted: Accepted | None = field(default=None, repr=False)
 
     @classmethod
@@ -195,7 +195,7 @@ class Baseline:
         wanted = ignoring(key, patterns)
         known: dict[int, tuple[KeyDifference, ...]] = {}
         runs: list[BaselineRun] = []
-        seen = Absence(test, self.label, len(self.entries))
+        seen = NoBaseline(test, self.label, len(self.entries))
         for entry, place in self._places(test, self.entries, seen):
             if runs and self.accepted and self.accepted.before_level(test, entry.commit):
                 break
@@ -226,8 +226,8 @@ class Baseline:
         return Found((), self._why(test, seen, existing), seen.nearest)
 
     def _places(
-        self, test: str, entries: tuple[StoredRun, ...], seen: Absence
-    ) -> Iterator[tuple[StoredRun, IndexedMeasurement]]:
+        self, test: str, entries: tuple[StoredFile, ...], seen: NoBaseline
+    ) -> Iterator[tuple[StoredFile, IndexedMeasurement]]:
         size = 0
         for entry in entries:
             if size > SEARCH_BYTES:
@@ -244,7 +244,7 @@ class Baseline:
             if place is not None:
                 yield entry, place
 
-    def _why(self, test: str, seen: Absence, existing: Collection[str]) -> str:
+    def _why(self, test: str, seen: NoBaseline, existing: Collection[str]) -> str:
         others = (self.dirty_entries, self.other_entries)
         if not self.entries:
             if self.kind != "ref":
@@ -253,8 +253,8 @@ class Baseline:
         outside = [None if seen.nearest or seen.invalid else self._outside(test, runs) for runs in others]
         return why_not_found(seen, existing, *outside)
 
-    def _outside(self, test: str, entries: tuple[StoredRun, ...]) -> StoredRun | None:
-        places = self._places(test, entries[:_ELSEWHERE_RUNS], Absence(test, self.label, len(entries)))
+    def _outside(self, test: str, entries: tuple[StoredFile, ...]) -> StoredFile | None:
+        places = self._places(test, entries[:_ELSEWHERE_RUNS], NoBaseline(test, self.label, len(entries)))
         return next((entry for entry, _ in places), None)
 
 
@@ -274,7 +274,7 @@ class _Search:
         return self.folder / Path(self.value).expanduser()
 
     @cached_property
-    def entries(self) -> tuple[StoredRun, ...]:
+    def entries(self) -> tuple[StoredFile, ...]:
         return self.store.entries()
 
     def as_kind(self, kind: Kind) -> Baseline:
@@ -312,7 +312,7 @@ class _Search:
             return str(error)
         return None
 
-    def _named(self) -> tuple[StoredRun, ...]:
+    def _named(self) -> tuple[StoredFile, ...]:
         return tuple(entry for entry in self.entries if entry.name == self.value)
 
     def _saved_names(self) -> str:
@@ -327,7 +327,11 @@ class _Search:
             )
         ref = self.repository.resolve(self.value)
         repository = self.repository
-        commits = line_of(repository, ref.commit) if self.at_ref else repository.baseline_commits(self.value)
+        commits = (
+            first_parent_history(repository, ref.commit)
+            if self.at_ref
+            else repository.baseline_commits(self.value)
+        )
         order = {commit[:COMMIT_LENGTH]: position for position, commit in enumerate(commits)}
         # Stable: the runs of one commit stay newest first.
         ours = sorted((e for e in self.entries if e.commit in order), key=lambda e: order[e.commit or ""])

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pytest_tokenpower.store.keys import KeyDifference, describe
-from pytest_tokenpower.store.store import StoredRun
+from pytest_tokenpower.store.store import StoredFile
 
 
 @dataclass
-class Absence:
+class NoBaseline:
     """What a search for a test comes across instead of a comparable run; filled as the search goes on.
 
     Of ``entries`` runs ``searched`` were looked into and ``unreadable`` of those could not be read. In the others
@@ -57,7 +57,7 @@ class Absence:
 
 
 def why_not_found(
-    absence: Absence, existing: Collection[str], dirty: StoredRun | None, elsewhere: StoredRun | None
+    absence: NoBaseline, existing: Collection[str], dirty: StoredFile | None, elsewhere: StoredFile | None
 ) -> str:
     """For a baseline that has runs, none of which fits the test.
 
@@ -95,8 +95,8 @@ def why_not_found(
 def why_no_history(
     label: str,
     commits: Sequence[str],
-    dirty: Sequence[StoredRun],
-    others: Sequence[StoredRun],
+    dirty: Sequence[StoredFile],
+    others: Sequence[StoredFile],
     store: Path,
 ) -> str:
     """For a ref none of whose ``commits`` has a clean run in ``store``."""
@@ -115,7 +115,7 @@ def why_no_history(
     return f"no run is stored in {store}: save runs of {label} first (--energy-autosave)"
 
 
-def _commit(entry: StoredRun) -> str:
+def _commit(entry: StoredFile) -> str:
     return f"commit {entry.commit[:7]}" if entry.commit else "outside git"
 
 

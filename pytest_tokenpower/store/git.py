@@ -319,10 +319,10 @@ def first_parents(repository: Repository, ref: str) -> tuple[ResolvedRef, tuple[
     Raises HistoryError for an unknown ref. In a shallow clone the line ends where history was cut off.
     """
     found = repository.resolve(ref)
-    return found, line_of(repository, found.commit)
+    return found, first_parent_history(repository, found.commit)
 
 
-def line_of(repository: Repository, commit: str) -> tuple[str, ...]:
+def first_parent_history(repository: Repository, commit: str) -> tuple[str, ...]:
     """A commit and its first parents, newest first, at most HISTORY_LIMIT; raises HistoryError."""
     chain = run_git(
         repository.top_level, "rev-list", "--first-parent", f"--max-count={HISTORY_LIMIT}", commit

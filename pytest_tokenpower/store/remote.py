@@ -15,7 +15,7 @@ from pytest_tokenpower.core.records import decode_run
 from pytest_tokenpower.errors import HistoryError, StoreError, TokenPowerError, UsageError
 from pytest_tokenpower.store.blessings import FOLDER, decode_blessing, is_blessing_file
 from pytest_tokenpower.store.git import GitOutput, Repository, run_git
-from pytest_tokenpower.store.store import Problem, Store, StoredRun, file_name, parse_file_name, publish
+from pytest_tokenpower.store.store import Problem, Store, StoredFile, file_name, parse_file_name, publish
 
 BRANCH = "tokenpower-store"
 
@@ -37,7 +37,7 @@ Files are only ever added. Do not merge this branch into another one.
 """
 
 
-def run_path(entry: StoredRun) -> str:
+def run_path(entry: StoredFile) -> str:
     """Where a run is on the branch: in the folder of its month, so that a push writes small trees."""
     return f"{_RUNS}/{entry.created[:4]}-{entry.created[4:6]}/{entry.file}"
 
@@ -229,7 +229,7 @@ ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
-class Exchanged:
+class SyncResult:
     """The files that went over, and those that did not, with the reason. ``exists``: the remote has such a branch."""
 
     remote: str
@@ -251,7 +251,7 @@ def choose_remote(repository: Repository, name: str | None) -> str:
     raise UsageError(f"{name!r} is no remote; {listed}")
 
 
-def push(repository: Repository, store: Store, remote: str) -> Exchanged:
+def push(repository: Repository, store: Store, remote: str) -> SyncResult:
     """Add the store's files to the branch on ``remote``; nothing there is changed or removed.
 
     Where others push at the same time it merges and tries again, up to ATTEMPTS times. Raises HistoryError for what
@@ -272,10 +272,10 @@ def push(repository: Repository, store: Store, remote: str) -> Exchanged:
             else:
                 added[path] = file
         if not added:
-            return Exchanged(remote, (), tuple(left_out.values()), exists=tip is not None)
+            return SyncResult(remote, (), tuple(left_out.values()), exists=tip is not None)
         answer = branch.push(branch.commit(tip, added))
         if answer.code == 0:
-            return Exchanged(
+            return SyncResult(
                 remote, tuple(sorted(file.name for file in added.values())), tuple(left_out.values())
             )
         # Only the remote's branch tells for sure that another push was quicker.
@@ -287,7 +287,7 @@ def push(repository: Repository, store: Store, remote: str) -> Exchanged:
     )
 
 
-def pull(repository: Repository, store: Store, remote: str) -> Exchanged:
+def pull(repository: Repository, store: Store, remote: str) -> SyncResult:
     """Add the branch's files on ``remote`` to the store; nothing stored is changed or removed.
 
     A file that is no run or blessing under its own name is left out. Raises HistoryError, or StoreError for a store
@@ -296,7 +296,7 @@ def pull(repository: Repository, store: Store, remote: str) -> Exchanged:
     branch = StoreBranch(repository, remote)
     tip = branch.fetch()
     if tip is None:
-        return Exchanged(remote, (), exists=False)
+        return SyncResult(remote, (), exists=False)
     here = {Path(path).name for path, _ in _local_files(store)}
     wanted = {file: blob for file, blob in branch.files(tip).items() if file not in here}
     added: list[str] = []
@@ -318,7 +318,7 @@ def pull(repository: Repository, store: Store, remote: str) -> Exchanged:
                 "name another one with --storage=PATH"
             ) from error
         added.append(file)
-    return Exchanged(remote, tuple(sorted(added)), tuple(left_out))
+    return SyncResult(remote, tuple(sorted(added)), tuple(left_out))
 
 
 def _local_files(store: Store) -> Iterator[tuple[str, Path]]:

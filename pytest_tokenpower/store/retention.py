@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pytest_tokenpower.core.records import VerdictRecord
 from pytest_tokenpower.errors import HistoryError, StoreError
 from pytest_tokenpower.store.blessings import Accepted, Blessing
-from pytest_tokenpower.store.git import Repository, default_branch, line_of, run_git
-from pytest_tokenpower.store.store import COMMIT_LENGTH, Store, StoredRun
+from pytest_tokenpower.store.git import Repository, default_branch, first_parent_history, run_git
+from pytest_tokenpower.store.store import COMMIT_LENGTH, Store, StoredFile
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def lines_of(repository: Repository) -> tuple[Line, ...]:
         base = run_git(repository.top_level, "merge-base", main.commit, commit)
         if base.code == 0:
             starts.setdefault(base.line, f"{name}'s beginning")
-    return tuple(Line(name, line_of(repository, commit)) for commit, name in starts.items())
+    return tuple(Line(name, first_parent_history(repository, commit)) for commit, name in starts.items())
 
 
 class Retention:
@@ -68,13 +68,13 @@ class Retention:
         self._keep = keep
         self._verdicts: dict[tuple[str, str], tuple[VerdictRecord, ...] | None] = {}
 
-    def needed(self, entries: Sequence[StoredRun], lines: Iterable[Line]) -> set[StoredRun]:
+    def needed(self, entries: Sequence[StoredFile], lines: Iterable[Line]) -> set[StoredFile]:
         """The runs that a baseline may want: on each line the newest of every test and key, and those newer.
 
         Only what counts as a baseline is counted; a run that regressed and may yet be blessed is kept on top. Runs
         with a name, and runs outside git, are lines of their own. A file that cannot be read is kept.
         """
-        found: set[StoredRun] = set()
+        found: set[StoredFile] = set()
         for line in lines:
             order = {commit[:COMMIT_LENGTH]: at for at, commit in enumerate(line.commits)}
             ours = [entry for entry in entries if entry.state == "clean" and entry.commit in order]
@@ -84,8 +84,8 @@ class Retention:
             found |= self._newest([entry for entry in entries if entry.name == name], None)
         return found | self._newest([entry for entry in entries if entry.commit is None], None)
 
-    def _newest(self, entries: Sequence[StoredRun], accepted: Accepted | None) -> set[StoredRun]:
-        found: set[StoredRun] = set()
+    def _newest(self, entries: Sequence[StoredFile], accepted: Accepted | None) -> set[StoredFile]:
+        found: set[StoredFile] = set()
         counted: dict[tuple[str, int], int] = {}
         for entry in entries:
             try:
@@ -103,7 +103,7 @@ class Retention:
                     counted[which] = counted.get(which, 0) + 1
         return found
 
-    def _counts(self, entry: StoredRun, test: str, accepted: Accepted) -> bool:
+    def _counts(self, entry: StoredFile, test: str, accepted: Accepted) -> bool:
         if (entry.file, test) not in self._verdicts:
             try:
                 verdicts = self._store.measurement(entry, test).verdicts

@@ -57,7 +57,7 @@ _NO_LINKS = frozenset(
 )
 
 
-class StoredRun(NamedTuple):
+class StoredFile(NamedTuple):
     """A stored run as its file name tells it; nothing is read for it.
 
     ``created`` is UTC as ``YYYYMMDDThhmmss.ffffffZ`` (its order is the order of time), ``commit`` the first
@@ -112,13 +112,13 @@ def file_name(run: RunRecord) -> str:
     return file
 
 
-def parse_file_name(folder: str, file: str) -> StoredRun | None:
+def parse_file_name(folder: str, file: str) -> StoredFile | None:
     """The entry that a file's name describes; None if it is not the name of a stored run."""
     found = _FILE.fullmatch(file)
     if found is None:
         return None
     created, commit, state, id8, name = found.groups()
-    return StoredRun(
+    return StoredFile(
         folder, file, created, None if commit == "nocommit" else commit, _STATES[state], id8, name
     )
 
@@ -132,9 +132,9 @@ def describe_run(
     commit: str | None,
     dirty: bool | None,
     name: str | None,
-) -> StoredRun:
+) -> StoredFile:
     """The entry of a run whose file has any name; raises StoreError for a malformed time."""
-    return StoredRun(
+    return StoredFile(
         folder,
         file,
         _file_time(created),
@@ -345,7 +345,7 @@ class Store:
             raise self._unwritable(error) from error
         return path
 
-    def entries(self) -> tuple[StoredRun, ...]:
+    def entries(self) -> tuple[StoredFile, ...]:
         """Every stored run, newest first, from the file names alone. A store that does not exist yet is empty."""
         folder = os.fspath(self.folder)
         try:
@@ -363,7 +363,7 @@ class Store:
                 self._report(os.path.join(folder, file), "its name is not one of a stored run")
         return tuple(found)
 
-    def open_file(self, path: Path) -> StoredRun:
+    def open_file(self, path: Path) -> StoredFile:
         """An entry for a run file under any name (an export, a download); raises StoreError."""
         folder, file = os.path.split(path)
         entry = parse_file_name(folder, file)
@@ -380,7 +380,7 @@ class Store:
             )
         return entry
 
-    def contents(self, entry: StoredRun) -> Contents:
+    def contents(self, entry: StoredFile) -> Contents:
         """What the run holds, kept once read; raises StoreError."""
         path = os.path.join(entry.folder, entry.file)
         known = self._contents.get(path)
@@ -390,7 +390,7 @@ class Store:
             known = self._contents[path] = self._index(entry, self._read(path), path)
         return known
 
-    def measurement(self, entry: StoredRun, test: str) -> MeasurementRecord:
+    def measurement(self, entry: StoredFile, test: str) -> MeasurementRecord:
         """The measurement of one test in the run, decoded alone; raises StoreError, KeyError if it has none."""
         place = self.contents(entry).measurements[test]
         path = os.path.join(entry.folder, entry.file)
@@ -402,7 +402,7 @@ class Store:
         except (OSError, msgspec.MsgspecError) as error:
             raise self._fault(path, f"the measurement of {test} is not readable ({error})") from error
 
-    def load(self, entry: StoredRun) -> RunRecord:
+    def load(self, entry: StoredFile) -> RunRecord:
         """The whole run; the last few are kept. Raises StoreError."""
         path = os.path.join(entry.folder, entry.file)
         run = self._runs.pop(path, None)
@@ -438,7 +438,7 @@ class Store:
             self._decode(data, path)
         return run
 
-    def _index(self, entry: StoredRun, data: bytes, path: str) -> Contents:
+    def _index(self, entry: StoredFile, data: bytes, path: str) -> Contents:
         run = self._head(data, path)
         self._check_name(entry, run.id, run.commit, path)
         measurements: dict[str, IndexedMeasurement] = {}
@@ -474,7 +474,7 @@ class Store:
             key = self._keys[raw] = _key.decode(raw)
         return key
 
-    def _check_name(self, entry: StoredRun, run_id: str, commit: str | None, path: str) -> None:
+    def _check_name(self, entry: StoredFile, run_id: str, commit: str | None, path: str) -> None:
         # A file that was renamed would put its figures on a commit that they were not taken on.
         if not entry.belongs_to(run_id, commit):
             raise self._fault(path, f"its name does not belong to the run in it ({run_id}, commit {commit})")

@@ -41,7 +41,7 @@ State = Literal["collected", "unavailable", "failed"]
 
 
 @dataclass(frozen=True)
-class Subject:
+class Candidate:
     """A meter to be tried: ``make`` builds it, from ``library()`` where it speaks to one that can be listened to."""
 
     name: str
@@ -59,7 +59,7 @@ class Poll:
 
 
 @dataclass(frozen=True)
-class Trial:
+class ProbeResult:
     """What was found out about one meter.
 
     ``state`` is "unavailable" where there is no such meter here, "failed" where it broke or hung; ``reason`` then
@@ -170,10 +170,10 @@ class ClockWatch:
 class _Worker(threading.Thread):
     """Tries one meter. A daemon, since the meter may hang for ever; ``trial`` is None until it is through."""
 
-    def __init__(self, subject: Subject, seconds: float) -> None:
+    def __init__(self, subject: Candidate, seconds: float) -> None:
         super().__init__(name=f"tokenpower-trial-{subject.name}", daemon=True)
         self.subject = subject
-        self.trial: Trial | None = None
+        self.trial: ProbeResult | None = None
         self._seconds = seconds
         self._started_s = time.monotonic()
         self._stage = "import"
@@ -186,12 +186,12 @@ class _Worker(threading.Thread):
         try:
             self.trial = self._examine()
         except MeterUnavailable as error:
-            self.trial = Trial(name, "unavailable", str(error))
+            self.trial = ProbeResult(name, "unavailable", str(error))
         except BaseException as error:
             # Also what no meter should raise, such as a SystemExit of a library: it is this meter's failure.
-            self.trial = Trial(name, "failed", _words(name, error))
+            self.trial = ProbeResult(name, "failed", _words(name, error))
 
-    def _examine(self) -> Trial:
+    def _examine(self) -> ProbeResult:
         subject = self.subject
         library = subject.library() if subject.library is not None else None
         self._log = None if library is None else CallLog(library)
@@ -221,11 +221,11 @@ class _Worker(threading.Thread):
         boards, costs, remarks = inspect_boards(self._log, [device.id for device in devices], calls)
         return replace(trial, boards=boards, calls=costs, remarks=remarks)
 
-    def _collected(self, devices: Sequence[Device], start_ns: int, end_ns: int) -> Trial:
+    def _collected(self, devices: Sequence[Device], start_ns: int, end_ns: int) -> ProbeResult:
         assert self._watched is not None
         assert self._collector is not None
         hang = self._hang()
-        return Trial(
+        return ProbeResult(
             name=self.subject.name,
             state="collected" if hang is None else "failed",
             reason=hang,
@@ -246,7 +246,7 @@ class _Worker(threading.Thread):
         what = f"{inside} (in {pending[0]})" if inside else pending[0]
         return f"{self.subject.name}: {what} has not returned for {time.monotonic() - pending[1]:.0f} s"
 
-    def result(self) -> Trial:
+    def result(self) -> ProbeResult:
         """The trial, or what is known of it while it hangs."""
         if self.trial is not None:
             return self.trial
@@ -257,12 +257,12 @@ class _Worker(threading.Thread):
             devices = tuple(self._collector.timeline.devices.values())
             trial = self._collected(devices, polls[0].start_ns, polls[-1].end_ns)
             return replace(trial, state="failed", reason=reason)
-        return Trial(self.subject.name, "failed", reason)
+        return ProbeResult(self.subject.name, "failed", reason)
 
 
 def try_meters(
-    subjects: Sequence[Subject], seconds: float, allowance_s: float = END_ALLOWANCE_S
-) -> tuple[tuple[Trial, ...], ClockWatch]:
+    subjects: Sequence[Candidate], seconds: float, allowance_s: float = END_ALLOWANCE_S
+) -> tuple[tuple[ProbeResult, ...], ClockWatch]:
     """Try all meters at once for ``seconds``; one that hangs is given up ``allowance_s`` after that.
 
     Trials come in the order of the subjects. Never raises.

@@ -53,7 +53,7 @@ Extra = Callable[[str], Sequence[Meter] | None]
 
 
 @dataclass(frozen=True)
-class Started:
+class RunningMeters:
     """Running meters; ``notes`` say of each source that could be done without why it did not open."""
 
     collector: Collector
@@ -144,7 +144,7 @@ def check(source: str, extra: Extra = lambda source: None) -> None:
                 meters_for(part)
 
 
-def begin(source: str, scope: Scope | None = None, extra: Extra = lambda source: None) -> Started:
+def begin(source: str, scope: Scope | None = None, extra: Extra = lambda source: None) -> RunningMeters:
     """Open the meters of a source, or of several with commas between them, and begin to collect.
 
     ``extra`` gives the meters of a source that others add. ``auto`` takes the best real meter of ``scope``. A
@@ -155,7 +155,7 @@ def begin(source: str, scope: Scope | None = None, extra: Extra = lambda source:
     own = extra(source)
     if own is not None:
         collector = Collector(own)
-        return Started(collector, collector.start())
+        return RunningMeters(collector, collector.start())
     parts = parts_of(source)
     collector = Collector(())
     found: dict[str, list[Device]] = {}
@@ -175,7 +175,7 @@ def begin(source: str, scope: Scope | None = None, extra: Extra = lambda source:
     except BaseException:
         collector.stop()
         raise
-    return Started(collector, [device for devices in found.values() for device in devices], notes)
+    return RunningMeters(collector, [device for devices in found.values() for device in devices], notes)
 
 
 def start(source: str) -> tuple[Collector, Sequence[Device]]:

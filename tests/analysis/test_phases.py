@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from readings import MS, ring_of
 
 from pytest_tokenpower.analysis.phases import step_phases
-from pytest_tokenpower.analysis.step_split import LARGEST_CONDITION, Split, Steps, fit_split
+from pytest_tokenpower.analysis.step_split import LARGEST_CONDITION, Split, StepColumns, fit_split
 from pytest_tokenpower.analysis.tracks import EnergyTrack, window_energy
 from pytest_tokenpower.core.windows import BETWEEN, DECODE, PREFILL
 
@@ -51,7 +51,7 @@ class Planted:
 
 @dataclass(frozen=True)
 class Stream:
-    steps: Steps
+    steps: StepColumns
     track: EnergyTrack
     prefill_joules: float
     decode_joules: float
@@ -83,7 +83,7 @@ def stream(
         pieces.append((300, 60.0))
         at_ms += 300
     columns = np.array(marks, dtype=np.int64).T
-    steps = Steps(
+    steps = StepColumns(
         columns[0] * MS,
         columns[1] * MS,
         columns[2].astype(np.float64),

@@ -12,7 +12,7 @@ from baselines.helpers import KEY, TEST, Git, numbers, run
 
 from pytest_tokenpower.core.records import VerdictRecord
 from pytest_tokenpower.gate.verdict import judge_baseline
-from pytest_tokenpower.store.baseline import Baseline, Found, StoredRuns
+from pytest_tokenpower.store.baseline import Baseline, ComparableRuns, Found
 from pytest_tokenpower.store.blessings import FOLDER, read_blessings
 from pytest_tokenpower.store.git import Repository
 from pytest_tokenpower.store.store import Store
@@ -32,7 +32,7 @@ def gate(git: Git, store: Store, number: int, level: float, test: str = TEST) ->
     baseline = Baseline.resolve("main", store, Repository.discover(git.path))
     measured = at_level(level, test, seed=number)
     found = baseline.find(test, measured.key)
-    stored = StoredRuns(
+    stored = ComparableRuns(
         baseline.label,
         tuple(each.measurement for each in found.runs),
         tuple(each.run_id for each in found.runs),

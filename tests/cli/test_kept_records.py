@@ -9,7 +9,7 @@ from baselines.helpers import TEST, Git, run
 from msgspec.structs import replace
 
 from pytest_tokenpower.core.records import encode_run
-from pytest_tokenpower.gate.noise import Judged
+from pytest_tokenpower.gate.noise import ReplayedGate
 from pytest_tokenpower.store.store import Store
 
 from .conftest import Command
@@ -34,7 +34,7 @@ def test_runs_of_other_commits_are_not_passed_off_as_identical(tmp_path: Path, t
 
 
 def test_every_verdict_that_fails_identical_code_is_a_false_failure() -> None:
-    judged = Judged(5, {"passed": 5, "invalid": 2, "regressed": 1, "inconclusive": 1})
+    judged = ReplayedGate(5, {"passed": 5, "invalid": 2, "regressed": 1, "inconclusive": 1})
     assert (judged.runs, judged.false_failures) == (9, 3)
 
 

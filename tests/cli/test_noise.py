@@ -21,11 +21,11 @@ from baselines.helpers import KEY, TEST, run
 from projects import ALONE
 
 from pytest_tokenpower.core.records import GateRecord, MeasurementRecord, RoundRecord, RunRecord, encode_run
-from pytest_tokenpower.gate.noise import MeasuredNoise, Unanswered, analyse
+from pytest_tokenpower.gate.noise import MeasuredNoise, NoAnswer, analyse
 from pytest_tokenpower.gate.verdict import judge_baseline
 from pytest_tokenpower.reporting.terminal import summary
 from pytest_tokenpower.runner.session import Session
-from pytest_tokenpower.store.baseline import StoredRuns
+from pytest_tokenpower.store.baseline import ComparableRuns
 
 from .conftest import Command
 from .histories import OTHER, at_level
@@ -79,7 +79,7 @@ def single(runs: list[RunRecord], threshold: float | None = None) -> MeasuredNoi
 ANSWER = """
 tests/energy/test_chat.py::test_chat[bf16]  (ring; 8 runs, 0.3909 J/token)
   rounds      SD 0.29 %, lag-1 0.00, drift -0.01 ± 0.01 % a round, the meter's own error 0.1 %
-  runs        SD 0.23 % (95 %: 0.15 to 0.48 %); at one die temperature SD 0.23 % (95 %: 0.15 to 0.48 %)
+  runs        SD 0.23 % (95 %: 0.15 to 0.48 %); at one GPU temperature SD 0.23 % (95 %: 0.15 to 0.48 %)
               drift +0.06 ± 0.03 % a run
   can hold    0.75 % (with 95 % confidence 1.1 %) against 5 stored runs; noise floor 0.75 %
   limit 3 %   holds; 0 of 8 runs failed against 5 others (95 %: 0 to 37 %); 8 passed
@@ -175,13 +175,13 @@ def test_a_die_of_unknown_temperature_is_judged_as_read() -> None:
         for record in identical()
     ]
     found = single(runs)
-    assert (found.adjusted, found.refusal) == (None, "the die's temperature is not known")
+    assert (found.adjusted, found.refusal) == (None, "the GPU's temperature is not known")
 
 
 def test_what_cannot_be_answered_says_why(tmp_path: Path, tokenpower: Command) -> None:
     runs = identical(tests=(TEST, OTHER))
     compares = msgspec.structs.replace(
-        at_level(test="tests/t.py::test_two"), comparable=False, arms={"baseline": ()}
+        at_level(test="tests/t.py::test_two"), comparable=False, variants={"baseline": ()}
     )
     for at, record in enumerate(runs):
         first, second = record.measurements
@@ -197,7 +197,7 @@ def test_what_cannot_be_answered_says_why(tmp_path: Path, tokenpower: Command) -
     assert "test_two: no answer: compares two variants within the test: no stored runs" in ended.out
     without = [msgspec.structs.replace(each, measurements=each.measurements[::2]) for each in runs]
     assert tokenpower("noise", keep(tmp_path / "alone", without)).code == 0
-    assert isinstance(analyse(runs)[1], Unanswered)
+    assert isinstance(analyse(runs)[1], NoAnswer)
 
 
 def test_a_family_of_tests_needs_a_wider_limit() -> None:
@@ -223,7 +223,7 @@ def test_json_holds_every_figure(tmp_path: Path, tokenpower: Command) -> None:
 def test_the_gate_itself_warns_whatever_its_verdict(
     pytestconfig: pytest.Config, level: float, kind: str
 ) -> None:
-    stored = StoredRuns("main@1a2b3c4", tuple(at_level(seed=seed) for seed in range(3)), ("a", "b", "c"))
+    stored = ComparableRuns("main@1a2b3c4", tuple(at_level(seed=seed) for seed in range(3)), ("a", "b", "c"))
 
     def shown(limit: float) -> tuple[str, str]:
         measured = at_level(level, seed=4, run_sd=0.0)

@@ -20,7 +20,7 @@ from pytest_tokenpower.engines.registry import start
 from pytest_tokenpower.engines.spec import EngineSpec
 from pytest_tokenpower.errors import EngineError, UsageError
 from pytest_tokenpower.models.checkpoint import model_name, require_model, weights_name
-from pytest_tokenpower.runner.compare import Asked
+from pytest_tokenpower.runner.compare import CompareArgs
 from pytest_tokenpower.workloads import FixedShape, GivenBatch, Poisson, PromptSet
 from pytest_tokenpower.workloads.base import Batch
 
@@ -310,4 +310,4 @@ def test_a_comparison_of_engines_without_work_says_what_is_missing() -> None:
     with pytest.raises(
         UsageError, match=r"candidate=EngineSpec.*nothing to do: give EngineSpec\(\.\.\.\)\.workload"
     ):
-        Asked.of("t.py::test_x", spec.workload(BATCH), spec, None, None, 1, None)
+        CompareArgs.of("t.py::test_x", spec.workload(BATCH), spec, None, None, 1, None)

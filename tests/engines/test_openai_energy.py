@@ -17,7 +17,7 @@ from projects import Project
 from pytest_tokenpower.core.types import Provenance
 from pytest_tokenpower.engines.openai.engine import OpenAIEngine
 from pytest_tokenpower.errors import UsageError
-from pytest_tokenpower.runner.checks import check_reach
+from pytest_tokenpower.runner.checks import require_local_meter
 from pytest_tokenpower.telemetry.processes import adopted, is_in_tree, is_this_machine, listener_on
 from pytest_tokenpower.telemetry.types import Device
 
@@ -163,12 +163,12 @@ def device(meter: str, provenance: Provenance = "measured") -> Device:
 def test_which_meters_reach_another_machine() -> None:
     there = SimpleNamespace(remote_host="gpu7")
     for meter in ("prometheus", "redfish", "somebody's"):
-        check_reach("t", there, [device(meter)])
-    check_reach("t", there, [device("nvml", "replayed")])
-    check_reach("t", SimpleNamespace(remote_host=None), [device("nvml")])
-    check_reach("t", print, [device("nvml")])
+        require_local_meter("t", there, [device(meter)])
+    require_local_meter("t", there, [device("nvml", "replayed")])
+    require_local_meter("t", SimpleNamespace(remote_host=None), [device("nvml")])
+    require_local_meter("t", print, [device("nvml")])
     with pytest.raises(UsageError, match="the endpoint gpu7 is another machine, and nvml measures this one"):
-        check_reach("t", there, [device("redfish"), device("nvml")])
+        require_local_meter("t", there, [device("redfish"), device("nvml")])
 
 
 def test_this_machine_is_known_by_its_addresses() -> None:

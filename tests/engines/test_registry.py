@@ -7,7 +7,7 @@ import importlib.util
 import pytest
 from projects import Project
 
-from pytest_tokenpower.engines import registry as others
+from pytest_tokenpower.engines import registry as plugin_engines
 from pytest_tokenpower.engines.registry import ENGINES, factory, reference
 from pytest_tokenpower.errors import UsageError
 
@@ -128,10 +128,10 @@ def test_nobody_is_asked_where_no_engine_is_looked_up(project: Project) -> None:
 
 
 def test_the_last_run_that_began_is_asked() -> None:
-    first = others.ask(lambda: {"first": "a:b"})
-    second = others.ask(lambda: {"second": "a:b"})
-    assert dict(others.others()) == {"second": "a:b"}
+    first = plugin_engines.register_source(lambda: {"first": "a:b"})
+    second = plugin_engines.register_source(lambda: {"second": "a:b"})
+    assert dict(plugin_engines.plugin_engines()) == {"second": "a:b"}
     second()
     assert reference("first") == "a:b"
     first()
-    assert dict(others.others()) != {"first": "a:b"}
+    assert dict(plugin_engines.plugin_engines()) != {"first": "a:b"}

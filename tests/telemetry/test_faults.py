@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pytest_tokenpower.analysis import guards
 from pytest_tokenpower.errors import MeterError, MeterUnavailable
-from pytest_tokenpower.runner.telemetry import Telemetry
+from pytest_tokenpower.runner.telemetry import TelemetrySession
 from pytest_tokenpower.telemetry.collector import Collector
 from pytest_tokenpower.telemetry.meters.nvml import ring as nvml_ring
 from pytest_tokenpower.telemetry.simulation.power_curve import PowerCurve
@@ -28,7 +28,7 @@ from pytest_tokenpower.telemetry.simulation.scenario import (
 from pytest_tokenpower.telemetry.timeline import Timeline
 from pytest_tokenpower.telemetry.types import CounterReading, PowerSamples, Reading
 
-from .virtual import WORK, Judged, Measured, judge, measure, rounds_of, work
+from .virtual import WORK, Measured, ReplayedGate, judge, measure, rounds_of, work
 
 # Without a ring and a counter there is only a one-second average, which must never stand still: no steps.
 GLIDING = work((0.23, 640), (0.81, 420), (0.12, 130), (0.31, 610), (1.17, 455), (0.09, 180), shape="lines")
@@ -115,7 +115,7 @@ def _zero_is_a_power(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(nvml_ring.PowerRing, "drain", drain)
     # An open-eyed counter would give it away.
-    _blind("witness_reasons")(patch)
+    _blind("cross_check_reasons")(patch)
     _deaf(patch)
 
 
@@ -139,8 +139,8 @@ def _more(patch: pytest.MonkeyPatch) -> None:
             Fault(kind="error", call="nvmlDeviceGetSamples", error="NOT_FOUND", from_s=5),
             "no counter",
         ),
-        (_blind("witness_reasons"), Fault(kind="freeze", what="ring", from_s=3.3), "ring and counter"),
-        (_blind("witness_reasons"), Fault(kind="freeze", what="counter", from_s=3.3), "no ring"),
+        (_blind("cross_check_reasons"), Fault(kind="freeze", what="ring", from_s=3.3), "ring and counter"),
+        (_blind("cross_check_reasons"), Fault(kind="freeze", what="counter", from_s=3.3), "no ring"),
         (_zero_is_a_power, Fault(kind="zero", call="nvmlDeviceGetSamples", nth=6), "no counter"),
         (_deaf, Fault(kind="counter_reset", from_s=3.3), "no ring"),
     ],
@@ -161,7 +161,7 @@ def test_the_harness_sees_a_defect(
 # --- every call
 
 
-def attempt(*faults: Fault, boards: Sequence[Board], seconds: float = 6.0) -> Judged | str:
+def attempt(*faults: Fault, boards: Sequence[Board], seconds: float = 6.0) -> ReplayedGate | str:
     """A run, or what open said."""
     measured = Measured(*faults, boards=boards)
     try:
@@ -225,7 +225,7 @@ def test_a_call_that_fails_once(call: str) -> None:
 def test_a_reading_that_stops_for_good(boards: str, call: str) -> None:
     for error in ("UNKNOWN", "GPU_IS_LOST", "NOT_FOUND"):
         outcome = attempt(Fault(kind="error", call=call, error=error, from_s=3.3), boards=BOARDS[boards])
-        assert isinstance(outcome, Judged)
+        assert isinstance(outcome, ReplayedGate)
         assert outcome.wrong == ()
         if boards == "no ring" and call == "nvmlDeviceGetPowerUsage":
             assert outcome.flagged == 0
@@ -581,7 +581,7 @@ def test_a_board_that_is_lost_is_not_left_out_as_if_it_were_idle() -> None:
         measured = measure(fault, boards=boards, seconds=6)
         collector = Collector(())
         collector.timeline = measured.timeline
-        used = Telemetry(collector, measured.devices).devices_in_use([measured.window(3.1, 2.5)])
+        used = TelemetrySession(collector, measured.devices).devices_in_use([measured.window(3.1, 2.5)])
         assert [device.id for device in used] == [board.uuid for board in boards[:2]]
 
 

@@ -18,7 +18,7 @@ from pytest_tokenpower.core.records import RoundRecord
 from pytest_tokenpower.core.types import Scope
 from pytest_tokenpower.core.windows import RoundWindow
 from pytest_tokenpower.errors import MeterUnavailable
-from pytest_tokenpower.runner.telemetry import Telemetry
+from pytest_tokenpower.runner.telemetry import TelemetrySession
 from pytest_tokenpower.telemetry.collector import Collector
 from pytest_tokenpower.telemetry.scopes import choose
 from pytest_tokenpower.telemetry.simulation.scenario import Board, Fault, Process, numbered_boards
@@ -226,7 +226,7 @@ def test_the_module_of_a_gpu_that_the_engine_does_not_use_is_not_ours() -> None:
     scopes: tuple[Scope, Scope] = ("gpu", "module")
     devices = [device(scope, number) for number in (1, 2) for scope in scopes]
     for asked in scopes:
-        telemetry = Telemetry(Collector(()), devices, asked)
+        telemetry = TelemetrySession(Collector(()), devices, asked)
         mine = telemetry.on_gpus([devices[2].id])
         assert {each.gpu_id for each in mine.devices_in_use(())} == {devices[2].id}
         assert {each.gpu_id for each in mine.devices_of_key(())} == {devices[2].id}
@@ -237,7 +237,7 @@ def test_the_module_of_a_gpu_that_the_engine_does_not_use_is_not_ours() -> None:
 def test_the_module_of_an_idle_gpu_is_not_ours() -> None:
     busy, idle = numbered_boards(2, GRACE)
     run = measure(boards=[replace(busy, processes=(Process(),)), idle], seconds=3)
-    telemetry = Telemetry(Collector(()), run.devices, "module")
+    telemetry = TelemetrySession(Collector(()), run.devices, "module")
     telemetry.collector.timeline = run.timeline
     assert [each.id for each in telemetry.devices_in_use([run.window(1, 1)])] == [f"{busy.uuid}/module"]
 

@@ -37,7 +37,7 @@ RING = pynvml.NVML_TOTAL_POWER_SAMPLES
 SWING = PowerCurve(points=((0, 100), (1, 600)), repeat_s=2)
 
 
-class Bench:
+class RoundEvaluator:
     """Boards on a virtual time, initialised, with a handle of the first."""
 
     def __init__(self, board: Board | None = None, *faults: Fault, scenario: Scenario | None = None) -> None:
@@ -164,7 +164,7 @@ def test_a_malformed_curve_is_refused(points: Any, repeat: float | None, complai
 @settings(max_examples=60, deadline=None)
 @given(curves(), st.integers(0, 2**32), st.integers(2, 12))
 def test_drained_samples_add_up_to_the_exact_integral(curve: PowerCurve, seed: int, seconds: int) -> None:
-    bench = Bench(scenario=Scenario(boards=(Board(power=curve, ring_scale=1.0),), seed=seed))
+    bench = RoundEvaluator(scenario=Scenario(boards=(Board(power=curve, ring_scale=1.0),), seed=seed))
     rows = bench.drain_for(seconds)
     edges = [bench.since_start_ns(t_us) for t_us, _ in rows]
     joules = sum(
@@ -179,7 +179,7 @@ def test_drained_samples_add_up_to_the_exact_integral(curve: PowerCurve, seed: i
 @given(st.integers(0, 2**32), st.floats(0, 100_000))
 @settings(max_examples=40, deadline=None)
 def test_jitter_is_within_what_an_h100_shows(seed: int, at_s: float) -> None:
-    bench = Bench(scenario=Scenario(seed=seed))
+    bench = RoundEvaluator(scenario=Scenario(seed=seed))
     bench.advance(at_s)
     stamps = [t for t, _ in bench.drain()]
     assert len(stamps) == 119
@@ -191,14 +191,14 @@ def test_jitter_is_within_what_an_h100_shows(seed: int, at_s: float) -> None:
 
 
 def test_a_stamp_in_microseconds_is_exact() -> None:
-    bench = Bench()
+    bench = RoundEvaluator()
     stamps = [bench.since_start_ns(t_us) for t_us, _ in bench.drain()]
     assert stamps == bench.boards.physics[0].ring(0, -10 * SECOND).t_ns.tolist()
 
 
 def test_jitter_is_really_there_and_fixed_by_the_seed() -> None:
     def stamps(seed: int) -> list[int]:
-        return [t for t, _ in Bench(scenario=Scenario(seed=seed)).drain_for(60)]
+        return [t for t, _ in RoundEvaluator(scenario=Scenario(seed=seed)).drain_for(60)]
 
     first = stamps(1)
     gaps = [later - earlier for earlier, later in pairwise(first)]
@@ -209,7 +209,7 @@ def test_jitter_is_really_there_and_fixed_by_the_seed() -> None:
 
 
 def test_the_newest_sample_is_13_ms_old_on_average() -> None:
-    bench = Bench()
+    bench = RoundEvaluator()
     ages = []
     for _ in range(500):
         bench.advance(0.1037)
@@ -218,7 +218,7 @@ def test_the_newest_sample_is_13_ms_old_on_average() -> None:
 
 
 def test_draining_once_a_second_loses_nothing() -> None:
-    bench = Bench()
+    bench = RoundEvaluator()
     first = bench.drain()
     rows = first + bench.drain_for(100)
     stamps = [t for t, _ in rows]
@@ -229,7 +229,7 @@ def test_draining_once_a_second_loses_nothing() -> None:
 
 
 def test_draining_late_shows_a_gap() -> None:
-    bench = Bench()
+    bench = RoundEvaluator()
     last = bench.drain()[-1][0]
     bench.advance(3)
     rows = bench.drain()
@@ -238,14 +238,14 @@ def test_draining_late_shows_a_gap() -> None:
 
 
 def test_no_new_sample_is_not_found_as_nvml_documents() -> None:
-    bench = Bench()
+    bench = RoundEvaluator()
     bench.drain()
     with pytest.raises(pynvml.NVMLError_NotFound):
         bench.nvml.nvmlDeviceGetSamples(bench.handle, RING, bench.last_us)
 
 
 def test_the_ring_answers_after_a_day() -> None:
-    bench = Bench(Board(power=SWING, ring_scale=1.0))
+    bench = RoundEvaluator(Board(power=SWING, ring_scale=1.0))
     bench.advance(86_400)
     rows = bench.drain()
     assert len(rows) == 119
@@ -253,8 +253,8 @@ def test_the_ring_answers_after_a_day() -> None:
 
 
 def test_ring_scale_and_noise() -> None:
-    assert {mw for _, mw in Bench().drain()} == {300_150}
-    milliwatts = [mw for _, mw in Bench(Board(ring_scale=1.0, ring_noise_share=0.01)).drain_for(60)]
+    assert {mw for _, mw in RoundEvaluator().drain()} == {300_150}
+    milliwatts = [mw for _, mw in RoundEvaluator(Board(ring_scale=1.0, ring_noise_share=0.01)).drain_for(60)]
     mean = sum(milliwatts) / len(milliwatts)
     spread = math.sqrt(sum((mw - mean) ** 2 for mw in milliwatts) / len(milliwatts))
     assert mean == pytest.approx(300_000, rel=0.001)
@@ -265,7 +265,7 @@ def test_a_curve_in_python() -> None:
     board = Board(
         power=FunctionCurve(cumulative_joules=lambda t: 300 * t + 20 * (1 - math.cos(5 * t))), ring_scale=1.0
     )
-    bench = Bench(board)
+    bench = RoundEvaluator(board)
     rows = bench.drain_for(3)
     for t_us, milliwatts in rows[-20:]:
         second = bench.since_start_ns(t_us) / SECOND - 0.01
@@ -276,16 +276,16 @@ def test_a_curve_in_python() -> None:
 
 
 def test_module_scope_of_grace_hopper() -> None:
-    bench = Bench(Board(module_extra_watts=150, ring_scale=1.0))
+    bench = RoundEvaluator(Board(module_extra_watts=150, ring_scale=1.0))
     assert {mw for _, mw in bench.drain(pynvml.NVML_MODULE_POWER_SAMPLES)} == {450_000}
     assert bench.field((186, 0), (186, 1), (185, 1)) == [(0, 300_000), (0, 450_000), (0, 450_000)]
     with pytest.raises(pynvml.NVMLError_NotSupported):
-        Bench().drain(pynvml.NVML_MODULE_POWER_SAMPLES)
+        RoundEvaluator().drain(pynvml.NVML_MODULE_POWER_SAMPLES)
 
 
 def test_the_ring_slows_at_idle_and_keeps_its_energy() -> None:
     curve = PowerCurve(points=((0, 60), (10, 400), (20, 60)))
-    bench = Bench(Board(power=curve, slow_ring_at_idle=True, ring_scale=1.0))
+    bench = RoundEvaluator(Board(power=curve, slow_ring_at_idle=True, ring_scale=1.0))
     rows = bench.drain_for(30)
     edges = [bench.since_start_ns(t_us) for t_us, _ in rows]
     joules = sum(
@@ -305,7 +305,7 @@ def test_the_ring_slows_at_idle_and_keeps_its_energy() -> None:
 @settings(max_examples=60, deadline=None)
 @given(curves(), st.lists(st.floats(0, 3), min_size=1, max_size=20))
 def test_the_counter_rises_and_stays_within_a_tick(curve: PowerCurve, waits: list[float]) -> None:
-    bench = Bench(Board(power=curve, counter_start_joules=7.0))
+    bench = RoundEvaluator(Board(power=curve, counter_start_joules=7.0))
     last = bench.counter()
     assert last == 7000
     for wait in waits:
@@ -319,7 +319,7 @@ def test_the_counter_rises_and_stays_within_a_tick(curve: PowerCurve, waits: lis
 
 
 def test_the_counter_changes_every_100_ms() -> None:
-    bench = Bench()
+    bench = RoundEvaluator()
     values = []
     for _ in range(1000):
         bench.advance(0.001)
@@ -334,7 +334,7 @@ def test_instant_power_sees_a_quarter_of_its_period() -> None:
     high_last = PowerCurve(points=((0, 100), (0.05, 600)), repeat_s=0.1)
     high_first = PowerCurve(points=((0, 600), (0.05, 100)), repeat_s=0.1)
     for curve, seen in ((high_last, 600_000), (high_first, 100_000)):
-        bench = Bench(Board(power=curve))
+        bench = RoundEvaluator(Board(power=curve))
         for _ in range(10):
             bench.advance(0.037)
             assert bench.field(186) == [(0, seen)]
@@ -342,7 +342,7 @@ def test_instant_power_sees_a_quarter_of_its_period() -> None:
 
 
 def test_power_usage_is_a_one_second_average_refreshed_every_100_ms() -> None:
-    bench = Bench(Board(power=PowerCurve(points=((0, 0), (5, 1000)))))
+    bench = RoundEvaluator(Board(power=PowerCurve(points=((0, 0), (5, 1000)))))
     bench.advance(5.45)
     assert bench.nvml.nvmlDeviceGetPowerUsage(bench.handle) == 400_000
     assert bench.field(185, 186) == [(0, 400_000), (0, 1_000_000)]
@@ -359,7 +359,7 @@ def test_temperature_follows_the_power_with_a_lag() -> None:
         celsius_per_watt=0.05,
         thermal_lag_s=10,
     )
-    bench = Bench(board)
+    bench = RoundEvaluator(board)
     expected = {0: 35.0, 10: 35.0, 20: 35 + 30 * (1 - math.exp(-1)), 100: 65.0}
     for second, celsius in expected.items():
         bench.advance(second - (bench.now_ns - bench.boards.start_ns) / SECOND)
@@ -368,7 +368,9 @@ def test_temperature_follows_the_power_with_a_lag() -> None:
 
 
 def test_temperature_and_clock_by_the_scenario() -> None:
-    bench = Bench(Board(temperature_points=((0, 40), (10, 60)), sm_clock_points=((0, 2000), (10, 1500))))
+    bench = RoundEvaluator(
+        Board(temperature_points=((0, 40), (10, 60)), sm_clock_points=((0, 2000), (10, 1500)))
+    )
     bench.advance(5)
     assert bench.nvml.nvmlDeviceGetTemperatureV(bench.handle, 0) == 50
     assert bench.nvml.nvmlDeviceGetClockInfo(bench.handle, pynvml.NVML_CLOCK_SM) == 1750
@@ -379,7 +381,7 @@ def test_temperature_and_clock_by_the_scenario() -> None:
 
 
 def test_the_default_board() -> None:
-    bench = Bench()
+    bench = RoundEvaluator()
     nvml, handle = bench.nvml, bench.handle
     assert nvml.nvmlDeviceGetCount() == 1
     assert nvml.nvmlDeviceGetName(handle) == "Simulated H100 80GB"
@@ -405,7 +407,7 @@ def test_the_default_board() -> None:
 
 
 def test_idle_is_seen() -> None:
-    bench = Bench(Board(power=PowerCurve.constant(60)))
+    bench = RoundEvaluator(Board(power=PowerCurve.constant(60)))
     assert bench.nvml.nvmlDeviceGetUtilizationRates(bench.handle).gpu == 0
     reasons = bench.nvml.nvmlDeviceGetCurrentClocksEventReasons(bench.handle)
     assert reasons == pynvml.nvmlClocksEventReasonGpuIdle
@@ -413,7 +415,7 @@ def test_idle_is_seen() -> None:
 
 def test_several_boards_are_apart() -> None:
     boards = numbered_boards(8)
-    bench = Bench(scenario=Scenario(boards=boards))
+    bench = RoundEvaluator(scenario=Scenario(boards=boards))
     assert bench.nvml.nvmlDeviceGetCount() == 8
     handles = [bench.nvml.nvmlDeviceGetHandleByIndex(i) for i in range(8)]
     assert [bench.nvml.nvmlDeviceGetUUID(handle) for handle in handles] == [board.uuid for board in boards]
@@ -424,7 +426,7 @@ def test_several_boards_are_apart() -> None:
 
 
 def test_names_are_pynvmls_own() -> None:
-    nvml = Bench().nvml
+    nvml = RoundEvaluator().nvml
     assert nvml.NVMLError is pynvml.NVMLError
     assert nvml.NVMLError_GpuIsLost is pynvml.NVMLError_GpuIsLost
     assert nvml.NVML_FI_DEV_POWER_INSTANT == 186
@@ -434,14 +436,14 @@ def test_names_are_pynvmls_own() -> None:
 
 
 def test_what_is_not_simulated_is_function_not_found() -> None:
-    bench = Bench()
+    bench = RoundEvaluator()
     for name in ("nvmlDeviceGetFanSpeed", "nvmlDeviceGetNoSuchThing"):
         with pytest.raises(pynvml.NVMLError_FunctionNotFound):
             getattr(bench.nvml, name)(bench.handle)
 
 
 def test_misuse_is_answered_as_nvml_does() -> None:
-    bench = Bench()
+    bench = RoundEvaluator()
     with pytest.raises(pynvml.NVMLError_InvalidArgument):
         bench.nvml.nvmlDeviceGetHandleByIndex(1)
     with pytest.raises(pynvml.NVMLError_NotFound):
@@ -459,7 +461,7 @@ def test_misuse_is_answered_as_nvml_does() -> None:
 
 
 def test_missing_readings_are_not_supported() -> None:
-    bench = Bench(Board(ring=False, counter=False, instant=False))
+    bench = RoundEvaluator(Board(ring=False, counter=False, instant=False))
     with pytest.raises(pynvml.NVMLError_NotSupported):
         bench.drain()
     with pytest.raises(pynvml.NVMLError_NotSupported):
@@ -470,7 +472,7 @@ def test_missing_readings_are_not_supported() -> None:
 
 
 def test_mig() -> None:
-    bench = Bench(Board(mig="on", mig_slices=3))
+    bench = RoundEvaluator(Board(mig="on", mig_slices=3))
     nvml = bench.nvml
     assert nvml.nvmlDeviceGetMigMode(bench.handle) == [1, 1]
     assert nvml.nvmlDeviceGetMaxMigDeviceCount(bench.handle) == 7
@@ -489,7 +491,7 @@ def test_mig() -> None:
 
 def test_boards_without_mig() -> None:
     for mode, error in (("off", pynvml.NVMLError_NotFound), ("unsupported", pynvml.NVMLError_NotSupported)):
-        bench = Bench(msgspec.convert({"mig": mode}, Board))
+        bench = RoundEvaluator(msgspec.convert({"mig": mode}, Board))
         with pytest.raises(error):
             bench.nvml.nvmlDeviceGetMigDeviceHandleByIndex(bench.handle, 0)
     with pytest.raises(pynvml.NVMLError_NotSupported):
@@ -497,35 +499,35 @@ def test_boards_without_mig() -> None:
 
 
 def test_processes() -> None:
-    bench = Bench(Board(processes=(Process(), Process(pid=77, memory_bytes=5 << 20))))
+    bench = RoundEvaluator(Board(processes=(Process(), Process(pid=77, memory_bytes=5 << 20))))
     for read in (
         bench.nvml.nvmlDeviceGetComputeRunningProcesses,
         bench.nvml.nvmlDeviceGetComputeRunningProcesses_v3,
     ):
         found = [(process.pid, process.usedGpuMemory) for process in read(bench.handle)]
         assert found == [(os.getpid(), 1 << 30), (77, 5 << 20)]
-    assert Bench().nvml.nvmlDeviceGetComputeRunningProcesses(Bench().handle) == []
+    assert RoundEvaluator().nvml.nvmlDeviceGetComputeRunningProcesses(RoundEvaluator().handle) == []
 
 
 # --- faults
 
 
-def busy_bench(*faults: Fault) -> Bench:
+def busy_bench(*faults: Fault) -> RoundEvaluator:
     """A board with a process, and a second one in MIG mode."""
     first, second = numbered_boards(2)
     boards = (
         msgspec.structs.replace(first, processes=(Process(),)),
         msgspec.structs.replace(second, mig="on"),
     )
-    return Bench(scenario=Scenario(boards=boards, faults=faults))
+    return RoundEvaluator(scenario=Scenario(boards=boards, faults=faults))
 
 
-def mig_slice(bench: Bench) -> object:
+def mig_slice(bench: RoundEvaluator) -> object:
     whole = bench.nvml.nvmlDeviceGetHandleByIndex(1)
     return bench.nvml.nvmlDeviceGetMigDeviceHandleByIndex(whole, 0)
 
 
-CALLS: dict[str, Callable[[Bench], object]] = {
+CALLS: dict[str, Callable[[RoundEvaluator], object]] = {
     "nvmlInit": lambda b: b.nvml.nvmlInit(),
     "nvmlInitWithFlags": lambda b: b.nvml.nvmlInitWithFlags(0),
     "nvmlSystemGetDriverVersion": lambda b: b.nvml.nvmlSystemGetDriverVersion(),
@@ -624,7 +626,7 @@ def test_any_call_can_hang(call: str) -> None:
 
 
 def test_a_call_that_hung_answers_for_the_time_when_it_returns() -> None:
-    bench = Bench(None, Fault(kind="hang", call="nvmlDeviceGetTotalEnergyConsumption", seconds=10))
+    bench = RoundEvaluator(None, Fault(kind="hang", call="nvmlDeviceGetTotalEnergyConsumption", seconds=10))
     assert bench.counter() == 1_000_000 + 3_000_000
 
 
@@ -661,7 +663,7 @@ def test_a_fault_of_one_board_spares_the_other() -> None:
 
 
 def test_a_fault_strikes_the_nth_call_only() -> None:
-    bench = Bench()
+    bench = RoundEvaluator()
     bench.boards.inject(Fault(kind="error", call="nvmlDeviceGetSamples", nth=3))
     outcomes = []
     for _ in range(5):
@@ -676,7 +678,7 @@ def test_a_fault_strikes_the_nth_call_only() -> None:
 
 def test_a_fault_strikes_between_its_times() -> None:
     fault = Fault(kind="error", call="nvmlDeviceGetPowerUsage", error="NOT_READY", from_s=2, until_s=3)
-    bench = Bench(None, fault)
+    bench = RoundEvaluator(None, fault)
     failed = []
     for _ in range(8):
         bench.advance(0.5)
@@ -689,7 +691,7 @@ def test_a_fault_strikes_between_its_times() -> None:
 
 
 def test_one_field_can_fail_or_be_zero() -> None:
-    bench = Bench()
+    bench = RoundEvaluator()
     bench.boards.inject(
         Fault(kind="error", call="nvmlDeviceGetFieldValues", field=186, error="GPU_IS_LOST"),
         Fault(kind="zero", call="nvmlDeviceGetFieldValues", field=185),
@@ -699,7 +701,7 @@ def test_one_field_can_fail_or_be_zero() -> None:
 
 def test_frozen_readings() -> None:
     board = Board(power=SWING, ring_scale=1.0)
-    bench = Bench(board)
+    bench = RoundEvaluator(board)
     bench.advance(10.5)
     bench.drain()
     bench.boards.inject(Fault(kind="freeze", what="ring"))
@@ -718,7 +720,7 @@ def test_frozen_readings() -> None:
 
 
 def test_power_frozen_at_its_last_value() -> None:
-    bench = Bench(
+    bench = RoundEvaluator(
         Board(power=PowerCurve(points=((0, 200), (5, 600)))), Fault(kind="freeze", what="power", from_s=2)
     )
     bench.advance(20)
@@ -726,7 +728,7 @@ def test_power_frozen_at_its_last_value() -> None:
 
 
 def test_counter_reset() -> None:
-    bench = Bench(None, Fault(kind="counter_reset", from_s=10))
+    bench = RoundEvaluator(None, Fault(kind="counter_reset", from_s=10))
     bench.advance(9.99)
     assert bench.counter() > 1_000_000
     bench.advance(0.01)
@@ -736,7 +738,7 @@ def test_counter_reset() -> None:
 
 
 def test_counter_going_backwards() -> None:
-    bench = Bench()
+    bench = RoundEvaluator()
     bench.advance(10)
     before = bench.counter()
     bench.boards.inject(Fault(kind="counter_back", millijoules=5000))
@@ -746,7 +748,7 @@ def test_counter_going_backwards() -> None:
 
 
 def test_a_reset_forgets_what_was_lost_before() -> None:
-    bench = Bench(
+    bench = RoundEvaluator(
         None, Fault(kind="counter_back", millijoules=5000, from_s=5), Fault(kind="counter_reset", from_s=10)
     )
     bench.advance(20)
@@ -754,7 +756,7 @@ def test_a_reset_forgets_what_was_lost_before() -> None:
 
 
 def test_a_counter_of_twice_the_ring() -> None:
-    bench = Bench(None, Fault(kind="counter_scale", factor=2))
+    bench = RoundEvaluator(None, Fault(kind="counter_scale", factor=2))
     before = bench.counter()
     bench.advance(10)
     assert bench.counter() - before == 6_000_000
@@ -762,7 +764,7 @@ def test_a_counter_of_twice_the_ring() -> None:
 
 
 def test_slow_ring_and_ring_gap() -> None:
-    bench = Bench(
+    bench = RoundEvaluator(
         None, Fault(kind="slow_ring", from_s=10, until_s=20), Fault(kind="ring_gap", from_s=25, until_s=26.5)
     )
     stamps = [bench.since_start_ns(t) / SECOND for t, _ in bench.drain_for(30)]
@@ -773,7 +775,7 @@ def test_slow_ring_and_ring_gap() -> None:
 
 
 def test_a_gap_longer_than_the_ring_leaves_the_old_samples_in_it() -> None:
-    bench = Bench(None, Fault(kind="ring_gap", from_s=100))
+    bench = RoundEvaluator(None, Fault(kind="ring_gap", from_s=100))
     bench.advance(5000)
     rows = bench.drain()
     assert len(rows) == 119
@@ -783,7 +785,7 @@ def test_a_gap_longer_than_the_ring_leaves_the_old_samples_in_it() -> None:
 
 
 def test_a_clock_step_moves_stamps_and_realtime() -> None:
-    bench = Bench(None, Fault(kind="clock_step", seconds=30, from_s=10))
+    bench = RoundEvaluator(None, Fault(kind="clock_step", seconds=30, from_s=10))
     clock = Clock(lambda: bench.now_ns, bench.boards.realtime_ns)
     bench.advance(9.5)
     assert clock.tick() is None
@@ -801,7 +803,7 @@ def test_a_clock_step_moves_stamps_and_realtime() -> None:
 
 
 def test_a_step_back_hides_samples_as_it_does_on_a_real_board() -> None:
-    bench = Bench(None, Fault(kind="clock_step", seconds=-5, from_s=10))
+    bench = RoundEvaluator(None, Fault(kind="clock_step", seconds=-5, from_s=10))
     bench.advance(10)
     bench.drain()
     bench.advance(0.1)
@@ -814,7 +816,7 @@ def test_a_step_back_hides_samples_as_it_does_on_a_real_board() -> None:
 
 
 def test_a_step_of_the_real_clock_is_followed() -> None:
-    bench = Bench()
+    bench = RoundEvaluator()
     bench.advance(10)
     bench.drain()
     bench.step_ns = 7 * SECOND
@@ -838,7 +840,7 @@ def test_a_step_of_the_real_clock_is_followed() -> None:
     ],
 )
 def test_throttling_grows_its_counter(limit: Any, number: int, reason: int) -> None:
-    bench = Bench(None, Fault(kind="throttle", limit=limit, share=0.4, from_s=10, until_s=20))
+    bench = RoundEvaluator(None, Fault(kind="throttle", limit=limit, share=0.4, from_s=10, until_s=20))
     others = [n for n in (74, 75, 77, 269, 270, 271) if n != number]
     bench.advance(5)
     assert bench.field(number) == [(0, 0)]
@@ -852,7 +854,7 @@ def test_throttling_grows_its_counter(limit: Any, number: int, reason: int) -> N
 
 
 def test_a_foreign_process_appears_and_goes() -> None:
-    bench = Bench(None, Fault(kind="process", pid=4242, memory_bytes=3 << 30, from_s=1, until_s=2))
+    bench = RoundEvaluator(None, Fault(kind="process", pid=4242, memory_bytes=3 << 30, from_s=1, until_s=2))
     seen = []
     for _ in range(4):
         seen.append([p.pid for p in bench.nvml.nvmlDeviceGetComputeRunningProcesses(bench.handle)])
@@ -916,7 +918,7 @@ def test_a_scenario_from_a_file(tmp_path: Path) -> None:
     path.write_text(json.dumps(text))
     scenario = load_scenario(path)
     assert scenario.boards[0].power == PowerCurve(points=((0, 100), (1, 200)), repeat_s=2)
-    bench = Bench(scenario=scenario)
+    bench = RoundEvaluator(scenario=scenario)
     assert len(bench.drain()) == 119
     bench.handle = bench.nvml.nvmlDeviceGetHandleByIndex(1)
     with pytest.raises(pynvml.NVMLError_Timeout):

@@ -118,7 +118,7 @@ def rounds_of(measured: Measured, seconds: float = 12.0) -> list[RoundWindow]:
 
 
 @dataclass(frozen=True)
-class Judged:
+class ReplayedGate:
     """What is wrong with a run, in words: empty if every round is right, or invalid with a reason."""
 
     wrong: tuple[str, ...]
@@ -139,7 +139,7 @@ def judge(
     *,
     spoilt_s: tuple[float, float] = (-math.inf, math.inf),
     share: float = 0.005,
-) -> Judged:
+) -> ReplayedGate:
     """Hold each round to the exact energy.
 
     A round with reasons is invalid, which is right between the two moments of ``spoilt_s`` and nowhere else; each
@@ -164,4 +164,4 @@ def judge(
             wrong.append(
                 f"{where}: {record.joules:.1f} ± {record.stderr_joules:.1f} J, truly {truth:.1f} ({off})"
             )
-    return Judged(tuple(wrong), records)
+    return ReplayedGate(tuple(wrong), records)

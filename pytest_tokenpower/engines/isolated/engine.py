@@ -213,14 +213,14 @@ class IsolatedEngine:
                     f"timeouts=Timeouts({'start_s' if loading else 'batch_s'}=...) gives it longer.{self._log(tail)}"
                 )
             if loading:
-                progress.tell(f"{self._name}: loading ... {time.monotonic() - began:.0f} s")
+                progress.report_progress(f"{self._name}: loading ... {time.monotonic() - began:.0f} s")
         if isinstance(answer, Failure):
             raise self._failed(answer, loading=loading)
         if not isinstance(answer, kind):
             self._abandon()
             raise EngineError(f"{self._name}: answered {what} with a {type(answer).__name__}")
         if loading:
-            progress.tell(f"{self._name}: loaded in {time.monotonic() - began:.0f} s")
+            progress.report_progress(f"{self._name}: loaded in {time.monotonic() - began:.0f} s")
         return answer
 
     def _failed(self, failure: Failure, *, loading: bool) -> Exception:

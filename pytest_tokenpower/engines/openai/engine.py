@@ -394,7 +394,7 @@ class OpenAIEngine:
         if not local:
             return
         if self._process is None:
-            progress.tell(
+            progress.report_progress(
                 f"{self._endpoint.root}: which process listens there cannot be seen (it is another user's, or in a "
                 "container): to the meters it is a stranger; server_pid=... says which it is"
             )

@@ -15,7 +15,7 @@ from pytest_tokenpower.workloads.base import Batch
 
 
 @dataclass(frozen=True)
-class PhaseWindows:
+class RequestPhases:
     """When a batch was prefilled and when it was decoded, in nanoseconds of the monotonic clock.
 
     The prefill runs from the first request's scheduling to the last one's first token, the decode from there to
@@ -53,7 +53,7 @@ class _Times:
     prompt: int
 
 
-def steps_from_request_metrics(outputs: object) -> PhaseWindows | None:
+def steps_from_request_metrics(outputs: object) -> RequestPhases | None:
     """The phases of what ``LLM.generate`` returned, or None where any request lacks its times.
 
     Read are ``metrics.scheduled_ts``, ``first_token_ts`` and ``last_token_ts`` (``time.monotonic()`` seconds of the
@@ -69,7 +69,7 @@ def steps_from_request_metrics(outputs: object) -> PhaseWindows | None:
     # Requests of one prefill step share one timestamp, and the engine's next step ends later. A first token before
     # the boundary means a later prefill step, in which that request decoded, unless it was finished by then.
     mixed = any(each.first < boundary and each.generated > 1 for each in times)
-    return PhaseWindows(round(start * 1e9), round(boundary * 1e9), round(end * 1e9), mixed)
+    return RequestPhases(round(start * 1e9), round(boundary * 1e9), round(end * 1e9), mixed)
 
 
 def stretches_from_request_metrics(outputs: object) -> tuple[Step, ...]:

@@ -206,9 +206,9 @@ class VllmServer:
                 )
             if time.monotonic() - told > PROGRESS_S:
                 told = time.monotonic()
-                progress.tell(f"{self._name}: starting ... {seconds:.0f} s")
+                progress.report_progress(f"{self._name}: starting ... {seconds:.0f} s")
             time.sleep(POLL_S)
-        progress.tell(f"{self._name}: started in {time.monotonic() - began:.0f} s")
+        progress.report_progress(f"{self._name}: started in {time.monotonic() - began:.0f} s")
 
     def _healthy(self) -> bool:
         # httpx would read the certificates of the world for each question.
