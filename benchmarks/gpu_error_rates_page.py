@@ -24,8 +24,7 @@ from pytest_tokenpower.core.records import (
     decode_run,
 )
 from pytest_tokenpower.gate.noise import MeasuredNoise, analyse
-from pytest_tokenpower.gate.verdict import judge_baseline
-from pytest_tokenpower.runner.compare import estimate_difference, judge_difference
+from pytest_tokenpower.gate.verdict import Policy, judge, judge_variants
 from pytest_tokenpower.stats.noise import StoredGate, clopper_pearson
 from pytest_tokenpower.store.baseline import ComparableRuns
 
@@ -140,7 +139,7 @@ class Found:
         if len(sets) > MOST_SETS:
             sets = random.Random(SEED).sample(sets, MOST_SETS)
         return [
-            judge_baseline(run.measured, ComparableRuns("identical code", each), threshold) for each in sets
+            judge(run.measured, ComparableRuns("identical code", each), Policy(threshold)) for each in sets
         ]
 
     @cached_property
@@ -230,10 +229,7 @@ def _log(one: RoundRecord) -> float:
 
 def compared(restarts: Sequence[Restart]) -> VerdictRecord:
     """The plugin's verdict on restarts in fresh processes."""
-    estimate = estimate_difference([each.differences for each in restarts])
-    return judge_difference(
-        estimate, sum(len(each.differences) for each in restarts), at_most=COMPARE_THRESHOLD
-    )
+    return judge_variants([each.differences for each in restarts], at_most=COMPARE_THRESHOLD)
 
 
 def percent(share: float, digits: int = 1) -> str:

@@ -468,7 +468,7 @@ def test_costly(energy):
     project.pytester._monkeypatch.setenv("REPLAYED", "1")
     ran = project.run("--energy-source=replay:run.jsonl")
     ran.assert_outcomes(passed=1, failed=1)
-    ran.stdout.fnmatch_lines(["OVER BUDGET: test_costly*"])
+    ran.stdout.fnmatch_lines(["OVER BUDGET * test_costly*"])
 
 
 def test_a_test_that_the_recording_does_not_have_fails(project: Project) -> None:

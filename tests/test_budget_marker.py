@@ -202,14 +202,13 @@ def pytest_collection_modifyitems(items):
     }
     result.stdout.fnmatch_lines(
         [
-            "OVER BUDGET: test_over[[]joules_per_token[]]: joules_per_token 0.01* J / generated token exceeds "
-            "the budget of 0.0075 (95 % interval 0.01* to 0.01*).",
-            "OVER BUDGET: test_over[[]joules_per_response[]]: joules_per_response 1.* J / response exceeds "
-            "the budget of 0.75 (*).",
-            "OVER BUDGET: test_over[[]joules[]]: joules 1* J / execution of the workload exceeds *7.5 (*).",
-            "OVER BUDGET: test_over[[]mean_watts[]]: mean_watts 3* W exceeds the budget of 200 (*).",
-            "OVER BUDGET: test_over[[]peak_watts[]]: peak power 3* W exceeds 200 W.",
-            "test_undecided: inconclusive: mean_watts 3* W cannot be told from the budget of 300 (*).",
+            "OVER BUDGET 0.01* J/token (limit *): test_over[[]joules_per_token[]]: joules_per_token exceeds "
+            "its budget (95 % interval 0.01* to 0.01*).",
+            "OVER BUDGET 1.* J / response (limit 0.75): test_over[[]joules_per_response[]]: *exceeds its budget (*).",
+            "OVER BUDGET 1* J / execution of the workload (limit 7.5): test_over[[]joules[]]: joules exceeds *",
+            "OVER BUDGET 3* W (limit 200): test_over[[]mean_watts[]]: mean_watts exceeds its budget (*).",
+            "OVER BUDGET 3* W (limit 200): test_over[[]peak_watts[]]: peak_watts exceeds its budget.",
+            "inconclusive 3* W (limit 300): test_undecided: mean_watts cannot be told from its budget (*).",
         ]
     )
 
@@ -221,7 +220,7 @@ def test_an_inconclusive_verdict_fails_where_the_ini_says_so(project: Project) -
     )
     result = project.run()
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["INCONCLUSIVE: test_it: mean_watts 3* W cannot be told from *"])
+    result.stdout.fnmatch_lines(["INCONCLUSIVE 3* W (limit 300): test_it: mean_watts cannot be told from *"])
 
 
 def test_two_limits_fail_with_both_reasons(project: Project) -> None:
@@ -231,7 +230,7 @@ def test_two_limits_fail_with_both_reasons(project: Project) -> None:
     )
     result = project.run()
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["OVER BUDGET: test_it: mean_watts*", "OVER BUDGET: test_it: peak power*"])
+    result.stdout.fnmatch_lines(["OVER BUDGET * test_it: mean_watts*", "OVER BUDGET * test_it: peak_watts*"])
 
 
 def test_pytest_lists_the_marker_and_its_arguments(project: Project) -> None:

@@ -11,10 +11,12 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 from test_family import measured
+from verdicts import text
 
-from pytest_tokenpower.core.records import MeasurementRecord, RunRecord, VerdictRecord
+from pytest_tokenpower.core.records import OTHER_VARIANT, MeasurementRecord, RunRecord, VerdictRecord
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.gate.operating_point import unlikeness
+from pytest_tokenpower.gate.verdict import Policy
 from pytest_tokenpower.plugin.restarts import PendingRestarts
 from pytest_tokenpower.plugin.results import Gatherer
 from pytest_tokenpower.plugin.state import MEASUREMENTS
@@ -42,7 +44,7 @@ def on(found: MeasurementRecord, *devices: str) -> MeasurementRecord:
 def judged(
     baseline: list[RunRecord], candidate: list[RunRecord], ignore: tuple[str, ...] = ()
 ) -> VerdictRecord:
-    found = Rerun("main", tuple(baseline), tuple(candidate)).judge(TEST, 0.03, {}, ignore, 1)
+    found = Rerun("main", tuple(baseline), tuple(candidate)).judge(TEST, Policy(0.03, ignore), {})
     assert found is not None
     return found.verdicts[-1]
 
@@ -55,25 +57,25 @@ GOOD = [run(measured(TEST, 0.2)), run(measured(TEST, 0.2))]
 def test_what_fails_in_its_own_process_is_no_skip() -> None:
     broken = run(failures={TEST: "AssertionError: no engine"})
     none = Rerun("main", tuple(GOOD), (broken, broken))
-    assert none.judge(TEST, 0.03, {}, (), 1) is None
+    assert none.judge(TEST, Policy(0.03), {}) is None
     assert none.failure(TEST) == "AssertionError: no engine"
     assert none.failure("x.py::other") == ""
     for candidate in ([GOOD[0], broken], [broken, GOOD[0]]):
         verdict = judged(GOOD, candidate)
-        assert (verdict.kind, verdict.message.partition("own: ")[2]) == (
+        assert (verdict.kind, text(verdict).partition("own: ")[2]) == (
             "invalid",
             "it failed: AssertionError: no engine",
         )
-    assert "only 1 of 2 runs measured it" in judged(GOOD, [GOOD[0], run()]).message
+    assert "only 1 of 2 runs measured it" in text(judged(GOOD, [GOOD[0], run()]))
     assert judged(GOOD, GOOD).kind == "passed"
 
 
 def test_a_baseline_that_fails_is_not_one_without_the_test() -> None:
     broken = run(failures={TEST: "ImportError: gone"})
-    assert "its run of this test failed: ImportError: gone" in judged([broken, broken], GOOD).message
-    assert "its commit has no such test" in judged([run(), run()], GOOD).message
-    assert "Only 1 of 2 runs of main could be used" in judged([GOOD[0], broken], GOOD).message
-    assert "Only" not in judged(GOOD, GOOD).message
+    assert "its run of this test failed: ImportError: gone" in text(judged([broken, broken], GOOD))
+    assert "its commit has no such test" in text(judged([run(), run()], GOOD))
+    assert "Only 1 of 2 runs of main could be used" in text(judged([GOOD[0], broken], GOOD))
+    assert "Only" not in text(judged(GOOD, GOOD))
 
 
 def test_runs_of_other_work_or_on_other_devices_are_not_compared() -> None:
@@ -83,13 +85,13 @@ def test_runs_of_other_work_or_on_other_devices_are_not_compared() -> None:
     for candidate in ([here, elsewhere], [here, other]):
         assert judged([run(here), run(here)], [run(one) for one in candidate]).kind == "no baseline"
     assert judged(GOOD, [GOOD[0], run(other)], ("generated_tokens",)).kind == "passed"
-    assert "it ran on GPU-b, the run itself on GPU-a" in judged([run(elsewhere)] * 2, [run(here)] * 2).message
+    assert "it ran on GPU-b, the run itself on GPU-a" in text(judged([run(elsewhere)] * 2, [run(here)] * 2))
     # A test that is meant to use more of them says so by the key field that it leaves out.
     assert unlikeness(here, on(here, "GPU-a", "GPU-b")) == ""
 
 
 def test_a_test_that_compares_by_itself_keeps_its_verdict() -> None:
-    own = VerdictRecord("passed", "the candidate saves 30 %", "baseline arm")
+    own = VerdictRecord("passed", OTHER_VARIANT, change=-0.3)
     first = measured(TEST, 0.2)
     both = run(replace(first, comparable=False, variants={"baseline": first.rounds}, verdicts=(own,)))
     assert judged([both, both], [both, both]) == own
@@ -99,7 +101,7 @@ def test_a_restart_may_differ_where_the_baseline_may() -> None:
     first = replace(
         measured(TEST, 0.2),
         key={"generated_tokens": 1},
-        verdicts=(VerdictRecord("doubtful", "m", p_value=0.1),),
+        verdicts=(VerdictRecord("doubtful", p_value=0.1),),
     )
     again = replace(first, key={"generated_tokens": 2})
     for ignore, restarts in (((), 0), (("generated_tokens",), 1)):
@@ -168,8 +170,8 @@ def failed(pytester: pytest.Pytester) -> Callable[[Gatherer], list[tuple[str, st
 
 
 UNDECIDED = VerdictRecord(
-    "inconclusive", "It is 9 % above.\n  Not decided: more runs.\n  Provisional.", "main", change=0.09, p_value=0.03,
-    threshold=0.03, baseline_runs=("a",),
+    "inconclusive", "main", value=1.09, baseline_value=1.0, change=0.09, change_low=-0.1, change_high=0.2,
+    p_value=0.03, threshold=0.03, baseline_runs=("a",), undecided="more runs", provisional=True,
 )  # fmt: skip
 CERTAIN = replace(UNDECIDED, kind="regressed", p_value=0.001)
 
@@ -188,9 +190,13 @@ def test_settling_fails_what_passed_and_nothing_else(
         gatherer.pytest_runtest_logreport(each)
     [(test, said)] = failed(gatherer)
     assert test == "x.py::settled"
-    assert said.startswith(
-        "REGRESSED: settled: It is 9 % above.\n  Provisional.\n  Settled with all comparisons"
-    )
+    assert said.splitlines() == [
+        "REGRESSED +9.0 % (limit 3 %): settled takes 1.09 J/token; main took 1 (1 run).",
+        "  95 % interval -10.0 % to +20.0 %, one-sided p = 0.03.",
+        "  Settled with all comparisons of this run (Holm).",
+        "  Provisional: only 1 run stored.",
+        "  Next: `tokenpower history settled`; intended? `tokenpower accept settled --up-to 10%`.",
+    ]
     kinds = [one.verdicts[0].kind for one in config.stash[MEASUREMENTS]]
     assert kinds == ["regressed"] * 4
 

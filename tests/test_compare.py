@@ -47,9 +47,14 @@ def test_variants(energy):
             0.04,
             ", at_least='50%'",
             True,
-            "OVER BUDGET: test_variants: the candidate saves 3*must save at least 50 %*",
+            "OVER BUDGET -3* test_variants: the candidate saves 3*must save at least 50 %*",
         ),
-        (0.08, "", True, "REGRESSED: test_variants: the candidate costs *more*may cost at most 3 % more*"),
+        (
+            0.08,
+            "",
+            True,
+            "REGRESSED +* (limit 3 %): test_variants: *costs *more*may cost at most 3 % more*",
+        ),
     ],
 )
 def test_the_verdict_on_two_variants(
@@ -60,11 +65,11 @@ def test_the_verdict_on_two_variants(
     result.assert_outcomes(passed=not failed, failed=failed)
     result.stdout.fnmatch_lines([f"*{expected}*"])
     measured = json.loads((project.path / "run.json").read_text())["measurements"][0]
-    assert len(measured["rounds"]) == len(measured["arms"]["baseline"]) == 4
+    assert len(measured["rounds"]) == len(measured["variants"]["baseline"]) == 4
     assert not measured["comparable"]
     seconds = [
         sum(one["seconds"] / one.get("repeats", 1) for one in rounds) / len(rounds)
-        for rounds in (measured["arms"]["baseline"], measured["rounds"])
+        for rounds in (measured["variants"]["baseline"], measured["rounds"])
     ]
     assert seconds[0] == pytest.approx(0.06, rel=0.1)
     assert seconds[1] == pytest.approx(candidate, rel=0.1)
@@ -82,7 +87,7 @@ def test_the_verdict_calls_the_variants_by_their_names(project: Project, call: s
     project.tests(NAMED.replace("CALL", call))
     result = project.run()
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines([f"OVER BUDGET: test_variants: {expected}; it must save at least 90 %."])
+    result.stdout.fnmatch_lines([f"OVER BUDGET * test_variants: {expected}; it must save at least 90 %."])
 
 
 FAULTY = """

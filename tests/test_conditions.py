@@ -12,10 +12,11 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from verdicts import judge_stored, text
 
 from pytest_tokenpower.core.records import MeasurementRecord, RoundRecord
 from pytest_tokenpower.gate.operating_point import compare_conditions
-from pytest_tokenpower.gate.verdict import judge_baseline, settle
+from pytest_tokenpower.gate.verdict import settle
 from pytest_tokenpower.stats.temperature import MOST_SHIFT_CELSIUS
 from pytest_tokenpower.store.baseline import ComparableRuns
 
@@ -73,18 +74,18 @@ def test_what_runs_differ_by_anyway_is_no_drift(
 
 @pytest.mark.parametrize("level", [0.190, 0.2, 0.21, 0.3])
 def test_clocks_that_were_set_otherwise_make_no_comparison(level: float) -> None:
-    verdict = judge_baseline(measured(level, clocks=(1400, 1405)), BASELINE, 0.03)
+    verdict = judge_stored(measured(level, clocks=(1400, 1405)), BASELINE, 0.03)
     assert verdict.kind == "invalid"
-    assert verdict.message.splitlines()[0] == (
-        "the comparison is not to be trusted: SM clock 1402 MHz, the baseline's 1980 MHz (-29 %), and no power limit "
-        "explains it: clocks that were set otherwise are another operating point; set them as they were, or store new "
-        "runs at these."
+    assert text(verdict).splitlines()[0] == (
+        "INVALID: test_it: the comparison is not to be trusted: SM clock 1402 MHz, the baseline's 1980 MHz (-29 %), "
+        "and no power limit explains it: clocks that were set otherwise are another operating point; set them as they "
+        "were, or store new runs at these."
     )
     # The figures are told all the same.
-    assert f"{level:.4g} J/token is" in verdict.message
-    higher = judge_baseline(measured(level), stored(measured(clocks=(1400,))), 0.03)
+    assert f"  test_it takes {level:.4g} J/token; main took" in text(verdict)
+    higher = judge_stored(measured(level), stored(measured(clocks=(1400,))), 0.03)
     assert higher.kind == "invalid"
-    assert "SM clock 1980 MHz, the baseline's 1400 MHz (+41 %)" in higher.message
+    assert "SM clock 1980 MHz, the baseline's 1400 MHz (+41 %)" in text(higher)
 
 
 @pytest.mark.parametrize(
@@ -98,9 +99,9 @@ def test_clocks_that_were_set_otherwise_make_no_comparison(level: float) -> None
     ids=["capped", "unknown", "now and then"],
 )
 def test_clocks_that_the_load_may_have_lowered_are_a_finding(new: MeasurementRecord, said: str) -> None:
-    verdict = judge_baseline(new, BASELINE, 0.03)
+    verdict = judge_stored(new, BASELINE, 0.03)
     assert verdict.kind == "regressed"
-    [line] = [line for line in verdict.message.splitlines() if "SM clock" in line]
+    [line] = [line for line in text(verdict).splitlines() if "SM clock" in line]
     assert line.startswith("  SM clock 1")
     assert said in line
 
@@ -115,32 +116,32 @@ def test_clocks_that_the_load_may_have_lowered_are_a_finding(new: MeasurementRec
     ],
 )
 def test_what_one_side_does_not_know_is_not_compared(new: MeasurementRecord, old: MeasurementRecord) -> None:
-    verdict = judge_baseline(new, stored(old), 0.03)
+    verdict = judge_stored(new, stored(old), 0.03)
     assert verdict.kind != "invalid"
-    assert "SM clock" not in verdict.message
-    assert "°C" not in verdict.message
+    assert "SM clock" not in text(verdict)
+    assert "°C" not in text(verdict)
 
 
 def test_temperatures_too_far_apart_are_said_and_decide_nothing_that_leakage_could() -> None:
-    hot = judge_baseline(measured(0.209, celsius=(72,)), BASELINE, 0.03)
+    hot = judge_stored(measured(0.209, celsius=(72,)), BASELINE, 0.03)
     assert hot.kind == "inconclusive"
     assert (
         "  Compared as read, not at one GPU temperature: baseline 60 to 60 °C, now 72 to 72 °C: too far apart to "
-        "adjust; warm the board up to where the baseline was." in hot.message.splitlines()
+        "adjust; warm the board up to where the baseline was." in text(hot).splitlines()
     )
-    assert "the difference of the GPU temperatures may be worth +4.5 %" in hot.message
+    assert "the difference of the GPU temperatures may be worth +4.5 %" in text(hot)
     assert hot.raw_change == hot.change
     # Twelve degrees explain neither a third more, nor do they hide it.
-    assert judge_baseline(measured(0.27, celsius=(72,)), BASELINE, 0.03).kind == "regressed"
-    assert judge_baseline(measured(0.15, celsius=(48,)), BASELINE, 0.03).kind == "improved"
+    assert judge_stored(measured(0.27, celsius=(72,)), BASELINE, 0.03).kind == "regressed"
+    assert judge_stored(measured(0.15, celsius=(48,)), BASELINE, 0.03).kind == "improved"
     # A cold board's figure may hide a rise.
-    assert judge_baseline(measured(0.2, celsius=(72,)), BASELINE, 0.05).kind == "passed"
-    assert judge_baseline(measured(0.2, celsius=(45,)), BASELINE, 0.03).kind == "inconclusive"
+    assert judge_stored(measured(0.2, celsius=(72,)), BASELINE, 0.05).kind == "passed"
+    assert judge_stored(measured(0.2, celsius=(45,)), BASELINE, 0.03).kind == "inconclusive"
 
 
 def test_no_later_step_turns_an_untrusted_comparison_into_a_failure() -> None:
     new = [measured(0.209, celsius=(72,)), measured(0.3, clocks=(1400,))]
-    verdicts = [judge_baseline(each, BASELINE, 0.03, look=1) for each in new]
+    verdicts = [judge_stored(each, BASELINE, 0.03, look=1) for each in new]
     assert [verdict.kind for verdict in verdicts] == ["inconclusive", "invalid"]
     assert [verdict.p_value for verdict in verdicts] == [None, None]
     assert settle([msgspec.structs.replace(new[0], verdicts=(verdict,)) for verdict in verdicts]) == {}
@@ -148,11 +149,11 @@ def test_no_later_step_turns_an_untrusted_comparison_into_a_failure() -> None:
 
 def test_a_cold_start_is_named_also_where_the_rounds_can_be_adjusted() -> None:
     new = measured(celsius=(60 - MOST_SHIFT_CELSIUS - 2, 55, 58, 60))
-    verdict = judge_baseline(new, BASELINE, 0.03)
+    verdict = judge_stored(new, BASELINE, 0.03)
     assert verdict.kind == "passed"
     assert (
         "  The first round was at 48 °C, the baseline's at 60 °C: more warm-up rounds would bring the board to one "
-        "temperature." in verdict.message.splitlines()
+        "temperature." in text(verdict).splitlines()
     )
 
 

@@ -32,7 +32,7 @@ def test_they_are_measured_and_fail(project: Project) -> None:
     ]
     result.stdout.fnmatch_lines(
         [
-            "OVER BUDGET: test_dear: *",
+            "OVER BUDGET * test_dear: *",
             "*test_nothing asks for the energy fixture and measures nothing*",
             "E*OSError: later",
             "E*OSError: plain",

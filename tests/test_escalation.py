@@ -16,11 +16,12 @@ import pytest
 from levels import SUPPLY, supply
 from projects import ALONE, Project
 from test_family import measured, stored
+from verdicts import judge_stored, text
 
 from pytest_tokenpower.core.records import MeasurementRecord, VerdictRecord
 from pytest_tokenpower.core.subprocesses import group_members
 from pytest_tokenpower.errors import TokenPowerError
-from pytest_tokenpower.gate.verdict import LOOKS, judge_baseline, settle
+from pytest_tokenpower.gate.verdict import LOOKS, settle
 from pytest_tokenpower.runner.child import ChildRun, single_test_arguments
 from pytest_tokenpower.runner.restarts import Case, Escalation
 
@@ -33,13 +34,13 @@ def judged(level: float, name: str = "t", **more: object) -> MeasurementRecord:
     from msgspec.structs import replace
 
     found = measured(f"x.py::{name}", level)
-    return replace(found, verdicts=(judge_baseline(found, BASELINE, LIMIT, look=1),), **more)
+    return replace(found, verdicts=(judge_stored(found, BASELINE, LIMIT, look=1),), **more)
 
 
 def judge(
     first: MeasurementRecord, verdict: VerdictRecord, restarts: object, look: int | None
 ) -> VerdictRecord:
-    return judge_baseline(first, BASELINE, LIMIT, restarts=restarts, look=look)  # type: ignore[arg-type]
+    return judge_stored(first, BASELINE, LIMIT, restarts=restarts, look=look)  # type: ignore[arg-type]
 
 
 class Machine:
@@ -74,8 +75,8 @@ def test_at_the_first_look_only_the_certain_is_decided() -> None:
     assert kinds == {
         0.15: "improved", 0.196: "passed", 0.2: "passed", 0.203: "doubtful", 0.21: "doubtful", 0.3: "regressed",
     }  # fmt: skip
-    assert judge_baseline(measured("t", 0.212), BASELINE, LIMIT).kind == "regressed"
-    assert "to be restarted" in judged(0.21).verdicts[0].message
+    assert judge_stored(measured("t", 0.212), BASELINE, LIMIT).kind == "regressed"
+    assert "to be restarted" in text(judged(0.21).verdicts[0])
     assert settle([judged(0.21)]) == {}
 
 
@@ -85,7 +86,7 @@ def test_a_real_regression_fails_and_noise_passes_after_restarts() -> None:
     verdicts = machine.decide(same, worse, max_seconds=1000)
     assert verdicts["worse"].kind == "regressed"
     assert verdicts["same"].kind == "passed"
-    assert "Over 2 runs of this code, each in a fresh process." in verdicts["worse"].message
+    assert "Over 2 runs of this code, each in a fresh process." in text(verdicts["worse"])
     # The one that is nearer to failing comes first.
     assert machine.ran[0] == "worse"
     assert [len(case.measured.restarts) for case in (worse, same)] == [
@@ -107,18 +108,16 @@ def test_no_restart_is_begun_that_cannot_end_in_time() -> None:
     )
     assert machine.ran == ["one", "one"]
     assert verdicts["two"].kind == "inconclusive"
-    assert (
-        "it takes about 10 s, and 9 s were left; --energy-max-seconds=40 would do" in verdicts["two"].message
-    )
+    assert "it takes about 10 s, and 9 s were left; --energy-max-seconds=40 would do" in text(verdicts["two"])
     assert machine.said[-1].startswith("no time for more restarts: two left as they are")
 
 
 def test_what_there_is_no_time_for_is_decided_by_the_plain_rule() -> None:
     """A short time for restarts must not let through what would have failed without any."""
     verdict = Machine({}).decide(Case(judged(0.212), 10.0), max_seconds=5)["t"]
-    plain = judge_baseline(measured("t", 0.212), BASELINE, LIMIT)
+    plain = judge_stored(measured("t", 0.212), BASELINE, LIMIT)
     assert (verdict.kind, verdict.p_value) == (plain.kind, plain.p_value) == ("regressed", plain.p_value)
-    assert "No time for a restart" in verdict.message
+    assert "No time for a restart" in text(verdict)
 
 
 def test_a_restart_takes_as_long_as_the_ones_before_it() -> None:
@@ -132,8 +131,8 @@ def test_a_restart_takes_as_long_as_the_ones_before_it() -> None:
 def test_a_restart_that_fails_ends_it_with_the_reason(level: float) -> None:
     machine = Machine({"t": ["it crashed"]})
     verdict = machine.decide(Case(judged(level), 10.0), max_seconds=1000)["t"]
-    assert "Restart 1 gave nothing: it crashed" in verdict.message
-    assert verdict.kind == judge_baseline(measured("t", level), BASELINE, LIMIT).kind != "doubtful"
+    assert "Restart 1 gave nothing: it crashed" in text(verdict)
+    assert verdict.kind == judge_stored(measured("t", level), BASELINE, LIMIT).kind != "doubtful"
     assert machine.ran == ["t"]
 
 
@@ -150,7 +149,7 @@ def test_a_restart_of_something_else_does_not_count() -> None:
     ):
         case = Case(judged(0.206, key={"gpu.name": "one"}), 1.0)
         Escalation(partial(_always, other), judge, 100).decide([case])
-        assert words in case.measured.verdicts[0].message
+        assert words in text(case.measured.verdicts[0])
         assert not case.measured.restarts
 
 
@@ -162,13 +161,13 @@ def test_an_interrupt_leaves_no_verdict_doubtful() -> None:
     with pytest.raises(KeyboardInterrupt):
         Escalation(interrupted, judge, 100).decide([case])
     assert case.measured.verdicts[0].kind == "inconclusive"
-    assert "The run ended before it could be restarted" in case.measured.verdicts[0].message
+    assert "The run ended before it could be restarted" in text(case.measured.verdicts[0])
 
 
 def test_a_large_family_is_held_to_its_level_at_every_look() -> None:
     first = measured("t", 0.26)
-    assert judge_baseline(first, BASELINE, LIMIT, look=1).kind == "regressed"
-    assert judge_baseline(first, BASELINE, LIMIT, look=1, family=50).kind == "doubtful"
+    assert judge_stored(first, BASELINE, LIMIT, look=1).kind == "regressed"
+    assert judge_stored(first, BASELINE, LIMIT, look=1, family=50).kind == "doubtful"
 
 
 PROJECT = """
@@ -230,7 +229,7 @@ def test_the_whole_way(project: Project) -> None:
         [
             "energy: restart 1 of test_it[[]worse[]], about * s of the 60 s left",
             "energy: test_it[[]worse[]]: regressed",
-            "REGRESSED: test_it[[]worse[]]: * J/token is 6.* % above ./store (*",
+            "REGRESSED +* % (limit 3 %): test_it[[]worse[]] takes * J/token; ./store took *",
             "*Over 2 runs of this code, each in a fresh process.",
             "test_it[[]noise[]] * passed",
             "test_it[[]gone[]] * inconclusive",
@@ -259,7 +258,7 @@ def test_under_xdist_the_controller_restarts_when_the_workers_are_done(project: 
     assert project.run(*ALONE, SUPPLY, "--energy-save=before", "-o", "energy_baseline=").ret == 0
     result = project.run(*ALONE, SUPPLY, "-n1")
     result.assert_outcomes(passed=1, failed=1)
-    result.stdout.fnmatch_lines(["energy: restart 1 of test_it[[]worse[]], *", "REGRESSED: *"])
+    result.stdout.fnmatch_lines(["energy: restart 1 of test_it[[]worse[]], *", "REGRESSED +*"])
 
 
 def test_seconds_are_checked(project: Project) -> None:

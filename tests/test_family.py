@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from levels import SUPPLY, supply
 from numpy.typing import NDArray
 from projects import Project
+from verdicts import judge_stored, text
 
 from pytest_tokenpower.core.records import MeasurementRecord, RoundRecord, VerdictRecord
-from pytest_tokenpower.gate.verdict import judge_baseline, settle
+from pytest_tokenpower.gate.verdict import settle
 from pytest_tokenpower.stats.prior import DEFAULT_PRIOR
 from pytest_tokenpower.store.baseline import ComparableRuns
 
@@ -51,8 +52,8 @@ def stored(*levels: float) -> ComparableRuns:
 
 def test_a_larger_family_needs_more_certainty() -> None:
     baseline = stored(0.200, 0.202, 0.198)
-    alone = judge_baseline(measured("t", 0.210), baseline, 0.03)
-    among = judge_baseline(measured("t", 0.210), baseline, 0.03, family=200)
+    alone = judge_stored(measured("t", 0.210), baseline, 0.03)
+    among = judge_stored(measured("t", 0.210), baseline, 0.03, family=200)
     assert alone.kind == "regressed"
     assert among.kind == "inconclusive"
     assert among.p_value == alone.p_value
@@ -71,7 +72,7 @@ def test_settling_is_holms_rule_over_all_comparisons(members: list[tuple[float, 
         measured(
             f"t{at}", 0.2,
             verdicts=(
-                VerdictRecord(kind, "m", "main", change=change, p_value=p, threshold=0.03, baseline_runs=("a",)),
+                VerdictRecord(kind, "main", change=change, p_value=p, threshold=0.03, baseline_runs=("a",)),
             ),
         )
         for at, (p, kind, change) in enumerate(members)
@@ -91,7 +92,7 @@ def test_the_first_step_never_contradicts_the_whole_family() -> None:
     """What a test decided by itself, with the family's size, Holm's rule over all p-values confirms."""
     baseline = stored(0.200, 0.2005, 0.1995)
     verdicts = [
-        judge_baseline(measured("t", level), baseline, 0.03, family=4) for level in (0.2, 0.207, 0.215, 0.25)
+        judge_stored(measured("t", level), baseline, 0.03, family=4) for level in (0.2, 0.207, 0.215, 0.25)
     ]
     rejected, _ = holm([v.p_value or math.nan for v in verdicts])
     assert [v.kind == "regressed" for v in verdicts] == [False, True, True, True]
@@ -131,12 +132,12 @@ def test_two_baselines_catch_the_creep_that_each_step_hides(project: Project) ->
     result.assert_outcomes(failed=1)
     result.stdout.re_match_lines(
         [
-            r"REGRESSED: test_work: .* above v1@\w+ .*",
+            r"REGRESSED \+30.0 % \(limit 3 %\): test_work takes .*; v1@\w+ took .*",
             r"baseline main@\w+, v1@\w+",
             r"test_work .* \+(29|30)\.\d % .* REGRESSED",
         ]
     )
-    result.stdout.no_re_match_line(r".*REGRESSED: test_work.* above main@.*")
+    result.stdout.no_re_match_line(r".*REGRESSED .* test_work.* main@.*")
 
 
 def test_a_list_of_baselines_with_a_hole_is_refused(project: Project) -> None:
@@ -146,11 +147,11 @@ def test_a_list_of_baselines_with_a_hole_is_refused(project: Project) -> None:
 
 
 def test_the_prior_is_sharpened_by_other_tests() -> None:
-    quiet = judge_baseline(measured("t", 0.2062), stored(0.2, 0.2001), 0.02)
+    quiet = judge_stored(measured("t", 0.2062), stored(0.2, 0.2001), 0.02)
     from dataclasses import replace
 
     learned = replace(DEFAULT_PRIOR, tau0=0.001, nu0=12.0)
-    sharp = judge_baseline(measured("t", 0.2062), stored(0.2, 0.2001), 0.02, learned)
+    sharp = judge_stored(measured("t", 0.2062), stored(0.2, 0.2001), 0.02, learned)
     assert quiet.change == pytest.approx(sharp.change)
     assert (sharp.change_high or 0) - (sharp.change_low or 0) < (quiet.change_high or 0) - (
         quiet.change_low or 0
@@ -168,7 +169,7 @@ def test_a_candidate_that_throttles_more_than_the_baseline_says_so() -> None:
     baseline = ComparableRuns(
         "main", tuple(capped(measured("t", 0.2), 0.1) for _ in range(3)), ("1", "2", "3")
     )
-    more = judge_baseline(capped(measured("t", 0.2), 0.55), baseline, 0.03)
-    same = judge_baseline(capped(measured("t", 0.2), 0.15), baseline, 0.03)
-    assert "At its power limit for 55 % of the time, the baseline for 10 %" in more.message
-    assert "power limit" not in same.message
+    more = judge_stored(capped(measured("t", 0.2), 0.55), baseline, 0.03)
+    same = judge_stored(capped(measured("t", 0.2), 0.15), baseline, 0.03)
+    assert "At its power limit for 55 % of the time, the baseline for 10 %" in text(more)
+    assert "power limit" not in text(same)

@@ -328,7 +328,7 @@ def test_afterwards(energy):
     result = project.run("--energy-baseline=first")
     assert result.ret == 0
     assert (
-        "test_workload: no baseline: nothing to compare with on first: 1 measurement of it on first, none to be "
+        "no baseline: test_workload: nothing to compare with on first: 1 measurement of it on first, none to be "
         "compared with: the test failed by itself or its measurement was invalid"
     ) in text(result)
 

@@ -78,13 +78,13 @@ def test_a_pull_request_that_costs_more_energy_fails_its_build(project: Project,
     slower.assert_outcomes(failed=1)
     slower.stdout.fnmatch_lines(
         [
-            "REGRESSED: test_chat: 0.0* J/token is * % above main@??????? (0.01*, 3 runs); limit 3 %.",
+            "REGRESSED +* (limit 3 %): test_chat takes * J/token; main@??????? took * (3 runs).",
             "*power 300 W (*), * tok/s (-1*): slower, not hotter.",
             "test_chat *+[12]?.? % * REGRESSED",
         ]
     )
     [failure] = ElementTree.parse(project.path / "report.xml").iter("failure")
-    assert failure.get("message", "").startswith("Failed: REGRESSED: test_chat: ")
+    assert failure.get("message", "").startswith("Failed: REGRESSED +")
     properties = {
         each.get("name"): each.get("value")
         for each in ElementTree.parse(project.path / "report.xml").iter("property")
@@ -155,7 +155,7 @@ def test_a_faster_workload_is_improved(project: Project, branch: Git) -> None:
     result.stdout.fnmatch_lines(
         [
             "test_chat * improved",
-            "test_chat: improved: 0.00* J/token is * % below main@??????? (0.01*, 1 run); limit 3 %.",
+            "improved -* % (limit 3 %): test_chat takes 0.00* J/token; main@??????? took 0.01* (1 run).",
             "*faster, not cooler.",
             "*Provisional: only 1 run stored.",
         ]
@@ -188,7 +188,7 @@ def test_no_comparable_run_is_said_with_what_differs(
     branch.commit("changed", test_energy=file + "\n")
     result = project.run("--energy-baseline=main", *more)
     assert result.ret == 0
-    result.stdout.fnmatch_lines(["test_chat * no baseline", "test_chat: no baseline: *"])
+    result.stdout.fnmatch_lines(["test_chat * no baseline", "no baseline: test_chat: *"])
     assert f"is not comparable: {difference}" in text(result)
 
 
@@ -203,7 +203,7 @@ def test_a_missing_baseline_fails_where_the_ini_says_so(project: Project, git: G
 def test_nothing_stored_for_the_first_commit_is_no_baseline(project: Project, git: Git) -> None:
     result = project.run("--energy-baseline=main")
     assert result.ret == 0
-    result.stdout.fnmatch_lines(["test_chat: no baseline: *HEAD is the first commit of main*"])
+    result.stdout.fnmatch_lines(["no baseline: test_chat: *HEAD is the first commit of main*"])
 
 
 def test_a_run_saved_under_a_name_is_a_baseline(project: Project) -> None:
@@ -213,7 +213,9 @@ def test_a_run_saved_under_a_name_is_a_baseline(project: Project) -> None:
     project.file("test_energy.py", workload(0.1))
     result = project.run("--energy-baseline=before")
     assert result.ret == 1
-    result.stdout.fnmatch_lines(["REGRESSED: test_chat: * % above before (*, 1 run); limit 3 %."])
+    result.stdout.fnmatch_lines(
+        ["REGRESSED +* (limit 3 %): test_chat takes * J/token; before took * (1 run)."]
+    )
 
 
 @pytest.mark.parametrize("path", ["other", "./run.json"])
@@ -223,7 +225,9 @@ def test_a_path_is_a_baseline(project: Project, path: str) -> None:
     project.file("test_energy.py", workload(0.1))
     result = project.run(f"--energy-baseline={path}")
     assert result.ret == 1
-    result.stdout.fnmatch_lines([f"REGRESSED: test_chat: * % above {path} (*, 1 run); limit 3 %."])
+    result.stdout.fnmatch_lines(
+        [f"REGRESSED +* (limit 3 %): test_chat takes * J/token; {path} took * (1 run)."]
+    )
 
 
 def test_a_name_that_was_never_saved_lists_those_that_were(project: Project) -> None:

@@ -73,8 +73,8 @@ def test_a_regression_is_caught_without_any_stored_run(project: Project, reposit
             r"energy: \[2/4\] this work tree",
             r"energy: \[3/4\] this work tree",
             r"energy: \[4/4\] main@\w+",
-            r"REGRESSED: test_work: .* J/token is .* % above main@\w+ \(.*, 2 runs\); limit 5 %\.",
-            r"test_new: no baseline: .*its commit has no such test.*",
+            r"REGRESSED \+.* % \(limit 5 %\): test_work takes .* J/token; main@\w+ took .* \(2 runs\)\.",
+            r"no baseline: test_new: .*its commit has no such test.*",
         ]
     )
     assert 'message="REGRESSED' in (repository / "junit.xml").read_text().replace("Failed: ", "")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pytest
 from levels import SUPPLY, supply
 from projects import Project
+from verdicts import text
 
 from pytest_tokenpower.core.records import RunRecord
 
@@ -44,7 +45,7 @@ def test_a_regression_fails_after_all_reruns(project: Project) -> None:
     assert result.parseoutcomes() == {"failed": 1, "rerun": 3}
     result.stdout.fnmatch_lines(
         [
-            "REGRESSED: test_it: * J/token is * % above before *",
+            "REGRESSED +* % (limit * %): test_it takes * J/token; before took *",
             "*Pooled with 3 earlier attempts of this run.",
         ]
     )
@@ -61,7 +62,7 @@ def test_the_rounds_of_a_false_alarm_pool_with_the_next_try(project: Project) ->
     [verdict] = measured.verdicts
     assert (measured.attempts, len(measured.rounds)) == (2, 8)
     assert verdict.change == pytest.approx(0.015, abs=0.005)
-    assert "Pooled with an earlier attempt of this run." in verdict.message
+    assert "Pooled with an earlier attempt of this run." in text(verdict)
 
 
 def test_a_try_that_failed_by_itself_is_not_judged(project: Project) -> None:
@@ -99,7 +100,9 @@ def test_blocks_of_a_comparison_pool(project: Project) -> None:
     [measured] = run.measurements
     assert measured.attempts == 2
     assert len(measured.rounds) == len(measured.variants["baseline"]) == 8
-    result.stdout.fnmatch_lines(["*4 ABBA blocks in 1 restart*", "*Pooled with an earlier attempt of this run."])
+    result.stdout.fnmatch_lines(
+        ["*4 ABBA blocks in 1 restart*", "*Pooled with an earlier attempt of this run."]
+    )
 
 
 def test_a_regression_is_not_lost_with_another_number_of_tokens(project: Project) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from projects import Project
+from verdicts import text as said
 
 from pytest_tokenpower.core.records import MeasurementRecord, RunRecord
 
@@ -54,7 +55,8 @@ def test_it(energy):
     assert measured.facts["engine.budget"] == 64
     assert measured.facts["engine.dtype"] == "float32"
     # Six of eight and more steps are mixed: they are split, and nothing is lost.
-    assert 0.3 < float(str(measured.facts["phases.mixed_share"])) < 0.9
+    assert measured.phase_split is not None
+    assert 0.3 < (measured.phase_split.mixed_share or 0.0) < 0.9
     for one in measured.rounds:
         assert set(one.phases) == {"prefill", "decode", "between steps"}
         assert one.joules is not None
@@ -251,7 +253,7 @@ def test_it(energy):
     result, run = project.measure()
     result.assert_outcomes(passed=1)
     measured = the(run)
-    assert "4 ABBA blocks in 2 restarts" in measured.verdicts[0].message
+    assert "4 ABBA blocks in 2 restarts" in said(measured.verdicts[0])
     assert measured.facts["engine.budget"] == measured.key["axis.budget"] == 512
     # Each arm's mixed steps are split by its own coefficients; the candidate has none.
     assert all(set(one.phases) >= {"prefill", "decode"} for one in measured.rounds)

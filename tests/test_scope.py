@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from projects import Project
 
 from pytest_tokenpower.analysis.calibration import track_of
-from pytest_tokenpower.analysis.other_scopes import Beside, beside, whole
+from pytest_tokenpower.analysis.other_scopes import OtherScopes, other_scopes, whole
 from pytest_tokenpower.analysis.rounds import round_records
 from pytest_tokenpower.analysis.slow_meters import shortest_window_ns
 from pytest_tokenpower.core.records import MeasurementRecord, RunRecord, decode_run
@@ -22,8 +22,7 @@ from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.core.types import Provenance, Scope
 from pytest_tokenpower.core.windows import PhaseWindow, RoundWindow
 from pytest_tokenpower.errors import MeterError, MeterUnavailable
-from pytest_tokenpower.reporting.terminal import absences
-from pytest_tokenpower.reporting.terminal import beside as beside_lines
+from pytest_tokenpower.reporting.terminal import absences, also_measured
 from pytest_tokenpower.telemetry.clock import Clock
 from pytest_tokenpower.telemetry.collector import Collector
 from pytest_tokenpower.telemetry.meters.nvml.meter import NvmlMeter
@@ -74,16 +73,24 @@ def timeline(watts: Mapping[str, Power], devices: Sequence[Device]) -> Timeline:
     return made
 
 
+def known(result: OtherScopes) -> dict[str, float]:
+    return {each.scope: each.joules_per_token.value for each in result.scopes if each.joules_per_token}
+
+
+def absent(result: OtherScopes) -> dict[str, str]:
+    return {each.scope: each.reason for each in result.scopes if each.joules_per_token is None}
+
+
 def over(
     devices: Sequence[Device],
     scope: Scope | None,
     watts: Mapping[str, Power],
     windows: Sequence[RoundWindow],
-) -> tuple[Beside, Timeline]:
+) -> tuple[OtherScopes, Timeline]:
     chosen = choose(devices, scope)
     made = timeline(watts, devices)
     records = round_records(made, chosen.devices, windows)
-    return beside(made, chosen.devices, chosen.others, windows, records), made
+    return other_scopes(made, chosen.devices, chosen.others, windows, records), made
 
 
 # Which devices make the figure.
@@ -163,10 +170,11 @@ def test_scopes_stand_beside_each_other_and_the_rest_is_the_node_less_its_parts(
         assert not one.reasons
         assert one.joules == pytest.approx(10 * sums[figure], rel=1e-6)
         assert one.device_joules == pytest.approx({name: 10 * w for name, w in watts.items()}, rel=1e-6)
-    assert set(result.figures) == {f"{scope}_joules_per_token" for scope in sums.keys() - {figure}}
-    for name, found in result.figures.items():
-        assert found.value == pytest.approx(sums[name.split("_")[0]] / 100, rel=1e-5)
-    assert not result.facts
+    found = known(result)
+    assert set(found) == sums.keys() - {figure}
+    for name, value in found.items():
+        assert value == pytest.approx(sums[name] / 100, rel=1e-5)
+    assert not absent(result)
 
 
 @pytest.mark.parametrize("missing", ["gpu", "cpu", "dram"])
@@ -174,27 +182,25 @@ def test_the_rest_of_a_node_is_absent_where_a_part_is(missing: Scope) -> None:
     parts: list[Scope] = [scope for scope in ("gpu", "cpu", "dram") if scope != missing]
     devices = [*(device(scope) for scope in parts), device("node")]
     result, _ = over(devices, None, {each.id: 100.0 for each in devices}, rounds(3))
-    assert set(result.figures) == {f"{each.scope}_joules_per_token" for each in devices[1:]}
+    assert set(known(result)) == {each.scope for each in devices[1:]}
 
 
 def test_a_node_that_reads_less_than_its_parts_has_no_rest() -> None:
     devices = [device(scope) for scope in ("gpu", "cpu", "dram", "node")]
     result, _ = over(devices, None, {"gpu0": 300.0, "cpu0": 100.0, "dram0": 10.0, "node0": 350.0}, rounds(3))
-    assert "other_joules_per_token" not in result.figures
-    assert "less than its parts together: one of the meters is wrong" in str(
-        result.facts["beside.other.absent"]
-    )
-    assert result.figures["node_joules_per_token"].value == pytest.approx(3.5)
+    assert "less than its parts together: one of the meters is wrong" in absent(result)["other"]
+    assert known(result)["node"] == pytest.approx(3.5)
 
 
 def test_a_modelled_scope_beside_a_measured_one_says_so_and_makes_no_rest() -> None:
     devices = [device("gpu"), device("cpu", provenance="modelled"), device("dram"), device("node")]
     result, _ = over(devices, None, {each.id: 50.0 * (at + 1) for at, each in enumerate(devices)}, rounds(3))
-    assert set(result.figures) == {
-        "cpu_modelled_joules_per_token",
-        "dram_joules_per_token",
-        "node_joules_per_token",
-    }
+    assert [(each.scope, each.provenance) for each in result.scopes] == [
+        ("cpu", "modelled"),
+        ("dram", "measured"),
+        ("node", "measured"),
+    ]
+    assert len(known(result)) == 3
 
 
 def test_a_side_meter_that_fails_is_a_note_and_the_figure_stands() -> None:
@@ -204,13 +210,13 @@ def test_a_side_meter_that_fails_is_a_note_and_the_figure_stands() -> None:
     made.note(Event(105 * S, 125 * S, "meter failed", "RAPL: the counter was reset", "cpu0"))
     windows = rounds(4)
     records = round_records(made, chosen.devices, windows)
-    result = beside(made, chosen.devices, chosen.others, windows, records)
+    result = other_scopes(made, chosen.devices, chosen.others, windows, records)
     assert [one.reasons for one in result.rounds] == [()] * 4
     assert [one.device_joules["cpu0"] for one in result.rounds] == [None] * 3 + [pytest.approx(900)]
-    assert "RAPL: the counter was reset (4 of 4 rounds)" not in str(result.facts)
-    assert "RAPL: the counter was reset (3 of 4 rounds)" in str(result.facts["beside.cpu.absent"])
-    assert "RAPL: the counter was reset" in str(result.facts["beside.other.absent"])
-    assert set(result.figures) == {"dram_joules_per_token", "node_joules_per_token"}
+    assert "RAPL: the counter was reset (4 of 4 rounds)" not in str(result.scopes)
+    assert "RAPL: the counter was reset (3 of 4 rounds)" in absent(result)["cpu"]
+    assert "RAPL: the counter was reset" in absent(result)["other"]
+    assert set(known(result)) == {"dram", "node"}
 
 
 # A slow meter.
@@ -227,22 +233,24 @@ def test_a_slow_meter_is_taken_over_the_whole_measurement() -> None:
     }
     result, _ = over(devices, None, watts, windows)
     # 145 s from the first round's start to the last one's end, of which 120 are in rounds, for 6000 tokens.
-    node = result.figures["node_joules_per_token"]
+    scopes = {each.scope: each for each in result.scopes}
+    node = scopes["node"].joules_per_token
+    assert node is not None
     assert node.value == pytest.approx(700 * 145 / 6000, rel=1e-3)
     assert 0 < node.stderr < 0.02 * node.value
-    assert result.facts == {"beside.node.span_seconds": 145.0, "beside.node.share_in_rounds": 0.8276}
-    assert result.figures["other_joules_per_token"].value == pytest.approx(190 * 145 / 6000, rel=1e-3)
-    assert result.figures["cpu_joules_per_token"].value == pytest.approx(1.8)
+    assert (scopes["node"].span_seconds, scopes["node"].share_in_rounds) == (145.0, 0.8276)
+    assert known(result)["other"] == pytest.approx(190 * 145 / 6000, rel=1e-3)
+    assert known(result)["cpu"] == pytest.approx(1.8)
     assert all("node0" not in one.device_joules for one in result.rounds)
 
 
 def test_a_measurement_too_short_for_a_slow_meter_has_none_of_it() -> None:
     devices = [device("gpu"), device("node", slow=True)]
     result, _ = over(devices, None, {"gpu0": 400.0, "node0": 700.0}, rounds(5))
-    assert not result.figures
+    assert not known(result)
     assert (
         "the window of 50 s is too short for the meter fake, whose readings may be 60 s old: it takes 120 s"
-        in str(result.facts["beside.node.absent"])
+        in absent(result)["node"]
     )
 
 
@@ -441,7 +449,7 @@ def test_other_scopes_are_shown_beside_the_figure(project: Project) -> None:
     result, run = measure(project, Lab(Fake("cpu", 60), Fake("dram", 8), Fake("node", 500)))
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(
-        ["*power ring (gpu energy)", "test_it: beside it: cpu * J/token*, node * J/token*"]
+        ["*power ring (gpu energy)", "test_it: also measured: cpu * J/token*, node * J/token*"]
     )
     (measured,) = run.measurements
     assert measured.scope == measured.key["scope"] == "gpu"
@@ -450,10 +458,12 @@ def test_other_scopes_are_shown_beside_the_figure(project: Project) -> None:
         assert one.joules is not None
         assert one.joules == one.device_joules["GPU-51000000-0000-0000-0000-000000000000"]
         assert one.device_joules["cpu0"] == pytest.approx(60 * one.seconds, rel=1e-3)
-    figures = measured.figures
-    assert figures["other_joules_per_token"].value == pytest.approx(
-        figures["node_joules_per_token"].value
-        - sum(figures[f"{part}joules_per_token"].value for part in ("", "cpu_", "dram_")),
+    others = {
+        each.scope: each.joules_per_token.value for each in measured.other_scopes if each.joules_per_token
+    }
+    gpu = measured.figures["joules_per_token"].value
+    assert others["other"] == pytest.approx(
+        others["node"] - gpu - others["cpu"] - others["dram"],
         rel=0.02,
     )
 
@@ -500,7 +510,7 @@ def test_a_slow_meter_of_the_node_measures_all_rounds_as_one(project: Project) -
     assert measured.figures["joules_per_token"].value == pytest.approx(
         500 * one.seconds / one.generated_tokens, rel=1e-3
     )
-    assert {"gpu_joules_per_token", "cpu_joules_per_token"} < set(measured.figures)
+    assert {"gpu", "cpu"} <= {each.scope for each in measured.other_scopes if each.joules_per_token}
 
 
 def test_blocks_of_a_slow_meter_are_one_measurement(project: Project) -> None:
@@ -528,8 +538,8 @@ def test_the_scope_of_the_figure_decides_what_a_failing_meter_does(project: Proj
     (measured,) = run.measurements
     if scope == "gpu":
         result.assert_outcomes(passed=1)
-        assert "fake-node fell silent" in str(measured.facts["beside.node.absent"])
-        result.stdout.fnmatch_lines(["test_it: beside it: no node: *fake-node fell silent (2 of 2 rounds)*"])
+        assert "fake-node fell silent" in str(measured.other_scopes)
+        result.stdout.fnmatch_lines(["test_it: not measured: node: *fake-node fell silent (2 of 2 rounds)*"])
         assert all(one.device_joules["node0"] is None for one in measured.rounds)
     else:
         result.assert_outcomes(failed=1)
@@ -551,7 +561,7 @@ def test_a_scope_that_nothing_measures_skips_and_one_that_is_none_is_refused(pro
 
 
 def test_lines_of_the_summary() -> None:
-    from pytest_tokenpower.core.records import Figure
+    from pytest_tokenpower.core.records import Figure, ScopeFigure
 
     measured = MeasurementRecord(
         test="test_a.py::test_chat",
@@ -564,20 +574,18 @@ def test_lines_of_the_summary() -> None:
         figures={
             "joules_per_token": Figure(0.24, 0.001),
             "prefill_joules_per_token": Figure(0.02, 0.001),
-            "cpu_joules_per_token": Figure(0.021, 0.00001),
-            "dram_modelled_joules_per_token": Figure(0.004, 0.00001),
-            "node_joules_per_token": Figure(0.4, 0.01),
         },
-        facts={
-            "beside.node.span_seconds": 83.2,
-            "beside.node.share_in_rounds": 0.64,
-            "beside.rack.absent": "no answer",
-        },
+        other_scopes=(
+            ScopeFigure("cpu", joules_per_token=Figure(0.021, 0.00001)),
+            ScopeFigure("dram", "modelled", Figure(0.004, 0.00001)),
+            ScopeFigure("node", "measured", Figure(0.4, 0.01), "", 83.2, 0.64),
+            ScopeFigure("rack", reason="no answer"),
+        ),
     )
-    assert beside_lines(measured) == [
-        "test_chat: beside it: cpu 0.021 J/token, dram 0.004 J/token (modelled), "
+    assert also_measured(measured) == [
+        "test_chat: also measured: cpu 0.021 J/token, dram 0.004 J/token (modelled), "
         "node 0.4 J/token (±5 %, over 83 s, 64 % of it in rounds)"
     ]
-    assert absences([measured]) == ["test_chat: beside it: no rack: no answer"]
-    assert absences([measured, measured]) == ["all tests: beside it: no rack: no answer"]
+    assert absences([measured]) == ["test_chat: not measured: rack: no answer"]
+    assert absences([measured, measured]) == ["all tests: not measured: rack: no answer"]
     assert set(SCOPES) == {"gpu", "cpu", "dram", "module", "node", "rack"}

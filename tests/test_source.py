@@ -111,7 +111,7 @@ def test_a_board_without_a_ring_is_not_compared_with_one_that_has_it(project: Pr
     assert measured.key["method"] == measured.method == "energy counter"
     result.stdout.fnmatch_lines(
         [
-            "test_it: no baseline: *not comparable: meter method: energy counter here, power ring there",
+            "no baseline: test_it: *not comparable: meter method: energy counter here, power ring there",
         ]
     )
 

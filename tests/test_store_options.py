@@ -62,7 +62,7 @@ def test_files_that_are_no_runs_are_named_counted_and_left_out(project: Project)
     assert result.ret == 0
     result.stdout.fnmatch_lines(
         [
-            "test_it: *(*, 1 run); limit 60 %.",
+            "passed * (limit 60 %): test_it *(1 run).",
             "2 stored files skipped:",
             f"  {corrupt}: not readable as JSON (*",
             f"  {corrupt.parent}/notes.txt: its name is not one of a stored run",

@@ -8,11 +8,18 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
+from verdicts import judge_stored, text
 
 from pytest_tokenpower.analysis.figures import figures
-from pytest_tokenpower.core.records import MeasurementRecord, PhaseRecord, RoundRecord, VerdictRecord
+from pytest_tokenpower.core.records import (
+    MeasurementRecord,
+    PhaseRecord,
+    PhaseSplit,
+    RoundRecord,
+    VerdictRecord,
+)
 from pytest_tokenpower.core.types import Fact
-from pytest_tokenpower.gate.verdict import judge_baseline, judge_ceilings
+from pytest_tokenpower.gate.verdict import judge_ceilings
 from pytest_tokenpower.reporting.terminal import summary
 from pytest_tokenpower.runner.session import Session
 from pytest_tokenpower.store.baseline import ComparableRuns
@@ -32,7 +39,7 @@ def measured(
     dropped: tuple[str, ...] = (),
     provenance: str = "measured",
     scope: str = "gpu",
-    facts: dict[str, Fact] | None = None,
+    split: PhaseSplit | None = None,
     temperature: float | None = None,
     estimated: bool = False,
 ) -> MeasurementRecord:
@@ -68,18 +75,20 @@ def measured(
         method="power ring",
         rounds=rounds,
         comparable=not reasons,
-        facts=facts or {},
+        phase_split=split,
         reasons=reasons,
         figures={} if reasons else figures(rounds),
         verdicts=tuple(verdicts),
     )
 
 
-def compared(kind: str, change: float, message: str, *, provisional: bool = False) -> VerdictRecord:
+def compared(kind: str, change: float, *notes: str, provisional: bool = False) -> VerdictRecord:
     return VerdictRecord(
         kind,
-        message,
-        against="main@1a2b3c4",
+        "main@1a2b3c4",
+        value=0.25 * (1 + change),
+        baseline_value=0.25,
+        notes=notes,
         change=change,
         change_low=change - 0.014,
         change_high=change + 0.014,
@@ -111,8 +120,8 @@ def width(monkeypatch: pytest.MonkeyPatch) -> None:
 
 NO_BASELINE = VerdictRecord(
     "no baseline",
-    "nothing to compare with on main@1a2b3c4: no run is stored in /store",
-    against="main@1a2b3c4",
+    "main@1a2b3c4",
+    reason="no run is stored in /store",
     threshold=0.03,
 )
 
@@ -135,11 +144,17 @@ test_hot                                                                        
 test_broken                                                                                        failed
 test_shared         0.2501    0.4 %     0.0025    0.2476  500     2000                             measured
 
-test_chat[fp8]: improved: 0.175 J/token is 30.1 % below main@1a2b3c4 (0.2503, 3 runs); limit 3 %.
-  Further lines of the message.
-test_long: inconclusive: Why it was not decided.
-test_new: no baseline: nothing to compare with on main@1a2b3c4: no run is stored in /store
-test_first: passed: What it rests on.
+improved -30.1 % (limit 3 %): test_chat[fp8] takes 0.1748 J/token; main@1a2b3c4 took 0.25 (3 runs).
+  95 % interval -31.5 % to -28.7 %.
+  A further line.
+inconclusive +2.1 % (limit 3 %): test_long takes 0.2552 J/token; main@1a2b3c4 took 0.25 (3 runs).
+  95 % interval +0.7 % to +3.5 %.
+  Why it was not decided.
+no baseline: test_new: nothing to compare with on main@1a2b3c4: no run is stored in /store
+passed +0.1 % (limit 3 %): test_first takes 0.2502 J/token; main@1a2b3c4 took 0.25 (1 run).
+  95 % interval -1.3 % to +1.5 %.
+  What it rests on.
+  Provisional: only 1 run stored.
 test_shared: 1 of 6 rounds dropped: GPU-1: another process used the GPU (pid 7)
 
 2 stored files skipped:
@@ -151,17 +166,13 @@ test_shared: 1 of 6 rounds dropped: GPU-1: another process used the GPU (pid 7)
 def test_the_section_has_a_row_for_every_verdict_and_a_note_for_what_needs_one(
     pytestconfig: pytest.Config,
 ) -> None:
-    lines = [
-        "0.175 J/token is 30.1 % below main@1a2b3c4 (0.2503, 3 runs); limit 3 %.",
-        "  Further lines of the message.",
-    ]
-    over = VerdictRecord("over budget", "…", against="joules", change=0.1, change_low=0.05, change_high=0.15)
-    within = VerdictRecord("passed", "…", against="joules", change=-0.1, change_low=-0.15, change_high=-0.05)
+    over = VerdictRecord("over budget", "joules", change=0.1, change_low=0.05, change_high=0.15)
+    within = VerdictRecord("passed", "joules", change=-0.1, change_low=-0.15, change_high=-0.05)
     text = shown(
         pytestconfig,
         [
             measured("test_chat[bf16]", verdicts=[compared("passed", 0.003, "…")]),
-            measured("test_chat[fp8]", watts=350, verdicts=[compared("improved", -0.301, "\n".join(lines))]),
+            measured("test_chat[fp8]", watts=350, verdicts=[compared("improved", -0.301, "A further line.")]),
             measured("test_eager", seconds=13, verdicts=[compared("regressed", 0.31, "…")]),
             measured("test_long", verdicts=[compared("inconclusive", 0.021, "Why it was not decided.")]),
             measured("test_new", prefill=None, verdicts=[NO_BASELINE]),
@@ -170,7 +181,7 @@ def test_the_section_has_a_row_for_every_verdict_and_a_note_for_what_needs_one(
             measured(
                 "test_first", verdicts=[compared("passed", 0.001, "What it rests on.", provisional=True)]
             ),
-            measured("test_hot", reasons=("too hot",), verdicts=[VerdictRecord("invalid", "…")]),
+            measured("test_hot", reasons=("too hot",), verdicts=[VerdictRecord("invalid", reason="…")]),
             measured("test_broken", reasons=("the test failed by itself",)),
             measured("test_shared", dropped=("GPU-1: another process used the GPU (pid 7)",)),
         ],
@@ -216,14 +227,13 @@ test_poisson: prefill and decode not told apart, 98 % of the steps' energy being
 
 
 def test_phases_say_how_they_were_found_or_why_not(pytestconfig: pytest.Config) -> None:
-    refused: dict[str, Fact] = {"phases.mixed_share": 0.9812, "phases.refused": "all steps look alike"}
     text = shown(
         pytestconfig,
         [
             measured("test_pure"),
             measured("test_server", estimated=True),
-            measured("test_chunked", facts={"phases.mixed_share": 0.36, "phases.condition": 2.1}),
-            measured("test_poisson", prefill=None, facts=refused),
+            measured("test_chunked", split=PhaseSplit(0.36, 2.1)),
+            measured("test_poisson", prefill=None, split=PhaseSplit(0.9812, reason="all steps look alike")),
         ],
     )
     assert text == PHASES.strip("\n")
@@ -242,9 +252,10 @@ MESSAGES = {
         THREE,
         "regressed",
         """
-0.2674 J/token is 7.0 % above main@1a2b3c4 (0.2499, 3 runs); limit 3 %.
+REGRESSED +7.0 % (limit 3 %): test_it takes 0.2674 J/token; main@1a2b3c4 took 0.2499 (3 runs).
   95 % interval +5.7 % to +8.4 %, one-sided p < 0.0001.
   decode +7.1 %, prefill +0.0 %; power 500 W (+0.0 %), 1869 tok/s (-6.5 %): slower, not hotter.
+  Next: `tokenpower history test_it`; intended? `tokenpower accept test_it --up-to 9%`.
 """,
     ),
     "hotter": (
@@ -252,9 +263,10 @@ MESSAGES = {
         THREE,
         "regressed",
         """
-0.2674 J/token is 7.0 % above main@1a2b3c4 (0.2499, 3 runs); limit 3 %.
+REGRESSED +7.0 % (limit 3 %): test_it takes 0.2674 J/token; main@1a2b3c4 took 0.2499 (3 runs).
   95 % interval +5.7 % to +8.4 %, one-sided p < 0.0001.
   decode +7.0 %, prefill +7.0 %; power 535 W (+7.0 %), 2000 tok/s (+0.0 %): hotter, not slower.
+  Next: `tokenpower history test_it`; intended? `tokenpower accept test_it --up-to 9%`.
 """,
     ),
     "both": (
@@ -262,9 +274,10 @@ MESSAGES = {
         THREE,
         "regressed",
         """
-0.2677 J/token is 7.1 % above main@1a2b3c4 (0.2499, 3 runs); limit 3 %.
+REGRESSED +7.1 % (limit 3 %): test_it takes 0.2677 J/token; main@1a2b3c4 took 0.2499 (3 runs).
   95 % interval +5.8 % to +8.5 %, one-sided p < 0.0001.
   decode +7.2 %, prefill +3.0 %; power 515 W (+3.0 %), 1923 tok/s (-3.8 %): hotter and slower.
+  Next: `tokenpower history test_it`; intended? `tokenpower accept test_it --up-to 9%`.
 """,
     ),
     "improved": (
@@ -272,8 +285,8 @@ MESSAGES = {
         THREE,
         "improved",
         """
-0.1999 J/token is 20.0 % below main@1a2b3c4 (0.2499, 3 runs); limit 3 %.
-  95 % interval -21.0 % to -19.0 %, one-sided p < 0.0001.
+improved -20.0 % (limit 3 %): test_it takes 0.1999 J/token; main@1a2b3c4 took 0.2499 (3 runs).
+  95 % interval -21.0 % to -19.0 %.
   decode -20.0 %, prefill -20.0 %; power 400 W (-20.0 %), 2000 tok/s (+0.0 %): cooler, not faster.
 """,
     ),
@@ -282,7 +295,7 @@ MESSAGES = {
         THREE,
         "passed",
         """
-0.2499 J/token is 0.0 % above main@1a2b3c4 (0.2499, 3 runs); limit 3 %.
+passed +0.0 % (limit 3 %): test_it takes 0.2499 J/token; main@1a2b3c4 took 0.2499 (3 runs).
   95 % interval -1.2 % to +1.3 %, one-sided p = 0.5.
   decode +0.0 %, prefill +0.0 %; power 500 W (+0.0 %), 2000 tok/s (+0.0 %): no change.
 """,
@@ -292,10 +305,11 @@ MESSAGES = {
         stored(500),
         "regressed",
         """
-0.2674 J/token is 7.0 % above main@1a2b3c4 (0.2499, 1 run); limit 3 %.
+REGRESSED +7.0 % (limit 3 %): test_it takes 0.2674 J/token; main@1a2b3c4 took 0.2499 (1 run).
   95 % interval +3.7 % to +10.4 %, one-sided p = 0.0057.
   decode +7.1 %, prefill +0.0 %; power 500 W (+0.0 %), 1869 tok/s (-6.5 %): slower, not hotter.
   Provisional: only 1 run stored.
+  Next: `tokenpower history test_it`; intended? `tokenpower accept test_it --up-to 9%`.
 """,
     ),
     "noisy": (
@@ -303,7 +317,7 @@ MESSAGES = {
         stored(500, 550, 455, prefill=None),
         "inconclusive",
         """
-0.2674 J/token is 7.0 % above main@1a2b3c4 (0.25, 3 runs); limit 3 %.
+inconclusive +7.0 % (limit 3 %): test_it takes 0.2674 J/token; main@1a2b3c4 took 0.25 (3 runs).
   95 % interval -13.8 % to +32.7 %, one-sided p = 0.22.
   power 500 W (+0.0 %), 1869 tok/s (-6.5 %): slower, not hotter.
   Not decided: this comparison can tell changes from 26 % on; more stored runs of the baseline or more rounds would """
@@ -314,7 +328,7 @@ MESSAGES = {
         measured(),
         ComparableRuns("main@1a2b3c4", (), (), "no run is stored in /store"),
         "no baseline",
-        "nothing to compare with on main@1a2b3c4: no run is stored in /store",
+        "no baseline: test_it: nothing to compare with on main@1a2b3c4: no run is stored in /store",
     ),
 }
 
@@ -322,9 +336,9 @@ MESSAGES = {
 @pytest.mark.parametrize("case", MESSAGES)
 def test_the_message_of_a_comparison(case: str) -> None:
     measurement, runs, kind, message = MESSAGES[case]
-    verdict = judge_baseline(measurement, runs, 0.03)
+    verdict = judge_stored(measurement, runs, 0.03)
     assert verdict.kind == kind
-    assert verdict.message == message.strip("\n")
+    assert text(verdict) == message.strip("\n")
 
 
 def test_the_messages_of_absolute_limits() -> None:
@@ -335,13 +349,14 @@ def test_the_messages_of_absolute_limits() -> None:
         "mean_watts": 600.0,
         "peak_watts": 600.0,
     }
-    assert [f"{verdict.kind}: {verdict.message}" for verdict in judge_ceilings(measured(), limits)] == [
-        "over budget: joules_per_token 0.2499 J / generated token exceeds the budget of 0.2 "
+    assert [text(verdict) for verdict in judge_ceilings(measured(), limits)] == [
+        "OVER BUDGET 0.2499 J/token (limit 0.2): test_it: joules_per_token exceeds its budget "
         "(95 % interval 0.2444 to 0.2556).",
-        "passed: joules_per_response 125 J / response stays within the budget of 130 "
+        "passed 125 J / response (limit 130): test_it: joules_per_response stays within its budget "
         "(95 % interval 122.2 to 127.8).",
-        "inconclusive: joules 4999 J / execution of the workload cannot be told from the budget of 5000 "
+        "inconclusive 4999 J / execution of the workload (limit 5000): test_it: joules cannot be told from its budget "
         "(95 % interval 4889 to 5111).",
-        "passed: mean_watts 499.9 W stays within the budget of 600 (95 % interval 488.9 to 511.1).",
-        "over budget: peak power 650 W exceeds 600 W.",
+        "passed 499.9 W (limit 600): test_it: mean_watts stays within its budget "
+        "(95 % interval 488.9 to 511.1).",
+        "OVER BUDGET 650 W (limit 600): test_it: peak_watts exceeds its budget.",
     ]

@@ -40,7 +40,10 @@ def test_results_of_all_workers_are_stored_and_shown_once_and_a_regression_fails
         f"test_energy.py::test_it[{number}]" for number in range(3)
     ]
     result.stdout.fnmatch_lines(
-        ["REGRESSED: test_it[[]1[]]: * % above ./before (*, 1 run); limit 3 %.", "test_it[[]1[]] * REGRESSED"]
+        [
+            "REGRESSED +* (limit 3 %): test_it[[]1[]] takes * J/token; ./before *(1 run).",
+            "test_it[[]1[]] * REGRESSED",
+        ]
     )
     rows = re.findall(r"^(test_it\[\d\]) +[\d.]+ ", result.stdout.str(), re.MULTILINE)
     assert sorted(rows) == [f"test_it[{number}]" for number in range(3)]

@@ -18,11 +18,11 @@ from pytest_tokenpower.analysis.tracks import (
     polled_track,
     ring_track,
 )
-from pytest_tokenpower.telemetry.timeline import CounterColumns, Timeline
+from pytest_tokenpower.telemetry.timeline import CounterColumns, Stretch, Timeline
 from pytest_tokenpower.telemetry.types import Device
 
 
-def track_of(timeline: Timeline, device: Device) -> EnergyTrack | None:
+def track_of(timeline: Timeline | Stretch, device: Device) -> EnergyTrack | None:
     """The best track of a device: ring (at the counter's scale), then counter, then polled power; None: no data."""
     power = timeline.power(device.id)
     tick_ns = device.counter_tick_ns
@@ -38,7 +38,7 @@ def track_of(timeline: Timeline, device: Device) -> EnergyTrack | None:
     return None
 
 
-def counters_of(timeline: Timeline, device: Device) -> CounterColumns:
+def counters_of(timeline: Timeline | Stretch, device: Device) -> CounterColumns:
     """Counter readings to rely on: of a meter on this machine those that were prompt."""
     counters = timeline.counters(device.id)
     # What answers over a network is slow by nature, and says itself how old it may be.
@@ -47,10 +47,7 @@ def counters_of(timeline: Timeline, device: Device) -> CounterColumns:
 
 """Counter against ring: beyond this one of the two is wrong, and there is no telling which."""
 
-
 SCALE_PRIOR_SD = 0.002
-
-
 """The ring and the counter of a sound board agree within this; a short recording cannot say it better."""
 
 

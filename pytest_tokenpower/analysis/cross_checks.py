@@ -10,38 +10,22 @@ from pytest_tokenpower.telemetry.timeline import CounterColumns
 from pytest_tokenpower.telemetry.types import PowerSamples
 
 STILL_DISAGREEMENT = 0.01
-
-
 """The same for a ring whose value does not move: on an H100 no more than 5 samples in a row are alike (of 9,000)."""
-
 
 STILL_SAMPLES = 25
 
-
 CONTEXT_NS = 15_000_000_000
-
-
 """The phase of the counter's ticks is found from the readings within this of a window; it drifts over minutes."""
 
-
 APART_NS = 500_000_000
-
-
 """Readings nearer to each other than this say little: the counter's own tick is 100 ms."""
 
-
 SLACK_NS = 5_000_000
-
-
 """How far the time of a tick is known (H100: the counter follows the ring within 5 ms of power)."""
-
 
 POWER_SPAN_NS = 3_000_000_000
 
-
 AVERAGED_S = 1.0
-
-
 """What the power that boards offer for polling is averaged over, at most (nvmlDeviceGetPowerUsage)."""
 
 

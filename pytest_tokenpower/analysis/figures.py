@@ -31,16 +31,10 @@ FIGURES: Mapping[str, str] = {
     "seconds": "s / execution of the workload",
 }
 
-
 _OF_ALL_JOULES = frozenset({"joules_per_token", "joules_per_response", "joules", "mean_watts"})
-
-
 """Figures whose relative error is at least that of the rounds' joules."""
 
-
 _BOARD = re.compile(r"(GPU-)?[0-9a-f]{8}-", re.IGNORECASE)
-
-
 """A GPU's id is its UUID (NVML's with GPU- before it); other devices are called by their meter."""
 
 

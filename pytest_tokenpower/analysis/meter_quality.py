@@ -169,31 +169,18 @@ def _without_name(trial: ProbeResult) -> str:
 
 
 Grade = Literal["good", "usable", "unusable", "absent"]
-
-
 """From the best to the worst: "usable" has a limit that the verdict names, "absent" is no such meter here."""
 
-
 GOOD_WINDOW_NS = 1_000_000_000
-
-
 """A meter that resolves a second serves tests as they come; a slower one needs rounds made for it."""
 
-
 SLOW_RING_NS = 200_000_000
-
-
 """Rings give a sample every 20 ms (100 ms on the slowest boards known); at deep idle one a second."""
 
-
 LARGEST_ROUGH_DISAGREEMENT = 0.25
-
-
 """Counter against polled power, which lags by a second: this finds a counter that sticks, not one that is off."""
 
-
 STEADY_READINGS = 20
-
 
 DIFFERENT_STEPS = 12
 

@@ -13,50 +13,19 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pytest_tokenpower.analysis.calibration import track_of
 from pytest_tokenpower.analysis.step_split import Split, StepColumns, fit_split
 from pytest_tokenpower.analysis.tracks import EnergyTrack, window_energy
-from pytest_tokenpower.core.records import PhaseRecord, RoundRecord
-from pytest_tokenpower.core.types import Fact
-from pytest_tokenpower.core.windows import BETWEEN, DECODE, MIXED, PREFILL, RoundWindow
-from pytest_tokenpower.telemetry.timeline import Timeline
-from pytest_tokenpower.telemetry.types import Device
-
-
-def phase_facts(
-    timeline: Timeline,
-    devices: Sequence[Device],
-    rounds: Sequence[RoundWindow],
-    records: Sequence[RoundRecord],
-) -> dict[str, Fact]:
-    """How the phases of these rounds were told apart, for the record; empty where no step was mixed."""
-    tracks = [track for device in devices if (track := track_of(timeline, device)) is not None]
-    marks = [() if record.reasons else one.phases for one, record in zip(rounds, records, strict=True)]
-    _, found = phase_records(tracks, marks)
-    facts: dict[str, Fact] = {"phases.mixed_share": round(found.mixed_share, 4)} if found.mixed_share else {}
-    if found.refusal is not None:
-        facts["phases.refused"] = found.refusal
-    elif found.split is not None:
-        facts["phases.condition"] = round(found.split.condition, 2)
-    return facts
-
+from pytest_tokenpower.core.records import PhaseRecord
+from pytest_tokenpower.core.windows import BETWEEN, DECODE, MIXED, PREFILL
 
 LARGEST_ERROR = 0.10
-
-
 """A standard error of the split beyond this share of a phase's energy says nothing of the phase."""
 
-
 RESOLVED_SAMPLES = 5.0
-
-
 """So many of the meter's samples are split as one where there are steps of both phases among them: shorter ones have
 power of their neighbours in their readings. It is how short a window the guards let pass."""
 
-
 LARGEST_BLURRED_SHARE = 0.1
-
-
 """Pure steps are taken as they are read, unless more of the time than this is in stretches of under two samples."""
 
 

@@ -7,8 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from pytest_tokenpower.analysis.phases import phase_facts
-from pytest_tokenpower.analysis.rounds import round_records
+from pytest_tokenpower.analysis.rounds import evaluate
 from pytest_tokenpower.core.records import RoundRecord
 from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.core.windows import MIXED, PhaseWindow, RoundWindow
@@ -117,7 +116,7 @@ def window_records(recording: Recording) -> tuple[RoundRecord, ...]:
 
     The same rules as in a live run; a window over devices that it names, or else over all.
     """
-    return _records(recording, [_round(window) for window in recording.windows])
+    return _evaluate(recording, [_round(window) for window in recording.windows])[0]
 
 
 @dataclass(frozen=True)
@@ -141,12 +140,7 @@ def stepped_rounds(recording: Recording) -> dict[int, RoundPhases]:
             at: phases for at, phases in phases_inside(windows, name).items() if _stepped(windows, phases)
         }
         rounds = [_round(windows[at], [windows[each] for each in phases]) for at, phases in inside.items()]
-        records = _records(recording, rounds)
-        refusal = ""
-        if any(not record.phases and not record.reasons for record in records):
-            devices = _devices(recording, rounds[0].devices)
-            facts = phase_facts(recording.timeline, devices, rounds, records)
-            refusal = str(facts.get("phases.refused", ""))
+        records, refusal = _evaluate(recording, rounds)
         for (at, phases), record in zip(inside.items(), records, strict=True):
             found[at] = RoundPhases(record, phases, "" if record.phases else refusal)
     return found
@@ -157,15 +151,18 @@ def _stepped(windows: Sequence[RecordedWindow], phases: Sequence[int]) -> bool:
     return MIXED in kinds or max(kinds.values(), default=0) > 1
 
 
-def _records(recording: Recording, rounds: Sequence[RoundWindow]) -> tuple[RoundRecord, ...]:
+def _evaluate(recording: Recording, rounds: Sequence[RoundWindow]) -> tuple[tuple[RoundRecord, ...], str]:
+    """The rounds' records, and why their mixed steps could not be split."""
+    refusal = ""
     groups: dict[tuple[str, ...] | None, list[int]] = {}
     for at, one in enumerate(rounds):
         groups.setdefault(one.devices, []).append(at)
     records: dict[int, RoundRecord] = {}
     for names, group in groups.items():
-        of_group = round_records(recording.timeline, _devices(recording, names), [rounds[at] for at in group])
-        records |= zip(group, of_group, strict=True)
-    return tuple(records[at] for at in range(len(rounds)))
+        found = evaluate(recording.timeline, _devices(recording, names), [rounds[at] for at in group])
+        records |= zip(group, found.records, strict=True)
+        refusal = refusal or found.split.refusal or ""
+    return tuple(records[at] for at in range(len(rounds))), refusal
 
 
 def _devices(recording: Recording, names: Sequence[str] | None) -> tuple[Device, ...]:

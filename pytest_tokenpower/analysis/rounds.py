@@ -5,66 +5,111 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from pytest_tokenpower.analysis import guards, slow_meters
 from pytest_tokenpower.analysis.calibration import counters_of, track_of
-from pytest_tokenpower.analysis.phases import phase_records
+from pytest_tokenpower.analysis.phases import StepPhases, phase_records
 from pytest_tokenpower.analysis.tracks import EnergyTrack, WindowEnergy, window_energy
 from pytest_tokenpower.core.records import PhaseRecord, RoundRecord
 from pytest_tokenpower.core.windows import RoundWindow
-from pytest_tokenpower.telemetry.timeline import Timeline
+from pytest_tokenpower.telemetry.timeline import Stretch, Timeline
 from pytest_tokenpower.telemetry.types import Conditions, Device
 
 NO_DEVICE = "there are no readings of any device"
 
-
 LARGEST_FLAGGED_SHARE = 0.25
-
-
 """With more than this share of rounds dropped by guards, the rest is no fair sample (statistics of the project)."""
+
+
+REACH_NS = 180_000_000_000
+"""Readings from this long before the first window on are evaluated with it. They hold the ring against the counter (to
+about 0.03 % on an H100 at work), and keep the cost of an evaluation from growing with the session before it."""
+
+REACH_RESOLUTIONS = 12
+"""The same for a slow device, whose readings are far apart, in its resolutions."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Rounds with their energy, and how it was found.
+
+    ``methods`` are those of the devices' tracks; ``split`` is how mixed steps were told apart, over all rounds.
+    """
+
+    records: tuple[RoundRecord, ...]
+    methods: frozenset[str] = frozenset()
+    split: StepPhases = field(default_factory=lambda: StepPhases({}))
+
+    @property
+    def method(self) -> str:
+        """How the energy was found, in one line."""
+        return " + ".join(sorted(self.methods))
+
+
+def readings_around(timeline: Timeline, devices: Sequence[Device], start_ns: int) -> Stretch:
+    """The readings that an evaluation of windows from ``start_ns`` on looks at."""
+    slowest_ns = max((device.resolution_s for device in devices if device.slow), default=0.0) * 1e9
+    return timeline.since(start_ns - max(REACH_NS, int(REACH_RESOLUTIONS * slowest_ns)))
 
 
 def round_records(
     timeline: Timeline, devices: Sequence[Device], rounds: Sequence[RoundWindow]
 ) -> tuple[RoundRecord, ...]:
-    """Energy, conditions and reasons of each round, summed over the devices; a slow device leaves no phases."""
+    """The records of :func:`evaluate`."""
+    return evaluate(timeline, devices, rounds).records
+
+
+def evaluate(timeline: Timeline, devices: Sequence[Device], rounds: Sequence[RoundWindow]) -> Evaluation:
+    """Evaluate the rounds of one measurement.
+
+    Args:
+        timeline: what the meters have read, in this session or a recording.
+        devices: those whose energy is the rounds', added up.
+        rounds: their windows; only what was read from REACH_NS before the first one on is looked at.
+
+    Returns:
+        Energy, conditions and reasons of each round; a slow device leaves no phases.
+    """
     if not rounds:
-        return ()
+        return Evaluation(())
+    readings = readings_around(timeline, devices, min(one.start_ns for one in rounds))
     starts = np.array([one.start_ns for one in rounds], dtype=np.int64)
     ends = np.array([one.end_ns for one in rounds], dtype=np.int64)
     energies: dict[str, WindowEnergy] = {}
     tracks: list[EnergyTrack] = []
-    conditions = {device.id: timeline.conditions(device.id) for device in devices}
+    methods: set[str] = set()
+    conditions = {device.id: readings.conditions(device.id) for device in devices}
     # The sum over no device is no energy of 0 J.
     reasons: list[list[str]] = [[] if devices else [NO_DEVICE] for _ in rounds]
     for device in devices:
-        track = track_of(timeline, device)
+        track = track_of(readings, device)
         if track is None:
             for each in reasons:
                 each.append(f"{device.id}: the meter {device.meter} gave no readings")
             continue
+        methods.add(track.method)
         track = slow_meters.slow_track(track, device)
         if not device.slow:
             tracks.append(track)
         energy = window_energy(track, starts, ends)
         energies[device.id] = aged = slow_meters.aged(track, device, energy, starts, ends)
-        counters = counters_of(timeline, device)
+        counters = counters_of(readings, device)
         for at, one in enumerate(rounds):
             found = reasons[at]
-            found += guards.event_reasons(device, timeline.events(device.id, one.start_ns, one.end_ns))
+            found += guards.event_reasons(device, readings.events(device.id, one.start_ns, one.end_ns))
             if device.slow:
                 found += slow_meters.age_reasons(device, aged, one.start_ns, one.end_ns, at)
             else:
                 found += guards.length_reasons(device, track, one.start_ns, one.end_ns)
             found += guards.energy_reasons(device, track, energy, at, one.end_ns - one.start_ns)
             found += guards.condition_reasons(device, conditions[device.id], one.start_ns, one.end_ns)
-            power = timeline.power(device.id, one.start_ns - guards.AROUND_NS, one.end_ns + guards.AROUND_NS)
+            power = readings.power(device.id, one.start_ns - guards.AROUND_NS, one.end_ns + guards.AROUND_NS)
             found += guards.cross_check_reasons(device, track, power, counters, one.start_ns, one.end_ns)
     records = []
-    phases = _phases(tracks if len(tracks) == len(devices) else (), rounds, reasons)
+    phases, split = _phases(tracks if len(tracks) == len(devices) else (), rounds, reasons)
     for at, one in enumerate(rounds):
         joules = {device_id: float(energy.joules[at]) for device_id, energy in energies.items()}
         known = bool(devices) and len(joules) == len(devices)
@@ -93,7 +138,7 @@ def round_records(
                 reasons=tuple(dict.fromkeys(reasons[at])),
             )
         )
-    return tuple(records)
+    return Evaluation(tuple(records), frozenset(methods), split)
 
 
 def _finite(value: float) -> float | None:
@@ -103,15 +148,19 @@ def _finite(value: float) -> float | None:
 
 def _phases(
     tracks: Sequence[EnergyTrack], rounds: Sequence[RoundWindow], reasons: Sequence[Sequence[str]]
-) -> list[dict[str, PhaseRecord]]:
-    """The phases of each good round, pool by pool; a phase is told by all devices or by none."""
+) -> tuple[list[dict[str, PhaseRecord]], StepPhases]:
+    """The phases of each good round, pool by pool, and how the last pool's were found.
+
+    A phase is told by all devices or by none.
+    """
     phases: list[dict[str, PhaseRecord]] = [{} for _ in rounds]
+    how = StepPhases({})
     for pool in dict.fromkeys(one.pool for one in rounds):
         members = [at for at, one in enumerate(rounds) if one.pool == pool and not reasons[at]]
-        found, _ = phase_records(tracks, [rounds[at].phases for at in members])
+        found, how = phase_records(tracks, [rounds[at].phases for at in members])
         for at, each in zip(members, found, strict=True):
             phases[at] = each
-    return phases
+    return phases, how
 
 
 def _over_devices(

@@ -12,32 +12,18 @@ from pytest_tokenpower.analysis.tracks import EnergyTrack, WindowEnergy
 from pytest_tokenpower.telemetry.types import Device
 
 NEEDED = 2.0
-
-
 """A window must be this many resolutions long: what was read in the first of them may be of before the window."""
 
-
 MARGIN = 1.05
-
-
 """A measurement is planned this much longer than needed, since its executions differ in length."""
 
-
 BLOCKS = 4
-
-
 """The readings in use are cut into so many, whose scatter tells how steady they are."""
 
-
 OLD_BLOCKS = 12
-
-
 """The readings that may be old are cut into so many, to be held against those in use."""
 
-
 COUNTER_EDGES = 25.0
-
-
 """A window of this many standard errors of a counter's edge is known to 6 %."""
 
 

@@ -44,64 +44,37 @@ class ScaleFit:
 
 Method = Literal["power ring", "energy counter", "power polling"]
 
-
 EDGE_SHARE = 0.1
-
-
 """Standard error of one edge as a share of (sample length x power step there): 2 ms of the step for 20 ms samples.
 Measured: prefill windows of 82 and 228 ms on an H100 repeat to 2.6 and 1.1 %, their true scatter included."""
 
-
 RING_LAG_NS = 3_000_000
-
-
 """A ring sample's stamp is late by about this much, after the smoothing below has been undone."""
 
-
 SMOOTHING_S = 0.011
-
-
 """Time constant of the board's own smoothing (H100: the steps of 450 prefills, folded, fit 10 to 13 ms). Undoing it
 takes the bias of an 82 ms window from -3.7 % to -0.1 %, at the same spread. On a board whose samples were
 exact means it would cost 1.5 % there, well within the stated error."""
 
-
 SHORTEST_SAMPLE_S = 0.01
-
-
 """Samples that are stamped nearer to each other are late stamps, not short samples: sharpening them adds noise, and
 their distance is no period."""
 
-
 SAMPLE_SHARE = 0.4
-
-
 """How far a ring sample is off the true mean of its time, as a share of the scatter of the samples around it: it is
 a glimpse of a power that changes faster. Measured: on an H100 under vLLM the ring wanders from the counter by 1 to 2 J
 in a second of 550 W (samples scatter by 30 W), in plain PyTorch by 2 to 3 J."""
 
-
 TIMESTAMP_NS = 1_000_000
-
-
 """Standard error of a ring sample's stamp."""
 
-
 BLOCK = 1 << 15
-
-
 """Windows are worked on in blocks whose intermediate columns fit into a processor's cache."""
 
-
 GAP_PERIODS = 3.0
-
-
 """A distance between samples above this many periods is a gap (measurement.md of the project: guards)."""
 
-
 TICKS_FOR_POWER = 5.0
-
-
 """Between two reads of a counter there must be more ticks than this for their difference to be a power."""
 
 

@@ -12,7 +12,7 @@ from pytest_tokenpower.cli.store_access import add_storage
 from pytest_tokenpower.core.records import MeasurementRecord
 from pytest_tokenpower.core.settings import DEFAULT_REGRESSION
 from pytest_tokenpower.errors import HistoryError, StoreError, UsageError
-from pytest_tokenpower.gate.verdict import against_baseline, judge_baseline
+from pytest_tokenpower.gate.verdict import Policy, against_baseline, judge
 from pytest_tokenpower.store.access import StoreContext, choose_test
 from pytest_tokenpower.store.baseline import ComparableRuns
 from pytest_tokenpower.store.blessings import Accepted, new_blessing, read_blessings, write_blessing
@@ -173,10 +173,10 @@ class _FirstParentHistory:
             before = against_baseline(measured.verdicts)
             limit = (before.threshold if before else None) or DEFAULT_REGRESSION
             contents = self._store.contents(entry)
-            verdict = judge_baseline(
+            verdict = judge(
                 measured,
                 ComparableRuns("the blessed level", tuple(level), tuple(map(str, range(len(level))))),
-                limit,
+                Policy(limit),
             )
             why = ""
             if not level:

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping
 from pytest_tokenpower.analysis.figures import FIGURES
 from pytest_tokenpower.analysis.rounds import good
 from pytest_tokenpower.cli.store_access import add_storage
-from pytest_tokenpower.core.records import MeasurementRecord, RoundRecord, RunRecord, encode_run
+from pytest_tokenpower.core.records import MeasurementRecord, RoundRecord, RunRecord, ScopeFigure, encode_run
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.errors import UsageError
-from pytest_tokenpower.gate.verdict import FAILING
+from pytest_tokenpower.gate.messages import message
 from pytest_tokenpower.store.access import RUN_HELP, StoreContext, choose_test
 from pytest_tokenpower.store.git import subjects
 from pytest_tokenpower.store.keys import stated
@@ -102,6 +102,14 @@ def _measurement(measured: MeasurementRecord) -> Iterator[str]:
             "figures" if name == next(iter(measured.figures)) else "",
             f"{name} {figure.value:.4g}{error}  ({unit})",
         )
+    yield from _row("also measured", "; ".join(map(_scope, measured.other_scopes)))
+    if (split := measured.phase_split) is not None:
+        share = (
+            ""
+            if split.mixed_share is None
+            else f"{split.mixed_share:.2%} of the steps' energy in mixed steps"
+        )
+        yield from _row("phases", ", ".join(part for part in (share, split.reason) if part))
     yield from _row("rounds", _rounds(measured.rounds))
     for variant, rounds in measured.variants.items():
         yield from _row(f"{variant} variant", _rounds(rounds))
@@ -115,14 +123,18 @@ def _measurement(measured: MeasurementRecord) -> Iterator[str]:
     yield from _row("key", stated(measured.key))
     yield from _row("facts", _facts(measured.facts))
     for verdict in measured.verdicts:
-        word = verdict.kind.upper() if verdict.kind in FAILING else verdict.kind
-        text = [
-            f"{word}: {line}" if at == 0 else line for at, line in enumerate(verdict.message.splitlines())
-        ]
-        for at, line in enumerate(text or [word]):
+        for at, line in enumerate(message(verdict, measured.test).splitlines()):
             yield from _row("verdict" if at == 0 else "", line.strip())
     if not measured.verdicts:
         yield from _row("verdict", "none: nothing was asked of it")
+
+
+def _scope(scope: ScopeFigure) -> str:
+    figure = scope.joules_per_token
+    said = (
+        f"no {scope.scope}: {scope.reason}" if figure is None else f"{scope.scope} {figure.value:.4g} J/token"
+    )
+    return said if scope.provenance == "measured" else f"{said} ({scope.provenance})"
 
 
 def _rounds(rounds: tuple[RoundRecord, ...]) -> str:

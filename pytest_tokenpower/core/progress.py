@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 _LOGGER = logging.getLogger("pytest_tokenpower")
 
-
 _sinks: list[Callable[[str], object]] = []
 
 
@@ -20,8 +19,6 @@ def report_progress(line: str) -> None:
 
 
 WARMUP_S = 5.0
-
-
 """So often a warm-up says how far it is."""
 
 

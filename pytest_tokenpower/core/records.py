@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -9,7 +10,12 @@ import msgspec
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.errors import StoreError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""1 is read, too: see :func:`_from_version_1`."""
+
+
+OTHER_VARIANT = "the baseline variant"
+"""What a verdict of ``energy.compare`` is against."""
 
 
 class Figure(msgspec.Struct, frozen=True, gc=False):
@@ -53,17 +59,60 @@ class RoundRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     reasons: tuple[str, ...] = ()
 
 
-class VerdictRecord(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What was decided about a measurement, against one baseline or an absolute budget.
+class ScopeFigure(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The energy of another scope than the figure's own, measured over the same rounds.
 
-    ``change`` and its 95 % interval are fractions, at a common GPU temperature where that is known on both sides;
-    ``raw_change`` is the change as it was read. A ``threshold`` under ``noise_floor``, the smallest rise that is
-    significant, is finer than the noise.
+    ``joules_per_token`` is None where it is not known, for the ``reason``. A slow meter's is that of the whole
+    measurement: ``span_seconds`` long, with ``share_in_rounds`` of that time inside rounds.
+    """
+
+    scope: str
+    provenance: str = "measured"
+    joules_per_token: Figure | None = None
+    reason: str = ""
+    span_seconds: float | None = None
+    share_in_rounds: float | None = None
+
+
+class PhaseSplit(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How prefill and decode were told apart; ``reason`` says why they were not.
+
+    ``mixed_share`` is the share of the steps' energy in steps that did both (None: unknown), ``condition`` the
+    condition number of the least squares that divided them.
+    """
+
+    mixed_share: float | None = None
+    condition: float | None = None
+    reason: str = ""
+
+
+class VerdictRecord(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What was decided about a measurement, against one baseline, the other variant or a ceiling.
+
+    The numbers and notes are all that a message is made of (gate/messages.py); there is no finished text.
+
+    Attributes:
+        kind: the verdict's word.
+        against: the baseline's label, OTHER_VARIANT, or the figure that has a ceiling.
+        reason: why there is no comparison, or why it is not to be trusted.
+        value: the figure of this run, ``baseline_value`` that of what it is held against.
+        change: with its 95 % interval as fractions, at a common GPU temperature where that is known on both sides;
+            ``raw_change`` is the change as it was read.
+        changes: the changes of other figures by name, as fractions, and ``means`` their values in this run.
+        threshold: the change, or the value, that is the limit. One under ``noise_floor``, the smallest rise that is
+            significant, is finer than the noise.
+        resolvable: the change that is found in four of five cases.
+        runs: fresh processes of this code that are in it, and ``blocks`` ABBA blocks in them.
+        names: what the baseline and the candidate are called, where two variants are compared.
+        undecided: what would decide an inconclusive verdict.
+        notes: what else the reader should know, a sentence each.
     """
 
     kind: str
-    message: str
     against: str = ""
+    reason: str = ""
+    value: float | None = None
+    baseline_value: float | None = None
     change: float | None = None
     change_low: float | None = None
     change_high: float | None = None
@@ -73,7 +122,14 @@ class VerdictRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     resolvable: float | None = None
     noise_floor: float | None = None
     baseline_runs: tuple[str, ...] = ()
+    runs: int = 1
+    blocks: int = 0
+    names: tuple[str, str] | None = None
     provisional: bool = False
+    changes: dict[str, float] = {}
+    means: dict[str, float] = {}
+    undecided: str = ""
+    notes: tuple[str, ...] = ()
 
 
 class GateRecord(msgspec.Struct, frozen=True, gc=False):
@@ -87,10 +143,11 @@ class MeasurementRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     """What the rounds of one test gave.
 
     ``comparable`` is False for a test that failed by itself or whose measurement is invalid: such a measurement is
-    kept for the reader and never becomes a baseline. ``arms`` holds the rounds of the variant that ``energy.compare``
+    kept for the reader and never becomes a baseline. ``variants`` holds the rounds of the one that ``energy.compare``
     held the candidate against; the candidate's are ``rounds``. ``restarts`` are the rounds of further runs of the test
     in fresh processes, which its verdicts take in; of a doubtful test alone, so that a baseline is made of ``rounds``.
-    ``tries`` is how often the test ran until it was left at that (rerun plugins); ``rounds`` are of all those tries.
+    ``attempts`` is how often the test ran until it was left at that (rerun plugins); ``rounds`` are of all of them.
+    ``other_scopes`` were measured along with the figure; ``phase_split`` is None where no step was mixed.
     """
 
     test: str
@@ -103,14 +160,16 @@ class MeasurementRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     facts: dict[str, Fact] = {}
     reasons: tuple[str, ...] = ()
     figures: dict[str, Figure] = {}
+    other_scopes: tuple[ScopeFigure, ...] = ()
+    phase_split: PhaseSplit | None = None
     verdicts: tuple[VerdictRecord, ...] = ()
-    variants: dict[str, tuple[RoundRecord, ...]] = msgspec.field(default_factory=dict, name="arms")
+    variants: dict[str, tuple[RoundRecord, ...]] = {}
     restarts: tuple[tuple[RoundRecord, ...], ...] = ()
-    attempts: int = msgspec.field(default=1, name="tries")
+    attempts: int = 1
     gate: GateRecord | None = None
 
 
-class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", tag="tokenpower-run"):
+class RunRecord(msgspec.Struct, frozen=True, tag_field="type", tag="tokenpower-run"):
     """One pytest run. ``dirty`` is None where there is no git; only clean runs of a commit become a baseline.
 
     ``failures`` are of a run that another one has started: by test, what it failed with by itself.
@@ -132,7 +191,6 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type
 
 _encoder = msgspec.json.Encoder()
 
-
 _decoder = msgspec.json.Decoder(RunRecord)
 
 
@@ -149,26 +207,77 @@ def encode_run(run: RunRecord) -> bytes:
 def decode_run(data: bytes, *, source: str) -> RunRecord:
     """A run from its JSON; raises StoreError that names ``source`` and says what is wrong with it."""
     try:
-        return _checked(_decoder.decode(data), source)
-    except msgspec.MsgspecError as error:
-        raise StoreError(f"{source}: {_complaint(data, error)}") from error
-
-
-def _checked(run: RunRecord, source: str) -> RunRecord:
-    if run.version != SCHEMA_VERSION:
-        raise StoreError(
-            f"{source}: written in schema version {run.version}, this pytest-tokenpower reads {SCHEMA_VERSION}"
-        )
-    return run
-
-
-def _complaint(data: bytes, error: msgspec.MsgspecError) -> str:
-    try:
         head = msgspec.json.decode(data, type=_Head)
-    except msgspec.MsgspecError:
-        return f"not readable as JSON ({error})"
+    except msgspec.ValidationError as error:
+        raise StoreError(f"{source}: not a run of pytest-tokenpower") from error
+    except msgspec.DecodeError as error:
+        raise StoreError(f"{source}: not readable as JSON ({error})") from error
     if head.type != "tokenpower-run":
-        return "not a run of pytest-tokenpower"
-    if head.version not in (None, SCHEMA_VERSION):
-        return f"written in schema version {head.version}, this pytest-tokenpower reads {SCHEMA_VERSION}"
-    return f"malformed run ({error})"
+        raise StoreError(f"{source}: not a run of pytest-tokenpower")
+    if head.version not in (None, 1, SCHEMA_VERSION):
+        raise StoreError(
+            f"{source}: written in schema version {head.version}, this pytest-tokenpower reads up to {SCHEMA_VERSION}"
+        )
+    try:
+        if head.version == SCHEMA_VERSION:
+            return _decoder.decode(data)
+        # The first schema left its number out, as every default.
+        return msgspec.convert(_from_version_1(msgspec.json.decode(data)), RunRecord)
+    except (msgspec.MsgspecError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise StoreError(f"{source}: malformed run ({error})") from error
+
+
+_OTHER_SCOPE = re.compile(r"(gpu|cpu|dram|module|node|rack|other)(?:_([a-z]+))?_joules_per_token")
+
+
+def _from_version_1(run: dict[str, Any]) -> dict[str, Any]:
+    """A run of schema 1 in the form of this one: the same facts, some of which were strings to be parsed."""
+    return {
+        **run,
+        "version": SCHEMA_VERSION,
+        "measurements": [_measurement_1(one) for one in run["measurements"]],
+    }
+
+
+def _measurement_1(one: dict[str, Any]) -> dict[str, Any]:
+    found = dict(one)
+    for old, new in (("arms", "variants"), ("tries", "attempts")):
+        if old in found:
+            found[new] = found.pop(old)
+    facts, figures = dict(found.get("facts", {})), dict(found.get("figures", {}))
+    phases = {
+        name: facts.pop(f"phases.{name}", None) for name in ("mixed_share", "condition", "refused", "absent")
+    }
+    if any(value is not None for value in phases.values()):
+        found["phase_split"] = {
+            "mixed_share": phases["mixed_share"],
+            "condition": phases["condition"],
+            "reason": phases["refused"] or phases["absent"] or "",
+        }
+    scopes: dict[str, dict[str, Any]] = {}
+    for name in list(figures):
+        if match := _OTHER_SCOPE.fullmatch(name):
+            group = match[1] + (f"_{match[2]}" if match[2] else "")
+            scopes[group] = {"scope": match[1], "provenance": match[2] or found.get("provenance", "measured")}
+            scopes[group]["joules_per_token"] = figures.pop(name)
+    for name in [name for name in facts if name.startswith("beside.")]:
+        group, _, what = name.removeprefix("beside.").rpartition(".")
+        scope, _, provenance = group.partition("_")
+        entry = scopes.setdefault(
+            group, {"scope": scope, "provenance": provenance or found.get("provenance", "measured")}
+        )
+        entry["reason" if what == "absent" else what] = facts.pop(name)
+    if scopes:
+        found["other_scopes"] = list(scopes.values())
+    found["facts"], found["figures"] = facts, figures
+    found["verdicts"] = [_verdict_1(verdict) for verdict in found.get("verdicts", ())]
+    return found
+
+
+def _verdict_1(verdict: dict[str, Any]) -> dict[str, Any]:
+    """A verdict whose message was stored: its lines are what there is to say."""
+    head, *lines = str(verdict.get("message", "")).splitlines() or [""]
+    kept = {name: value for name, value in verdict.items() if name != "message"}
+    if kept.get("against") == "baseline arm":
+        kept["against"] = OTHER_VARIANT
+    return {**kept, "reason": head, "notes": [line.strip() for line in lines]}

@@ -15,9 +15,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MIN_ROUNDS = 6
 
-
 DEFAULT_MAX_ROUNDS = 30
-
 
 DEFAULT_MAX_SECONDS = 120.0
 
@@ -45,18 +43,13 @@ class Limits(NamedTuple):
 
 CEILINGS = ("joules_per_token", "joules_per_response", "joules", "mean_watts", "peak_watts")
 
-
 Severity = Literal["warn", "fail"]
-
 
 CHILD_VARIABLE = "PYTEST_TOKENPOWER_CHILD"
 
-
 DEFAULT_REGRESSION = 0.03
 
-
 DEFAULT_WARMUP_ROUNDS = 2
-
 
 DEFAULT_BASELINE_RUNS = 5
 

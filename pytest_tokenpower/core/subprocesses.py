@@ -13,21 +13,15 @@ from pathlib import Path
 
 TAIL_LINES = 20
 
-
 TAIL_BYTES = 6000
-
 
 CAUSES = 3
 
-
 CAUSES_BYTES = 500_000
-
 
 _RAISED = re.compile(
     r"(?:\([^()]*\) )?(?:(?:ERROR|CRITICAL) [^\]]*\] )?((?:\w+\.)*\w*(?:Error|Exception|Exit)\w*): (.*\S)"
 )
-
-
 """The last line of a traceback, perhaps behind vLLM's names of a process, a level, a time and a place."""
 
 

@@ -6,8 +6,6 @@ from typing import Literal
 
 Fact = str | int | float | bool | None
 
-
 Scope = Literal["gpu", "cpu", "dram", "module", "node", "rack"]
-
 
 Provenance = Literal["measured", "modelled", "simulated", "replayed"]

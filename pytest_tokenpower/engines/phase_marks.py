@@ -14,6 +14,9 @@ from pytest_tokenpower.engines.vllm.requests import (
     stretches_from_request_metrics,
 )
 
+PHASES_ABSENT = "phases.absent"
+"""The note that says why an execution has no phases."""
+
 
 def phases_of(result: object) -> tuple[PhaseWindow, ...]:
     """The phases of an execution: from our engines' steps, else from vLLM's request metrics, else none.
@@ -39,7 +42,7 @@ def notes_of(result: object) -> dict[str, Fact]:
     """Facts for the record of what vLLM's outputs say of their prefill: why there is none, or that it was spared."""
     notes: dict[str, Fact] = {}
     if lack_of_times(result):
-        notes["phases.absent"] = (
+        notes[PHASES_ABSENT] = (
             "vLLM's outputs have no times, which vllm.LLM(..., disable_log_stats=False) gives them; or use "
             "energy.run(EngineSpec('vllm', ...), workload)"
         )

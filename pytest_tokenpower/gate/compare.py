@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from pytest_tokenpower.analysis.rounds import log_joules_per_token
+import msgspec
+
 from pytest_tokenpower.core.records import MeasurementRecord
 from pytest_tokenpower.core.settings import DEFAULT_REGRESSION
 from pytest_tokenpower.core.text import plural
 from pytest_tokenpower.errors import StoreError, UsageError
-from pytest_tokenpower.store.baseline import Baseline, histories
+from pytest_tokenpower.gate.priors import Priors
+from pytest_tokenpower.gate.verdict import Policy, against_baseline, judge, settle
+from pytest_tokenpower.store.baseline import Baseline
 from pytest_tokenpower.store.keys import differences
-
-if TYPE_CHECKING:
-    from pytest_tokenpower.stats.prior import Prior
-
 
 _MOST_RUNS = 20
 
@@ -29,7 +27,6 @@ class Compared:
     measurements: tuple[MeasurementRecord, ...]
     only_baseline: tuple[str, ...]
     only_candidate: tuple[str, ...]
-    notes: tuple[str, ...] = ()
 
     def kinds(self) -> Counter[str]:
         """How often each verdict was given; ``missing`` for what could not be compared."""
@@ -46,11 +43,6 @@ def compare(
     The rule is the gate's: the moderated t on runs, its prior learned from the baseline's other tests, Holm over all
     tests that are compared.
     """
-    import msgspec
-
-    from pytest_tokenpower.gate.verdict import against_baseline, judge_baseline, settle
-    from pytest_tokenpower.store.baseline import ComparableRuns
-
     ours, theirs = runs_of(candidate), tests_of(baseline)
     both = [test for test in ours if test in theirs]
     if not both:
@@ -58,26 +50,21 @@ def compare(
             f"no test is in both {baseline.label} ({plural(len(theirs), 'test')}) and "
             f"{candidate.label} ({plural(len(ours), 'valid test')})"
         )
-    priors: dict[str, dict[str, Prior]] = {}
-    judged, notes = [], []
+    priors = Priors()
+    judged = []
     for test in both:
         run_ids, (measured, *restarts) = ours[test]
-        found = baseline.find(test, measured.key, ignore, existing=ours)
-        # A run is never its own baseline.
-        runs = [each for each in found.runs if each.run_id not in run_ids]
         before = against_baseline(measured.verdicts)
-        limit = threshold or (before.threshold if before else None) or DEFAULT_REGRESSION
-        stored = ComparableRuns(
-            baseline.label,
-            tuple(each.measurement for each in runs),
-            tuple(each.run_id for each in runs),
-            found.why or "the only runs there are those that are compared",
+        policy = Policy(
+            threshold or (before.threshold if before else None) or DEFAULT_REGRESSION,
+            tuple(ignore),
+            len(both),
+            priors,
+            # A run is never its own baseline.
+            frozenset(run_ids),
         )
-        prior = prior_of(baseline, measured, priors)
-        verdict = judge_baseline(measured, stored, limit, prior, family=len(both), restarts=restarts)
+        verdict = judge(measured, baseline, policy, restarts=restarts)
         judged.append(msgspec.structs.replace(measured, verdicts=(verdict,)))
-        if found.note:
-            notes.append(f"{test}: {found.note}")
     settled = settle(judged)
     return Compared(
         tuple(
@@ -88,7 +75,6 @@ def compare(
         ),
         tuple(sorted(theirs - ours.keys())),
         tuple(sorted(ours.keys() - theirs)),
-        tuple(notes),
     )
 
 
@@ -107,23 +93,6 @@ def runs_of(side: Baseline) -> dict[str, tuple[list[str], list[MeasurementRecord
         except StoreError:
             continue  # Named in store.problems.
     return found
-
-
-def prior_of(baseline: Baseline, measured: MeasurementRecord, known: dict[str, dict[str, Prior]]) -> Prior:
-    """What is believed of a test's noise, learned from the baseline's other tests on the same kind of machine."""
-    from pytest_tokenpower.stats.prior import DEFAULT_PRIOR, learn_priors
-    from pytest_tokenpower.stats.runs import summarise_runs
-
-    machine = repr([measured.key.get(name) for name in ("provenance", "scope", "gpu.name", "cpu.name")])
-    if machine not in known:
-        runs = {
-            test: summarise_runs([log_joules_per_token(run.rounds) for run in each])
-            for test, each in histories(baseline, measured.key).items()
-            if len(each) > 1
-        }
-        known[machine] = learn_priors({test: runs.get(test, []) for test in (*runs, "")})
-    learned = known[machine]
-    return learned.get(measured.test, learned.get("", DEFAULT_PRIOR))
 
 
 def tests_of(side: Baseline) -> set[str]:

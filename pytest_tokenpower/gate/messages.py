@@ -1,130 +1,127 @@
-"""The words that say a verdict against stored runs: the change, how sure it is, and where it comes from. Pure."""
+"""The words of a verdict, made of its numbers and notes: the news first, then what it rests on, then the next step."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
-from pytest_tokenpower.analysis.figures import figures
-from pytest_tokenpower.core.text import signed
-from pytest_tokenpower.stats.decision import below_noise_floor
+from pytest_tokenpower.analysis.figures import FIGURES
+from pytest_tokenpower.core.records import OTHER_VARIANT, VerdictRecord
+from pytest_tokenpower.core.text import percent, plural, short_test_name, signed
+from pytest_tokenpower.gate.verdict import FAILING, PARTS
 
-if TYPE_CHECKING:
-    from pytest_tokenpower.core.records import MeasurementRecord
-    from pytest_tokenpower.gate.operating_point import Drift
-    from pytest_tokenpower.stats.moderated import Estimate
-    from pytest_tokenpower.store.baseline import ComparableRuns
+MOSTLY = 0.75
+"""The share of a change that one of two causes must carry to be called the cause."""
 
 
-UNDECIDED = "  Not decided:"
+def word(kind: str, *, failing: bool = False) -> str:
+    """A verdict's word as it is shown: what fails a test is in capitals."""
+    return kind.upper() if failing or kind in FAILING else kind
 
 
-"""How the line of a message begins that says what would decide it."""
+def message(verdict: VerdictRecord, test: str, *, failing: bool = False) -> str:
+    """Say a verdict in full: a headline with the news, and indented lines.
 
-
-SETTLED = "  Settled with all comparisons of this run (Holm)."
-
-
-"""What a message ends with that only the whole run's comparisons together have decided."""
-
-
-def comparison(
-    kind: str,
-    new: Sequence[MeasurementRecord],
-    stored: ComparableRuns,
-    threshold: float,
-    estimate: Estimate,
-    raw: Estimate,
-    drift: Drift,
-    *,
-    trusted: bool,
-) -> str:
-    """The message of a verdict: of ``estimate``, ``raw`` being as read; ``trusted``: the conditions let it be decided.
-
-    ``new`` are the measurement and its restarts.
+    Args:
+        verdict: what was decided.
+        test: the test's id, of which people see the name.
+        failing: the verdict fails the test, by the settings if not by its kind.
     """
-    here, there = _averages(new), _averages(stored.runs)
-    changes = {name: math.log(here[name] / there[name]) for name in here if name in there}
-    base = there["joules_per_token"]
-    low, high = estimate.change_interval()
-    runs = f"{len(stored.runs)} run{'s' if len(stored.runs) != 1 else ''}"
-    side = "above" if estimate.change >= 0 else "below"
-    # The figures are as read; the change that is judged is at one GPU temperature, and may be another one.
-    as_read = f", at the same GPU temperature ({signed(raw.change)} as read)"
-    lines = [
-        f"{here['joules_per_token']:.4g} J/token is {100 * abs(estimate.change):.1f} % {side} {stored.label} "
-        f"({base:.4g}, {runs}){as_read if abs(raw.change - estimate.change) >= 5e-4 else ''}; "
-        f"limit {_percent(threshold)}."
-    ]
-    lines.append(f"  95 % interval {signed(low)} to {signed(high)}, one-sided p {_p(estimate, kind)}.")
-    lines.append("  " + _anatomy(changes, here))
-    if drift.invalid:
-        lines[0] = f"  {lines[0]}"
-        lines.insert(0, f"the comparison is not to be trusted: {drift.invalid}.")
-    lines += [f"  {line}" for line in drift.lines]
-    if len(new) > 1:
-        lines.append(f"  Over {len(new)} runs of this code, each in a fresh process.")
-    if kind == "doubtful":
-        lines.append("  Doubtful: to be restarted in a fresh process when all tests have run.")
-    elif kind == "inconclusive" and not trusted:
+    said = word(verdict.kind, failing=failing)
+    name = short_test_name(test)
+    if verdict.value is None and (verdict.reason or verdict.change is None):
+        headline = f"{said}: {name}: {_without_figure(verdict)}"
+        lines = list(verdict.notes)
+    elif verdict.against == OTHER_VARIANT:
+        headline = f"{_news(said, verdict)}: {name}: {_variants(verdict)}"
+        lines = list(verdict.notes)
+    elif verdict.against in FIGURES:
+        headline = _ceiling(said, verdict, name)
+        lines = list(verdict.notes)
+    else:
+        figures = f"{name} {_stored(verdict)}"
+        lines = _stored_lines(verdict)
+        headline = f"{_news(said, verdict)}: {figures}"
+        if verdict.reason:
+            headline = f"{said}: {name}: the comparison is not to be trusted: {verdict.reason}."
+            lines.insert(0, figures)
+    if verdict.undecided:
+        lines.append(f"Not decided: {verdict.undecided}.")
+    if verdict.kind == "regressed":
         lines.append(
-            f"{UNDECIDED} the difference of the GPU temperatures may be worth {signed(math.expm1(drift.leakage))}, "
-            "which would make it another verdict: bring the board to the baseline's temperature (warm-up rounds)."
+            f"Next: `tokenpower history {name}`; intended? `tokenpower accept {name} "
+            f"--up-to {math.ceil(100 * (verdict.change or 0)) + 1}%`."
         )
-    elif kind == "inconclusive":
-        lines.append(
-            f"{UNDECIDED} this comparison can tell changes from {_percent(estimate.resolvable(threshold), 2)} on; "
-            "more stored runs of the baseline or more rounds would tell smaller ones."
-        )
-    elif below_noise_floor(estimate, threshold):
-        lines.append(
-            f"  The limit is below the noise: changes under {_percent(math.expm1(estimate.smallest_failing()), 2)} "
-            "cannot be told."
-        )
-    if stored.note:
-        lines.append(f"  {stored.note}")
-    if estimate.provisional:
-        lines.append(f"  Provisional: only {runs} stored.")
-    return "\n".join(lines)
+    return "\n".join([headline, *(f"  {line}" for line in lines)])
 
 
-def _p(estimate: Estimate, kind: str) -> str:
-    p = estimate.p_below() if kind == "improved" else estimate.p_above()
-    return f"= {p:.2g}" if p >= 1e-4 else "< 0.0001"
+def _news(said: str, verdict: VerdictRecord) -> str:
+    """The verdict's word with its figures, for whoever reads no further."""
+    if verdict.kind == "invalid" or verdict.change is None:
+        return said
+    limit = "" if verdict.threshold is None else f" (limit {percent(verdict.threshold)})"
+    return f"{said} {signed(verdict.change)}{limit}"
 
 
-def _percent(share: float, digits: int = 3) -> str:
-    return f"{100 * share:.{digits}g} %"
+def _without_figure(verdict: VerdictRecord) -> str:
+    if verdict.kind == "no baseline":
+        return f"nothing to compare with on {verdict.against}: {verdict.reason}"
+    return verdict.reason
 
 
-def _averages(runs: Sequence[MeasurementRecord]) -> dict[str, float]:
-    """The geometric mean of each figure that every run has."""
-    each = [figures(run.rounds) for run in runs]
-    return {
-        name: math.exp(sum(math.log(one[name].value) for one in each) / len(each))
-        for name in each[0]
-        if all(name in one for one in each)
-    }
-
-
-def _anatomy(changes: Mapping[str, float], here: Mapping[str, float]) -> str:
-    """Prefill or decode, power or speed: where the change comes from."""
-
-    def part(name: str) -> str:
-        return signed(math.expm1(changes[name]))
-
-    phases = [
-        f"{label} {part(name)}"
-        for label, name in (("decode", "decode_joules_per_token"), ("prefill", "prefill_joules_per_token"))
-        if name in changes
-    ]
-    engine = (
-        f"power {here['mean_watts']:.0f} W ({part('mean_watts')}), "
-        f"{here['tokens_per_second']:.4g} tok/s ({part('tokens_per_second')}): "
-        f"{_power_or_speed(changes['mean_watts'], changes['tokens_per_second'])}"
+def _stored(verdict: VerdictRecord) -> str:
+    against = (
+        f"{verdict.against} took {verdict.baseline_value:.4g} ({plural(len(verdict.baseline_runs), 'run')})."
     )
-    return ", ".join(phases) + ("; " if phases else "") + engine + "."
+    return f"takes {verdict.value:.4g} J/token; {against}"
+
+
+def _stored_lines(verdict: VerdictRecord) -> list[str]:
+    lines = []
+    interval = f"95 % interval {signed(verdict.change_low or 0.0)} to {signed(verdict.change_high or 0.0)}{_p(verdict)}"
+    # The figures are as read; the change that is judged is at one GPU temperature, and may be another one.
+    if verdict.raw_change is not None and abs(verdict.raw_change - (verdict.change or 0.0)) >= 5e-4:
+        interval += f", at the same GPU temperature ({signed(verdict.raw_change)} as read)"
+    lines.append(f"{interval}.")
+    if anatomy := _anatomy(verdict):
+        lines.append(anatomy)
+    lines += verdict.notes
+    if verdict.runs > 1:
+        lines.append(f"Over {verdict.runs} runs of this code, each in a fresh process.")
+    if verdict.kind == "doubtful":
+        lines.append("Doubtful: to be restarted in a fresh process when all tests have run.")
+    if _below_noise(verdict) and not verdict.undecided:
+        lines.append(
+            f"The limit is below the noise: changes under {percent(verdict.noise_floor or 0.0, 2)} cannot be told."
+        )
+    if verdict.provisional:
+        lines.append(f"Provisional: only {plural(len(verdict.baseline_runs), 'run')} stored.")
+    return lines
+
+
+def _below_noise(verdict: VerdictRecord) -> bool:
+    return verdict.noise_floor is not None and 0 < (verdict.threshold or 0.0) < verdict.noise_floor
+
+
+def _p(verdict: VerdictRecord) -> str:
+    # The p is that of an increase.
+    if verdict.p_value is None or verdict.kind == "improved":
+        return ""
+    return f", one-sided p {f'= {verdict.p_value:.2g}' if verdict.p_value >= 1e-4 else '< 0.0001'}"
+
+
+def _anatomy(verdict: VerdictRecord) -> str:
+    """Prefill or decode, power or speed: where the change comes from."""
+    changes = verdict.changes
+    phases = [f"{name.partition('_')[0]} {signed(changes[name])}" for name in PARTS if name in changes]
+    engine = []
+    if "mean_watts" in changes and "tokens_per_second" in changes:
+        engine.append(
+            f"power {verdict.means['mean_watts']:.0f} W ({signed(changes['mean_watts'])}), "
+            f"{verdict.means['tokens_per_second']:.4g} tok/s ({signed(changes['tokens_per_second'])}): "
+            f"{_power_or_speed(math.log1p(changes['mean_watts']), math.log1p(changes['tokens_per_second']))}"
+        )
+    parts = [", ".join(phases)] if phases else []
+    return "; ".join([*parts, *engine]) + "." if parts or engine else ""
 
 
 def _power_or_speed(power: float, speed: float) -> str:
@@ -134,8 +131,40 @@ def _power_or_speed(power: float, speed: float) -> str:
         return "no change"
     share = power / total
     hotter, slower = ("hotter", "slower") if total > 0 else ("cooler", "faster")
-    if share > 0.75:
+    if share > MOSTLY:
         return f"{hotter}, not {slower}"
-    if share < 0.25:
+    if share < 1 - MOSTLY:
         return f"{slower}, not {hotter}"
     return f"{hotter} and {slower}"
+
+
+def _ceiling(said: str, verdict: VerdictRecord, name: str) -> str:
+    relation = {"over budget": "exceeds", "passed": "stays within"}.get(verdict.kind, "cannot be told from")
+    unit = FIGURES[verdict.against].replace(" / generated token", "/token")
+    interval = ""
+    if verdict.change_low is not None and verdict.change_high is not None and verdict.threshold is not None:
+        low, high = (verdict.threshold * (1 + share) for share in (verdict.change_low, verdict.change_high))
+        interval = f" (95 % interval {low:.4g} to {high:.4g})"
+    return (
+        f"{said} {verdict.value:.4g} {unit} (limit {verdict.threshold:g}): {name}: {verdict.against} "
+        f"{relation} its budget{interval}."
+    )
+
+
+def _variants(verdict: VerdictRecord) -> str:
+    change, low, high = verdict.change or 0.0, verdict.change_low or 0.0, verdict.change_high or 0.0
+    saves = change < 0
+    against, candidate = (
+        (f" against {verdict.names[0]}", verdict.names[1]) if verdict.names else ("", "the candidate")
+    )
+    bound = 100 * abs(verdict.threshold or 0.0)
+    limit = (
+        f"it must save at least {bound:g} %"
+        if (verdict.threshold or 0.0) < 0
+        else f"it may cost at most {bound:g} % more"
+    )
+    return (
+        f"{candidate} {'saves' if saves else 'costs'} {100 * abs(change):.1f} % ± {50 * (high - low):.1f}"
+        f"{'' if saves else ' more'}{against} (95 % interval {100 * low:+.1f} to {100 * high:+.1f} %; "
+        f"{verdict.blocks} ABBA blocks in {plural(verdict.runs, 'restart')}); {limit}."
+    )

@@ -14,7 +14,7 @@ from pytest_tokenpower.analysis.rounds import good, log_errors, log_joules_per_t
 from pytest_tokenpower.core.records import MeasurementRecord, RunRecord
 from pytest_tokenpower.core.settings import DEFAULT_BASELINE_RUNS, DEFAULT_REGRESSION
 from pytest_tokenpower.gate.operating_point import gpu_temperatures
-from pytest_tokenpower.gate.verdict import FAILING, judge_baseline
+from pytest_tokenpower.gate.verdict import FAILING, Policy, judge
 from pytest_tokenpower.stats.noise import RunNoise, StoredGate, clopper_pearson, estimate_noise
 from pytest_tokenpower.stats.prior import Prior, learn_priors
 from pytest_tokenpower.stats.runs import summarise_runs
@@ -24,19 +24,13 @@ from pytest_tokenpower.store.keys import describe, differences
 
 FEWEST_RUNS = 3
 
-
 ALPHA = 0.05
-
 
 _COMPARES = "compares two variants within the test"
 
-
 Answer = Literal["holds", "likely holds", "tight", "below the noise", "fails identical code"]
 
-
 REFUSED: frozenset[Answer] = frozenset({"below the noise", "fails identical code"})
-
-
 """Answers that make the limit one to change: the gate would cry wolf, or could not see what it is set to see."""
 
 
@@ -245,14 +239,13 @@ def judge_each(
     """Each run against the ``baseline_runs`` others that follow it, round about: each is a baseline equally often."""
     stored = min(baseline_runs, len(runs) - 1)
     kinds = Counter(
-        judge_baseline(
+        judge(
             run,
             ComparableRuns(
                 "the others", tuple(runs[(at + step) % len(runs)] for step in range(1, stored + 1))
             ),
-            limit,
-            prior,
-            family=family,
+            Policy(limit, family=family),
+            prior=prior,
         ).kind
         for at, run in enumerate(runs)
     )

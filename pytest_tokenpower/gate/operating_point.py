@@ -11,14 +11,9 @@ from pytest_tokenpower.stats.temperature import MOST_SHIFT_CELSIUS, PRIOR_SLOPE,
 from pytest_tokenpower.store.keys import describe, differences, ignoring
 
 NOTABLE_SHARE = 0.1
-
-
 """A share of time under the power limit that differs by more than this between the sides is a finding, not noise."""
 
-
 NOTABLE_CLOCK = 0.05
-
-
 """SM clocks that differ by more than this are a finding. The mean clocks of runs of one code on an H100 that is at its
 power limit for a quarter of the time lie 3 % apart, single rounds 9 %."""
 

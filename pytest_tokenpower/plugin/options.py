@@ -29,10 +29,7 @@ if TYPE_CHECKING:
 
 
 PLAIN_SOURCES = frozenset({"auto", "nvml", "amd", "rapl", "hwmon", "ipmi", "model", "simulated"})
-
-
 """Values of --energy-source that are right in any project; others name a file or another plugin's meter."""
-
 
 """Set in a pytest run that another one has started: it measures, and stores, compares and starts nothing itself."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -50,14 +51,9 @@ class Rerunner:
         rerun = self._rerun
         if rerun is None or not is_gated(item):
             return None
-        chosen, budget = self._config.stash[SETTINGS], read_budget(item)
-        measured = rerun.judge(
-            item.nodeid,
-            budget.regression or chosen.regression,
-            budget.ceilings,
-            (*chosen.key_ignore, *budget.key_ignore),
-            session_of(self._config).gated_tests,
-        )
+        chosen, limits, session = self._config.stash[SETTINGS], read_budget(item), session_of(self._config)
+        policy = replace(session.policy(limits), family=session.gated_tests)
+        measured = rerun.judge(item.nodeid, policy, limits.ceilings)
 
         def outcome() -> None:
             if measured is None:

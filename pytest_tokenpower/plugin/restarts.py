@@ -6,12 +6,14 @@ import gc
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_tokenpower.core.settings import Limits
 from pytest_tokenpower.plugin.progress import teller
 from pytest_tokenpower.plugin.state import SETTINGS, session_of
 
@@ -95,21 +97,14 @@ class PendingRestarts:
         restarts: Sequence[MeasurementRecord],
         look: int | None,
     ) -> VerdictRecord:
-        from pytest_tokenpower.gate.verdict import judge_baseline
-        from pytest_tokenpower.store.baseline import stored_runs
+        from pytest_tokenpower.gate.verdict import judge
 
         session = session_of(self._config)
         family, ignore = self._terms[measured.test]
-        baseline = next(each for each in session.baselines if each.label == verdict.against)
-        return judge_baseline(
-            measured,
-            stored_runs(baseline, measured, ignore),
-            verdict.threshold or session.settings.regression,
-            session.prior(baseline, measured.test, measured.key),
-            family=family,
-            restarts=restarts,
-            look=look,
+        policy = replace(
+            session.policy(Limits(regression=verdict.threshold)), key_ignore=ignore, family=family
         )
+        return judge(measured, session.baseline(verdict.against), policy, restarts=restarts, look=look)
 
     def _restart(self, test: str, left_s: float, folder: Path, number: int) -> MeasurementRecord:
         from pytest_tokenpower.runner.child import ChildRun, single_test_arguments

@@ -99,6 +99,7 @@ class Gatherer:
         """Fail the tests that the whole family's p-values show to have regressed, and theirs alone did not."""
         from msgspec.structs import replace
 
+        from pytest_tokenpower.gate.messages import message
         from pytest_tokenpower.gate.verdict import settle
 
         measurements = self._config.stash[MEASUREMENTS]
@@ -108,8 +109,9 @@ class Gatherer:
             if verdicts == measured.verdicts:
                 continue
             measurements[at] = replace(measured, verdicts=verdicts)
-            lines = [f"REGRESSED: {_name(measured)}: {v.message}" for v in verdicts if v.kind == "regressed"]
-            self._fail(measured, "\n".join(lines))
+            self._fail(
+                measured, "\n".join(message(v, measured.test) for v in verdicts if v.kind == "regressed")
+            )
 
     def _fail(self, measured: MeasurementRecord, complaint: str) -> None:
         """Fail a test that has ended as passed, by a further report; an empty complaint fails none."""

@@ -39,13 +39,14 @@ def session_of(config: pytest.Config) -> Session:
 
 def failure_of(name: str, measured: MeasurementRecord, chosen: Settings) -> str:
     """What fails the test called ``name``: each failing verdict, the gravest first; empty if none does."""
+    from pytest_tokenpower.gate.messages import message
     from pytest_tokenpower.gate.verdict import SEVERITY
 
     failing = sorted(
         (verdict for verdict in measured.verdicts if _fails(verdict, chosen)),
         key=lambda verdict: SEVERITY.index(verdict.kind),
     )
-    return "\n".join(f"{verdict.kind.upper()}: {name}: {verdict.message}" for verdict in failing)
+    return "\n".join(message(verdict, name, failing=True) for verdict in failing)
 
 
 def _fails(verdict: VerdictRecord, chosen: Settings) -> bool:

@@ -90,12 +90,9 @@ def machine() -> dict[str, Any]:
 
 _NAME = 12
 
-
 _LABEL = 12
 
-
 _UNIT = re.compile(r"(\d) ((?:µs|ms|s|W|J|mJ|µJ|MHz|°C|%)(?!\w))")
-
 
 _NO_BREAK = "\N{NO-BREAK SPACE}"
 

@@ -12,7 +12,6 @@ from pytest_tokenpower.store.keys import differences, label
 
 _LISTED_RUNS = 10
 
-
 _LISTED_COMMITS = 3
 
 

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from pytest_tokenpower.core.records import MeasurementRecord
+from pytest_tokenpower.core.records import MeasurementRecord, ScopeFigure
 from pytest_tokenpower.gate.verdict import against_baseline, gravest
+
+
+def scope_label(scope: ScopeFigure, measured: MeasurementRecord) -> str:
+    """The name of another scope: a modelled joule along with a measured one says so in it."""
+    other = scope.provenance not in measured.provenance.split("+")
+    return f"{scope.scope}_{scope.provenance}" if other else scope.scope
 
 
 def properties(measured: MeasurementRecord) -> list[tuple[str, object]]:
@@ -16,6 +22,10 @@ def properties(measured: MeasurementRecord) -> list[tuple[str, object]]:
     ]
     for name, figure in measured.figures.items():
         rows += [(f"energy.{name}", figure.value), (f"energy.{name}_stderr", figure.stderr)]
+    for scope in measured.other_scopes:
+        if (joules := scope.joules_per_token) is not None:
+            name = f"energy.{scope_label(scope, measured)}_joules_per_token"
+            rows += [(name, joules.value), (f"{name}_stderr", joules.stderr)]
     verdict = gravest(measured.verdicts)
     if verdict is not None:
         rows.append(("energy.verdict", verdict.kind))

@@ -8,16 +8,11 @@ from dataclasses import dataclass
 
 WIDTH = 80
 
-
 HEIGHT = 13
-
 
 _LABEL = 9
 
-
 _FLAT = 0.01
-
-
 """A history that moves by less is drawn within ± this share, so that noise does not fill the plot."""
 
 

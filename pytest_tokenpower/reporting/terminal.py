@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from pytest_tokenpower.core.records import MeasurementRecord
-from pytest_tokenpower.core.text import signed
+from pytest_tokenpower.core.text import short_test_name, signed
+from pytest_tokenpower.gate.messages import message, word
 from pytest_tokenpower.gate.verdict import FAILING, against_baseline, gravest
+from pytest_tokenpower.reporting.junit import scope_label
 
 if TYPE_CHECKING:
-    import pytest
-
     from pytest_tokenpower.runner.session import Session
+
+
+class Reporter(Protocol):
+    """What is needed of pytest's terminal reporter."""
+
+    def write_sep(self, sep: str, title: str) -> None:
+        """Write a line across the terminal with a title in it."""
+        ...
+
+    def write_line(self, line: str, **markup: bool) -> None:
+        """Write a line."""
+        ...
 
 
 COLUMNS = (
@@ -29,21 +40,15 @@ COLUMNS = (
     "verdict",
 )
 
-
 ESTIMATED = "~"
-
-
 """Stands before a phase's figure whose marks do not come from the engine itself."""
 
-
 MOST_PROBLEMS = 10
-
-
 """So many files that were skipped are named; the others are only counted."""
 
 
 def summary(
-    reporter: pytest.TerminalReporter,
+    reporter: Reporter,
     measurements: Sequence[MeasurementRecord],
     session: Session,
     problems: Mapping[str, str],
@@ -65,7 +70,12 @@ def summary(
     notes = [
         line
         for measured in measurements
-        for line in (*beside(measured), *mixed_steps(measured), *cached(measured), *footnotes(measured))
+        for line in (
+            *also_measured(measured),
+            *mixed_steps(measured),
+            *cached(measured),
+            *footnotes(measured),
+        )
     ]
     notes += absences(measurements)
     if any(map(_estimated, measurements)):
@@ -135,7 +145,7 @@ def row(measured: MeasurementRecord) -> list[str]:
     verdict = gravest(measured.verdicts)
     compared = against_baseline(measured.verdicts)
     return [
-        measured.test.rpartition("::")[2],
+        short_test_name(measured.test),
         figure("joules_per_token"),
         f"{196 * main.stderr / main.value:.1f} %" if main else "",
         phase("prefill_joules_per_token"),
@@ -146,12 +156,8 @@ def row(measured: MeasurementRecord) -> list[str]:
         f"[{100 * (compared.change_low or 0):+.1f}, {100 * (compared.change_high or 0):+.1f}]"
         if compared
         else "",
-        _word(verdict.kind) if verdict else ("failed" if measured.reasons else "measured"),
+        word(verdict.kind) if verdict else ("failed" if measured.reasons else "measured"),
     ]
-
-
-def _word(kind: str) -> str:
-    return kind.upper() if kind in FAILING else kind
 
 
 def _estimated(measured: MeasurementRecord) -> bool:
@@ -160,20 +166,16 @@ def _estimated(measured: MeasurementRecord) -> bool:
 
 def mixed_steps(measured: MeasurementRecord) -> list[str]:
     """How the phases came out of steps that prefilled and decoded at once, or why they did not."""
-    share, refused = measured.facts.get("phases.mixed_share"), measured.facts.get("phases.refused")
-    name = measured.test.rpartition("::")[2]
-    if (absent := measured.facts.get("phases.absent")) is not None:
-        return [f"{name}: prefill and decode not told apart: {absent}"]
-    if not isinstance(share, float) and refused is None:
+    split = measured.phase_split
+    if split is None:
         return []
-    much = (
-        f"{100 * share:.2g} % of the steps' energy"
-        if isinstance(share, float)
-        else "some of the steps' energy"
-    )
-    if refused is None:
-        return [f"{name}: prefill and decode: {much} was in mixed steps, divided by least squares"]
-    return [f"{name}: prefill and decode not told apart, {much} being in mixed steps: {refused}"]
+    name = short_test_name(measured.test)
+    if split.mixed_share is None:
+        return [f"{name}: prefill and decode not told apart: {split.reason}"]
+    much = f"{100 * split.mixed_share:.2g} % of the steps' energy"
+    if split.reason:
+        return [f"{name}: prefill and decode not told apart, {much} being in mixed steps: {split.reason}"]
+    return [f"{name}: prefill and decode: {much} was in mixed steps, divided by least squares"]
 
 
 def cached(measured: MeasurementRecord) -> list[str]:
@@ -181,7 +183,7 @@ def cached(measured: MeasurementRecord) -> list[str]:
     count = measured.facts.get("prefix_cache.prompt_tokens")
     if count is None:
         return []
-    name = measured.test.rpartition("::")[2]
+    name = short_test_name(measured.test)
     return [
         f"{name}: {count} prompt tokens of the last execution came from vLLM's prefix cache and were not prefilled: "
         "enable_prefix_caching=False has every round do the same work"
@@ -190,13 +192,13 @@ def cached(measured: MeasurementRecord) -> list[str]:
 
 def footnotes(measured: MeasurementRecord) -> list[str]:
     """Every verdict that needs words: what did not simply pass."""
-    name = measured.test.rpartition("::")[2]
+    name = short_test_name(measured.test)
     lines = []
     for verdict in measured.verdicts:
         # What failed the test stands in pytest's own section of failures.
         if verdict.kind in FAILING or (verdict.kind == "passed" and not verdict.provisional):
             continue
-        lines.append(f"{name}: {_word(verdict.kind)}: {verdict.message}")
+        lines.append(message(verdict, measured.test))
     dropped = [one for one in measured.rounds if one.reasons]
     if dropped and measured.comparable:
         causes = dict.fromkeys(reason for one in dropped for reason in one.reasons)
@@ -216,7 +218,7 @@ def below_noise(measurements: Sequence[MeasurementRecord]) -> list[str]:
         if found:
             floor, limit = max(found)
             lines.append(
-                f"{measured.test.rpartition('::')[2]}: warning: the limit of {100 * (limit or 0):.3g} % is below the "
+                f"{short_test_name(measured.test)}: warning: the limit of {100 * (limit or 0):.3g} % is below the "
                 f"noise: rises under {100 * floor:.2g} % cannot be told"
             )
     if lines:
@@ -224,40 +226,35 @@ def below_noise(measurements: Sequence[MeasurementRecord]) -> list[str]:
     return lines
 
 
-_BESIDE = re.compile(r"(gpu|cpu|dram|module|node|rack|other)(?:_([a-z]+))?_joules_per_token")
-
-
-_ABSENT = re.compile(r"beside\.(.+)\.absent")
-
-
-def beside(measured: MeasurementRecord) -> list[str]:
+def also_measured(measured: MeasurementRecord) -> list[str]:
     """The other scopes' J/token; a slow meter's says what it is taken over, a modelled one that it is modelled."""
     parts = []
-    for name, figure in measured.figures.items():
-        if not (found := _BESIDE.fullmatch(name)):
+    for scope in measured.other_scopes:
+        if (figure := scope.joules_per_token) is None:
             continue
-        scope, provenance = found.groups()
-        group = f"{scope}_{provenance}" if provenance else scope
-        words = [provenance] if provenance else []
+        words = [scope.provenance] if scope.provenance not in measured.provenance.split("+") else []
         if (error := 196 * figure.stderr / figure.value) >= 1:
             words.append(f"±{error:.0f} %")
-        seconds = measured.facts.get(f"beside.{group}.span_seconds")
-        share = measured.facts.get(f"beside.{group}.share_in_rounds")
-        if isinstance(seconds, (int, float)) and isinstance(share, (int, float)):
-            words.append(f"over {seconds:.0f} s, {100 * share:.0f} % of it in rounds")
-        parts.append(f"{scope} {figure.value:.4g} J/token" + (f" ({', '.join(words)})" if words else ""))
-    return [f"{measured.test.rpartition('::')[2]}: beside it: {', '.join(parts)}"] if parts else []
+        if scope.span_seconds is not None and scope.share_in_rounds is not None:
+            words.append(
+                f"over {scope.span_seconds:.0f} s, {100 * scope.share_in_rounds:.0f} % of it in rounds"
+            )
+        parts.append(
+            f"{scope.scope} {figure.value:.4g} J/token" + (f" ({', '.join(words)})" if words else "")
+        )
+    return [f"{short_test_name(measured.test)}: also measured: {', '.join(parts)}"] if parts else []
 
 
 def absences(measurements: Sequence[MeasurementRecord]) -> list[str]:
-    """What was not measured beside the figures, with the reason; once for all tests of which it is true."""
-    tests: dict[tuple[str, object], list[str]] = {}
+    """What was not measured along with the figures, with the reason; once for all tests of which it is true."""
+    tests: dict[tuple[str, str], list[str]] = {}
     for measured in measurements:
-        for name, reason in measured.facts.items():
-            if found := _ABSENT.fullmatch(name):
-                tests.setdefault((found[1], reason), []).append(measured.test.rpartition("::")[2])
+        for scope in measured.other_scopes:
+            if scope.joules_per_token is None:
+                label = scope_label(scope, measured)
+                tests.setdefault((label, scope.reason), []).append(short_test_name(measured.test))
     return [
-        f"{'all tests' if len(names) == len(measurements) > 1 else ', '.join(names)}: beside it: no {what}: {reason}"
+        f"{'all tests' if len(names) == len(measurements) > 1 else ', '.join(names)}: not measured: {what}: {reason}"
         for (what, reason), names in tests.items()
     ]
 

@@ -11,8 +11,6 @@ from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.telemetry.types import Device
 
 LOCAL_METERS = frozenset({"nvml", "amd", "rapl", "hwmon", "ipmi", "cpu-model"})
-
-
 """Meters (``Device.meter``) of the machine that the tests run on. Others are named by their user, or added by a hook,
 and may be any machine's."""
 

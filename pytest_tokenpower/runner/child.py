@@ -18,12 +18,8 @@ from pytest_tokenpower.errors import TokenPowerError
 
 POLL_S = 0.05
 
-
 PATIENCE_S = 10.0
-
-
 """How long an interrupted child may take to end by itself."""
-
 
 _DROPPED = {
     "--energy-baseline": 1,
@@ -51,8 +47,6 @@ _DROPPED = {
     **dict.fromkeys(("--lfnf", "--last-failed-no-failures"), 1),
     **dict.fromkeys(("--cache-clear", "--pdb", "--trace"), 0),
 }
-
-
 """Options of the whole run that its child runs do not repeat, with the number of their values."""
 
 

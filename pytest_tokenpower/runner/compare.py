@@ -13,12 +13,12 @@ from typing import Literal, Protocol
 
 from pytest_tokenpower.analysis.rounds import LARGEST_FLAGGED_SHARE
 from pytest_tokenpower.core.progress import warmup_progress
-from pytest_tokenpower.core.records import RoundRecord, VerdictRecord
+from pytest_tokenpower.core.records import OTHER_VARIANT, RoundRecord, VerdictRecord
 from pytest_tokenpower.core.settings import fraction
 from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.core.windows import PhaseWindow, RoundWindow
 from pytest_tokenpower.errors import EngineError, TokenCountError, UsageError
-from pytest_tokenpower.gate.verdict import OTHER_VARIANT
+from pytest_tokenpower.gate.verdict import judge_variants
 from pytest_tokenpower.runner.rounds import (
     MOST_ROUNDS,
     MOST_SECONDS,
@@ -27,8 +27,6 @@ from pytest_tokenpower.runner.rounds import (
     quick_enough,
     repeats_for,
 )
-from pytest_tokenpower.stats.decision import decide
-from pytest_tokenpower.stats.moderated import Estimate, compare_interleaved
 from pytest_tokenpower.stats.prior import DEFAULT_PRIOR, Prior
 from pytest_tokenpower.stats.runs import summarise_blocks
 
@@ -160,7 +158,6 @@ def _share(test: str, name: str, value: float | str | None) -> float | None:
 
 Variant = Literal["baseline", "candidate"]
 
-
 VARIANTS: tuple[Variant, Variant] = ("baseline", "candidate")
 
 
@@ -193,10 +190,10 @@ def run_blocks(
     prior: Prior = DEFAULT_PRIOR,
     names: tuple[str, str] | None = None,
 ) -> tuple[Block, ...]:
-    """Warm both arms up, then run ABBA blocks of one restart, each with a lead arm drawn from ``order``.
+    """Warm both variants up, then run ABBA blocks of one restart, each with a first variant drawn from ``order``.
 
-    The warm-up goes on while an arm still gets faster; a drift of both falls out of the blocks. It stops on precision,
-    never on the difference itself. ``names`` are what the arms are called where one fails.
+    The warm-up goes on while a variant still gets faster; a drift of both falls out of the blocks. It stops on
+    precision, never on the difference itself. ``names`` are what the variants are called where one fails.
     """
 
     def run(variant: Variant, repeats: int) -> RoundWindow:
@@ -260,11 +257,11 @@ class Comparison:
 
     @property
     def windows(self) -> tuple[RoundWindow, ...]:
-        """All rounds of both arms in the order in which they ran."""
+        """All rounds of both variants in the order in which they ran."""
         return tuple(w for blocks in self.restarts for block in blocks for w in block.windows)
 
     def of_variant(self, variant: Variant, records: Sequence[RoundRecord]) -> tuple[RoundRecord, ...]:
-        """The records of one arm's rounds; ``records`` are of all windows, in their order."""
+        """The records of one variant's rounds; ``records`` are of all windows, in their order."""
         variants = [each for blocks in self.restarts for block in blocks for each in block.variants]
         return tuple(record for each, record in zip(variants, records, strict=True) if each == variant)
 
@@ -282,11 +279,12 @@ class Comparison:
         if not kept or dropped > LARGEST_FLAGGED_SHARE * total:
             causes = dict.fromkeys(reason for record in records for reason in record.reasons)
             return VerdictRecord(
-                "invalid", f"{dropped} of {total} ABBA blocks could not be measured: {'; '.join(causes)}"
+                "invalid",
+                OTHER_VARIANT,
+                reason=f"{dropped} of {total} ABBA blocks could not be measured: {'; '.join(causes)}",
             )
-        return judge_difference(
-            estimate_difference(kept),
-            sum(map(len, kept)),
+        return judge_variants(
+            kept,
             at_least=self.at_least,
             at_most=self.at_most,
             names=self.names,
@@ -309,60 +307,3 @@ def differences(blocks: Sequence[Block], records: Sequence[RoundRecord]) -> list
         if all(len(values[variant]) == 2 for variant in VARIANTS):
             found.append(sum(values["candidate"]) / 2 - sum(values["baseline"]) / 2)
     return found
-
-
-def estimate_difference(restarts: Sequence[Sequence[float]], prior: Prior = DEFAULT_PRIOR) -> Estimate:
-    """The difference of the arms over all restarts, by the moderated t with restarts as units."""
-    summaries = summarise_blocks(restarts, prior)
-    return compare_interleaved(
-        [summary.location for summary in summaries], [summary.squared_error for summary in summaries], prior
-    )
-
-
-def judge_difference(
-    estimate: Estimate,
-    blocks: int,
-    *,
-    at_least: float | None = None,
-    at_most: float | None = None,
-    names: tuple[str, str] | None = None,
-) -> VerdictRecord:
-    """The verdict on a candidate that must save ``at_least`` or cost ``at_most`` so much (fractions).
-
-    ``names`` are what the message calls the baseline and the candidate.
-
-    at_least: over budget where the saving is surely smaller, passed where it is surely as large, inconclusive in
-    between. at_most: regressed, passed, improved or inconclusive as against a stored baseline.
-    """
-    low, high = estimate.change_interval()
-    half = 100 * (high - low) / 2
-    word = "saves" if estimate.change < 0 else "costs"
-    rest = "" if estimate.change < 0 else " more"
-    restarts = f"{estimate.new_runs} restart{'s' if estimate.new_runs != 1 else ''}"
-    against, candidate = (f" against {names[0]}", names[1]) if names else ("", "the candidate")
-    said = (
-        f"{candidate} {word} {100 * abs(estimate.change):.1f} % ± {half:.1f}{rest}{against} "
-        f"(95 % interval {100 * low:+.1f} to {100 * high:+.1f} %; {blocks} ABBA blocks in {restarts})"
-    )
-    if at_least is not None:
-        bound = math.log1p(-at_least)
-        if estimate.p_above(bound) < 0.05 and estimate.delta > bound:
-            kind = "over budget"
-        else:
-            kind = "passed" if estimate.upper() < bound else "inconclusive"
-        limit, threshold = f"it must save at least {100 * at_least:g} %", -at_least
-    else:
-        threshold = 0.0 if at_most is None else at_most
-        kind = decide(estimate, threshold)
-        limit = f"it may cost at most {100 * threshold:g} % more"
-    return VerdictRecord(
-        kind=kind,
-        message=f"{said}; {limit}.",
-        against=OTHER_VARIANT,
-        change=estimate.change,
-        change_low=low,
-        change_high=high,
-        p_value=estimate.p_below() if estimate.change < 0 else estimate.p_above(),
-        threshold=threshold,
-        resolvable=estimate.resolvable(abs(threshold)),
-    )

@@ -42,9 +42,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 
-
 R = TypeVar("R")
-
 
 Counter = Callable[
     [object, tuple[object, ...], dict[str, object], Callable[..., object]], "TokenCount | None"

@@ -12,8 +12,6 @@ from pathlib import Path
 from pytest_tokenpower.core import progress
 
 QUIET_WAIT_S = 2.0
-
-
 """A wait for longer than this is told."""
 
 

@@ -10,16 +10,19 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from pytest_tokenpower.analysis import rounds as analysis
-from pytest_tokenpower.analysis.calibration import track_of
 from pytest_tokenpower.analysis.figures import figures
-from pytest_tokenpower.analysis.other_scopes import Beside
-from pytest_tokenpower.analysis.phases import phase_facts
-from pytest_tokenpower.core.records import GateRecord, MeasurementRecord, RoundRecord, VerdictRecord
+from pytest_tokenpower.analysis.other_scopes import OtherScopes
+from pytest_tokenpower.core.records import (
+    GateRecord,
+    MeasurementRecord,
+    PhaseSplit,
+    VerdictRecord,
+)
 from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.core.types import Fact
-from pytest_tokenpower.gate.verdict import judge_baseline, judge_ceilings
+from pytest_tokenpower.engines.phase_marks import PHASES_ABSENT
+from pytest_tokenpower.gate.verdict import Policy, judge, judge_ceilings
 from pytest_tokenpower.runner.checks import declared_config
-from pytest_tokenpower.store.baseline import stored_runs
 from pytest_tokenpower.store.keys import make_key
 
 if TYPE_CHECKING:
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Attempt:
-    """What one try of a test ran under measurement: a plugin that reruns failing tests makes several."""
+    """What one attempt at a test ran under measurement: a plugin that reruns failing tests makes several."""
 
     windows: tuple[RoundWindow, ...]
     comparison: Comparison | None = None
@@ -41,7 +44,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class MeasuredTest:
-    """What a test ran under measurement, in all its tries that are judged together: one process, so one run.
+    """What a test ran under measurement, in all its attempts that are judged together: one process, so one run.
 
     ``repeated`` tells rounds that the plugin ran from blocks that the test entered itself. ``identity``, ``declared``
     and ``workload`` are what is known of the engine, of its axes that the key holds, and of the work's fingerprint;
@@ -72,97 +75,126 @@ class MeasuredTest:
         return pooled
 
 
-def finish(taken: MeasuredTest, budget: Limits, session: Session, *, failed: bool) -> MeasurementRecord:
-    """The measurement with its verdicts; ``failed``: the test failed by itself, so there are none."""
+def finish(taken: MeasuredTest, limits: Limits, session: Session, *, failed: bool) -> MeasurementRecord:
+    """Make the record of what a test measured.
+
+    Args:
+        taken: what ran under measurement.
+        limits: what the test declares.
+        session: what the run is compared with.
+        failed: the test failed by itself, so there are no verdicts.
+    """
     telemetry = taken.telemetry
     windows = taken.windows
     if taken.comparison is None:
         windows = tuple(window for each in taken.attempts for window in telemetry.resolved(each.windows))
-    records = telemetry.assess(windows) if windows else ()
-    least = 1 if telemetry.slow or not taken.repeated else min(budget.min_rounds, budget.max_rounds)
-    reasons = ("the test failed by itself",) if failed else analysis.flagged_too_often(records, least)
+    evaluation = telemetry.evaluate(windows)
+    least = 1 if telemetry.slow or not taken.repeated else min(limits.min_rounds, limits.max_rounds)
+    reasons = (
+        ("the test failed by itself",) if failed else analysis.flagged_too_often(evaluation.records, least)
+    )
     alone = bool(reasons) or taken.comparison is not None
-    beside = Beside(records) if alone else telemetry.beside(windows, records)
-    timeline = telemetry.collector.timeline
-    tracks = [track_of(timeline, device) for device in telemetry.devices_in_use(taken.windows)]
-    method = " + ".join(sorted({track.method for track in tracks if track is not None}))
+    others = OtherScopes(evaluation.records) if alone else telemetry.other_scopes(windows, evaluation.records)
+    policy = session.policy(limits)
+    facts = _facts(taken)
     measured = MeasurementRecord(
         test=taken.test,
-        key=_key(taken, method),
-        facts={**_facts(taken, windows, records), **beside.facts},
+        key=_key(taken, evaluation.method),
+        facts=facts,
         provenance=telemetry.provenance,
         scope=telemetry.scope,
-        method=method,
-        rounds=beside.rounds,
+        method=evaluation.method,
+        rounds=others.rounds,
         comparable=not reasons,
         reasons=reasons,
-        figures={} if reasons else {**figures(records), **beside.figures},
-        gate=GateRecord(budget.regression or session.settings.regression, session.settings.baseline_runs),
+        figures={} if reasons else figures(evaluation.records),
+        other_scopes=(*others.scopes, *telemetry.missing_scopes),
+        phase_split=_phase_split(taken, evaluation),
+        attempts=len(taken.attempts),
+        gate=GateRecord(policy.regression_limit, session.settings.baseline_runs),
     )
     if taken.comparison is not None:
-        measured = _compared(taken.comparison, measured, failed=failed)
-    elif not failed:
-        verdicts = _verdicts(measured, budget, session)
-        if any(verdict.kind == "no baseline" for verdict in verdicts):
-            verdicts = _unlost(
-                verdicts, taken, measured, (*session.settings.key_ignore, *budget.key_ignore), session
-            )
-        measured = replace(measured, verdicts=verdicts)
-    return _pooled(measured, len(taken.attempts))
+        return _compared(taken.comparison, measured, failed=failed)
+    if failed:
+        return measured
+    return replace(measured, verdicts=_verdicts(taken, measured, limits, policy, session))
 
 
-def _unlost(
-    verdicts: Sequence[VerdictRecord],
-    taken: MeasuredTest,
-    measured: MeasurementRecord,
-    ignore: Sequence[str],
-    session: Session,
+def _phase_split(taken: MeasuredTest, evaluation: analysis.Evaluation) -> PhaseSplit | None:
+    if (absent := taken.notes.get(PHASES_ABSENT)) is not None:
+        return PhaseSplit(reason=str(absent))
+    split = evaluation.split
+    if taken.comparison is not None or not (split.mixed_share or split.refusal or split.split):
+        return None
+    return PhaseSplit(
+        mixed_share=round(split.mixed_share, 4),
+        condition=None if split.split is None else round(split.split.condition, 2),
+        reason=split.refusal or "",
+    )
+
+
+def _verdicts(
+    taken: MeasuredTest, measured: MeasurementRecord, limits: Limits, policy: Policy, session: Session
 ) -> tuple[VerdictRecord, ...]:
-    """The verdicts, invalid where a try had a baseline that all tries together have not: their tokens differ.
+    if measured.reasons:
+        reasons = "; ".join(measured.reasons)
+        return (VerdictRecord("invalid", reason=f"the measurement is not to be trusted: {reasons}"),)
+    look = 1 if session.settings.restarts else None
+    lost = _lost_baselines(taken, measured, policy, session)
+    pooled = _pooled(len(taken.attempts))
+    judged = [
+        VerdictRecord("invalid", baseline.label, reason=LOST.format(label=baseline.label))
+        if baseline.label in lost
+        else judge(measured, baseline, policy, look=look)
+        for baseline in session.baselines
+    ]
+    verdicts = (*judge_ceilings(measured, limits.ceilings), *judged)
+    return tuple(replace(each, notes=(*each.notes, *pooled)) for each in verdicts)
+
+
+LOST = (
+    "an attempt could be compared with {label}, and all attempts together cannot: they generated different numbers of "
+    "tokens"
+)
+
+
+def _lost_baselines(
+    taken: MeasuredTest, measured: MeasurementRecord, policy: Policy, session: Session
+) -> set[str]:
+    """The baselines that an attempt had, and all attempts together have not, as their tokens differ.
 
     Otherwise a test that has regressed would pass by generating another number of tokens when it is run again.
     """
     if len({_counts(each.windows) for each in taken.attempts}) == 1:
-        return tuple(verdicts)
+        return set()
     keys = [_key(dataclasses.replace(taken, attempts=(each,)), measured.method) for each in taken.attempts]
-    lost = {
+    return {
         baseline.label
         for baseline in session.baselines
-        if any(baseline.find(measured.test, key, ignore).runs for key in keys)
+        if not baseline.find(measured.test, measured.key, policy.key_ignore).runs
+        and any(baseline.find(measured.test, key, policy.key_ignore).runs for key in keys)
     }
-    return tuple(
-        replace(
-            each,
-            kind="invalid",
-            message=f"an attempt could be compared with {each.against}, and all attempts together cannot: they "
-            "generated different numbers of tokens",
-        )
-        if each.kind == "no baseline" and each.against in lost
-        else each
-        for each in verdicts
-    )
 
 
-def _pooled(measured: MeasurementRecord, attempts: int) -> MeasurementRecord:
-    """Say in each verdict over how many tries it is."""
+def _pooled(attempts: int) -> tuple[str, ...]:
+    """Say over how many attempts a verdict is."""
     if attempts == 1:
-        return measured
+        return ()
     earlier = "an earlier attempt" if attempts == 2 else f"{attempts - 1} earlier attempts"
-    said = f"  Pooled with {earlier} of this run."
-    verdicts = tuple(replace(each, message=f"{each.message}\n{said}") for each in measured.verdicts)
-    return replace(measured, attempts=attempts, verdicts=verdicts)
+    return (f"Pooled with {earlier} of this run.",)
 
 
 def _compared(comparison: Comparison, both: MeasurementRecord, *, failed: bool) -> MeasurementRecord:
     """The candidate's rounds as the measurement, the baseline's beside them; never a stored baseline itself."""
     candidate = comparison.of_variant("candidate", both.rounds)
+    verdict = comparison.judge(both.rounds)
     return replace(
         both,
         rounds=candidate,
         variants={"baseline": comparison.of_variant("baseline", both.rounds)},
         comparable=False,
         figures=figures(candidate) if not failed and not both.reasons else {},
-        verdicts=() if failed else (comparison.judge(both.rounds),),
+        verdicts=() if failed else (replace(verdict, notes=(*verdict.notes, *_pooled(both.attempts))),),
     )
 
 
@@ -189,24 +221,19 @@ def _made_up(identity: EngineIdentity) -> str | None:
     return str(weights) if weights in ("random", "dummy") else None
 
 
-def _facts(
-    taken: MeasuredTest, windows: Sequence[RoundWindow], records: Sequence[RoundRecord]
-) -> dict[str, Fact]:
+def _facts(taken: MeasuredTest) -> dict[str, Fact]:
     telemetry, identity = taken.telemetry, taken.identity
     facts: dict[str, Fact] = {}
     if len(_counts(taken.windows)) > 1:
         facts["token_counts"] = "differ between executions"
-    if taken.comparison is None and any(window.phases for window in windows):
-        devices = telemetry.devices_in_use(windows)
-        facts |= phase_facts(telemetry.collector.timeline, devices, windows, records)
-    facts |= taken.notes
+    facts |= {name: value for name, value in taken.notes.items() if name != PHASES_ABSENT}
     shown = (*telemetry.devices_of_key(taken.windows), *telemetry.others)
     for device in {device.id: device for device in shown}.values():
         facts |= {f"{device.id}.{name}": value for name, value in device.facts.items()}
     if identity is not None:
         facts["engine_version"] = identity.version
         facts |= {f"engine.{name}": value for name, value in {**identity.facts, **identity.axes}.items()}
-    return facts | {f"beside.{name}.absent": reason for name, reason in telemetry.notes.items()}
+    return facts
 
 
 def _counts(windows: Sequence[RoundWindow]) -> frozenset[TokenCount]:
@@ -219,24 +246,3 @@ def _counts(windows: Sequence[RoundWindow]) -> frozenset[TokenCount]:
         )
         counts |= window.executions or {shared}
     return frozenset(counts)
-
-
-def _verdicts(measured: MeasurementRecord, budget: Limits, session: Session) -> tuple[VerdictRecord, ...]:
-    if measured.reasons:
-        reasons = "; ".join(measured.reasons)
-        return (VerdictRecord("invalid", f"the measurement is not to be trusted: {reasons}"),)
-    settings = session.settings
-    verdicts = list(judge_ceilings(measured, budget.ceilings))
-    ignore = (*settings.key_ignore, *budget.key_ignore)
-    for baseline in session.baselines:
-        verdicts.append(
-            judge_baseline(
-                measured,
-                stored_runs(baseline, measured, ignore),
-                budget.regression or settings.regression,
-                session.prior(baseline, measured.test, measured.key),
-                family=session.family,
-                look=1 if settings.restarts else None,
-            )
-        )
-    return tuple(verdicts)

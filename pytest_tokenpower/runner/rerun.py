@@ -21,20 +21,17 @@ from msgspec.structs import replace
 from pytest_tokenpower.core.records import MeasurementRecord, RunRecord, VerdictRecord
 from pytest_tokenpower.errors import HistoryError, TokenPowerError
 from pytest_tokenpower.gate.operating_point import unlikeness
-from pytest_tokenpower.gate.verdict import judge_baseline, judge_ceilings
+from pytest_tokenpower.gate.verdict import Policy, judge, judge_ceilings
 from pytest_tokenpower.runner.child import ChildRun, child_arguments
 from pytest_tokenpower.store.baseline import ComparableRuns
 from pytest_tokenpower.store.git import Repository, run_git
 
 ORDER = ("baseline", "candidate", "candidate", "baseline")
 
-
 REQUIREMENTS = (
     "pyproject.toml", "setup.py", "setup.cfg", "uv.lock", "poetry.lock", "pdm.lock", "requirements.txt",
     "requirements-dev.txt", "requirements-test.txt", "constraints.txt",
 )  # fmt: skip
-
-
 """Files that say what is installed. Where one differs, the baseline gets an environment of its own."""
 
 
@@ -46,10 +43,8 @@ class Rerun:
     baseline: tuple[RunRecord, ...]
     candidate: tuple[RunRecord, ...]
 
-    def judge(
-        self, test: str, threshold: float, ceilings: Mapping[str, float], ignore: Sequence[str], family: int
-    ) -> MeasurementRecord | None:
-        """The candidate's first run of a test with the verdict over all runs; None where it measured nothing.
+    def judge(self, test: str, policy: Policy, ceilings: Mapping[str, float]) -> MeasurementRecord | None:
+        """Judge the candidate's first run of a test over all runs; None where it measured nothing.
 
         A test that compares two variants itself has no baseline: what its first run found stands.
         """
@@ -59,12 +54,13 @@ class Rerun:
         first = candidate[0]
         if spoilt := self._spoilt(test, candidate):
             return replace(
-                first, verdicts=(VerdictRecord("invalid", f"measured in a process of its own: {spoilt}"),)
+                first,
+                verdicts=(VerdictRecord("invalid", reason=f"measured in a process of its own: {spoilt}"),),
             )
         if first.variants:
             return first
-        stored = self._stored(test, candidate, baseline, ignore)
-        verdict = judge_baseline(first, stored, threshold, family=family, restarts=candidate[1:])
+        stored = self._stored(test, candidate, baseline, policy.key_ignore)
+        verdict = judge(first, stored, policy, restarts=candidate[1:])
         return replace(
             first,
             verdicts=(*judge_ceilings(first, ceilings), verdict),

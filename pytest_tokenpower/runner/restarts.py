@@ -21,14 +21,9 @@ from pytest_tokenpower.gate.verdict import LOOKS
 from pytest_tokenpower.runner.child import ChildRun, output_of
 
 Judge = Callable[[MeasurementRecord, VerdictRecord, Sequence[MeasurementRecord], "int | None"], VerdictRecord]
-
-
 """A doubtful verdict of a measurement judged again, with its restarts, at one of LOOKS looks (None: the only one)."""
 
-
 Restart = Callable[[str, float], MeasurementRecord]
-
-
 """A test measured in a fresh process, within so many seconds; raises TokenPowerError."""
 
 
@@ -151,7 +146,7 @@ class Escalation:
             if verdict.kind == "doubtful":
                 judged = self._judge(case.measured, verdict, case.restarts, look)
                 if reason:
-                    judged = replace(judged, message=f"{judged.message}\n  {reason}")
+                    judged = replace(judged, notes=(*judged.notes, reason))
             verdicts.append(judged)
         case.measured = replace(case.measured, verdicts=tuple(verdicts))
 

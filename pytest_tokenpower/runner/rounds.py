@@ -17,25 +17,15 @@ from pytest_tokenpower.core.windows import PhaseWindow, RoundWindow
 
 MOST_ROUNDS = 10
 
-
 MOST_SECONDS = 30.0
-
-
 """Beyond these a measurement begins as it is: what drifts on is the business of the temperature adjustment."""
 
-
 LARGEST_SPEEDUP = 0.05
-
-
 """A round that is faster than the one before by more than this was still compiling, or filling caches."""
-
 
 LARGEST_CLOCK_CHANGE = 0.02
 
-
 LARGEST_DRIFT_CELSIUS = 3.0
-
-
 """Over the rounds that will be measured at least, as the last two rounds foretell it: J/token rises by 0.2 % per °C."""
 
 

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 
 from pytest_tokenpower import __version__
 from pytest_tokenpower.core.records import MeasurementRecord, RunRecord
-from pytest_tokenpower.core.settings import Settings
-from pytest_tokenpower.core.types import Fact
+from pytest_tokenpower.core.settings import Limits, Settings
 from pytest_tokenpower.core.windows import RoundWindow
 from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
+from pytest_tokenpower.gate.priors import Priors
+from pytest_tokenpower.gate.verdict import Policy
 from pytest_tokenpower.runner.telemetry import TelemetrySession
 from pytest_tokenpower.store.baseline import Baseline
 from pytest_tokenpower.store.git import Repository
@@ -26,7 +27,6 @@ from pytest_tokenpower.store.store import Store, default_store_path
 from pytest_tokenpower.telemetry import sources
 
 if TYPE_CHECKING:
-    from pytest_tokenpower.stats.prior import Prior
     from pytest_tokenpower.telemetry.recording import Recording
     from pytest_tokenpower.telemetry.types import Meter
 
@@ -47,7 +47,7 @@ class Session:
         self.rootdir = rootdir
         self._extra_meters = extra_meters
         self._telemetry: TelemetrySession | MeterError | None = None
-        self._priors: dict[str, dict[str, Prior]] = {}
+        self._priors = Priors()
         self.gated_tests = 1
         self._measured: list[tuple[str, tuple[RoundWindow, ...], TelemetrySession]] = []
 
@@ -88,22 +88,18 @@ class Session:
         """How many comparisons this run makes: each gated test with each baseline."""
         return self.gated_tests * len(self.baselines)
 
-    def prior(self, baseline: Baseline, test: str, key: Mapping[str, Fact]) -> Prior:
-        """What is believed of a test's noise: the default, sharpened by the baseline's other tests on this machine."""
-        from pytest_tokenpower.analysis.rounds import log_joules_per_token
-        from pytest_tokenpower.stats.prior import DEFAULT_PRIOR, learn_priors
-        from pytest_tokenpower.stats.runs import summarise_runs
-        from pytest_tokenpower.store.baseline import histories
+    def policy(self, limits: Limits) -> Policy:
+        """What a test with these limits is judged by in this run."""
+        return Policy(
+            regression_limit=limits.regression or self.settings.regression,
+            key_ignore=(*self.settings.key_ignore, *limits.key_ignore),
+            family=self.family,
+            priors=self._priors,
+        )
 
-        if baseline.label not in self._priors:
-            runs = {
-                name: summarise_runs([log_joules_per_token(run.rounds) for run in each])
-                for name, each in histories(baseline, key).items()
-                if len(each) > 1
-            }
-            self._priors[baseline.label] = learn_priors({name: runs.get(name, []) for name in (*runs, "")})
-        learned = self._priors[baseline.label]
-        return learned.get(test, learned.get("", DEFAULT_PRIOR))
+    def baseline(self, label: str) -> Baseline:
+        """The baseline that is called so in a verdict."""
+        return next(each for each in self.baselines if each.label == label)
 
     def prepare(self) -> None:
         """Everything that can be wrong before a test runs; raises a TokenPowerError that says what to do."""

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from pytest_tokenpower.analysis import slow_meters
 from pytest_tokenpower.analysis.calibration import track_of
-from pytest_tokenpower.analysis.other_scopes import Beside, beside, whole
-from pytest_tokenpower.analysis.rounds import round_records
-from pytest_tokenpower.core.records import RoundRecord
+from pytest_tokenpower.analysis.other_scopes import OtherScopes, other_scopes, whole
+from pytest_tokenpower.analysis.rounds import Evaluation, evaluate, readings_around
+from pytest_tokenpower.core.records import RoundRecord, ScopeFigure
 from pytest_tokenpower.core.windows import RoundWindow
 from pytest_tokenpower.errors import MeterUnavailable
 from pytest_tokenpower.telemetry.scopes import choose
@@ -24,13 +24,11 @@ if TYPE_CHECKING:
 
 
 AFTER_NS = 60_000_000
-
-
 """Readings are awaited until this long after a window: its last edge is placed between the samples around it."""
 
 
 class TelemetrySession:
-    """A running collector, the devices whose energy is the figure, and the others that are measured beside them.
+    """A running collector, the devices whose energy is the figure, and the others that are measured along with them.
 
     ``scope`` asks for the figure's (None: GPUs, else CPUs); ``notes`` say why a meter that was named does not run.
     Raises MeterUnavailable where no device has the scope.
@@ -83,11 +81,12 @@ class TelemetrySession:
 
     def shortest_window_ns(self) -> float:
         """How long a round must be for the slowest of the devices' meters to resolve it."""
-        timeline = self.collector.timeline
+        now_ns = time.monotonic_ns()
+        readings = readings_around(self.collector.timeline, self.devices, now_ns)
         # The first workload of a run may be over before a meter has read twice, and then nothing is known of it.
-        if new := [each for each in self.devices if not each.slow and track_of(timeline, each) is None]:
-            self.collector.flush(time.monotonic_ns(), devices=new)
-        tracks = [(track_of(timeline, device), device) for device in self.devices]
+        if new := [each for each in self.devices if not each.slow and track_of(readings, each) is None]:
+            self.collector.flush(now_ns, devices=new)
+        tracks = [(track_of(readings, device), device) for device in self.devices]
         return max(
             (slow_meters.shortest_window_ns(track, device) for track, device in tracks if track is not None),
             default=0.0,
@@ -95,17 +94,28 @@ class TelemetrySession:
 
     def assess(self, windows: Sequence[RoundWindow]) -> tuple[RoundRecord, ...]:
         """Wait for the readings of the last window, and give each round its energy and reasons."""
+        return self.evaluate(windows).records
+
+    def evaluate(self, windows: Sequence[RoundWindow]) -> Evaluation:
+        """Wait for the readings of the last window, and evaluate the rounds; no round gives an empty evaluation."""
+        if not windows:
+            return Evaluation(())
         self.collector.flush(windows[-1].end_ns + AFTER_NS, devices=self.devices)
-        return round_records(self.collector.timeline, self.devices_in_use(windows), windows)
+        return evaluate(self.collector.timeline, self.devices_in_use(windows), windows)
 
     def resolved(self, windows: Sequence[RoundWindow]) -> tuple[RoundWindow, ...]:
         """The windows of a test as the figure's meter can tell them apart: to a slow one they are a single one."""
         return (whole(windows),) if self.slow and windows else tuple(windows)
 
-    def beside(self, windows: Sequence[RoundWindow], rounds: Sequence[RoundRecord]) -> Beside:
-        """What the other devices measured over the figure's windows; ``rounds`` are what :meth:`assess` gave."""
+    @property
+    def missing_scopes(self) -> tuple[ScopeFigure, ...]:
+        """The meters that were named and do not run, with the reason."""
+        return tuple(ScopeFigure(name, reason=reason) for name, reason in self.notes.items())
+
+    def other_scopes(self, windows: Sequence[RoundWindow], rounds: Sequence[RoundRecord]) -> OtherScopes:
+        """Evaluate the other devices over the figure's windows; ``rounds`` are the records of these."""
         if not self.others or not windows:
-            return Beside(tuple(rounds))
+            return OtherScopes(tuple(rounds))
         start_ns, end_ns = windows[0].start_ns, windows[-1].end_ns
         seconds = (end_ns - start_ns) / 1e9
         events = self.collector.timeline.events
@@ -119,7 +129,7 @@ class TelemetrySession:
         if able:
             self.collector.flush(end_ns + AFTER_NS, devices=able)
         devices, others = self.devices_in_use(windows), self._in_use(self.others, windows)
-        return beside(self.collector.timeline, devices, others, windows, rounds)
+        return other_scopes(self.collector.timeline, devices, others, windows, rounds)
 
     def devices_in_use(self, windows: Sequence[RoundWindow]) -> tuple[Device, ...]:
         """The figure's devices, of the GPUs those that processes of ours ran on or may have; all where none did."""

@@ -26,14 +26,23 @@ from pytest_tokenpower.store.store import (
 )
 
 
-def stored_runs(baseline: Baseline, measured: MeasurementRecord, ignore: Sequence[str]) -> ComparableRuns:
-    """What a baseline holds that a measurement can be compared with, key fields in ``ignore`` left out."""
+def stored_runs(
+    baseline: Baseline,
+    measured: MeasurementRecord,
+    ignore: Sequence[str],
+    left_out: Collection[str] = (),
+) -> ComparableRuns:
+    """What a baseline holds that a measurement can be compared with.
+
+    Key fields in ``ignore`` may differ; runs whose ids are in ``left_out`` are those that are judged.
+    """
     found = baseline.find(measured.test, measured.key, ignore)
+    runs = [run for run in found.runs if run.run_id not in left_out]
     return ComparableRuns(
         label=baseline.label,
-        runs=tuple(run.measurement for run in found.runs),
-        run_ids=tuple(run.run_id for run in found.runs),
-        why=found.why,
+        runs=tuple(run.measurement for run in runs),
+        run_ids=tuple(run.run_id for run in runs),
+        why=found.why or "the only runs there are those that are compared",
         note=found.note,
     )
 
@@ -52,7 +61,7 @@ class ComparableRuns:
     note: str = ""
 
 
-_ALIKE = ("provenance", "scope", "gpu.name", "cpu.name")
+ALIKE = ("provenance", "scope", "gpu.name", "cpu.name")
 
 
 def histories(baseline: Baseline, key: Mapping[str, Fact]) -> dict[str, list[MeasurementRecord]]:
@@ -69,7 +78,7 @@ def histories(baseline: Baseline, key: Mapping[str, Fact]) -> dict[str, list[Mea
             contents = baseline.store.contents(entry)
             for test, place in contents.measurements.items():
                 runs = found.setdefault(test, [])
-                alike = all(place.key.get(name) == key.get(name) for name in _ALIKE)
+                alike = all(place.key.get(name) == key.get(name) for name in ALIKE)
                 same = keys.setdefault(test, place.key) == place.key
                 if not (place.comparable and alike and same and len(runs) < baseline.limit_runs):
                     continue

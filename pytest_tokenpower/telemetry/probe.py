@@ -20,22 +20,13 @@ from pytest_tokenpower.telemetry.timeline import Timeline
 from pytest_tokenpower.telemetry.types import Device, Meter, Reading
 
 OPEN_ALLOWANCE_S = 2.0
-
-
 """Meters that open later than this are collected from for less time, so that all end together."""
 
-
 END_ALLOWANCE_S = 8.0
-
-
 """How long after the collecting time a meter is given up: the calls' own trial takes up to five seconds."""
 
-
 LAST_POLL_S = 4.5
-
-
 """Meters that ask a BMC or a server cut a poll off after four seconds; what takes longer hangs."""
-
 
 State = Literal["collected", "unavailable", "failed"]
 

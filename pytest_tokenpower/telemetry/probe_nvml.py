@@ -16,16 +16,10 @@ from pytest_tokenpower.telemetry.processes import is_in_tree
 
 COST_CALLS = 200
 
-
 COST_S = 0.5
-
-
 """Each call is repeated this often, or for this long."""
 
-
 _NEVER_AGAIN = ("nvmlInit", "nvmlInitWithFlags", "nvmlShutdown")
-
-
 """Calls that count their callers: they are not repeated."""
 
 
@@ -108,19 +102,12 @@ def error_text(error: BaseException) -> str:
 
 
 REFRESH_S = 2.0
-
-
 """How long the refresh of a board's readings is watched: twenty ticks of a counter at 100 ms."""
-
 
 READ_EVERY_S = 0.001
 
-
 INIT_PID_NAMESPACE = "pid:[4026531836]"
-
-
 """PROC_PID_INIT_INO of Linux: processes that are elsewhere do not see each other."""
-
 
 REASONS = {
     "GpuIdle": "idle",
@@ -134,10 +121,7 @@ REASONS = {
     "DisplayClockSetting": "display clocks",
     "UserDefinedClocks": "clocks set by a user",
 }
-
-
 """NVML's clocks event reasons (nvmlClocksEventReason…) in words."""
-
 
 Owner = Literal["own", "foreign", "unknown"]
 

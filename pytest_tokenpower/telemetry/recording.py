@@ -24,19 +24,14 @@ from pytest_tokenpower.telemetry.types import Conditions, CounterReading, Device
 
 VERSION = 1
 
-
 UNKNOWN_TICK_US = 100_000
-
-
 """The counter's update period of a device that no row describes: what NVML's counter does on the boards we know."""
 
 
 # Later than the year 2200, and small enough that nanoseconds fit into 64 bits.
 _Us = Annotated[int, Meta(ge=0, le=9_000_000_000_000_000)]
 
-
 _Tokens = Annotated[int, Meta(ge=0)]
-
 
 _Millijoules = Annotated[int, Meta(ge=0, le=9_000_000_000_000_000)] | Annotated[float, Meta(ge=0, le=9e15)]
 
@@ -133,21 +128,13 @@ class ClockRow(Row, frozen=True, tag="clock"):
 
 AnyRow = PowerRow | CounterRow | WindowRow | DeviceRow | ConditionsRow | EventRow | ClockRow
 
-
 TYPES = frozenset({"power", "counter", "window", "device", "conditions", "event", "clock"})
-
-
 """The row types that we know; all others are skipped."""
-
 
 WINDOW_FIELDS = tuple(name for name in WindowRow.__struct_fields__ if name not in ("start_us", "end_us"))
 
-
 CONDITION_FIELDS = tuple(name for name in ConditionsRow.__struct_fields__ if name not in ("device", "t_us"))
-
-
 """The fields that a row and its value have in common."""
-
 
 _END_NS = 9_000_000_000_000_000_000
 

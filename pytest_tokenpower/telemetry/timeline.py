@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -134,6 +135,12 @@ class Timeline:
         with self._lock:
             return tuple(self._events)
 
+    def since(self, start_ns: int) -> Stretch:
+        """What was read from a moment on, as it stands now and as it grows: what evaluating it costs is not what the
+        session before it has gathered.
+        """
+        return Stretch(self, start_ns)
+
     def power(
         self, device_id: str, start_ns: int | None = None, end_ns: int | None = None
     ) -> PowerSamples | None:
@@ -148,18 +155,22 @@ class Timeline:
                 held=self._held[device_id],
             )
 
-    def counters(self, device_id: str) -> CounterColumns:
-        """All counter readings of a device."""
+    def counters(self, device_id: str, start_ns: int | None = None) -> CounterColumns:
+        """Counter readings of a device, at least those from a moment on."""
         with self._lock:
             columns = self._counters[device_id]
             return CounterColumns(
-                columns.column("t_ns"), columns.column("t1_ns"), columns.column("microjoules")
+                columns.column("t_ns", start_ns),
+                columns.column("t1_ns", start_ns),
+                columns.column("microjoules", start_ns),
             )
 
-    def conditions(self, device_id: str) -> Sequence[Conditions]:
-        """The conditions of a device at each poll."""
+    def conditions(self, device_id: str, start_ns: int | None = None) -> Sequence[Conditions]:
+        """The conditions of a device at each poll, from a moment on."""
         with self._lock:
-            return tuple(self._conditions[device_id])
+            conditions = self._conditions[device_id]
+            first = 0 if start_ns is None else bisect_left(conditions, start_ns, key=lambda c: c.t_ns)
+            return tuple(conditions[first:])
 
     def events(self, device_id: str, start_ns: int, end_ns: int) -> Sequence[Event]:
         """What spoils a device's readings between two moments."""
@@ -186,6 +197,38 @@ class Timeline:
 
 
 @dataclass(frozen=True)
+class Stretch:
+    """The part of a timeline from a moment on; reads like the whole."""
+
+    timeline: Timeline
+    start_ns: int
+
+    def power(
+        self, device_id: str, start_ns: int | None = None, end_ns: int | None = None
+    ) -> PowerSamples | None:
+        """Power samples of a device, at least those that a window between the two moments needs."""
+        start_ns = self.start_ns if start_ns is None else max(start_ns, self.start_ns)
+        found = self.timeline.power(device_id, start_ns, end_ns)
+        if found is None:
+            return None
+        # The timeline gives whole blocks.
+        first = max(int(np.searchsorted(found.t_ns, start_ns)) - 1, 0)
+        return PowerSamples(found.t_ns[first:], found.milliwatts[first:], held=found.held)
+
+    def counters(self, device_id: str) -> CounterColumns:
+        """Counter readings of a device."""
+        return self.timeline.counters(device_id, self.start_ns).since(self.start_ns)
+
+    def conditions(self, device_id: str) -> Sequence[Conditions]:
+        """The conditions of a device at each poll."""
+        return self.timeline.conditions(device_id, self.start_ns)
+
+    def events(self, device_id: str, start_ns: int, end_ns: int) -> Sequence[Event]:
+        """What spoils a device's readings between two moments."""
+        return self.timeline.events(device_id, start_ns, end_ns)
+
+
+@dataclass(frozen=True)
 class CounterColumns:
     """Counter readings as columns: the value was taken between ``t0_ns`` and ``t1_ns`` (int64[n] each)."""
 
@@ -195,6 +238,11 @@ class CounterColumns:
 
     def __len__(self) -> int:
         return len(self.t0_ns)
+
+    def since(self, start_ns: int) -> CounterColumns:
+        """Only readings that began at a moment or after it."""
+        first = int(np.searchsorted(self.t0_ns, start_ns))
+        return CounterColumns(self.t0_ns[first:], self.t1_ns[first:], self.microjoules[first:])
 
     def prompt(self, tick_ns: float) -> CounterColumns:
         """Only readings of calls that came back within a tick (or 50 ms): of others the time is not known."""

@@ -18,13 +18,9 @@ if TYPE_CHECKING:
 """What a device's energy stands for. A GPU figure is never called a node figure. A module (Grace Hopper) is a GPU, the
 CPU beside it and the memory of both: its joules hold those of its parts, so they are never added to them."""
 
-
 """Where a number comes from; part of the key, so that a modelled joule never meets a measured one."""
 
-
 SLOW_S = 2.0
-
-
 """A meter that is read each second resolves this; one that resolves less is a BMC, or is scraped."""
 
 

@@ -205,7 +205,7 @@ def damaged(text: bytes) -> dict[str, tuple[bytes, str]]:
         "no JSON": (b"\x00\xff" * 50, "not readable as JSON"),
         "foreign": (b'{"benchmarks": []}', "not a run of pytest-tokenpower"),
         "a list": (b"[1, 2]", "not readable as JSON|not a run"),
-        "newer": (text.replace(b'"id":', b'"version":99,"id":', 1), "schema version 99"),
+        "newer": (text.replace(b'"version":2', b'"version":99'), "schema version 99"),
         "malformed": (text.replace(b'"comparable":true', b'"comparable":7'), "malformed run"),
         "bad key": (text.replace(b'"gpu.name":"NVIDIA H100"', b'"gpu.name":["H100"]'), "malformed run"),
         "another's": (encode_run(run(2)), "does not belong to the run in it"),

@@ -51,7 +51,7 @@ def at_level(
 
 def verdict(kind: str, against: str, *, threshold: float = 0.03) -> VerdictRecord:
     """What a run of the gate recorded."""
-    return VerdictRecord(kind, f"{kind}.", against, threshold=threshold, baseline_runs=("some",))
+    return VerdictRecord(kind, against, reason=f"{kind}.", threshold=threshold, baseline_runs=("some",))
 
 
 def regressed(against: str) -> tuple[VerdictRecord, ...]:

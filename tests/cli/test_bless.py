@@ -9,9 +9,9 @@ from pathlib import Path
 import msgspec
 import pytest
 from baselines.helpers import KEY, TEST, Git, numbers, run
+from verdicts import judge_stored
 
 from pytest_tokenpower.core.records import VerdictRecord
-from pytest_tokenpower.gate.verdict import judge_baseline
 from pytest_tokenpower.store.baseline import Baseline, ComparableRuns, Found
 from pytest_tokenpower.store.blessings import FOLDER, read_blessings
 from pytest_tokenpower.store.git import Repository
@@ -38,7 +38,7 @@ def gate(git: Git, store: Store, number: int, level: float, test: str = TEST) ->
         tuple(each.run_id for each in found.runs),
         found.why,
     )
-    decided = judge_baseline(measured, stored, 0.03)
+    decided = judge_stored(measured, stored, 0.03)
     store.write(run(number, msgspec.structs.replace(measured, verdicts=(decided,)), commit=git.head))
     return decided
 
@@ -144,7 +144,7 @@ def test_the_nearest_baseline_decides(git: Git, store: Store) -> None:
     alone = (verdict("regressed", pinned),)
     store.write(run(12, at_level(verdicts=alone), commit=git.commit("alone")))
     assert numbers(find(git, store).runs)[0] == 10
-    over = (VerdictRecord("over budget", "over.", "joules_per_token"), verdict("passed", rolling))
+    over = (VerdictRecord("over budget", "joules_per_token"), verdict("passed", rolling))
     store.write(run(13, at_level(verdicts=over), commit=git.commit("over")))
     assert numbers(find(git, store).runs)[0] == 13
 

@@ -19,10 +19,10 @@ import msgspec
 import pytest
 from baselines.helpers import KEY, TEST, run
 from projects import ALONE
+from verdicts import judge_stored
 
 from pytest_tokenpower.core.records import GateRecord, MeasurementRecord, RoundRecord, RunRecord, encode_run
 from pytest_tokenpower.gate.noise import MeasuredNoise, NoAnswer, analyse
-from pytest_tokenpower.gate.verdict import judge_baseline
 from pytest_tokenpower.reporting.terminal import summary
 from pytest_tokenpower.runner.session import Session
 from pytest_tokenpower.store.baseline import ComparableRuns
@@ -227,7 +227,7 @@ def test_the_gate_itself_warns_whatever_its_verdict(
 
     def shown(limit: float) -> tuple[str, str]:
         measured = at_level(level, seed=4, run_sd=0.0)
-        judged = judge_baseline(measured, stored, limit)
+        judged = judge_stored(measured, stored, limit)
         out = StringIO()
         summary(
             pytest.TerminalReporter(pytestconfig, out),

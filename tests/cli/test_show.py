@@ -51,7 +51,7 @@ def test_a_run_as_a_person_reads_it(git: Git, store: Store, tokenpower: Command)
         "2 of 10: another process used GPU-0",
         "61 to 66 °C, limited by power up to 40% of a round",
         "GPU model NVIDIA H100",
-        "REGRESSED: regressed.",
+        "regressed.",
     ):
         assert text in ended.out, text
     assert re.search(r"joules_per_token 0\.\d+ ± 0\.\d %  \(J / generated token\)", ended.out)

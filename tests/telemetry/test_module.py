@@ -270,7 +270,7 @@ def test_the_figure_of_each_scope(grace: Project, scope: str, label: str, watts:
     assert measured.figures["mean_watts"].value == pytest.approx(watts, rel=0.03)
     assert measured.key["gpu.name"] == "Simulated GH200"
     assert ("module.name" in measured.key) is (label != "gpu")
-    result.stdout.fnmatch_lines([f"test_it: beside it: {beside}* J/token*"])
+    result.stdout.fnmatch_lines([f"test_it: also measured: {beside}* J/token*"])
     gpu, module = (
         measured.rounds[0].device_joules[name] or math.nan
         for name in sorted(measured.rounds[0].device_joules)

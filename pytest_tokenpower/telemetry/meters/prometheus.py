@@ -24,22 +24,13 @@ if TYPE_CHECKING:
 
 
 Labels = tuple[tuple[str, str], ...]
-
-
 """The labels of one series, sorted by name."""
 
-
 Rows = Sequence[tuple[int, float]]
-
-
 """Samples of one series in the order of time: (realtime milliseconds, value)."""
 
-
 UNKNOWN_STEP_S = 15.0
-
-
 """Taken for the scrape interval where there are too few samples to see it."""
-
 
 _IDENTITY = (
     "UUID",
@@ -95,30 +86,17 @@ def step_s(rows: Rows) -> float | None:
 
 Unit = Literal["watts", "joules", "millijoules"]
 
-
 DCGM_ENERGY = "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION"
-
-
 """Counter in millijoules since the driver was loaded (DCGM field 156)."""
 
-
 DCGM_POWER = "DCGM_FI_DEV_POWER_USAGE"
-
-
 """Power in watts (DCGM field 155)."""
 
-
 LOOK_BACK_S = 300
-
-
 """How far back the scrape interval is sought; also Prometheus' own limit for calling a series alive."""
 
-
 MAX_SKEW_S = 1.0
-
-
 """Samples carry the Prometheus server's clock; further from ours than this they cannot be placed."""
-
 
 _SELECTOR = re.compile(r"\s*[a-zA-Z_:][\w:]*\s*(\{[^{}]*\})?\s*")
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 _TOLERANCE_NS = 2_000_000
 
-
 _ALL_TIME_NS = -(1 << 62)
 
 
@@ -85,21 +84,13 @@ def _step_ns(step: ArmedFault) -> int:
 
 RING_SAMPLES = 119
 
-
 RING_PERIOD_NS = 20_000_000
 
-
 RING_DELAY_NS = 3_000_000
-
-
 """From a sample's stamp to the moment when it can be read: the newest is then 3 to 45 ms old, 13 ms on average."""
 
-
 INSTANT_NS = 25_000_000
-
-
 """What POWER_INSTANT sees of each of its periods, on an H100."""
-
 
 _PER_SECOND = SECOND_NS // RING_PERIOD_NS
 
@@ -108,16 +99,13 @@ _PER_SECOND = SECOND_NS // RING_PERIOD_NS
 # late. The gaps so made lie between 7.6 and 44.2 ms (measured on an H100: 7.6 to 45).
 _TREMBLE_NS = 300_000
 
-
 _PUSH_NS = 11_800_000
-
 
 _PUSHED_SHARE = 1 / 6
 
 
 # Jitter and noise come round again after this many samples (22 minutes): a table is quicker than a hash.
 _TABLE = 1 << 16
-
 
 _FOREVER = 1 << 62
 

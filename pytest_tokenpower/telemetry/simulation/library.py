@@ -23,27 +23,19 @@ from pytest_tokenpower.telemetry.simulation.scenario import Fault, Limit, Scenar
 
 OK = int(pynvml.NVML_SUCCESS)
 
-
 NOT_SUPPORTED = int(pynvml.NVML_ERROR_NOT_SUPPORTED)
-
 
 NOT_FOUND = int(pynvml.NVML_ERROR_NOT_FOUND)
 
-
 INVALID_ARGUMENT = int(pynvml.NVML_ERROR_INVALID_ARGUMENT)
-
 
 INSUFFICIENT_SIZE = int(pynvml.NVML_ERROR_INSUFFICIENT_SIZE)
 
-
 UNINITIALIZED = int(pynvml.NVML_ERROR_UNINITIALIZED)
-
 
 _HANDLE_BASE = 0x51000000
 
-
 _FRAMEBUFFER_BYTES = 500 << 20
-
 
 _ON_SLICES = frozenset(
     {
@@ -261,7 +253,6 @@ class IdentityCalls:
 
 _SAMPLE = np.dtype([("t_us", np.uint64), ("value", np.uint64)])
 
-
 _LIMIT_OF_FIELD: dict[int, Limit] = {
     74: "power",
     75: "thermal",
@@ -270,7 +261,6 @@ _LIMIT_OF_FIELD: dict[int, Limit] = {
     270: "hw_thermal",
     271: "power_brake",
 }
-
 
 _REASON_OF_LIMIT: dict[Limit, int] = {
     "power": pynvml.nvmlClocksEventReasonSwPowerCap,
@@ -408,12 +398,9 @@ class SimulatedLibrary(IdentityCalls):
 
 _CALL_FAULTS = frozenset({"error", "hang", "zero", "lost"})
 
-
 _GIVES_HANDLE = re.compile(r"HandleBy|HandleFrom")
 
-
 _ASKED_TWICE = frozenset({"nvmlDeviceGetSamples", "nvmlDeviceGetComputeRunningProcesses"})
-
 
 _WITHOUT_INIT = frozenset({"nvmlInitWithFlags", "nvmlShutdown", "nvmlErrorString"})
 

@@ -15,7 +15,6 @@ from pytest_tokenpower.telemetry.simulation.power_curve import PowerCurve
 
 Limit = Literal["power", "thermal", "board", "sw_thermal", "hw_thermal", "power_brake"]
 
-
 FaultKind = Literal[
     "error",
     "hang",
@@ -31,7 +30,6 @@ FaultKind = Literal[
     "throttle",
     "process",
 ]
-
 
 _DETAILS: Mapping[str, frozenset[str]] = {
     "error": frozenset({"call", "error", "field", "nth", "board"}),
@@ -49,9 +47,7 @@ _DETAILS: Mapping[str, frozenset[str]] = {
     "process": frozenset({"pid", "memory_bytes", "board"}),
 }
 
-
 _ALWAYS = frozenset({"kind", "from_s", "until_s"})
-
 
 _ONCE = frozenset({"counter_reset", "counter_back"})
 

@@ -19,8 +19,6 @@ LIMIT_FIELDS: Mapping[str, str] = {
     "hw_thermal": "NVML_FI_DEV_CLOCKS_EVENT_REASON_HW_THERM_SLOWDOWN",
     "power_brake": "NVML_FI_DEV_CLOCKS_EVENT_REASON_HW_POWER_BRAKE_SLOWDOWN",
 }
-
-
 """Cumulative time under each limit, in nanoseconds (fields 74, 75, 77, 269, 270, 271)."""
 
 

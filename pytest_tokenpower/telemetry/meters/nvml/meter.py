@@ -22,27 +22,17 @@ from pytest_tokenpower.telemetry.meters.nvml.ring import PowerRing
 from pytest_tokenpower.telemetry.types import CounterReading, Device, PowerSamples, Reading
 
 RING_POLL_S = 1.0
-
-
 """The ring keeps 119 samples of 20 ms; drained once a second it lost nothing in minutes (measured). Under load a poll
 costs 8 to 10 ms of CPU time on an H100, over half of it the read of the counter."""
 
-
 POLLING_S = 0.1
-
-
 """Without a ring: the period at which the counter and the instant power are refreshed on the boards we know."""
-
 
 COUNTER_TICK_NS = 100_000_000
 
-
 FROZEN_RING_MS, FROZEN_POWER_MS = 1000, 3000
-
-
 """Readings that do not move by a milliwatt for so long are frozen, where there is no counter to bear them out. On an
 H100 no more than 5 ring samples (0.1 s) are alike; the averaged power changes every 100 to 500 ms."""
-
 
 T = TypeVar("T")
 

@@ -20,8 +20,6 @@ from pytest_tokenpower.telemetry.meters.nvml.ring import PowerRing
 from pytest_tokenpower.telemetry.types import Device, PowerSamples
 
 HOPPER = 9
-
-
 """Compute capability of the one generation whose module has a single GPU. From Blackwell on two GPUs share a module,
 and each of them reports all of it: added up, its joules would count twice."""
 
