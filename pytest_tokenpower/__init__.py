@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pytest_tokenpower._version import __version__
+
 if TYPE_CHECKING:
     from pytest_tokenpower.core.tokens import TokenCount
     from pytest_tokenpower.runner.fixture import Energy
 
 __all__ = ["Energy", "TokenCount", "__version__"]
-__version__ = "0.1.0"
 
 _HOMES = {"Energy": "pytest_tokenpower.runner.fixture", "TokenCount": "pytest_tokenpower.core.tokens"}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -115,7 +116,7 @@ def judge(trial: ProbeResult) -> MeterReport:
         verdict = having[0].quality.verdict
         if len(having) < len(added):
             verdict += f" ({having[0].device.id}, the worst of {len(added)} devices)"
-    if trial.name in ("rapl", "hwmon", "ipmi") and devices and os.geteuid() == 0:
+    if trial.name in ("rapl", "hwmon", "ipmi") and devices and user_id() == 0:
         remarks.append("read as root: another user may be refused")
     return MeterReport(
         name=trial.name,
@@ -439,3 +440,8 @@ def worst(grades: Sequence[Grade]) -> Grade:
     """The worst of several grades; "absent" where there are none."""
     order: tuple[Grade, ...] = ("absent", "unusable", "usable", "good")
     return min(grades, key=order.index, default="absent")
+
+
+def user_id() -> int | None:
+    """Return the number of the user that this runs as; None on Windows, which has no such numbers."""
+    return os.geteuid() if sys.platform != "win32" else None

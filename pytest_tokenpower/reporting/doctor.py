@@ -13,7 +13,14 @@ from typing import Any
 
 from pytest_tokenpower import __version__
 from pytest_tokenpower.analysis.guards import HEAT_LIMITS
-from pytest_tokenpower.analysis.meter_quality import DeviceReport, Intervals, MeterReport, Report, span
+from pytest_tokenpower.analysis.meter_quality import (
+    DeviceReport,
+    Intervals,
+    MeterReport,
+    Report,
+    span,
+    user_id,
+)
 from pytest_tokenpower.telemetry.probe_nvml import BoardFacts, CallCost
 
 """The sources that ``--energy-source=auto`` tries, in its order (telemetry/sources.py)."""
@@ -84,7 +91,7 @@ def machine() -> dict[str, Any]:
     return {
         "system": f"{platform.system()} {platform.release()}",
         "cores": os.cpu_count(),
-        "user": os.geteuid(),
+        "user": user_id(),
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -16,6 +16,9 @@ from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
 from pytest_tokenpower.telemetry.clock import Clock
 from pytest_tokenpower.telemetry.processes import adopted, is_in_tree, parent_of
 from pytest_tokenpower.telemetry.types import CounterReading, Device, Reading
+
+if sys.platform != "win32":
+    import resource
 
 SCAN_INTERVAL_S = 0.5
 """New processes are looked for this often: that lists /proc, while a read of a process's clock costs 1 µs."""
@@ -66,6 +69,10 @@ class CpuModelMeter:
 
     def open(self, clock: Clock) -> Sequence[Device]:
         """Find the process tree; raises MeterUnavailable where its CPU time cannot be read."""
+        if sys.platform != "linux":
+            raise MeterUnavailable(
+                f"CPU model: reads the CPU clocks of processes, which needs Linux, and this is {sys.platform}"
+            )
         try:
             self._tree.open()
         except OSError as error:

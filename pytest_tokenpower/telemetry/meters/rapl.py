@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import grp
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +15,9 @@ from pytest_tokenpower.errors import MeterError, MeterUnavailable
 from pytest_tokenpower.telemetry.clock import Clock
 from pytest_tokenpower.telemetry.meters.cpu_model import cpu_name
 from pytest_tokenpower.telemetry.types import CounterReading, Device, Reading
+
+if sys.platform != "win32":
+    import grp
 
 POWERCAP = Path("/sys/class/powercap")
 
@@ -65,6 +68,8 @@ class RaplMeter:
 
     def open(self, clock: Clock) -> Sequence[Device]:
         """Find the zones whose counters run; raises MeterUnavailable with the command that grants access."""
+        if sys.platform != "linux":
+            raise MeterUnavailable(f"RAPL: is read through Linux's powercap, and this is {sys.platform}")
         zones = self._find()
         first = [self._read(zone, opening=True) for zone in zones]
         self._load()
