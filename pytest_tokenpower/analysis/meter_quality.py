@@ -28,7 +28,7 @@ from pytest_tokenpower.telemetry.probe_nvml import BoardFacts, CallCost
 from pytest_tokenpower.telemetry.timeline import CounterColumns, Timeline
 from pytest_tokenpower.telemetry.types import Device, PowerSamples
 
-AUTO = ("nvml", "amd", "rapl")
+AUTO = ("nvml", "amd", "intel", "jetson", "rapl")
 
 
 @dataclass(frozen=True)

@@ -76,9 +76,9 @@ def _seconds(text: str) -> float:
 
 
 def _pynvml() -> Any:
-    import pynvml
+    from pytest_tokenpower.telemetry.meters.nvml.library import load_nvml
 
-    return pynvml
+    return load_nvml()
 
 
 def _nvml(library: Any) -> Meter:
@@ -91,6 +91,18 @@ def _amd(_: Any) -> Meter:
     from pytest_tokenpower.telemetry.meters.amd import AmdMeter
 
     return AmdMeter()
+
+
+def _intel(_: Any) -> Meter:
+    from pytest_tokenpower.telemetry.meters.intel_gpu import IntelGpuMeter
+
+    return IntelGpuMeter()
+
+
+def _jetson(_: Any) -> Meter:
+    from pytest_tokenpower.telemetry.meters.jetson import JetsonMeter
+
+    return JetsonMeter()
 
 
 def _rapl(_: Any) -> Meter:
@@ -123,6 +135,12 @@ def _prometheus(_: Any) -> Meter:
     return PrometheusMeter()
 
 
+def _trtllm(_: Any) -> Meter:
+    from pytest_tokenpower.telemetry.meters.trtllm import TrtllmMeter
+
+    return TrtllmMeter()
+
+
 def _model(_: Any) -> Meter:
     from pytest_tokenpower.telemetry.meters.cpu_model import CpuModelMeter
 
@@ -132,11 +150,14 @@ def _model(_: Any) -> Meter:
 SUBJECTS: dict[str, Callable[[Any], Meter]] = {
     "nvml": _nvml,
     "amd": _amd,
+    "intel": _intel,
+    "jetson": _jetson,
     "rapl": _rapl,
     "hwmon": _hwmon,
     "ipmi": _ipmi,
     "redfish": _redfish,
     "prometheus": _prometheus,
+    "trtllm": _trtllm,
     "model": _model,
 }
 """The meters of a machine, in the order in which they are shown."""
@@ -153,6 +174,8 @@ def subjects_of(source: str | None) -> list[Candidate]:
         raise UsageError(
             f"--source={source}: the valid sources are {', '.join(SUBJECTS)}, simulated, simulated:SCENARIO.json"
         )
+    # The simulated boards speak through it.
+    _pynvml()
     from pytest_tokenpower.telemetry.meters.nvml.meter import NvmlMeter
     from pytest_tokenpower.telemetry.simulation.library import SimulatedBoards
     from pytest_tokenpower.telemetry.simulation.scenario import Scenario, load_scenario

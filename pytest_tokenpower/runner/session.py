@@ -25,6 +25,7 @@ from pytest_tokenpower.store.baseline import Baseline
 from pytest_tokenpower.store.git import Repository
 from pytest_tokenpower.store.store import Store, default_store_path
 from pytest_tokenpower.telemetry import sources
+from pytest_tokenpower.telemetry.credentials import without_credentials
 
 if TYPE_CHECKING:
     from pytest_tokenpower.telemetry.recording import Recording
@@ -149,7 +150,7 @@ class Session:
                 self._telemetry = started = self._start()
                 if not started.devices:
                     raise MeterUnavailable(
-                        f"--energy-source={self.settings.source} lists no device to measure"
+                        f"--energy-source={without_credentials(self.settings.source)} lists no device to measure"
                     )
             except MeterError as error:
                 self._telemetry = error
@@ -235,6 +236,6 @@ class Session:
             dirty=repository.dirty if repository else None,
             host={"hostname": platform.node(), "machine": platform.machine(), "cpus": os.cpu_count()},
             versions=versions,
-            command=tuple(sys.argv[1:]),
+            command=tuple(without_credentials(argument) for argument in sys.argv[1:]),
             failures=dict(failures or {}),
         )

@@ -87,9 +87,15 @@ class TelemetrySession:
         if new := [each for each in self.devices if not each.slow and track_of(readings, each) is None]:
             self.collector.flush(now_ns, devices=new)
         tracks = [(track_of(readings, device), device) for device in self.devices]
+        # A slow meter has hardly read when a short workload is over; what it declares is known before.
+        declared = [
+            slow_meters.MARGIN * slow_meters.NEEDED * each.resolution_s * 1e9
+            for each in self.devices
+            if each.slow
+        ]
         return max(
             (slow_meters.shortest_window_ns(track, device) for track, device in tracks if track is not None),
-            default=0.0,
+            default=max(declared, default=0.0),
         )
 
     def assess(self, windows: Sequence[RoundWindow]) -> tuple[RoundRecord, ...]:

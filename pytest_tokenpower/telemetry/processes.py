@@ -53,7 +53,8 @@ def is_in_tree(pid: int, root_pid: int | None = None) -> bool | None:
     current: int | None = pid
     if parent_of(pid) is None:
         return None
-    while current is not None and current > 1:
+    # Down to process 1, which may be ours: pytest that a container was started with. Its parent is 0.
+    while current:
         if current in roots:
             return True
         current = parent_of(current)

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, cast
 
 from pytest_tokenpower.core.types import Scope
 from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
+from pytest_tokenpower.telemetry.accelerators import CPU_ALONE, DEV, DRM, accelerator, find_accelerator
 from pytest_tokenpower.telemetry.collector import Collector
+from pytest_tokenpower.telemetry.credentials import without_credentials
 from pytest_tokenpower.telemetry.scopes import SCOPES, default_scope
 from pytest_tokenpower.telemetry.types import Device, Meter
 
@@ -24,9 +26,12 @@ SOURCES = (
     "amd",
     "rapl",
     "hwmon",
+    "intel",
+    "jetson",
     "ipmi",
     "redfish or redfish:URL",
     "prometheus or prometheus:URL",
+    "trtllm or trtllm:URL",
     "model",
     "simulated",
     "simulated:SCENARIO.json",
@@ -36,6 +41,9 @@ SOURCES = (
 MAY_HAVE: Mapping[str, frozenset[Scope]] = {
     "nvml": frozenset({"gpu", "module"}),
     "amd": frozenset({"gpu"}),
+    "intel": frozenset({"gpu"}),
+    "jetson": frozenset({"module"}),
+    "trtllm": frozenset({"gpu"}),
     "simulated": frozenset({"gpu", "module"}),
     "model": frozenset({"cpu"}),
     "rapl": frozenset({"cpu", "dram", "node"}),
@@ -44,8 +52,8 @@ MAY_HAVE: Mapping[str, frozenset[Scope]] = {
 }
 """The scopes of a source's devices; what is not listed may have any."""
 
-_SIDE_BY_SIDE = frozenset({"nvml", "amd"})
-"""Sources whose devices of one scope are different things: boards of two makers."""
+_SIDE_BY_SIDE = frozenset({"nvml", "amd", "intel"})
+"""Sources whose devices of one scope are different things: boards of several makers."""
 
 _NEXT_PART = re.compile(r",\s*(?=[a-z][\w-]*\s*(?:[:,]|$))")
 
@@ -67,10 +75,13 @@ def parts_of(source: str) -> tuple[str, ...]:
     for part in parts:
         if not part or part.startswith(",") or part.endswith(",") or parts.count(part) > 1:
             raise UsageError(
-                f"--energy-source={source}: must name sources once each, with a comma between them, such as nvml,rapl"
+                f"--energy-source={without_credentials(source)}: must name sources once each, with a comma between "
+                "them, such as nvml,rapl"
             )
         if part.partition(":")[0] == "replay" and len(parts) > 1:
-            raise UsageError(f"--energy-source={source}: a replay stands alone, it has all its devices")
+            raise UsageError(
+                f"--energy-source={without_credentials(source)}: a replay stands alone, it has all its devices"
+            )
     return parts
 
 
@@ -85,6 +96,18 @@ def meters_for(source: str) -> Sequence[Meter]:
         from pytest_tokenpower.telemetry.meters.amd import AmdMeter
 
         return [AmdMeter()]
+    if name == "intel" and not argument:
+        from pytest_tokenpower.telemetry.meters.intel_gpu import IntelGpuMeter
+
+        return [IntelGpuMeter()]
+    if name == "jetson" and not argument:
+        from pytest_tokenpower.telemetry.meters.jetson import JetsonMeter
+
+        return [JetsonMeter()]
+    if name == "trtllm":
+        from pytest_tokenpower.telemetry.meters.trtllm import TrtllmMeter
+
+        return [TrtllmMeter(argument or None)]
     if name == "rapl" and not argument:
         from pytest_tokenpower.telemetry.meters.rapl import RaplMeter
 
@@ -108,6 +131,10 @@ def meters_for(source: str) -> Sequence[Meter]:
 
         return [CpuModelMeter()]
     if name == "simulated":
+        from pytest_tokenpower.telemetry.meters.nvml.library import load_nvml
+
+        # The simulated boards speak through it.
+        load_nvml()
         from pytest_tokenpower.telemetry.meters.nvml.meter import NvmlMeter
         from pytest_tokenpower.telemetry.simulation.library import SimulatedBoards
         from pytest_tokenpower.telemetry.simulation.scenario import load_scenario
@@ -115,7 +142,8 @@ def meters_for(source: str) -> Sequence[Meter]:
         boards = SimulatedBoards(load_scenario(argument)) if argument else SimulatedBoards()
         return [NvmlMeter(boards, provenance="simulated", realtime_ns=boards.realtime_ns)]
     raise UsageError(
-        f"--energy-source={source}: the valid sources are {', '.join(SOURCES)}, or several with a comma between them"
+        f"--energy-source={without_credentials(source)}: the valid sources are {', '.join(SOURCES)}, or several with a "
+        "comma between them"
     )
 
 
@@ -167,10 +195,10 @@ def begin(source: str, scope: Scope | None = None, extra: Extra = lambda source:
             except MeterError as error:
                 if _needed(part, parts, scope):
                     raise
-                notes[part] = str(error)
+                notes[without_credentials(part)] = without_credentials(str(error))
             except ValueError as error:
                 # The timeline has one row of samples a device.
-                raise UsageError(f"--energy-source={source}: {error}") from None
+                raise UsageError(f"--energy-source={without_credentials(source)}: {error}") from None
         _once_each(source, found)
     except BaseException:
         collector.stop()
@@ -207,9 +235,10 @@ def _once_each(source: str, found: Mapping[str, Sequence[Device]]) -> None:
     for scope in SCOPES:
         owners = [part for part, devices in found.items() if any(each.scope == scope for each in devices)]
         if len(owners) > 1 and not _SIDE_BY_SIDE.issuperset(owners):
+            several = " and ".join(without_credentials(owner) for owner in owners)
             raise UsageError(
-                f"--energy-source={source}: {' and '.join(owners)} all measure the scope {scope}, which would be "
-                "counted twice: name one of them"
+                f"--energy-source={without_credentials(source)}: {several} all measure the scope {scope}, which would "
+                "be counted twice: name one of them"
             )
 
 
@@ -218,11 +247,13 @@ def _auto(collector: Collector, scope: Scope | None) -> list[Device]:
     reasons: list[str] = []
     devices: list[Device] = []
     if scope in (None, "gpu", "module", "node"):
-        devices += _first(collector, ("nvml",) if scope == "module" else ("nvml", "amd"), reasons)
+        devices += _first(collector, _gpu_sources(scope), reasons)
     if scope is None and not devices and (board := unmeasured_gpu()) is not None:
+        known = accelerator(board)
+        own = [each for each in reasons if each.startswith(f"{known.source}: ")]
         raise MeterUnavailable(
-            f"this machine has a GPU ({board}) whose energy cannot be measured. {'; '.join(reasons)}. "
-            "--energy-scope=cpu measures the CPU alone"
+            f"this machine has a GPU ({board}) whose energy cannot be measured. "
+            f"{''.join(f'{each}. ' for each in own)}{known.remedy}. {CPU_ALONE}"
         )
     if scope in ("cpu", "dram", "node") or (scope is None and not devices):
         devices += _first(collector, ("rapl",) if scope in (None, "dram") else ("rapl", "hwmon"), reasons)
@@ -249,6 +280,13 @@ def _first(collector: Collector, names: Iterable[str], reasons: list[str]) -> Se
     return ()
 
 
+def _gpu_sources(scope: Scope | None) -> tuple[str, ...]:
+    """The sources of GPUs, or of modules that hold one, in the order in which they are tried."""
+    if scope == "module":
+        return ("nvml", "jetson")
+    return ("nvml", "amd", "intel") if scope == "gpu" else ("nvml", "amd", "intel", "jetson")
+
+
 def _hwmon_of_the_node() -> tuple[str, ...]:
     """hwmon, where all it has is the machine's own power meter: its CPUs would be RAPL's once more."""
     from pytest_tokenpower.telemetry.clock import Clock
@@ -263,19 +301,11 @@ def _hwmon_of_the_node() -> tuple[str, ...]:
     return ("hwmon",) if all(device.scope == "node" for device in devices) else ()
 
 
-def unmeasured_gpu(dev: Path = Path("/dev"), drm: Path = Path("/sys/class/drm")) -> str | None:
-    """A GPU that a driver has brought up and that CUDA_VISIBLE_DEVICES does not hide, in words; None without one.
+def unmeasured_gpu(dev: Path = DEV, drm: Path = DRM) -> str | None:
+    """The accelerator of this machine that the environment does not hide, in words; None without one.
 
-    It tells a machine without GPUs, whose CPU is what inference runs on, from one whose GPU meter is broken: a
-    driver that breaks must not turn the figure into the CPU's. AMD's are boards with 8 GiB and more of their own.
+    It tells a machine without GPUs, whose CPU is what inference runs on, from one whose GPU meter is broken or
+    unknown: a driver that breaks must not turn the figure into the CPU's.
     """
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if (visible is None or visible.strip() not in ("", "-1", "NoDevFiles")) and any(dev.glob("nvidia[0-9]*")):
-        return "NVIDIA"
-    for memory in drm.glob("card*/device/mem_info_vram_total"):
-        try:
-            if int(memory.read_text()) >= 8 << 30:
-                return "AMD"
-        except (OSError, ValueError):
-            continue
-    return None
+    found = find_accelerator(dev, drm)
+    return None if found is None else found.name

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_tokenpower.errors import MeterUnavailable
+from pytest_tokenpower.errors import MeterError, MeterUnavailable
 from pytest_tokenpower.telemetry.clock import Clock
-from pytest_tokenpower.telemetry.meters.nvml.devices import visible_indices
+from pytest_tokenpower.telemetry.meters.nvml.boards import visible_indices
 from pytest_tokenpower.telemetry.meters.nvml.meter import NvmlMeter
 from pytest_tokenpower.telemetry.simulation.board import RING_DELAY_NS
 from pytest_tokenpower.telemetry.simulation.library import SimulatedBoards
@@ -79,6 +81,100 @@ def test_only_visible_boards_are_read() -> None:
     )
     measured.open()
     assert [device.id[:12] for device in measured.devices] == ["GPU-51000002"]
+
+
+NEIGHBOUR = numbered_boards(2)[1].uuid
+LOST = Fault(kind="lost", board=1)
+DENIED = Fault(kind="error", call="nvmlDeviceGetHandleByIndex", nth=2, error="NO_PERMISSION")
+SILENT = Fault(kind="error", call="nvmlDeviceGetHandleByIndex", nth=2, error="UNKNOWN")
+NAMELESS = Fault(kind="error", call="nvmlDeviceGetName", board=1)
+
+
+def opened(*faults: Fault, visible: str | None, boards: Sequence[Board] = numbered_boards(3)) -> list[str]:
+    measured = Measured(*faults, boards=boards, meter=lambda nvml: NvmlMeter(nvml, visible=visible))
+    measured.open()
+    return [device.id[4:12] for device in measured.devices]
+
+
+@pytest.mark.parametrize("fault", [LOST, DENIED, SILENT, NAMELESS])
+@pytest.mark.parametrize("visible", ["0", "GPU-51000000"])
+def test_a_neighbour_that_does_not_answer_harms_nothing(fault: Fault, visible: str) -> None:
+    assert opened(fault, visible=visible) == ["51000000"]
+
+
+def test_cuda_counts_no_board_that_may_not_be_opened() -> None:
+    assert opened(DENIED, visible=None) == ["51000000", "51000002"]
+    assert opened(DENIED, visible="1") == ["51000002"]
+    every = Fault(kind="error", call="nvmlDeviceGetHandleByIndex", error="NO_PERMISSION")
+    with pytest.raises(
+        MeterUnavailable, match=r"none of the 3 NVIDIA GPUs may be opened .* ask the scheduler"
+    ):
+        opened(every, visible=None)
+
+
+@pytest.mark.parametrize("fault", [LOST, SILENT])
+def test_what_may_be_ours_and_does_not_answer_is_refused_with_a_remedy(fault: Fault) -> None:
+    rest = "GPU-51000000-0000-0000-0000-000000000000,GPU-51000002-0000-0000-0000-000000000000"
+    with pytest.raises(MeterUnavailable, match=f"GPU 1: .*failed.*hide it: CUDA_VISIBLE_DEVICES={rest}$"):
+        opened(fault, visible=None)
+    for visible in ("1", "2"):
+        with pytest.raises(
+            MeterUnavailable, match=r"counts a GPU that does not answer .*: name the GPUs by UUID"
+        ):
+            opened(fault, visible=visible)
+    with pytest.raises(MeterUnavailable, match="matches 0 of the GPUs"):
+        opened(fault, visible=NEIGHBOUR)
+
+
+def test_a_display_card_beside_can_be_hidden() -> None:
+    first, second = numbered_boards(2)
+    card = msgspec.structs.replace(second, name="NVIDIA T400 4GB", ring=False, counter=False)
+    dark = Fault(kind="zero", call="nvmlDeviceGetPowerUsage", board=1)
+    with pytest.raises(
+        MeterUnavailable,
+        match=rf"\(NVIDIA T400 4GB\) offers neither .*hide it: CUDA_VISIBLE_DEVICES={first.uuid}$",
+    ):
+        opened(dark, visible=None, boards=(first, card))
+    assert opened(dark, visible=first.uuid, boards=(first, card)) == ["51000000"]
+
+
+# --- slices
+
+
+def slices(boards: Sequence[Board]) -> list[str]:
+    nvml = SimulatedBoards(Scenario(boards=tuple(boards)))
+    nvml.nvmlInit()
+    board = nvml.nvmlDeviceGetHandleByIndex(0)
+    parts = range(boards[0].mig_slices)
+    return [nvml.nvmlDeviceGetUUID(nvml.nvmlDeviceGetMigDeviceHandleByIndex(board, part)) for part in parts]
+
+
+@pytest.mark.parametrize("count", [1, 7])
+@pytest.mark.parametrize("named", [False, True])
+def test_a_board_whose_slices_are_all_ours_is_measured_and_labelled(count: int, named: bool) -> None:
+    boards = (Board(mig="on", mig_slices=count),)
+    visible = ",".join(slices(boards)) if named else None
+    measured = Measured(boards=boards, meter=lambda nvml: NvmlMeter(nvml, visible=visible))
+    measured.open()
+    [device] = measured.devices
+    assert device.name == "Simulated H100 80GB (whole board, in MIG mode)"
+    assert device.key_facts["mig"] == "whole board"
+
+
+def test_a_part_of_a_board_is_refused() -> None:
+    boards = (Board(mig="on", mig_slices=7), msgspec.structs.replace(Board(), uuid=NEIGHBOUR))
+    first, second, *_ = slices(boards)
+    for visible, said in ((first, r"\(1 of 7 are"), (f"{first},{second}", r"\(2 of 7 are")):
+        with pytest.raises(MeterUnavailable, match=f"in MIG mode: .* the whole board.*{said}"):
+            opened(visible=visible, boards=boards)
+    with pytest.raises(MeterUnavailable, match="names MIG slices and whole GPUs"):
+        opened(visible=f"{first},GPU-5", boards=boards)
+    with pytest.raises(MeterUnavailable, match="names the MIG slice MIG-x, which NVML does not find"):
+        opened(visible="MIG-x", boards=boards)
+    # Two slices of three sevenths leave a seventh that may be another's.
+    with pytest.raises(MeterUnavailable, match=r"in MIG mode: .*\(6 of 7 are"):
+        opened(visible=None, boards=(Board(mig="on", mig_slices=2),))
+    assert opened(visible=NEIGHBOUR, boards=boards) == ["51000001"]
 
 
 # --- what is said of them
@@ -258,6 +354,21 @@ def test_whose_processes_are_on_the_board(
     [reading] = readings(seconds=1, board=Board(processes=tuple(Process(pid=pid) for pid in pids)))
     assert reading.conditions is not None
     assert (reading.conditions.own_process, reading.conditions.foreign_pids) == (own, foreign)
+
+
+def test_all_ones_are_no_reading() -> None:
+    meter = NvmlMeter(SimulatedBoards(Scenario(boards=(Board(ring=False, counter=False),))))
+    meter.open(Clock())
+    meter._nvml = SimpleNamespace(
+        NVMLError=Exception,
+        nvmlDeviceGetPowerUsage=lambda _: 0xFFFFFFFF,
+        nvmlDeviceGetTotalEnergyConsumption=lambda _: 2**64 - 1,
+    )
+    [board] = meter._boards
+    with pytest.raises(MeterError, match="the power reading is 4294967 W"):
+        meter._usage(board, Clock())
+    with pytest.raises(MeterError, match=r"the energy counter reads .* J, which is no reading"):
+        meter._counter(board, Clock())
 
 
 def test_a_board_may_bring_the_realtime_that_it_stamps_by() -> None:

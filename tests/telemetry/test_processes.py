@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from pytest_tokenpower.telemetry import processes
 from pytest_tokenpower.telemetry.clock import Clock
 from pytest_tokenpower.telemetry.meters.cpu_model import CpuModelMeter, ProcessTree
 from pytest_tokenpower.telemetry.meters.nvml.devices import gpus_of, visible_gpus
@@ -119,6 +120,16 @@ def test_who_listens_comes_from_the_tables_of_the_kernel(tmp_path: Path) -> None
     assert listener_on(8080, tmp_path / "absent") is None
 
 
+def test_process_1_of_a_container_and_all_below_it_are_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    parents = {1: 0, 7: 1, 8: 7, 40: 0}
+    monkeypatch.setattr(processes, "parent_of", parents.get)
+    for root, ours in ((1, {1, 7, 8}), (7, {7, 8}), (40, {40})):
+        monkeypatch.setattr(processes, "root_of_run", lambda root=root: root)
+        assert {pid for pid in parents if processes.is_in_tree(pid)} == ours
+        assert {pid for pid in parents if processes.is_in_tree(pid, root)} == ours
+    assert processes.is_in_tree(99) is None
+
+
 def test_a_process_that_is_not_there() -> None:
     assert command_of(2**22 + 7) == ""
     assert command_of(os.getpid())
@@ -167,6 +178,27 @@ def test_the_gpus_that_a_tree_computes_on(stranger: int) -> None:
         nvml = FakeNvml([ours], broken=call)
         assert gpus_of(ours, nvml) is None
         assert nvml.open == 0
+
+
+def test_a_board_that_does_not_answer_has_none_of_our_processes() -> None:
+    class Partly(FakeNvml):
+        NVML_ERROR_NO_PERMISSION = 4
+
+        def __getattr__(self, name: str) -> Any:
+            found = super().__getattr__(name)
+
+            def call(*arguments: Any) -> Any:
+                if arguments == (1,):
+                    raise self.NVMLError(name)
+                return found(*arguments)
+
+            return call if name.startswith("nvmlDeviceGet") else found
+
+    ours = os.getpid()
+    assert gpus_of(ours, Partly([ours], [ours], [ours])) == ("GPU-0", "GPU-2")
+    assert visible_gpus("0", Partly([], [], [])) == ("GPU-0",)
+    assert visible_gpus("1", Partly([], [], [])) is None
+    assert visible_gpus(None, Partly([], [], [])) is None
 
 
 def test_the_gpus_that_a_server_would_see() -> None:

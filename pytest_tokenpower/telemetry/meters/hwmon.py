@@ -13,6 +13,7 @@ import numpy as np
 from pytest_tokenpower.core.types import Fact, Scope
 from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
 from pytest_tokenpower.telemetry.clock import Clock
+from pytest_tokenpower.telemetry.meters.no_reading import is_fine_power, is_watts
 from pytest_tokenpower.telemetry.types import Device, PowerSamples, Reading
 
 HWMON = Path("/sys/class/hwmon")
@@ -82,7 +83,7 @@ class HwmonMeter:
                 microwatts = _number(sensor)
             except MeterError as error:
                 raise MeterUnavailable(str(error)) from error
-            if microwatts <= 0:
+            if not _is_power(microwatts):
                 raise MeterUnavailable(
                     f"hwmon: no meter, {sensor.label} reads {microwatts} µW ({sensor.path})"
                 )
@@ -116,7 +117,7 @@ class HwmonMeter:
             t0_ns = clock.monotonic_ns()
             try:
                 microwatts = _number(sensor)
-                if microwatts <= 0:
+                if not _is_power(microwatts):
                     raise MeterError(f"hwmon: {sensor.label} reads {microwatts} µW ({sensor.path})")
             except MeterError as error:
                 readings.append(Reading(sensor.id, fault=str(error)))
@@ -198,6 +199,12 @@ def _channels(folder: Path) -> dict[str, Path]:
             if match:
                 channels.setdefault(match[1], folder / entry)
     return channels
+
+
+def _is_power(microwatts: int) -> bool:
+    """Whether it is one, and no register that was never written: firmware counts in watts, milliwatts or microwatts."""
+    fine = all(is_fine_power(microwatts // unit) for unit in (1, 1_000) if microwatts % unit == 0)
+    return fine and (microwatts % 1_000_000 != 0 or is_watts(microwatts // 1_000_000))
 
 
 def _text(path: Path) -> str:

@@ -14,6 +14,8 @@ import numpy as np
 
 from pytest_tokenpower.errors import MeterError, MeterUnavailable
 from pytest_tokenpower.telemetry.clock import Clock
+from pytest_tokenpower.telemetry.credentials import shown_command
+from pytest_tokenpower.telemetry.meters.no_reading import is_watts
 from pytest_tokenpower.telemetry.types import Device, PowerSamples, Reading
 
 BMC_RESOLUTION_MS = 60_000.0
@@ -30,11 +32,13 @@ _PERMISSION = (
 
 @dataclass(frozen=True)
 class DcmiPower:
-    """What ``ipmitool dcmi power reading`` printed; ``sampling_s`` is None where it did not say."""
+    """What ``ipmitool dcmi power reading`` printed.
+
+    ``active`` is what the BMC says of its state. Some say "deactivated" and read all the same: the reading decides.
+    """
 
     watts: int
     active: bool
-    sampling_s: float | None = None
 
 
 class IpmiMeter:
@@ -68,10 +72,11 @@ class IpmiMeter:
                 provenance="measured",
                 key_facts={"interface": "ipmi-dcmi"},
                 facts={
-                    "resolution_ms": max(BMC_RESOLUTION_MS, (power.sampling_s or 0.0) * 1e3),
+                    # The "sampling period" that is printed is that of the statistics: since they were last reset.
+                    "resolution_ms": BMC_RESOLUTION_MS,
                     "refresh_ms": self.poll_interval_s * 1e3,
-                    "sampling_s": power.sampling_s,
-                    "command": " ".join(self._command),
+                    "state": "activated" if power.active else "deactivated, and reads",
+                    "command": self._shown,
                 },
                 latency_s=self._timeout_s,
             )
@@ -101,18 +106,19 @@ class IpmiMeter:
             power = parse_dcmi(output)
         except ValueError as error:
             raise MeterError(f"IPMI: {error} in the output of `{self._shown}`: {_line(output)}") from error
+        if is_watts(power.watts):
+            return power
+        what = f"reads {power.watts} W, which is no reading"
         if not power.active:
-            raise MeterError(
-                f"IPMI: `{self._shown}` says that power measurement is not active;"
-                " switch it on in the BMC's settings (power management, DCMI)"
+            what += (
+                ", and says that power measurement is not active; switch it on in the BMC's settings"
+                " (power management, DCMI)"
             )
-        if power.watts <= 0:
-            raise MeterError(f"IPMI: `{self._shown}` reads {power.watts} W, which is no reading")
-        return power
+        raise MeterError(f"IPMI: `{self._shown}` {what}")
 
     @property
     def _shown(self) -> str:
-        return " ".join(self._command)
+        return shown_command(self._command)
 
     def _run(self) -> str:
         if self._stuck is not None:
@@ -169,17 +175,12 @@ def parse_dcmi(output: str) -> DcmiPower:
     """Read the output of ``ipmitool dcmi power reading``; raises ValueError that says what is missing."""
     reading = re.search(r"^\s*Instantaneous power reading\s*:\s*(-?\d+)\s*Watts", output, re.MULTILINE)
     state = re.search(r"^\s*Power reading state is\s*:\s*(\w+)", output, re.MULTILINE)
-    sampling = re.search(r"^\s*Sampling period\s*:\s*(\d+)\s*(\w+)", output, re.MULTILINE)
     active = state is None or state[1].lower() == "activated"
     if reading is None:
         if not active:
             return DcmiPower(0, active=False)
         raise ValueError("no 'Instantaneous power reading'")
-    seconds = None
-    if sampling is not None:
-        unit = {"m": 60.0, "h": 3600.0, "d": 86400.0}.get(sampling[2][0].lower(), 1.0)
-        seconds = int(sampling[1]) * (1e-3 if sampling[2].lower().startswith("milli") else unit) or None
-    return DcmiPower(int(reading[1]), active, seconds)
+    return DcmiPower(int(reading[1]), active)
 
 
 def _remedy(complaint: str) -> str:

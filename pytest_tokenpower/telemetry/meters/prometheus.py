@@ -5,18 +5,20 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import urlsplit
 
+import msgspec
 import numpy as np
 
 from pytest_tokenpower.core.types import Fact, Scope
 from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
 from pytest_tokenpower.telemetry.clock import Clock
-from pytest_tokenpower.telemetry.meters._http import get_json
+from pytest_tokenpower.telemetry.credentials import without_credentials
+from pytest_tokenpower.telemetry.meters._http import checked_url, get_json
+from pytest_tokenpower.telemetry.meters.no_reading import is_counted, is_watts
 from pytest_tokenpower.telemetry.types import CounterReading, Device, PowerSamples, Reading
 
 if TYPE_CHECKING:
@@ -32,10 +34,12 @@ Rows = Sequence[tuple[int, float]]
 UNKNOWN_STEP_S = 15.0
 """Taken for the scrape interval where there are too few samples to see it."""
 
+SLICE_LABELS = ("GPU_I_ID", "GPU_I_PROFILE")
+"""DCGM's labels of a MIG slice. The value is the board's all the same, once for each slice."""
+
 _IDENTITY = (
     "UUID",
     "gpu_uuid",
-    "GPU_I_ID",
     "outlet",
     "outlet_id",
     "pdu",
@@ -46,24 +50,93 @@ _IDENTITY = (
 )
 
 
-def matrix(result: Sequence[Mapping[str, Any]]) -> dict[Labels, Rows]:
-    """The series of an answer of type ``matrix``; samples that are no finite number are absent."""
+class _Answer(msgspec.Struct):
+    metric: dict[str, str]
+    values: list[tuple[float, str]] = []
+
+
+def matrix(result: object) -> dict[Labels, Rows]:
+    """The series of an answer of type ``matrix``; samples that are no finite number are absent.
+
+    Raises ValueError for what is no such answer.
+    """
     series: dict[Labels, Rows] = {}
-    for one in result:
-        labels = tuple(sorted(one["metric"].items()))
-        rows = [(round(float(t_s) * 1000), float(value)) for t_s, value in one["values"]]
-        series[labels] = [row for row in rows if math.isfinite(row[1])]
+    for one in msgspec.convert(result, list[_Answer]):
+        labels = tuple(sorted(one.metric.items()))
+        rows = [(t_s, float(value)) for t_s, value in one.values]
+        finite = [(t_s, value) for t_s, value in rows if math.isfinite(value) and math.isfinite(t_s)]
+        series[labels] = [(round(t_s * 1000), value) for t_s, value in finite]
     return series
 
 
 def identity(labels: Labels) -> str:
-    """A name for a series that stays the same over runs: its most telling labels, else all."""
+    """A name for a series that stays the same over runs: its board's UUID, else its most telling labels, else all."""
     named = dict(labels)
-    if "UUID" in named:
-        return named["UUID"] + (f"/{named['GPU_I_ID']}" if named.get("GPU_I_ID") else "")
+    board = named.get("UUID") or named.get("gpu_uuid")
+    if board:
+        return board
     told = [named[label] for label in _IDENTITY if label in named]
-    rest = [value for label, value in labels if label not in _IDENTITY and label != "__name__"]
+    rest = [
+        value for label, value in labels if label not in (*_IDENTITY, *SLICE_LABELS) and label != "__name__"
+    ]
     return "/".join(told + rest) or named.get("__name__", "series")
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """The series of one device: ``labels`` are what is read, ``others`` repeat it for slices, pods and the like."""
+
+    labels: Labels
+    others: tuple[Labels, ...] = ()
+
+    @property
+    def sliced(self) -> bool:
+        """Whether the board is cut into MIG slices."""
+        return any(dict(each).get(label) for each in (self.labels, *self.others) for label in SLICE_LABELS)
+
+
+def by_board(history: Mapping[Labels, Rows]) -> dict[str, Repeats]:
+    """The series of each board. Exporters repeat a board's counter, once for each MIG slice or pod on it.
+
+    Of repeats the one that is newest is read. Raises ValueError where series of one board give different values:
+    then they are no repeats, and it is not known what each is of.
+    """
+    boards: dict[str, list[Labels]] = {}
+    for labels in history:
+        boards.setdefault(identity(labels), []).append(labels)
+    found: dict[str, Repeats] = {}
+    for name, several in boards.items():
+        newest = max(several, key=lambda labels: (history[labels][-1][0], labels))
+        others = tuple(labels for labels in several if labels != newest)
+        for labels in others:
+            if not _same(history[newest], history[labels]):
+                raise ValueError(f"{name} ({differing(newest, labels)})")
+        found[name] = Repeats(newest, others)
+    return found
+
+
+def _same(one: Rows, other: Rows) -> bool:
+    """Whether two series are one, read at times of their own: each value lies among its neighbours in the other."""
+    values = [value for _, value in one]
+    for t_ms, value in other:
+        if not one[0][0] <= t_ms <= one[-1][0]:
+            continue
+        later = sum(1 for at_ms, _ in one if at_ms <= t_ms)
+        near = values[max(later - 2, 0) : later + 2]
+        if near and not min(near) <= value <= max(near):
+            return False
+    return True
+
+
+def differing(one: Labels, other: Labels) -> str:
+    """The labels in which two series differ, with both values."""
+    first, second = dict(one), dict(other)
+    names: Iterable[str] = sorted(first.keys() | second.keys())
+    return ", ".join(
+        f"{name}: {first.get(name, 'none')} and {second.get(name, 'none')}"
+        for name in names
+        if first.get(name) != second.get(name)
+    )
 
 
 def interval_s(rows: Rows, *, scraped: bool) -> float:
@@ -103,10 +176,16 @@ _SELECTOR = re.compile(r"\s*[a-zA-Z_:][\w:]*\s*(\{[^{}]*\})?\s*")
 
 @dataclass
 class _Series:
+    """A device's series: ``labels`` are those it is read by, ``repeats`` others that are known to give the same."""
+
     device_id: str
+    labels: Labels
+    repeats: tuple[Labels, ...]
     last_ms: int
     last_value: float
     pending: Rows = ()
+    seen: set[Labels] = field(default_factory=set)
+    fault: str | None = None
 
 
 class PrometheusMeter:
@@ -117,6 +196,10 @@ class PrometheusMeter:
     for watts or a counter in joules (``unit``), by default scope ``rack``: each series is one device. A plain
     selector gives the scraped samples themselves; anything else is evaluated once per scrape interval, where a
     value may be one interval old.
+
+    A board that the exporter lists several times, once for each MIG slice or pod on it, is one device: the value is the
+    board's in each of them. Where a board goes on under other labels it may be another's by now: its readings are
+    faulty from there on.
 
     Windows are limited by the scrape interval and by the exporter's own: dcgm-exporter collects every 30 s
     unless it is told otherwise. Both are seen in how often values change, which is written to the facts.
@@ -137,9 +220,10 @@ class PrometheusMeter:
         timeout_s: float = 4.0,
         poll_interval_s: float = 1.0,
     ) -> None:
-        self._url = (os.environ.get("TOKENPOWER_PROMETHEUS_URL", "") if url is None else url).rstrip("/")
-        if self._url and urlsplit(self._url).scheme not in ("http", "https"):
-            raise UsageError(f"Prometheus: the URL must look like http://prometheus:9090, not {self._url!r}")
+        named = os.environ.get("TOKENPOWER_PROMETHEUS_URL", "") if url is None else url
+        self._server = checked_url(named, "Prometheus", "http://prometheus:9090")
+        # As it may be shown: in messages, facts and keys.
+        self._url = without_credentials(self._server)
         if unit not in ("watts", "joules", "millijoules"):
             raise UsageError(f"Prometheus: unit={unit!r} must be one of watts, joules, millijoules")
         self._expression = expression
@@ -149,7 +233,7 @@ class PrometheusMeter:
         self._timeout_s = min(timeout_s, 5.0)
         self.poll_interval_s = poll_interval_s
         self._client: httpx.Client | None = None
-        self._series: dict[Labels, _Series] = {}
+        self._series: list[_Series] = []
         self._step_s = 0.0
 
     def open(self, clock: Clock) -> Sequence[Device]:
@@ -158,7 +242,10 @@ class PrometheusMeter:
             raise MeterUnavailable("Prometheus: no server is named; set TOKENPOWER_PROMETHEUS_URL")
         import httpx
 
-        self._client = httpx.Client(base_url=self._url, trust_env=False, follow_redirects=True)
+        server = httpx.URL(self._server)
+        self._client = httpx.Client(
+            base_url=server.copy_with(query=None), params=server.params, trust_env=False
+        )
         try:
             skew_s = self._skew(clock)
             if abs(skew_s) > MAX_SKEW_S:
@@ -167,31 +254,34 @@ class PrometheusMeter:
                     " its samples cannot be placed. Set both by NTP"
                 )
             history = self._first(clock)
+            boards = self._boards(history)
         except MeterError as error:
             self.close()
             raise MeterUnavailable(str(error)) from error
-        devices = [self._device(labels, samples, skew_s) for labels, samples in history.items()]
-        if len({device.id for device in devices}) < len(devices):
-            self.close()
-            raise MeterUnavailable(
-                f"Prometheus: {self._query} gives several series for one device"
-                f" ({', '.join(sorted(device.id for device in devices))}); aggregate them, as in sum by (outlet)"
-            )
-        for device, (labels, samples) in zip(devices, history.items(), strict=True):
+        devices = []
+        for repeats in boards:
+            samples = history[repeats.labels]
+            device = self._device(repeats, samples, skew_s)
+            devices.append(device)
             # A point of power holds at its time, so the last one is given on; a counter's may be older than that.
-            last = samples[-1]
-            pending = (last,) if self._unit == "watts" else ()
-            self._series[labels] = _Series(device.id, *last, pending)
+            pending = (samples[-1],) if self._unit == "watts" else ()
+            seen = {repeats.labels, *repeats.others}
+            self._series.append(
+                _Series(device.id, repeats.labels, repeats.others, *samples[-1], pending, seen)
+            )
         return devices
 
     def poll(self, clock: Clock) -> Sequence[Reading]:
         """Every sample scraped since the last poll; a series that has gone or reads zero is a fault."""
         if not self._series:
             raise MeterError("Prometheus: poll before open")
-        fresh = self._samples(clock, min(series.last_ms for series in self._series.values()))
+        fresh = self._samples(clock, min(series.last_ms for series in self._series))
         readings = []
-        for labels, series in self._series.items():
-            reading = self._advance(clock, series, fresh.get(labels, ()))
+        for series in self._series:
+            self._relabel(series, fresh)
+            reading = self._advance(clock, series, fresh.get(series.labels, ()))
+            if series.fault is not None:
+                reading = replace(reading or Reading(series.device_id), fault=series.fault)
             if reading is not None:
                 readings.append(reading)
         return readings
@@ -201,7 +291,50 @@ class PrometheusMeter:
         if self._client is not None:
             self._client.close()
             self._client = None
-        self._series = {}
+        self._series = []
+
+    def _boards(self, history: Mapping[Labels, Rows]) -> Sequence[Repeats]:
+        """The series of each device; raises MeterError where one has several that are not the same."""
+        if self._expression is None and any(label in self._matchers for label in SLICE_LABELS):
+            raise MeterError(
+                f"Prometheus: TOKENPOWER_PROMETHEUS_MATCHERS ({self._matchers}) names a MIG slice: the exporter gives"
+                " the energy of the whole board for each of its slices, so that of one cannot be measured"
+            )
+        several = len({identity(labels) for labels in history}) < len(history)
+        try:
+            boards = by_board(history)
+        except ValueError as error:
+            names = str(error)
+        else:
+            if self._expression is None or not several:
+                return tuple(boards.values())
+            names = ", ".join(name for name, repeats in boards.items() if repeats.others)
+        raise MeterError(
+            f"Prometheus: {self._query} gives several series for one device ({names}); aggregate them, as in"
+            " max by (UUID), or sum by (outlet)"
+        )
+
+    def _relabel(self, series: _Series, fresh: Mapping[Labels, Rows]) -> None:
+        """Go on with a board that has other labels now: by a known repeat as before, else with a fault from here on."""
+        goes_on = any(row[0] > series.last_ms for row in fresh.get(series.labels, ()))
+        candidates = fresh.keys() - (series.seen if goes_on else {series.labels})
+        board = identity(series.labels)
+        newer = [
+            labels
+            for labels in candidates
+            if identity(labels) == board and fresh[labels][-1][0] > series.last_ms
+        ]
+        if not newer:
+            return
+        before = series.labels
+        series.labels = max(newer, key=lambda labels: (fresh[labels][-1][0], labels))
+        series.seen |= {*newer}
+        if series.labels not in series.repeats:
+            series.repeats = ()
+            series.fault = series.fault or (
+                f"Prometheus: {series.device_id} goes on under other labels ({differing(before, series.labels)}): its"
+                " exporter or its pod is a new one, and whose energy it is now is not known. Run the tests again"
+            )
 
     def _advance(self, clock: Clock, series: _Series, fresh: Rows) -> Reading | None:
         rows = [*series.pending, *(row for row in fresh if row[0] > series.last_ms)]
@@ -214,14 +347,20 @@ class PrometheusMeter:
             fault = f"Prometheus: {series.device_id} has had no sample for {age_s:.0f} s {source}"
             return Reading(series.device_id, fault=fault)
         if self._unit == "watts":
-            good = [row for row in rows if row[1] > 0]
+            good = [row for row in rows if is_watts(row[1])]
         else:
             # A value that is repeated was not read anew by the exporter: the time of its scrape is not its.
             before = [(series.last_ms, series.last_value), *rows]
             good = [row for last, row in pairwise(before) if row[1] != last[1]]
+            if not all(is_counted(value) for _, value in good):
+                series.last_ms = rows[-1][0]
+                return Reading(
+                    series.device_id, fault=f"Prometheus: {series.device_id} reads nothing {source}"
+                )
         series.last_ms, series.last_value = rows[-1]
         if self._unit == "watts" and len(good) < len(rows):
-            return Reading(series.device_id, fault=f"Prometheus: {series.device_id} reads zero {source}")
+            what = "zero" if any(value == 0 for _, value in rows) else "nothing"
+            return Reading(series.device_id, fault=f"Prometheus: {series.device_id} reads {what} {source}")
         return self._reading(clock, series.device_id, good) if good else None
 
     def _first(self, clock: Clock) -> Mapping[Labels, Rows]:
@@ -245,10 +384,14 @@ class PrometheusMeter:
             }
             if not history:
                 continue
-            zero = [identity(labels) for labels, rows in history.items() if not rows[-1][1] > 0]
-            if zero:
+            read = is_watts if unit == "watts" else is_counted
+            nothing = {
+                identity(labels): rows[-1][1] for labels, rows in history.items() if not read(rows[-1][1])
+            }
+            if nothing:
+                what = "zero" if 0 in nothing.values() else "nothing"
                 raise MeterError(
-                    f"Prometheus: no meter, {self._query} at {self._url} reads zero for {', '.join(zero)}"
+                    f"Prometheus: no meter, {self._query} at {self._url} reads {what} for {', '.join(nothing)}"
                 )
             self._step_s = max(interval_s(rows, scraped=self._scraped) for rows in history.values())
             return history
@@ -257,7 +400,8 @@ class PrometheusMeter:
             " is the exporter scraped? (see Status, Targets, in its web page)"
         )
 
-    def _device(self, labels: Labels, samples: Rows, skew_s: float) -> Device:
+    def _device(self, repeats: Repeats, samples: Rows, skew_s: float) -> Device:
+        labels = repeats.labels
         seen_s = max(refresh_s(samples) or 0.0, interval_s(samples, scraped=self._scraped))
         named = dict(labels)
         name = identity(labels)
@@ -265,10 +409,14 @@ class PrometheusMeter:
         for label in ("modelName", "DCGM_FI_DRIVER_VERSION"):
             if label in named:
                 key_facts[label] = named[label]
+        title = named.get("modelName", name)
+        if repeats.sliced:
+            key_facts["mig"] = "whole board"
+            title = f"{title} (whole board, in MIG mode)"
         return Device(
             id=f"prometheus:{name}",
             scope=self._scope,
-            name=named.get("modelName", name),
+            name=title,
             meter=self.name,
             provenance="measured",
             key_facts=key_facts,
@@ -304,7 +452,10 @@ class PrometheusMeter:
         before_s = clock.realtime_ns() / 1e9
         result = self._get("/api/v1/query", {"query": "time()"})
         after_s = clock.realtime_ns() / 1e9
-        server_s = float(result["result"][0])
+        try:
+            server_s = float(result["result"][0])
+        except (TypeError, ValueError, IndexError) as error:
+            raise MeterError(f"Prometheus: {self._url} does not tell its time: {error}") from error
         return min(server_s - before_s, 0.0) + max(server_s - after_s, 0.0)
 
     def _samples(self, clock: Clock, since_ms: int) -> dict[Labels, Rows]:
@@ -332,7 +483,12 @@ class PrometheusMeter:
             raise MeterError(
                 f"Prometheus: {self._query} gives a {result.get('resultType')}; it must give series"
             )
-        samples = matrix(result["result"])
+        try:
+            samples = matrix(result["result"])
+        except ValueError as error:
+            raise MeterError(
+                f"Prometheus: {self._query} at {self._url} gives what are no series: {error}"
+            ) from error
         fresh = {labels: [row for row in rows if row[0] > since_ms] for labels, rows in samples.items()}
         return {labels: rows for labels, rows in fresh.items() if rows}
 

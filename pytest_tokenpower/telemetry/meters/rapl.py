@@ -7,7 +7,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pytest_tokenpower.core.types import Fact, Scope
@@ -39,6 +39,7 @@ class _Zone:
     last_uj: int = 0
     last_ns: int = 0
     total_uj: int = 0
+    mirrors: list[_Zone] = field(default_factory=list)
 
 
 class RaplMeter:
@@ -48,6 +49,9 @@ class RaplMeter:
     except where it is the only counter (scope ``node``). A zone that the MMIO interface repeats is read once.
     The counters (microjoules, 32 bits of 15 or 61 µJ) wrap after minutes under load; here they are unwrapped and
     start at zero when the meter is opened. A fall that no wrap explains is an error, not energy.
+
+    Zones that show one counter (the dies of a Zen 1 or 2 socket have a zone each) are counted once: whatever they are
+    called, counters that are apart by no more than was drawn between two readings, at every reading, are one.
 
     ``load`` keeps a core busy for a moment at open, so that a counter which stands still can be told.
     """
@@ -71,17 +75,29 @@ class RaplMeter:
         if sys.platform != "linux":
             raise MeterUnavailable(f"RAPL: is read through Linux's powercap, and this is {sys.platform}")
         zones = self._find()
-        first = [self._read(zone, opening=True) for zone in zones]
+        first = self._snapshot(zones, clock)
         self._load()
+        second = self._snapshot(zones, clock)
         running: list[_Zone] = []
         dead: list[str] = []
-        for zone, before_uj in zip(zones, first, strict=True):
-            zone.last_uj = self._read(zone, opening=True)
-            zone.last_ns = clock.monotonic_ns()
-            if zone.last_uj == before_uj:
-                dead.append(f"{zone.label} reads {before_uj} µJ")
-            else:
+        for zone, before, now in zip(zones, first, second, strict=True):
+            zone.last_uj, zone.last_ns = now
+            if now[0] == before[0]:
+                dead.append(f"{zone.label} reads {before[0]} µJ")
+                continue
+            together = [zones.index(other) for other in running if _alike(zone, other)]
+            original = next(
+                (
+                    zones[each]
+                    for each in together
+                    if _one(first[each], before, zone.range_uj) and _one(second[each], now, zone.range_uj)
+                ),
+                None,
+            )
+            if original is None:
                 running.append(zone)
+            else:
+                original.mirrors.append(zone)
         if not any(zone.scope != "dram" for zone in running):
             raise MeterUnavailable(
                 f"RAPL: no meter, the counters in {self._root} stand still under load ({', '.join(dead)})"
@@ -106,7 +122,15 @@ class RaplMeter:
                 meter=self.name,
                 provenance="measured",
                 key_facts=key_facts,
-                facts={**facts, "wraps_at_joules": zone.range_uj / 1e6},
+                facts={
+                    **facts,
+                    "wraps_at_joules": zone.range_uj / 1e6,
+                    **(
+                        {"also_shown_by": ", ".join(each.label for each in zone.mirrors)}
+                        if zone.mirrors
+                        else {}
+                    ),
+                },
                 counter_tick_ns=round(REFRESH_MS * 1e6),
             )
             for zone in running
@@ -181,7 +205,18 @@ class RaplMeter:
                 f" ({zone.path}): {'the counter was reset' if wrapped else 'no package draws that much'}"
             )
         zone.total_uj += delta_uj
+        for mirror in zone.mirrors:
+            shown = self._read(mirror), clock.monotonic_ns()
+            if not _one((now_uj, t0_ns), shown, zone.range_uj):
+                raise MeterError(
+                    f"RAPL: {zone.label} and {mirror.label} showed one counter and are apart now ({now_uj} and"
+                    f" {shown[0]} µJ): what the socket drew is not known. Run the tests again"
+                )
         return CounterReading(t0_ns, t1_ns, zone.total_uj)
+
+    def _snapshot(self, zones: Sequence[_Zone], clock: Clock) -> list[tuple[int, int]]:
+        """Each zone's value, and when it was read at the latest."""
+        return [(self._read(zone, opening=True), clock.monotonic_ns()) for zone in zones]
 
     def _read(self, zone: _Zone, *, opening: bool = False) -> int:
         try:
@@ -207,6 +242,20 @@ class RaplMeter:
                 ": this is a virtual machine (hypervisor flag in /proc/cpuinfo), most of which have no RAPL"
             )
         return ""
+
+
+def _alike(zone: _Zone, other: _Zone) -> bool:
+    return zone.scope == other.scope and zone.range_uj == other.range_uj
+
+
+def _one(first: tuple[int, int], later: tuple[int, int], range_uj: int) -> bool:
+    """Whether two readings (microjoules, nanoseconds) can be of one counter: apart by what is drawn in between.
+
+    Beside the time between them the second may be a refresh ahead, or behind where the zones are brought up to date one
+    after the other.
+    """
+    apart_uj = (later[0] - first[0] + range_uj // 2) % range_uj - range_uj // 2
+    return abs(apart_uj) <= MAX_WATTS * ((later[1] - first[1]) / 1e3 + REFRESH_MS * 1e3)
 
 
 def _label(name: str, parent: str | None) -> tuple[str, Scope | None]:

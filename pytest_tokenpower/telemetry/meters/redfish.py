@@ -8,15 +8,16 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import numpy as np
 
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
 from pytest_tokenpower.telemetry.clock import Clock
-from pytest_tokenpower.telemetry.meters._http import get_json
+from pytest_tokenpower.telemetry.credentials import without_credentials
+from pytest_tokenpower.telemetry.meters._http import checked_url, get_json
 from pytest_tokenpower.telemetry.meters.ipmi import BMC_RESOLUTION_MS
+from pytest_tokenpower.telemetry.meters.no_reading import is_watts
 from pytest_tokenpower.telemetry.types import Device, PowerSamples, Reading
 
 if TYPE_CHECKING:
@@ -71,7 +72,8 @@ class RedfishMeter:
         timeout_s: float = 4.0,
     ) -> None:
         env = os.environ
-        self._url = (env.get("TOKENPOWER_REDFISH_URL", "") if url is None else url).rstrip("/")
+        named = env.get("TOKENPOWER_REDFISH_URL", "") if url is None else url
+        self._url = checked_url(named, "Redfish", "https://bmc.example.org")
         self._user = env.get("TOKENPOWER_REDFISH_USER") if user is None else user
         self._password = env.get("TOKENPOWER_REDFISH_PASSWORD") if password is None else password
         self._chassis = env.get("TOKENPOWER_REDFISH_CHASSIS") if chassis is None else chassis
@@ -80,15 +82,11 @@ class RedfishMeter:
         self._timeout_s = min(timeout_s, 5.0)
         self._client: httpx.Client | None = None
         self._source: _Source | None = None
-        if self._url:
-            parts = urlsplit(self._url)
-            if parts.scheme not in ("http", "https") or not parts.hostname:
-                raise UsageError("Redfish: the URL must look like https://bmc.example.org")
-            if parts.username is not None or parts.password is not None:
-                raise UsageError(
-                    "Redfish: leave user and password out of the URL, which is shown in messages;"
-                    " set TOKENPOWER_REDFISH_USER and TOKENPOWER_REDFISH_PASSWORD"
-                )
+        if self._url != without_credentials(self._url):
+            raise UsageError(
+                "Redfish: leave user and password out of the URL, which is shown in messages;"
+                " set TOKENPOWER_REDFISH_USER and TOKENPOWER_REDFISH_PASSWORD"
+            )
 
     def open(self, clock: Clock) -> Sequence[Device]:
         """Find the node's chassis and take a first reading; raises MeterUnavailable with what to do."""
@@ -104,7 +102,6 @@ class RedfishMeter:
             base_url=self._url,
             auth=auth,
             verify=self._trust(),
-            follow_redirects=True,
             headers={"Accept": "application/json"},
             # A BMC is reached directly: a proxy for the internet does not know it.
             trust_env=False,
@@ -148,7 +145,7 @@ class RedfishMeter:
         resource = self._get(self._source.path)
         t1_ns = clock.monotonic_ns()
         watts = _watts(resource, self._source.schema)
-        if watts is None or watts <= 0:
+        if watts is None or not is_watts(watts):
             raise MeterError(
                 f"Redfish: {self._url}{self._source.path} reads"
                 f" {'nothing' if watts is None else f'{watts:g} W'} as {self._source.schema}"
@@ -181,10 +178,8 @@ class RedfishMeter:
 
     def _find(self) -> _Source:
         end = time.monotonic() + OPEN_S
-        members = [
-            member["@odata.id"]
-            for member in _list(self._get("/redfish/v1/Chassis").get("Members"), "@odata.id")
-        ]
+        links = [_object(member).get("@odata.id") for member in self._members()]
+        members = [link for link in links if isinstance(link, str)]
         if self._chassis is not None:
             named = [path for path in members if path.rstrip("/").rpartition("/")[2] == self._chassis]
             if not named:
@@ -203,19 +198,19 @@ class RedfishMeter:
             except _NotFound:
                 # Some BMCs list what was unplugged.
                 continue
-            links = chassis.get("Links") or {}
-            if self._chassis is None and (links.get("ContainedBy") or chassis.get("ChassisType") in _PARTS):
+            contained = _object(chassis.get("Links")).get("ContainedBy")
+            if self._chassis is None and (contained or str(chassis.get("ChassisType")) in _PARTS):
                 continue
             for schema, link in (("PowerWatts", "EnvironmentMetrics"), ("PowerConsumedWatts", "Power")):
-                target = (chassis.get(link) or {}).get("@odata.id")
-                if target is None:
+                target = _object(chassis.get(link)).get("@odata.id")
+                if not isinstance(target, str):
                     continue
                 try:
                     watts = _watts(self._get(target), schema)
                 except _NotFound:
                     watts = None
                 seen.append(f"{target}: {'none' if watts is None else f'{watts:g} W'}")
-                if watts is not None and watts > 0:
+                if watts is not None and is_watts(watts):
                     sources.append(_Source(target, schema, chassis))
                     break
         if not sources:
@@ -229,6 +224,12 @@ class RedfishMeter:
                 f" TOKENPOWER_REDFISH_CHASSIS; {_choice([source.path for source in sources])}"
             )
         return sources[0]
+
+    def _members(self) -> Sequence[object]:
+        members = self._get("/redfish/v1/Chassis").get("Members")
+        if not isinstance(members, list):
+            raise MeterError(f"Redfish: {self._url}/redfish/v1/Chassis lists no chassis (no Members)")
+        return members
 
     def _get(self, path: str) -> _Json:
         if self._client is None:
@@ -260,21 +261,20 @@ class RedfishMeter:
 def _watts(resource: _Json, schema: str) -> float | None:
     """The watts that the machine draws; None where the resource has none."""
     if schema == "PowerWatts":
-        value = (resource.get("PowerWatts") or {}).get("Reading")
+        value = _object(resource.get("PowerWatts")).get("Reading")
     else:
         # The first member stands for the chassis; further ones are its domains (CPU, memory), parts of the first.
-        controls = _list(resource.get("PowerControl"), "PowerConsumedWatts")
-        value = controls[0]["PowerConsumedWatts"] if controls else None
+        listed = resource.get("PowerControl")
+        controls = [_object(each) for each in listed] if isinstance(listed, list) else []
+        value = next((each["PowerConsumedWatts"] for each in controls if "PowerConsumedWatts" in each), None)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(value)
 
 
-def _list(value: Any, key: str) -> list[_Json]:
-    """The members that are objects with ``key``."""
-    if not isinstance(value, list):
-        return []
-    return [member for member in value if isinstance(member, dict) and key in member]
+def _object(value: object) -> _Json:
+    """A JSON object as it is; what is none has no members."""
+    return value if isinstance(value, dict) else {}
 
 
 def _name(chassis: _Json) -> str:

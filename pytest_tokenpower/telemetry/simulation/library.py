@@ -37,6 +37,15 @@ _HANDLE_BASE = 0x51000000
 
 _FRAMEBUFFER_BYTES = 500 << 20
 
+_MOST_SLICES = 7
+
+_SLICES_OF_PROFILE = {
+    pynvml.NVML_GPU_INSTANCE_PROFILE_1_SLICE: 1,
+    pynvml.NVML_GPU_INSTANCE_PROFILE_2_SLICE: 2,
+    pynvml.NVML_GPU_INSTANCE_PROFILE_3_SLICE: 3,
+    pynvml.NVML_GPU_INSTANCE_PROFILE_7_SLICE: _MOST_SLICES,
+}
+
 _ON_SLICES = frozenset(
     {
         "nvmlDeviceGetUUID",
@@ -45,6 +54,7 @@ _ON_SLICES = frozenset(
         "nvmlDeviceIsMigDeviceHandle",
         "nvmlDeviceGetDeviceHandleFromMigDeviceHandle",
         "nvmlDeviceGetComputeRunningProcesses",
+        "nvmlDeviceGetAttributes",
     }
 )
 
@@ -243,6 +253,19 @@ class IdentityCalls:
         if at.physics.board.mig == "off" or part.value >= at.physics.board.mig_slices:
             return NOT_FOUND
         return self._give_handle(handle, at.index, part.value + 1)
+
+    def nvmlDeviceGetAttributes(self, at: Target, attributes: Any) -> int:
+        if at.mig_slice is None:
+            return NOT_SUPPORTED
+        share = _MOST_SLICES // at.physics.board.mig_slices
+        attributes._obj.gpuInstanceSliceCount = attributes._obj.computeInstanceSliceCount = share
+        return OK
+
+    def nvmlDeviceGetGpuInstanceProfileInfoV(self, at: Target, profile: Any, info: Any) -> int:
+        if at.physics.board.mig == "unsupported" or profile not in _SLICES_OF_PROFILE:
+            return NOT_SUPPORTED
+        info._obj.sliceCount = _SLICES_OF_PROFILE[profile]
+        return OK
 
     def nvmlDeviceIsMigDeviceHandle(self, at: Target, answer: Any) -> int:
         return write(answer, int(at.mig_slice is not None))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from enum import IntEnum
 from types import ModuleType
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from pytest_tokenpower.errors import MeterUnavailable
 from pytest_tokenpower.telemetry.clock import Clock
 from pytest_tokenpower.telemetry.meters.amd import AmdMeter
+from pytest_tokenpower.telemetry.types import Device
 
 
 class AmdSmiException(Exception):
@@ -37,7 +39,7 @@ class FakeSmi(ModuleType):
 
     def __init__(self) -> None:
         super().__init__("amdsmi")
-        self.units = {"card0": 123_456_789_012, "card1": 2_000_000}
+        self.units: Any = {"card0": 123_456_789_012, "card1": 2_000_000}
         self.power: dict[str, Any] = {"current_socket_power": 652, "average_socket_power": "N/A"}
         self.celsius = {TemperatureType.HOTSPOT: 61, TemperatureType.EDGE: 0}
         self.fail: set[str] = set()
@@ -170,20 +172,164 @@ def test_older_name_of_the_accumulator(smi: FakeSmi, monkeypatch: pytest.MonkeyP
     assert "gave no counter" in (reading.fault or "")
 
 
-def test_a_counter_that_reads_zero_is_refused(smi: FakeSmi) -> None:
-    smi.units["card1"] = 0
-    with pytest.raises(
-        MeterUnavailable, match=r"GPU 1 \(uuid-of-card1\) reads zero \(amdsmi_get_energy_count\)"
-    ):
+@pytest.mark.parametrize("dead", ["zero", "all ones", "error"])
+def test_where_the_counter_is_dead_power_is_integrated_and_said_so(
+    smi: FakeSmi, dead: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    units = {"zero": 0, "all ones": 2**64 - 1}.get(dead, 5)
+    smi.units = dict.fromkeys(smi.units, units)
+    if dead == "error":
+        smi.fail.add("amdsmi_get_energy_count")
+    meter = AmdMeter()
+    devices = meter.open(Clock())
+    assert [device.id for device in devices] == ["uuid-of-card0", "uuid-of-card1"]
+    assert "amdsmi_get_energy_count" in str(devices[0].facts["energy_counter_error"]) or dead == "all ones"
+    assert devices[0].facts["resolution_ms"] == 500.0
+    (reading, _) = meter.poll(Clock())
+    assert reading.power is not None
+    assert (reading.power.milliwatts.tolist(), reading.counters, reading.fault) == ([652_000], (), None)
+    monkeypatch.setattr(smi, "power", {"current_socket_power": "N/A"})
+    assert "gives no power, and there is no counter" in (meter.poll(Clock())[0].fault or "")
+    with pytest.raises(MeterUnavailable, match=r"GPU 0 \(uuid-of-card0\) reports nothing: .*, and no power"):
         AmdMeter().open(Clock())
-    assert smi.up == 0
 
 
-@pytest.mark.parametrize("function", ["amdsmi_init", "amdsmi_get_gpu_device_uuid", "amdsmi_get_energy_count"])
+UNIQUE = [f"{number:02x}aabbccddeeff{number:02x}" for number in range(1, 9)]
+
+
+class Node(FakeSmi):
+    """Dies given by watts (0: a die that reports nothing), with the UUIDs that amdsmi makes of serial numbers."""
+
+    def __init__(
+        self, *watts: int, model: str = "AMD Instinct MI300X", serials: Sequence[str] = UNIQUE
+    ) -> None:
+        super().__init__()
+        self.watts = dict(enumerate(watts))
+        self.model = model
+        self.serials = serials
+        self.order: list[int] | None = None
+        self.units = dict(enumerate(watts))
+
+    def amdsmi_get_processor_handles(self) -> list[Any]:
+        return list(self.watts)
+
+    def amdsmi_get_gpu_device_uuid(self, handle: Any) -> str:
+        self.check("amdsmi_get_gpu_device_uuid")
+        serial = self.serials[handle]
+        return f"{serial[:2]}ff74a1-0000-1000-{handle:02x}{serial[2:4]}-{serial[4:]}"
+
+    def amdsmi_get_power_info(self, handle: Any) -> dict[str, Any]:
+        return {"current_socket_power": self.watts[handle] or "N/A"}
+
+    def amdsmi_get_gpu_asic_info(self, handle: Any) -> dict[str, Any]:
+        return {"market_name": self.model}
+
+    def amdsmi_get_gpu_enumeration_info(self, handle: Any) -> dict[str, Any]:
+        self.check("amdsmi_get_gpu_enumeration_info")
+        if self.order is None:
+            raise AmdSmiException("not supported")
+        return {"hip_id": self.order[handle], "hip_uuid": f"GPU-{self.serials[handle]}"}
+
+
+def seen(node: Node, monkeypatch: pytest.MonkeyPatch, **environment: str) -> list[Device]:
+    monkeypatch.setitem(sys.modules, "amdsmi", node)
+    return list(AmdMeter(environment).open(Clock()))
+
+
+def numbers(node: Node, monkeypatch: pytest.MonkeyPatch, **environment: str) -> list[int]:
+    return [int(device.id[:2], 16) - 1 for device in seen(node, monkeypatch, **environment)]
+
+
+@pytest.mark.parametrize(
+    ("environment", "found"),
+    [
+        ({}, [0, 1, 2, 3]),
+        ({"HIP_VISIBLE_DEVICES": "0"}, [0]),
+        ({"ROCR_VISIBLE_DEVICES": "2"}, [2]),
+        ({"CUDA_VISIBLE_DEVICES": "3,1"}, [3, 1]),
+        ({"HIP_VISIBLE_DEVICES": "1", "CUDA_VISIBLE_DEVICES": "2"}, [1]),
+        # HIP counts what the runtime has left, and reads CUDA's variable where its own is empty.
+        ({"ROCR_VISIBLE_DEVICES": "2,3", "HIP_VISIBLE_DEVICES": "1"}, [3]),
+        ({"ROCR_VISIBLE_DEVICES": "3", "HIP_VISIBLE_DEVICES": "", "CUDA_VISIBLE_DEVICES": "0"}, [3]),
+        ({"CUDA_VISIBLE_DEVICES": ""}, [0, 1, 2, 3]),
+        ({"ROCR_VISIBLE_DEVICES": f"GPU-{UNIQUE[2]}, 0"}, [2, 0]),
+        ({"ROCR_VISIBLE_DEVICES": "1,9,2"}, [1]),
+    ],
+)
+def test_the_boards_that_a_program_sees(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], found: list[int]
+) -> None:
+    assert numbers(Node(650, 90, 91, 92), monkeypatch, **environment) == found
+
+
+def test_hip_counts_in_an_order_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = Node(650, 90, 91)
+    node.order = [2, 0, 1]
+    assert numbers(node, monkeypatch, HIP_VISIBLE_DEVICES="0") == [1]
+    assert numbers(node, monkeypatch, ROCR_VISIBLE_DEVICES=f"gpu-{UNIQUE[0]}") == [0]
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"ROCR_VISIBLE_DEVICES": ""}, "ROCR_VISIBLE_DEVICES= leaves no AMD GPU visible"),
+        ({"HIP_VISIBLE_DEVICES": "-1"}, "HIP_VISIBLE_DEVICES=-1 leaves no AMD GPU visible"),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-0000"}, "leaves no AMD GPU visible"),
+        (
+            {"GPU_DEVICE_ORDINAL": "0"},
+            "GPU_DEVICE_ORDINAL hides GPUs from some programs only: use ROCR_VISIBLE",
+        ),
+    ],
+)
+def test_what_leaves_no_board_is_refused(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], said: str
+) -> None:
+    with pytest.raises(MeterUnavailable, match=said):
+        seen(Node(650, 90), monkeypatch, **environment)
+
+
+def test_a_neighbour_that_reports_nothing_harms_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert numbers(Node(650, 0), monkeypatch, HIP_VISIBLE_DEVICES="0") == [0]
+    with pytest.raises(MeterUnavailable, match=r"GPU 1 .* reports nothing"):
+        seen(Node(650, 0), monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("environment", "found", "used"),
+    [
+        ({}, [0, 2], 2),
+        ({"HIP_VISIBLE_DEVICES": "2,3"}, [2], 2),
+        ({"HIP_VISIBLE_DEVICES": "0"}, [0], 1),
+        ({"HIP_VISIBLE_DEVICES": "3"}, [2], 1),
+    ],
+)
+def test_a_card_of_two_dies_is_measured_once_by_its_first(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], found: list[int], used: int
+) -> None:
+    node = Node(650, 0, 640, 0, model="AMD Instinct MI250X")
+    devices = seen(node, monkeypatch, **environment)
+    assert numbers(node, monkeypatch, **environment) == found
+    assert {device.name for device in devices} == {"AMD Instinct MI250X (whole card of 2 dies)"}
+    assert {device.key_facts["dies"] for device in devices} == {f"{used} of 2 used, energy of the whole card"}
+
+
+def test_a_partitioned_board_is_measured_once_if_it_is_all_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = Node(650, 650, 650, 90, serials=[UNIQUE[0]] * 3 + [UNIQUE[3]])
+    first, second = seen(node, monkeypatch)
+    assert (first.name, second.name) == (
+        "AMD Instinct MI300X (whole board of 3 partitions)",
+        "AMD Instinct MI300X",
+    )
+    with pytest.raises(MeterUnavailable, match="is partitioned, and 1 of its 3 partitions are visible"):
+        seen(node, monkeypatch, HIP_VISIBLE_DEVICES="1")
+
+
+@pytest.mark.parametrize("function", ["amdsmi_init", "amdsmi_get_gpu_device_uuid"])
 def test_failures_at_open_name_the_call(smi: FakeSmi, function: str) -> None:
     smi.fail.add(function)
     with pytest.raises(MeterUnavailable, match=f"AMD: {function} failed on .*NOT_SUPPORTED"):
         AmdMeter().open(Clock())
+    assert smi.up == (-1 if function == "amdsmi_init" else 0)  # shut down in any case
 
 
 def test_no_boards_and_failures_at_poll(smi: FakeSmi) -> None:

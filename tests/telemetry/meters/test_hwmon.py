@@ -128,3 +128,19 @@ def test_zero_is_no_reading(tmp_path: Path) -> None:
     assert re.search("No such file", fault(meter))
     meter.close()
     assert meter.poll(Clock()) == []
+
+
+@pytest.mark.parametrize(
+    "microwatts",
+    [0, -1, 0xFFFFFFFF, 0x7FFFFFFF, 0xFFFFFFFF * 1000, 65_535_000_000, 32_767_000_000, 2**64 - 1],
+)
+def test_what_a_register_holds_that_was_never_written_is_no_reading(tmp_path: Path, microwatts: int) -> None:
+    place = chip(tmp_path, 0, "power_meter", device=True, power1_average=412_000_000)
+    meter = HwmonMeter(tmp_path)
+    meter.open(Clock())
+    (place / "power1_average").write_text("65535000\n")  # 65.535 W are as good as any
+    assert meter.poll(Clock())[0].fault is None
+    (place / "power1_average").write_text(f"{microwatts}\n")
+    assert f"reads {microwatts} µW" in fault(meter)
+    with pytest.raises(MeterUnavailable, match="no meter, power reads"):
+        HwmonMeter(tmp_path).open(Clock())

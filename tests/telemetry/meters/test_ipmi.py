@@ -36,10 +36,8 @@ def printing(folder: Path, output: str) -> tuple[str, ...]:
 
 
 def test_output_of_ipmitool() -> None:
-    assert parse_dcmi(OUTPUT) == DcmiPower(watts=245, active=True, sampling_s=1.0)
-    assert parse_dcmi(OUTPUT.replace("activated", "deactivated")).active is False
-    assert parse_dcmi(OUTPUT.replace("00000001 Seconds.", "00000005 Minutes")).sampling_s == 300.0
-    assert parse_dcmi(OUTPUT.replace("00000001 Seconds.", "00001000 Milliseconds")).sampling_s == 1.0
+    assert parse_dcmi(OUTPUT) == DcmiPower(watts=245, active=True)
+    assert parse_dcmi(OUTPUT.replace("activated", "deactivated")) == DcmiPower(245, active=False)
     assert parse_dcmi("    Instantaneous power reading:  12 Watts\n") == DcmiPower(12, active=True)
     assert parse_dcmi("    Power reading state is:  deactivated\n").active is False
     with pytest.raises(ValueError, match="Instantaneous"):
@@ -51,7 +49,6 @@ def test_reading(tmp_path: Path) -> None:
     clock = Clock()
     (device,) = meter.open(clock)
     assert (device.id, device.scope, device.provenance) == ("ipmi-dcmi", "node", "measured")
-    assert device.facts["sampling_s"] == 1.0
     assert (device.facts["resolution_ms"], device.facts["refresh_ms"]) == (60_000.0, 1000.0)
     before_ns = clock.monotonic_ns()
     (reading,) = meter.poll(clock)
@@ -65,7 +62,13 @@ def test_reading(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        (OUTPUT.replace(" activated", " deactivated"), "power measurement is not active; switch it on"),
+        (
+            OUTPUT.replace(" activated", " deactivated").replace(" 245 ", " 0 "),
+            "reads 0 W, .* power measurement is not active; switch it on",
+        ),
+        ("    Power reading state is:  deactivated\n", "power measurement is not active; switch it on"),
+        (OUTPUT.replace(" 245 ", " 65535 "), "reads 65535 W, which is no reading"),
+        (OUTPUT.replace(" 245 ", " -1 "), "reads -1 W, which is no reading"),
         (OUTPUT.replace(" 245 ", " 0 "), "reads 0 W, which is no reading"),
         ("garbled\nmore", "no 'Instantaneous power reading' in the output of .*: garbled"),
         ("", "no output"),
@@ -74,6 +77,33 @@ def test_reading(tmp_path: Path) -> None:
 def test_output_that_is_no_reading(tmp_path: Path, output: str, message: str) -> None:
     with pytest.raises(MeterUnavailable, match=message):
         IpmiMeter(printing(tmp_path, output)).open(Clock())
+
+
+@pytest.mark.parametrize(
+    "period", ["00000001 Seconds", "00123893 Seconds", "00000005 Minutes", "00000002 Days"]
+)
+@pytest.mark.parametrize("state", ["activated", "deactivated"])
+def test_neither_the_period_of_statistics_nor_the_state_decides(
+    tmp_path: Path, period: str, state: str
+) -> None:
+    output = OUTPUT.replace("00000001 Seconds", period).replace(" activated", f" {state}")
+    meter = IpmiMeter(printing(tmp_path, output))
+    (device,) = meter.open(Clock())
+    assert device.facts["resolution_ms"] == 60_000.0
+    assert str(device.facts["state"]).startswith(state)
+    (reading,) = meter.poll(Clock())
+    assert reading.power is not None
+    assert reading.power.milliwatts.tolist() == [245_000]
+
+
+def test_a_password_of_the_command_is_not_shown(tmp_path: Path) -> None:
+    command = tool(tmp_path, f"print({OUTPUT!r})")
+    (device,) = IpmiMeter((*command, "-U", "me", "-P", "s3cret", "-ks3cret")).open(Clock())
+    assert str(device.facts["command"]).endswith("-U me -P *** -k*** dcmi power reading")
+    failing = tool(tmp_path, "import sys\nsys.exit('no')")
+    with pytest.raises(MeterUnavailable) as refused:
+        IpmiMeter((*failing, "-P", "s3cret")).open(Clock())
+    assert "s3cret" not in str(refused.value)
 
 
 @pytest.mark.parametrize(

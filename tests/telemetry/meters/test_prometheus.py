@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -221,6 +222,197 @@ def test_an_expression_may_be_a_counter(unit: Any, scale: int) -> None:
         assert reading_.counters[0].microjoules == (START_S + 1) * scale
 
 
+def slices(*numbers: int, pod: str = "") -> list[dict[str, str]]:
+    own = {"exported_pod": pod} if pod else {}
+    return [{**gpu(0), "GPU_I_PROFILE": "2g.20gb", "GPU_I_ID": str(each), **own} for each in numbers]
+
+
+def counted(first_s: float, last_s: float, every_s: float = 1) -> list[tuple[float, float]]:
+    """A board of 300 W, as its exporter counts it in millijoules."""
+    return [(t_s, 1e9 + (t_s - START_S) * 300_000) for t_s in scrapes(first_s, last_s, every_s)]
+
+
+@pytest.mark.parametrize("metric", [ENERGY, POWER])
+@pytest.mark.parametrize("pods", [False, True])
+def test_a_board_that_is_listed_for_each_slice_or_pod_is_measured_once(metric: str, pods: bool) -> None:
+    store = Store()
+    rows = (
+        counted(START_S - 60, START_S + 60)
+        if metric == ENERGY
+        else [(t, 300.0) for t, _ in counted(START_S - 60, START_S + 60)]
+    )
+    listed = [{**gpu(0), "exported_pod": name} for name in ("a", "b")] if pods else slices(3, 5, 6)
+    for labels in listed:
+        store.add(metric, {**labels, "__name__": metric}, rows)
+    with reading(store) as meter:
+        (device,) = meter.open(store.clock)
+        assert device.id == "prometheus:GPU-0"
+        assert device.name.endswith("(whole board, in MIG mode)") is not pods
+        assert device.key_facts.get("mig") == (None if pods else "whole board")
+        store.now_s += 5
+        (read,) = meter.poll(store.clock)
+        assert read.fault is None
+        if metric == ENERGY:
+            assert read.counters[-1].microjoules - read.counters[0].microjoules == 4 * 300_000_000
+
+
+def test_a_slice_by_itself_and_series_that_differ_are_refused() -> None:
+    store = Store()
+    store.add(f'{ENERGY}{{GPU_I_ID="3"}}', slices(3)[0], counted(START_S - 60, START_S))
+    with (
+        reading(store, matchers='GPU_I_ID="3"') as meter,
+        pytest.raises(MeterUnavailable, match="names a MIG slice"),
+    ):
+        meter.open(store.clock)
+    for number, labels in enumerate(slices(3, 5)):
+        rows = [(t_s, value + number * 1e9) for t_s, value in counted(START_S - 60, START_S)]
+        store.add(ENERGY, labels, rows)
+    refused = pytest.raises(MeterUnavailable, match=r"several series for one device \(GPU-0 \(GPU_I_ID: ")
+    with reading(store) as meter, refused:
+        meter.open(store.clock)
+
+
+@pytest.mark.parametrize("overlap", [0, 2])
+def test_a_board_that_goes_on_under_other_labels_is_faulty_from_the_next_poll_on(overlap: int) -> None:
+    store = Store()
+    store.add(ENERGY, gpu(0), counted(START_S - 60, START_S + 10 + overlap))
+    store.add(ENERGY, {**gpu(0), "instance": "10.0.0.9:9400"}, counted(START_S + 11, START_S + 60))
+    with reading(store) as meter:
+        meter.open(store.clock)
+        store.now_s += 9
+        assert meter.poll(store.clock)[0].fault is None
+        for _ in range(3):
+            store.now_s += 5
+            (read,) = meter.poll(store.clock)
+            assert "under other labels (instance: node7:9400 and 10.0.0.9:9400)" in (read.fault or "")
+            assert read.counters
+
+
+def test_a_repeat_that_ends_is_followed_by_another() -> None:
+    store = Store()
+    for labels, end_s in zip(slices(3, 5), (START_S + 5, START_S + 60), strict=True):
+        store.add(ENERGY, labels, counted(START_S - 60, end_s))
+    with reading(store) as meter:
+        meter.open(store.clock)
+        for _ in range(4):
+            store.now_s += 4
+            (read,) = meter.poll(store.clock)
+            assert read.fault is None
+            assert read.counters
+
+
+@pytest.mark.parametrize("blank", [0x7FFFFFFFFFFFFFF0, 140737488355328.0, 2**63 - 1, 2**64 - 1, -1])
+def test_blanks_of_dcgm_are_no_readings(blank: float) -> None:
+    store = Store()
+    store.add(ENERGY, gpu(0), [*counted(START_S - 60, START_S), (START_S + 1, float(blank))])
+    with reading(store) as meter:
+        meter.open(store.clock)
+        store.now_s += 2
+        assert "reads nothing" in (meter.poll(store.clock)[0].fault or "")
+    dead = Store()
+    dead.add(ENERGY, gpu(0), [(t_s, float(blank)) for t_s in scrapes(START_S - 60, START_S, 1)])
+    with reading(dead) as meter, pytest.raises(MeterUnavailable, match="reads nothing for GPU-0"):
+        meter.open(dead.clock)
+
+
+def test_credentials_are_used_and_never_shown() -> None:
+    store = Store()
+    store.add(ENERGY, gpu(0), counted(START_S - 60, START_S))
+    sent: list[tuple[str, str | None]] = []
+
+    def answer(request: Request) -> None:
+        sent.append((request.path, request.headers.get("Authorization")))
+        store.answer(request)
+
+    with serving(answer) as url:
+        meter = PrometheusMeter(f"{url.replace('://', '://bob:s3cret%70w@')}?token=t0ken")
+        (device,) = meter.open(store.clock)
+        store.now_s += 400
+        fault = meter.poll(store.clock)[0].fault
+        meter.close()
+    assert all("token=t0ken" in path and authorization for path, authorization in sent)
+    assert device.facts["url"] == f"{url}?token=***"
+    assert not re.search("s3cret|bob|t0ken", f"{device} {fault}")
+    with pytest.raises(MeterUnavailable) as refused:
+        PrometheusMeter("http://bob:s3cret@127.0.0.1:9").open(Clock())
+    assert "s3cret" not in str(refused.value)
+    for broken in (
+        "http://bob:s3/cret@host",
+        "http://bob:s3cret@[host",
+        "http://bob:s3cret@",
+        "ftp://a:s3cret@b",
+    ):
+        with pytest.raises(UsageError, match="must look like") as refused_url:
+            PrometheusMeter(broken)
+        assert not re.search("s3|cret", str(refused_url.value))
+
+
+def test_a_redirect_to_another_host_is_not_followed() -> None:
+    asked: list[str] = []
+
+    def elsewhere(request: Request) -> None:
+        asked.append(request.path)
+        request.answer(200, b"{}")
+
+    store = Store()
+    store.add(ENERGY, gpu(0), counted(START_S - 60, START_S))
+    with serving(elsewhere) as other:
+
+        def answer(request: Request) -> None:
+            request.answer(302, Location=other + request.path)
+
+        def moved(request: Request) -> None:
+            if not request.path.startswith("/moved"):
+                request.answer(307, Location="/moved" + request.path)
+                return
+            request.path = request.path.removeprefix("/moved")
+            store.answer(request)
+
+        def loop(request: Request) -> None:
+            request.answer(302, Location=request.path)
+
+        with serving(answer) as url, pytest.raises(MeterUnavailable, match=rf"another host \({other}\)"):
+            PrometheusMeter(url.replace("://", "://bob:s3cret@")).open(store.clock)
+        with serving(moved) as url:
+            meter = PrometheusMeter(url)
+            assert len(meter.open(store.clock)) == 1
+            meter.close()
+        with serving(loop) as url, pytest.raises(MeterUnavailable, match="redirects more than 5 times"):
+            PrometheusMeter(url).open(store.clock)
+    assert asked == []
+
+
+DEEP = b"[" * 100_000 + b"]" * 100_000
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        DEEP,
+        b'{"resultType": "matrix", "result": %b}' % DEEP,
+        b'{"resultType": "matrix", "result": [1]}',
+        b'{"resultType": "matrix", "result": [{"metric": [], "values": []}]}',
+        b'{"resultType": "matrix", "result": [{"metric": {"a": 1}, "values": []}]}',
+        b'{"resultType": "matrix", "result": [{"metric": {"a": "b"}, "values": [[1, "x"]]}]}',
+        b'{"resultType": "matrix", "result": [{"metric": {"a": "b"}, "values": [["now", "1"]]}]}',
+        b'{"resultType": "matrix", "result": {"a": 1}}',
+        b'{"resultType": "scalar", "result": []}',
+        b'"all"',
+    ],
+    ids=range(10),
+)
+def test_json_of_the_wrong_shape_is_an_error_of_the_meter(data: bytes) -> None:
+    store = Store()
+    store.add(ENERGY, gpu(0), counted(START_S - 60, START_S))
+    with reading(store) as meter:
+        meter.open(store.clock)
+        store.reply = b'{"status": "success", "data": %b}' % data
+        with pytest.raises(MeterError, match="Prometheus: "):
+            meter.poll(store.clock)
+    with reading(store) as meter, pytest.raises(MeterUnavailable, match="Prometheus: "):
+        meter.open(store.clock)
+
+
 def test_a_series_that_stops_is_an_error_and_the_others_go_on() -> None:
     store = Store()
     store.add(ENERGY, gpu(0), [(t_s, t_s) for t_s in scrapes(START_S - 50, START_S, 5)])
@@ -308,7 +500,7 @@ def test_series() -> None:
         labels: [(1000, 2.0)]
     }
     assert identity(labels) == "GPU-1"
-    assert identity((("GPU_I_ID", "3"), ("UUID", "GPU-1"))) == "GPU-1/3"
+    assert identity((("GPU_I_ID", "3"), ("UUID", "GPU-1"))) == "GPU-1"
     assert identity((("__name__", "pdu"), ("instance", "a:1"), ("phase", "L1"))) == "a:1/L1"
     assert identity((("__name__", "pdu"),)) == "pdu"
     assert identity(()) == "series"

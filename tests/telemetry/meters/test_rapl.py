@@ -37,7 +37,7 @@ class Machine:
         self,
         entry: str,
         name: str,
-        value_uj: int = 1_000_000,
+        value_uj: int | None = None,
         *,
         range_uj: int = RANGE_UJ,
         still: bool = False,
@@ -46,7 +46,8 @@ class Machine:
         folder.mkdir()
         (folder / "name").write_text(f"{name}\n")
         (folder / "max_energy_range_uj").write_text(f"{range_uj}\n")
-        self.values[entry] = value_uj
+        # No two counters of a machine have counted the same since it was switched on.
+        self.values[entry] = 1_000_000 + 700_000_000 * len(self.values) if value_uj is None else value_uj
         self.ranges[entry] = range_uj
         if still:
             self.still.add(entry)
@@ -121,6 +122,50 @@ def test_amd_and_die_packages(machine: Machine) -> None:
         "rapl:package-0",
         "rapl:package-0-die-1",
     ]
+
+
+def mirrored(machine: Machine, *names: str, behind_uj: int = 1_400) -> None:
+    """Zones that show one counter, each read a little later than the one before."""
+    for number, name in enumerate(names):
+        entry = f"intel-rapl:{number}"
+        machine.zone(entry, name, 5_000_000_000 + number * behind_uj)
+        machine.zone(f"{entry}:0", "dram", 900_000_000 + number * behind_uj)
+
+
+@pytest.mark.parametrize(
+    "names", [("package-0-die-0", "package-0-die-1"), ("package-0", "package-1", "package-2")]
+)
+@pytest.mark.parametrize("behind_uj", [0, 1_400, -1_400, 68_000])
+def test_zones_that_show_one_counter_are_counted_once(
+    machine: Machine, names: tuple[str, ...], behind_uj: int
+) -> None:
+    mirrored(machine, *names, behind_uj=behind_uj)
+    meter = machine.meter()
+    devices = meter.open(machine.clock)
+    assert [device.id for device in devices] == [f"rapl:{names[0]}", f"rapl:dram of {names[0]}"]
+    assert devices[0].key_facts["packages"] == 1
+    assert devices[0].facts["also_shown_by"] == ", ".join(names[1:])
+    for _ in range(100):
+        machine.spend(3.4)
+        last = list(meter.poll(machine.clock))
+    assert microjoules(last) == {device.id: 340_000_000 for device in devices}
+
+
+def test_sockets_that_draw_alike_are_not_one(machine: Machine) -> None:
+    machine.zone("intel-rapl:0", "package-0", 5_000_000_000)
+    machine.zone("intel-rapl:1", "package-1", 5_003_000_000)  # 3 J apart
+    assert len(machine.meter().open(machine.clock)) == 2
+
+
+def test_counters_that_were_one_and_part_are_an_error(machine: Machine) -> None:
+    mirrored(machine, "package-0-die-0", "package-0-die-1")
+    meter = machine.meter()
+    meter.open(machine.clock)
+    machine.values["intel-rapl:1"] += 5_000_000
+    machine.spend(1)
+    bad, good = meter.poll(machine.clock)
+    assert "package-0-die-0 and package-0-die-1 showed one counter and are apart now" in (bad.fault or "")
+    assert good.fault is None
 
 
 def test_psys_alone_is_the_node(machine: Machine) -> None:

@@ -137,6 +137,15 @@ def test_wrong_password_is_said_and_the_password_is_not() -> None:
     with pytest.raises(UsageError, match="leave user and password out") as refused:
         RedfishMeter("https://monitor:guess@bmc")
     assert "guess" not in str(refused.value)
+    for url in (
+        "https://bmc?password=guess",
+        "https://bmc/#guess@x",
+        "https://m:gu/guess@bmc",
+        "https://m:guess@b:x",
+    ):
+        with pytest.raises(UsageError) as refused:
+            RedfishMeter(url)
+        assert "guess" not in str(refused.value)
     with pytest.raises(UsageError, match="must look like"):
         RedfishMeter("bmc.example.org")
 
@@ -152,7 +161,13 @@ def test_wrong_password_is_said_and_the_password_is_not() -> None:
         ({"PowerControl": [{"PowerConsumedWatts": None}]}, "reads nothing"),
         ({"PowerControl": [{"PowerConsumedWatts": "396"}]}, "reads nothing"),
         ({"PowerControl": [{"PowerConsumedWatts": 0}]}, "reads 0 W"),
-        (b'{"PowerControl": [{"PowerConsumedWatts": NaN}]}', "reads nothing"),
+        ({"PowerControl": [{"PowerConsumedWatts": 65535}]}, "reads 65535 W"),
+        ({"PowerControl": [{"PowerConsumedWatts": -1}]}, "reads -1 W"),
+        ({"PowerControl": {"PowerConsumedWatts": 5}}, "reads nothing"),
+        ({"PowerControl": [5, None]}, "reads nothing"),
+        (b'{"PowerControl": [{"PowerConsumedWatts": NaN}]}', "not a Redfish resource"),
+        pytest.param(b"[" * 100_000 + b"]" * 100_000, "nested too deeply", id="deep"),
+        pytest.param(b'{"PowerControl": ' + b"[" * 100_000, "nested too deeply", id="deep and cut off"),
     ],
 )
 def test_faults_of_a_poll_are_named(resource: Any, message: str) -> None:
@@ -163,6 +178,47 @@ def test_faults_of_a_poll_are_named(resource: Any, message: str) -> None:
         resources["/redfish/v1/Chassis/System.Embedded.1/Power"] = resource
         with pytest.raises(MeterError, match=message):
             meter.poll(Clock())
+
+
+@pytest.mark.parametrize(
+    "resource",
+    [
+        {},
+        {"Members": 5},
+        {"Members": [5, None, {"@odata.id": 7}, {"@odata.id": "/redfish/v1/Chassis/x"}]},
+        {"Members": [{"@odata.id": "/redfish/v1/Chassis/odd"}]},
+    ],
+)
+def test_resources_of_the_wrong_shape_are_no_meter(resource: Any) -> None:
+    odd = {"Links": [1], "ChassisType": {}, "Power": "/p", "EnvironmentMetrics": {"@odata.id": 3}}
+    with (
+        serve({"/redfish/v1/Chassis": resource, "/redfish/v1/Chassis/odd": odd}) as url,
+        opened(monitor(url)) as meter,
+        pytest.raises(MeterUnavailable, match=r"^Redfish: "),
+    ):
+        meter.open(Clock())
+
+
+@pytest.mark.parametrize("by", ["link", "redirect"])
+def test_another_host_is_never_asked_with_our_password(by: str) -> None:
+    asked: list[str] = []
+
+    def elsewhere(request: Request) -> None:
+        asked.append(request.headers.get("Authorization") or "")
+        request.answer(200, b"{}")
+
+    with serving(elsewhere) as other:
+        if by == "link":
+            resources: Resources = {
+                "/redfish/v1/Chassis": {"Members": [{"@odata.id": f"{other}/redfish/v1/Chassis/1"}]}
+            }
+            server = serve(resources)
+        else:
+            server = serving(lambda request: request.answer(301, Location=f"{other}{request.path}"))
+        refused = pytest.raises(MeterUnavailable, match=r"leads to another host .* is not followed")
+        with server as url, opened(monitor(url)) as meter, refused:
+            meter.open(Clock())
+    assert asked == []
 
 
 def test_a_bmc_that_hangs_or_trickles_is_given_up() -> None:

@@ -15,8 +15,10 @@ import numpy as np
 from pytest_tokenpower.core.types import Fact, Provenance
 from pytest_tokenpower.errors import MeterError, MeterUnavailable
 from pytest_tokenpower.telemetry.clock import Clock
+from pytest_tokenpower.telemetry.meters.no_reading import is_counted, is_fine_power
+from pytest_tokenpower.telemetry.meters.nvml.boards import VisibleBoard, hide, text, visible_boards
 from pytest_tokenpower.telemetry.meters.nvml.conditions import conditions_of, optional
-from pytest_tokenpower.telemetry.meters.nvml.devices import visible_indices
+from pytest_tokenpower.telemetry.meters.nvml.library import load_nvml, no_answer
 from pytest_tokenpower.telemetry.meters.nvml.module import Module, find_module
 from pytest_tokenpower.telemetry.meters.nvml.ring import PowerRing
 from pytest_tokenpower.telemetry.types import CounterReading, Device, PowerSamples, Reading
@@ -46,6 +48,7 @@ class _Board:
     counter: bool = False
     module: Module | None = None
     not_counted: str | None = None
+    mig: str | None = None
     errors: dict[str, Fact] = field(default_factory=dict)
     last_microjoules: int | None = None
     missing_microjoules: int = 0
@@ -85,20 +88,17 @@ class NvmlMeter:
     def open(self, clock: Clock) -> Sequence[Device]:
         """Connect to the driver; raises MeterUnavailable where there is none, or no GPU that can be measured."""
         if self._nvml is None:
-            import pynvml
-
-            self._nvml = pynvml
+            self._nvml = load_nvml()
         if self._realtime_ns is not None:
             clock.realtime_ns = self._realtime_ns
             clock.tick()
         try:
             self._nvml.nvmlInit()
         except self._nvml.NVMLError as error:
-            raise MeterUnavailable(
-                f"no NVIDIA driver answers ({error}); nvidia-smi on this machine should list the GPU"
-            ) from error
+            raise MeterUnavailable(no_answer(self._nvml, error)) from error
         try:
-            self._boards = [self._board(handle) for handle in self._visible_handles()]
+            visible = visible_boards(self._nvml, self._visible)
+            self._boards = [self._board(each, visible) for each in visible]
             devices = [device for board in self._boards for device in self._describe(board)]
         except MeterUnavailable:
             raise
@@ -122,43 +122,30 @@ class NvmlMeter:
             # The driver is gone; there is nothing left to let go of.
             return
 
-    def _visible_handles(self) -> list[Any]:
-        count = self._ask("NVML", "nvmlDeviceGetCount")
-        if not count:
-            raise MeterUnavailable("the NVIDIA driver lists no GPU")
-        handles = [self._ask(f"GPU {i}", "nvmlDeviceGetHandleByIndex", i) for i in range(count)]
-        if self._visible is None:
-            return handles
-        uuids = [_text(self._ask(f"GPU {i}", "nvmlDeviceGetUUID", each)) for i, each in enumerate(handles)]
-        names = [_text(self._ask(f"GPU {i}", "nvmlDeviceGetName", each)) for i, each in enumerate(handles)]
-        return [handles[index] for index in visible_indices(self._visible, uuids, names)]
-
-    def _board(self, handle: Any) -> _Board:
-        uuid = _text(self._ask("a GPU", "nvmlDeviceGetUUID", handle))
-        board = _Board(handle, uuid, PowerRing(self._nvml, handle, uuid))
-        if (mig := self._offered(board, "nvmlDeviceGetMigMode")) and mig[0]:
-            raise MeterUnavailable(
-                f"{board.id} runs in MIG mode: NVML reports the power of the whole board, so the energy of one slice "
-                "cannot be measured; run energy tests on a GPU without MIG"
-            )
+    def _board(self, seen: VisibleBoard, all_seen: Sequence[VisibleBoard]) -> _Board:
+        handle, uuid = seen.handle, seen.uuid
+        board = _Board(handle, uuid, PowerRing(self._nvml, handle, uuid), mig=seen.mig)
         board.ring = self._works(board, "power_ring", lambda: len(board.samples.since(0)) > 1)
         board.counter = self._works(
             board,
             "energy_counter",
-            lambda: self._ask(board.id, "nvmlDeviceGetTotalEnergyConsumption", handle) > 0,
+            lambda: is_counted(self._ask(board.id, "nvmlDeviceGetTotalEnergyConsumption", handle)),
         )
         board.module, board.not_counted = find_module(self._nvml, handle, uuid)
         if (
             not board.ring
             and not board.counts_gpu
             and not self._works(
-                board, "power", lambda: self._ask(board.id, "nvmlDeviceGetPowerUsage", handle) > 0
+                board, "power", lambda: is_fine_power(self._ask(board.id, "nvmlDeviceGetPowerUsage", handle))
             )
         ):
             why = "; ".join(str(error) for error in board.errors.values())
+            name = optional(self._nvml, "nvmlDeviceGetName", handle)
+            called = f"{board.id} ({text(name)})" if name else board.id
             raise MeterUnavailable(
-                f"{board.id} offers neither power samples, nor an energy counter, nor power: NVML cannot measure its "
-                f"energy (a vGPU, or too old a board): {why}"
+                f"{called} offers neither power samples, nor an energy counter, nor "
+                f"power: NVML cannot measure its energy (a display card, a vGPU, a Jetson, or too old a board): {why}"
+                f"{hide([each.uuid for each in all_seen if each is not seen])}"
             )
         return board
 
@@ -175,10 +162,10 @@ class NvmlMeter:
         return False
 
     def _describe(self, board: _Board) -> list[Device]:
-        driver = _text(self._ask("NVML", "nvmlSystemGetDriverVersion"))
+        driver = text(self._ask("NVML", "nvmlSystemGetDriverVersion"))
         memory = self._offered(board, "nvmlDeviceGetMemoryInfo")
         limit = self._offered(board, "nvmlDeviceGetEnforcedPowerLimit")
-        name = _text(self._ask(board.id, "nvmlDeviceGetName", board.handle))
+        name = text(self._ask(board.id, "nvmlDeviceGetName", board.handle))
         facts: dict[str, Fact] = {
             "driver": driver,
             "power_ring": board.ring,
@@ -195,7 +182,7 @@ class NvmlMeter:
         gpu = Device(
             id=board.id,
             scope="gpu",
-            name=name,
+            name=name if board.mig is None else f"{name} ({board.mig}, in MIG mode)",
             meter=self.name,
             provenance=self._provenance,
             key_facts={
@@ -203,7 +190,7 @@ class NvmlMeter:
                 "memory_gib": round(memory.total / 2**30) or None if memory is not None else None,
                 "power_limit_watts": round(limit / 1000) or None if limit is not None else None,
                 "driver_major": driver.split(".", maxsplit=1)[0],
-                "mig": False,
+                "mig": board.mig or False,
             },
             facts=facts,
             counter_tick_ns=COUNTER_TICK_NS,
@@ -245,8 +232,10 @@ class NvmlMeter:
         before_ns = clock.monotonic_ns()
         microjoules: int = 1000 * self._ask(board.id, "nvmlDeviceGetTotalEnergyConsumption", board.handle)
         after_ns = clock.monotonic_ns()
-        if microjoules <= 0:
-            raise MeterError(f"{board.id}: the energy counter reads 0 J, which it did not before")
+        if not is_counted(microjoules // 1000):
+            raise MeterError(
+                f"{board.id}: the energy counter reads {_nothing(microjoules)} J, which is no reading"
+            )
         # A counter that starts anew goes on from where it was. Was it one wrong reading, then the next one leaps: that
         # one is spoilt as well.
         board.restarts = max(0, board.restarts - 1)
@@ -267,8 +256,10 @@ class NvmlMeter:
         after_ns = clock.monotonic_ns()
         if milliwatts is None:
             return None
-        if milliwatts <= 0:
-            raise MeterError(f"{board.id}: the power reading is 0 W, which no powered board draws")
+        if not is_fine_power(milliwatts):
+            raise MeterError(
+                f"{board.id}: the power reading is {_nothing(milliwatts)} W, which no powered board draws"
+            )
         t_ns = np.array([(before_ns + after_ns) // 2], dtype=np.int64)
         return PowerSamples(t_ns, np.array([milliwatts], dtype=np.int64), held=False)
 
@@ -289,5 +280,6 @@ class NvmlMeter:
             raise MeterError(f"{board.id}: {call} failed: {error}") from error
 
 
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value
+def _nothing(value: int) -> str:
+    """A value that is no reading, in words: zero, or what a register holds that was never written."""
+    return "0" if value == 0 else f"{value / 1000:.0f}"

@@ -11,6 +11,9 @@ from pytest_tokenpower.errors import MeterError
 from pytest_tokenpower.telemetry.clock import STEP_NS, Clock
 from pytest_tokenpower.telemetry.types import PowerSamples
 
+NO_POWER = 0x7FFFFFFF
+"""From here on a sample in milliwatts is no power but a value that was never written (NVML_VALUE_NOT_AVAILABLE)."""
+
 
 class PowerRing:
     """The ring of one board (nvmlDeviceGetSamples, NVML_TOTAL_POWER_SAMPLES), or of its module; raises MeterError.
@@ -65,6 +68,9 @@ class PowerRing:
         self._newest_us = stamps[-1]
         columns = np.array(rows, dtype=np.int64)
         milliwatts = columns[:, 1]
-        if milliwatts.min() <= 0:
-            raise MeterError(f"{self._board}: the power ring reads 0 W, which no powered board draws")
+        if milliwatts.min() <= 0 or milliwatts.max() >= NO_POWER:
+            odd_watts = 0 if milliwatts.min() <= 0 else int(milliwatts.max()) // 1000
+            raise MeterError(
+                f"{self._board}: the power ring reads {odd_watts} W, which no powered board draws"
+            )
         return PowerSamples(clock.from_realtime_us(columns[:, 0]), milliwatts)
