@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtr, stdtrit
 
-from pytest_tokenpower.stats.prior import DEFAULT_PRIOR, Prior
 from pytest_tokenpower.stats.runs import FloatArray, RunSummary
+from pytest_tokenpower.stats.types import DEFAULT_PRIOR, Prior
 
 FEWEST_RUNS = 2
 """A level has at least so many runs: one run apart from all others is an outlier, not a level."""

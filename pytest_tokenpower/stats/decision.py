@@ -143,13 +143,19 @@ def repeated_p(p: float, look: int, stages: int = 3) -> float:
 _LARGEST_BOUNDARY = 8.0
 
 
-def _crossing(boundary: float, stages: int) -> float:
-    """The chance that a walk of ``stages`` N(0, 1) steps is ever above boundary·sqrt(stages)."""
-    # The grid hangs below the boundary.
+@lru_cache(maxsize=8)
+def _walk(stages: int) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """A grid below the boundary, its trapezium weights, and the density of a step between its points."""
     grid, step = np.linspace(-10 * math.sqrt(stages), 0.0, 801, retstep=True)
     weights = np.full(grid.shape, step)
     weights[[0, -1]] /= 2
-    kernel = np.exp(-((grid[:, None] - grid) ** 2) / 2) / math.sqrt(2 * math.pi)
+    return grid, weights, np.exp(-((grid[:, None] - grid) ** 2) / 2) / math.sqrt(2 * math.pi)
+
+
+def _crossing(boundary: float, stages: int) -> float:
+    """The chance that a walk of ``stages`` N(0, 1) steps is ever above boundary·sqrt(stages)."""
+    # The grid hangs below the boundary.
+    grid, weights, kernel = _walk(stages)
     limit = boundary * math.sqrt(stages)
     crossed = float(ndtr(-limit))
     density = np.exp(-((grid + limit) ** 2) / 2) / math.sqrt(2 * math.pi)

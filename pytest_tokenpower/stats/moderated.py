@@ -10,8 +10,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy.special import stdtr, stdtrit
 
-from pytest_tokenpower.stats.prior import DEFAULT_PRIOR, Prior
 from pytest_tokenpower.stats.runs import FloatArray, RunSummary
+from pytest_tokenpower.stats.types import DEFAULT_PRIOR, Prior
 
 Mode = Literal["stored", "interleaved", "constant"]
 

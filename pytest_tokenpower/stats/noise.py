@@ -10,8 +10,8 @@ from functools import cached_property
 import numpy as np
 from scipy.special import betaincinv, chdtri, gammaincinv, ndtr, stdtrit
 
-from pytest_tokenpower.stats.prior import DEFAULT_PRIOR, Prior
 from pytest_tokenpower.stats.runs import FloatArray, location_squared_error, summarise_runs
+from pytest_tokenpower.stats.types import DEFAULT_PRIOR, Prior
 
 MOST_FALSE_FAILURES = 0.01
 LEAST_FOUND = 0.95

@@ -4,37 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pytest_tokenpower.stats.prior import DEFAULT_PRIOR, Prior
+from pytest_tokenpower.stats.types import DEFAULT_PRIOR, FloatArray, Prior, RunSummary
 
-FloatArray = NDArray[np.float64]
+__all__ = [
+    "FloatArray",
+    "RunSummary",
+    "lag1_autocorrelation",
+    "lag_sums",
+    "location_squared_error",
+    "shrunk_variance",
+    "summarise_array",
+    "summarise_blocks",
+    "summarise_runs",
+    "trimmed_mean",
+    "yuen_variance",
+]
 
 TRIM = 0.2
 MOST_LAG1 = 0.8
 _NO_SCATTER = 1e-20
 """Sums of squares of ln(J/token) below this are rounding, not rounds."""
-
-
-@dataclass(frozen=True)
-class RunSummary:
-    """One run (a fresh process on one occasion), the unit of evidence.
-
-    ``location`` is the 20 % trimmed mean of ln(J/token) over its ``rounds``, ``squared_error`` its squared
-    standard error (rounds only: the run effect is not in it), ``round_sd`` the SD of its rounds and ``lag1``
-    the autocorrelation that the squared error allows for. ``temperature_celsius`` is the mean over its
-    rounds.
-    """
-
-    location: float
-    squared_error: float
-    rounds: int
-    round_sd: float = 0.0
-    lag1: float = 0.0
-    temperature_celsius: float | None = None
 
 
 def trimmed_mean(values: FloatArray) -> FloatArray:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from pytest_tokenpower.stats.prior import DEFAULT_PRIOR, Prior
 from pytest_tokenpower.stats.runs import summarise_runs
+from pytest_tokenpower.stats.types import DEFAULT_PRIOR, Prior
 
 
 def enough(

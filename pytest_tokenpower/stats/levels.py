@@ -1,0 +1,107 @@
+"""Levels of a test's history: where a blessing, an accepted change or a step ends the runs that are a baseline."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+
+import numpy as np
+
+from pytest_tokenpower.stats.change import MOST_DF, Change, StudentError
+from pytest_tokenpower.stats.changepoints import change_points
+from pytest_tokenpower.stats.comparison import Run, readings
+from pytest_tokenpower.stats.scatter import (
+    CAUTION_SD,
+    DEFAULT_NOISE,
+    FEWEST_DF,
+    Groups,
+    Noise,
+    Scatter,
+    accounts,
+)
+from pytest_tokenpower.stats.types import DEFAULT_PRIOR, RunSummary
+
+STEP_ALPHA = 0.01
+LONE_ALPHA = 0.001
+"""One occasion apart from all others is mostly an outlier, so that it takes more to make a level of it."""
+
+
+def split_levels(
+    runs: Sequence[Run], *, starts: Collection[int] = (), noise: Noise = DEFAULT_NOISE
+) -> tuple[tuple[Run, ...], ...]:
+    """Cut a history into levels, the present one last.
+
+    Steps are sought in the means of occasions (runs of one occasion share its effect, and a sitting is no level) of
+    each board by itself (another board is no step).
+
+    Args:
+        runs: The history, oldest first.
+        starts: The indices of runs that begin a new level because somebody said so: blessed or accepted changes.
+        noise: What is believed of the scatter.
+
+    Returns:
+        The levels in the order of history; together they are ``runs``.
+
+    Raises:
+        ValueError: An index is none of ``runs``.
+    """
+    if any(not 0 <= at < len(runs) for at in starts):
+        raise ValueError(f"a level starts at none of the {len(runs)} runs")
+    if not runs:
+        return ()
+    said = sorted({0, *starts})
+    edges = set(said)
+    for first, last in zip(said, [*said[1:], len(runs)], strict=True):
+        for board in dict.fromkeys(run.board for run in runs[first:last]):
+            places = [at for at in range(first, last) if runs[at].board == board]
+            edges.update(_steps([runs[at] for at in places], places, noise))
+    ordered = sorted(edges)
+    return tuple(
+        tuple(runs[first:last])
+        for first, last in zip(ordered, [*ordered[1:], len(runs)], strict=True)
+        if last > first
+    )
+
+
+def _steps(runs: Sequence[Run], places: Sequence[int], noise: Noise) -> list[int]:
+    """The places of the runs that begin a level."""
+    groups, _ = readings([runs])
+    if len(groups.means) < FEWEST_DF + 2:
+        return []
+    # Groups stand in the order in which their first runs do.
+    begins = _first_runs(runs)
+    summaries = [
+        RunSummary(float(mean), float(error), 1)
+        for mean, error in zip(groups.means, groups.errors, strict=True)
+    ]
+    found = [point.index for point in change_points(summaries, DEFAULT_PRIOR, alpha=STEP_ALPHA)]
+    edges = [0, *found, len(summaries)]
+    if edges[-1] - edges[-2] > FEWEST_DF and _lone(
+        groups, slice(edges[-2], edges[-1] - 1), edges[-1] - 1, noise
+    ):
+        found.append(edges[-1] - 1)
+    if edges[1] > FEWEST_DF and _lone(groups, slice(1, edges[1]), 0, noise):
+        found.append(1)
+    return [places[begins[at]] for at in found]
+
+
+def _first_runs(runs: Sequence[Run]) -> list[int]:
+    seen: dict[str, int] = {}
+    for at, run in enumerate(runs):
+        seen.setdefault(run.occasion or f"\0{at}", at)
+    return list(seen.values())
+
+
+def _lone(groups: Groups, others: slice, at: int, noise: Noise) -> bool:
+    """Whether one occasion at the end of a level lies apart from all of the level."""
+    means = groups.means[others]
+    if len(means) <= FEWEST_DF:
+        return False
+    squares = float(((means - means.mean()) ** 2).sum())
+    # What a few runs happen to show is held to the believed noise alone: one run is to be told from many.
+    (error, *_) = accounts(
+        squares, len(means) - 1, noise.total, Scatter(CAUTION_SD, MOST_DF), learned=noise.learned
+    )
+    stderr = max(error.stderr, math.sqrt(float(np.mean(groups.errors)))) * math.sqrt(1 + 1 / len(means))
+    change = Change(float(groups.means[at] - means.mean()), (StudentError(stderr, error.df),))
+    return 2 * min(change.p_above(), change.p_below()) < LONE_ALPHA

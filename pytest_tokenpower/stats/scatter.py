@@ -1,0 +1,156 @@
+"""How figures scatter from occasion to occasion, within one, and from board to board; and what is believed of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pytest_tokenpower.stats.change import StudentError
+from pytest_tokenpower.stats.types import FloatArray
+
+Cell = tuple[str, str]
+"""A level of a test's history on one board."""
+
+FEWEST_DF = 2
+"""With fewer degrees of freedom of its own a test's noise is not known, whatever its few runs look like."""
+
+CAUTION_SD = 0.02
+"""The run-to-run SD that a test is taken to have while its own is not known: it keeps identical code that does."""
+
+QUIET = 0.5
+"""A test whose own SD is at most this share of the cautious one is surely no noisier than that."""
+
+CAUTION_PER_ROUND_SD = 1.0
+"""A test whose rounds scatter has runs that do: on H100s by a third to once the SD of its rounds."""
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """A standard deviation and the degrees of freedom that the belief in it is worth."""
+
+    sd: float
+    df: float
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What is believed of a test's scatter before its runs are seen; SDs of ln(J/token), 0.005 is 0.5 %.
+
+    ``total`` and ``work`` are from run to run on different occasions, of the figure as it is and at one pace.
+    ``occasion_share`` of their variance belongs to the occasion, the rest to the single process. ``interleaved`` is of
+    the difference of two variants between restarts in which both ran alternately. ``board`` is from board to board of
+    one model, ``calibrated_board`` what of it is left after calibration. A ``learned`` belief counts with its degrees
+    of freedom; one that is not is only a floor under what few runs happen to show.
+    """
+
+    total: Scatter
+    work: Scatter
+    interleaved: Scatter
+    board: Scatter
+    calibrated_board: Scatter
+    occasion_share: float
+    learned: bool = False
+    source: str = ""
+
+
+DEFAULT_NOISE = Noise(
+    total=Scatter(0.005, 2.0),
+    work=Scatter(0.005, 2.0),
+    interleaved=Scatter(0.0025, 3.0),
+    board=Scatter(0.015, 2.0),
+    calibrated_board=Scatter(0.004, 7.0),
+    occasion_share=0.5,
+    source="default",
+)
+"""Of eight H100s: boards differ by 1.48 %, which counts for little on other models; calibrated by 0.29 % (on six
+degrees of freedom its upper limit is 0.5 %). Runs: see ``types.DEFAULT_PRIOR``. That occasions share half of the
+variance of runs is assumed."""
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Means of the runs of one occasion in one cell (level and board): the units of evidence.
+
+    ``within_squares`` on ``within_df`` is the scatter of runs about the mean of their group.
+    """
+
+    means: FloatArray
+    counts: FloatArray
+    errors: FloatArray
+    cells: tuple[Cell, ...]
+    occasions: tuple[str, ...]
+    within_squares: float
+    within_df: int
+
+    @classmethod
+    def of(
+        cls,
+        locations: Sequence[float],
+        squared_errors: Sequence[float],
+        cells: Sequence[Cell],
+        occasions: Sequence[str],
+    ) -> Groups:
+        """Group runs by cell and occasion; a run whose occasion is not known ("") is an occasion of its own."""
+        members: dict[tuple[Cell, str | int], list[int]] = {}
+        for at, (cell, occasion) in enumerate(zip(cells, occasions, strict=True)):
+            members.setdefault((cell, occasion or at), []).append(at)
+        values, errors = np.asarray(locations, dtype=np.float64), np.asarray(squared_errors, dtype=np.float64)
+        squares, df = 0.0, 0
+        means, group_errors = [], []
+        for indices in members.values():
+            group = values[indices]
+            means.append(float(group.mean()))
+            group_errors.append(float(errors[indices].mean()) / len(indices))
+            if len(indices) > 1:
+                squares += float(((group - means[-1]) ** 2).sum())
+                df += len(indices) - 1
+        return cls(
+            np.array(means),
+            np.array([len(indices) for indices in members.values()], dtype=np.float64),
+            np.array(group_errors),
+            tuple(cell for cell, _ in members),
+            tuple(occasions[indices[0]] for indices in members.values()),
+            squares,
+            df,
+        )
+
+    def between(self) -> tuple[float, int]:
+        """The sum of squares of the means about the mean of their cell, and its degrees of freedom."""
+        squares, df = 0.0, 0
+        for cell in dict.fromkeys(self.cells):
+            group = self.means[[at for at, each in enumerate(self.cells) if each == cell]]
+            squares += float(((group - group.mean()) ** 2).sum())
+            df += len(group) - 1
+        return squares, df
+
+
+def accounts(
+    squares: float, df: int, believed: Scatter, caution: Scatter, *, learned: bool
+) -> list[StudentError]:
+    """The accounts of an SD that a claim has to hold by, from a sum of squares on ``df`` degrees of freedom.
+
+    With fewer than two of them: the largest of the cautious SD, the believed one, and what
+    there is, on the cautious degrees of freedom. Otherwise both:
+
+    - the moderated variance (nu0 tau0² + SS)/(nu0 + df), as in limma (Smyth 2004, Stat. Appl. Genet. Mol. Biol. 3:3):
+      never trust a few runs that happen to agree;
+    - the test's own variance SS/df, but nothing wider than the cautious SD where it looks at most half as large. Its
+      degrees of freedom grow by a learned belief's, at most their own number, as far as the two agree,
+      min(1, tau0²/s²): a test noisier than its neighbours is judged by its own runs (as limma's robust rule takes
+      the prior from hypervariable genes; Phipson et al. 2016, Ann. Appl. Stat. 10:946).
+    """
+    if df < FEWEST_DF:
+        own = math.sqrt(squares / df) if df else 0.0
+        return [StudentError(max(caution.sd, believed.sd, own), caution.df)]
+    variance = squares / df
+    moderated = (believed.df * believed.sd**2 + squares) / (believed.df + df)
+    sd = math.sqrt(variance)
+    agreement = min(believed.df, df) * (min(1.0, believed.sd**2 / variance) if variance > 0 else 1.0)
+    quiet = max(caution.sd, believed.sd) if sd <= QUIET * caution.sd else math.inf
+    return [
+        StudentError(math.sqrt(moderated), believed.df + df),
+        StudentError(sd, df + (agreement if learned else 0.0), quiet),
+    ]
