@@ -9,6 +9,8 @@ from pytest_tokenpower.core.settings import DEFAULT_BASELINE_RUNS, DEFAULT_REGRE
 from pytest_tokenpower.core.text import plural
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.gate.compare import Compared, compare
+from pytest_tokenpower.gate.verdict import FAILING
+from pytest_tokenpower.reporting.terminal import table
 from pytest_tokenpower.store.access import RUN_HELP, StoreContext
 from pytest_tokenpower.store.baseline import Baseline
 from pytest_tokenpower.store.store import Store
@@ -81,9 +83,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 def as_text(found: Compared, baseline: Baseline, candidate: Baseline) -> list[str]:
     """The table, what each verdict rests on, and what could not be compared."""
-    from pytest_tokenpower.gate.verdict import FAILING
-    from pytest_tokenpower.reporting.terminal import table
-
     entries = candidate.entries
     lines = [
         f"{candidate.label} ({plural(len(entries), 'run')}) against {baseline.label} "

@@ -113,7 +113,9 @@ class MeasurementRecord(msgspec.Struct, frozen=True, omit_defaults=True):
 class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", tag="tokenpower-run"):
     """One pytest run. ``dirty`` is None where there is no git; only clean runs of a commit become a baseline.
 
-    ``failures`` are of a run that another one has started: by test, what it failed with by itself.
+    ``root`` is pytest's root directory from the repository's top level ("" for the top level itself); None outside
+    git, and in runs that were stored before it was recorded. ``failures`` are of a run that another one has started:
+    by test, what it failed with by itself.
     """
 
     id: str
@@ -124,6 +126,7 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type
     commit: str | None = None
     branch: str | None = None
     dirty: bool | None = None
+    root: str | None = None
     host: dict[str, Fact] = {}
     versions: dict[str, str] = {}
     command: tuple[str, ...] = ()

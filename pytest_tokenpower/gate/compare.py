@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import msgspec
 
 from pytest_tokenpower.analysis.rounds import log_joules_per_token
 from pytest_tokenpower.core.records import MeasurementRecord
 from pytest_tokenpower.core.settings import DEFAULT_REGRESSION
 from pytest_tokenpower.core.text import plural
 from pytest_tokenpower.errors import StoreError, UsageError
-from pytest_tokenpower.store.baseline import Baseline, histories
+from pytest_tokenpower.gate.verdict import against_baseline, judge_baseline, settle
+from pytest_tokenpower.stats.prior import DEFAULT_PRIOR, Prior, learn_priors
+from pytest_tokenpower.stats.runs import summarise_runs
+from pytest_tokenpower.store.baseline import Baseline, ComparableRuns, histories
 from pytest_tokenpower.store.keys import differences
-
-if TYPE_CHECKING:
-    from pytest_tokenpower.stats.prior import Prior
 
 
 _MOST_RUNS = 20
@@ -46,11 +47,6 @@ def compare(
     The rule is the gate's: the moderated t on runs, its prior learned from the baseline's other tests, Holm over all
     tests that are compared.
     """
-    import msgspec
-
-    from pytest_tokenpower.gate.verdict import against_baseline, judge_baseline, settle
-    from pytest_tokenpower.store.baseline import ComparableRuns
-
     ours, theirs = runs_of(candidate), tests_of(baseline)
     both = [test for test in ours if test in theirs]
     if not both:
@@ -73,9 +69,10 @@ def compare(
             tuple(each.run_id for each in runs),
             found.why or "the only runs there are those that are compared",
         )
-        prior = prior_of(baseline, measured, priors)
+        prior = prior_of(baseline, test, measured, priors)
         verdict = judge_baseline(measured, stored, limit, prior, family=len(both), restarts=restarts)
-        judged.append(msgspec.structs.replace(measured, verdicts=(verdict,)))
+        # Two packages may have tests of one node id.
+        judged.append(msgspec.structs.replace(measured, test=test, verdicts=(verdict,)))
         if found.note:
             notes.append(f"{test}: {found.note}")
     settled = settle(judged)
@@ -109,11 +106,10 @@ def runs_of(side: Baseline) -> dict[str, tuple[list[str], list[MeasurementRecord
     return found
 
 
-def prior_of(baseline: Baseline, measured: MeasurementRecord, known: dict[str, dict[str, Prior]]) -> Prior:
+def prior_of(
+    baseline: Baseline, test: str, measured: MeasurementRecord, known: dict[str, dict[str, Prior]]
+) -> Prior:
     """What is believed of a test's noise, learned from the baseline's other tests on the same kind of machine."""
-    from pytest_tokenpower.stats.prior import DEFAULT_PRIOR, learn_priors
-    from pytest_tokenpower.stats.runs import summarise_runs
-
     machine = repr([measured.key.get(name) for name in ("provenance", "scope", "gpu.name", "cpu.name")])
     if machine not in known:
         runs = {
@@ -123,7 +119,7 @@ def prior_of(baseline: Baseline, measured: MeasurementRecord, known: dict[str, d
         }
         known[machine] = learn_priors({test: runs.get(test, []) for test in (*runs, "")})
     learned = known[machine]
-    return learned.get(measured.test, learned.get("", DEFAULT_PRIOR))
+    return learned.get(test, learned.get("", DEFAULT_PRIOR))
 
 
 def tests_of(side: Baseline) -> set[str]:

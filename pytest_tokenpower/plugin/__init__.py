@@ -26,6 +26,7 @@ from pytest_tokenpower.plugin.state import (
     is_gated,
     runs_tests,
     session_of,
+    test_id,
 )
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def _energy(request: pytest.FixtureRequest) -> Energy | DisabledEnergy:
         session = session_of(config)
         _ = session.baselines
         item.stash[ENERGY] = fixture = Energy(
-            item.nodeid,
+            test_id(item),
             marker.read_budget(item),
             session,
             lambda result, args, kwargs, fn: config.hook.pytest_tokenpower_count_tokens(
@@ -238,6 +239,7 @@ def pytest_runtest_makereport(
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Find mistakes in what names a meter, a store or a baseline before any test runs (and any worker starts)."""
+    from pytest_tokenpower.plugin.absent_tests import AbsentTests
     from pytest_tokenpower.plugin.progress import show_progress
     from pytest_tokenpower.plugin.rerun import Rerunner
     from pytest_tokenpower.plugin.results import Gatherer, Sender
@@ -254,6 +256,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     try:
         if not hasattr(config, "workerinput"):
             show_progress(config)
+            if chosen.baselines:
+                config.pluginmanager.register(AbsentTests(config), "tokenpower-absent-tests")
             if chosen.rerun_baseline:
                 config.pluginmanager.register(Rerunner(config), "tokenpower-rerunner")
         if chosen.source not in options.PLAIN_SOURCES:

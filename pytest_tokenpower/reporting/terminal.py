@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pytest_tokenpower.core.records import MeasurementRecord
 from pytest_tokenpower.core.text import signed
+from pytest_tokenpower.gate.acceptance import made_use
 from pytest_tokenpower.gate.verdict import FAILING, against_baseline, gravest
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ def header(measurements: Sequence[MeasurementRecord], session: Session) -> list[
         lines.append(source)
     if session.baselines:
         lines.append(f"baseline {', '.join(baseline.label for baseline in session.baselines)}")
+        lines += [f"baseline {baseline.label}: {baseline.note}" for baseline in session.baselines if baseline.note]
     return lines
 
 
@@ -194,7 +196,8 @@ def footnotes(measured: MeasurementRecord) -> list[str]:
     lines = []
     for verdict in measured.verdicts:
         # What failed the test stands in pytest's own section of failures.
-        if verdict.kind in FAILING or (verdict.kind == "passed" and not verdict.provisional):
+        plain = verdict.kind == "passed" and not verdict.provisional and not made_use(verdict)
+        if verdict.kind in FAILING or plain:
             continue
         lines.append(f"{name}: {_word(verdict.kind)}: {verdict.message}")
     dropped = [one for one in measured.rounds if one.reasons]

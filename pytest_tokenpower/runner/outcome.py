@@ -17,6 +17,7 @@ from pytest_tokenpower.analysis.phases import phase_facts
 from pytest_tokenpower.core.records import GateRecord, MeasurementRecord, RoundRecord, VerdictRecord
 from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.core.types import Fact
+from pytest_tokenpower.gate.acceptance import allowed_change, with_acceptance
 from pytest_tokenpower.gate.verdict import judge_baseline, judge_ceilings
 from pytest_tokenpower.runner.checks import declared_config
 from pytest_tokenpower.store.baseline import stored_runs
@@ -228,15 +229,26 @@ def _verdicts(measured: MeasurementRecord, budget: Limits, session: Session) -> 
     settings = session.settings
     verdicts = list(judge_ceilings(measured, budget.ceilings))
     ignore = (*settings.key_ignore, *budget.key_ignore)
+    limit = budget.regression or settings.regression
     for baseline in session.baselines:
-        verdicts.append(
-            judge_baseline(
-                measured,
-                stored_runs(baseline, measured, ignore),
-                budget.regression or settings.regression,
-                session.prior(baseline, measured.test, measured.key),
-                family=session.family,
-                look=1 if settings.restarts else None,
-            )
+        stored = stored_runs(baseline, measured, ignore)
+        verdict = judge_baseline(
+            measured,
+            stored,
+            allowed_change(limit, stored),
+            session.prior(baseline, measured.test, measured.key),
+            family=session.family,
+            look=1 if settings.restarts else None,
         )
+        verdicts.append(with_acceptance(verdict, stored, limit))
+    if settings.rerun_baseline:
+        # Its runs are judged by the child processes; what is measured here asked for the fixture in its body.
+        against = ", ".join(settings.baselines)
+        verdicts.append(VerdictRecord("no baseline", f"nothing to compare with on {against}: {_UNSEEN}", against))
     return tuple(verdicts)
+
+
+_UNSEEN = (
+    "--energy-rerun-baseline did not see beforehand that this test measures: name `energy` as its argument, or give it "
+    "a power_budget"
+)

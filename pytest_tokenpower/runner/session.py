@@ -21,7 +21,9 @@ from pytest_tokenpower.core.windows import RoundWindow
 from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
 from pytest_tokenpower.runner.telemetry import TelemetrySession
 from pytest_tokenpower.store.baseline import Baseline
-from pytest_tokenpower.store.git import Repository
+from pytest_tokenpower.store.explain import what_was_stored
+from pytest_tokenpower.store.git import Repository, explain_absence
+from pytest_tokenpower.store.identity import root_in
 from pytest_tokenpower.store.store import Store, default_store_path
 from pytest_tokenpower.telemetry import sources
 
@@ -69,6 +71,11 @@ class Session:
         return Repository.discover(self.rootdir)
 
     @cached_property
+    def root(self) -> str | None:
+        """pytest's root directory from the repository's top level; None outside git."""
+        return root_in(self.repository, self.rootdir)
+
+    @cached_property
     def store(self) -> Store:
         """Where runs are read and written."""
         return Store(self.settings.storage or default_store_path(self.repository, self.rootdir))
@@ -78,7 +85,12 @@ class Session:
         """What --energy-baseline names, in its order; raises UsageError, HistoryError or StoreError."""
         return tuple(
             Baseline.resolve(
-                name, self.store, self.repository, self.settings.baseline_runs, folder=self.rootdir
+                name,
+                self.store,
+                self.repository,
+                self.settings.baseline_runs,
+                folder=self.rootdir,
+                root=self.root,
             )
             for name in (() if self.settings.rerun_baseline else self.settings.baselines)
         )
@@ -103,7 +115,7 @@ class Session:
             }
             self._priors[baseline.label] = learn_priors({name: runs.get(name, []) for name in (*runs, "")})
         learned = self._priors[baseline.label]
-        return learned.get(test, learned.get("", DEFAULT_PRIOR))
+        return learned.get(baseline.identity(test), learned.get("", DEFAULT_PRIOR))
 
     def prepare(self) -> None:
         """Everything that can be wrong before a test runs; raises a TokenPowerError that says what to do."""
@@ -114,6 +126,8 @@ class Session:
         # The store may lie inside the work tree: whether that is clean is read before anything is written.
         if self.settings.stores or self.settings.baselines:
             _ = self.repository
+        if self.settings.stores or self.settings.baselines:
+            _ = self.store
         if self.settings.stores:
             self.store.check_writable()
         if (path := self.settings.json) is not None:
@@ -216,6 +230,11 @@ class Session:
             self._telemetry.collector.stop()
         self._telemetry = None
 
+    def saved(self, run: RunRecord) -> str:
+        """Store a run; returns the line that says where, and whether it can be a baseline. Raises StoreError."""
+        path = self.store.write(run)
+        return what_was_stored(run, path, self.repository, explain_absence(self.rootdir))
+
     def run_record(
         self, measurements: Sequence[MeasurementRecord], failures: Mapping[str, str] | None = None
     ) -> RunRecord:
@@ -237,6 +256,7 @@ class Session:
             commit=repository.head if repository else None,
             branch=repository.branch if repository else None,
             dirty=repository.dirty if repository else None,
+            root=self.root,
             host={"hostname": platform.node(), "machine": platform.machine(), "cpus": os.cpu_count()},
             versions=versions,
             command=tuple(sys.argv[1:]),
