@@ -52,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name in given[:1]:
             _module(name).add_arguments(command)
     if given[:1] == ["bless"]:
-        parser.error(_BLESS)
+        print(f"tokenpower bless: {_BLESS}", file=sys.stderr)
+        return 4
     arguments = parser.parse_args(given)
     try:
         code: int = _module(arguments.command).run(arguments)

@@ -148,5 +148,7 @@ def _since(text: str | None, repository: Repository) -> str:
         return ""
     commit = repository.resolve(text).commit
     if repository.head is None or not repository.is_ancestor(commit, repository.head):
-        raise HistoryError(f"--since={text}: {commit[:7]} is not in the history of HEAD: name a merged commit")
+        raise HistoryError(
+            f"--since={text}: {commit[:7]} is not in the history of HEAD: name a merged commit"
+        )
     return commit

@@ -45,7 +45,9 @@ class StoredTest:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which tests, and how they are shown."""
-    parser.add_argument("test", metavar="TEST", nargs="?", default="", help="only tests whose ids hold this text")
+    parser.add_argument(
+        "test", metavar="TEST", nargs="?", default="", help="only tests whose ids hold this text"
+    )
     parser.add_argument("--json", action="store_true", help="the same as one JSON object")
     add_storage(parser)
 
@@ -58,10 +60,13 @@ def run(arguments: argparse.Namespace) -> int:
     if not found:
         raise UsageError(f"no stored test is called like {arguments.test!r}")
     if arguments.json:
-        print(json.dumps({"store": str(place.store.path), "tests": [as_json(one) for one in found]}, indent=1))
+        print(
+            json.dumps({"store": str(place.store.path), "tests": [as_json(one) for one in found]}, indent=1)
+        )
         return 0
     rows = [
-        [one.test, one.board, str(len(one.entries)), _commits(one), _dates(one), _remarks(one)] for one in found
+        [one.test, one.board, str(len(one.entries)), _commits(one), _dates(one), _remarks(one)]
+        for one in found
     ]
     columns = ("test", "board", "runs", "commits, newest first", "dates (UTC)", "")
     print(f"{plural(len(entries), 'run')} in {place.store.path}\n")

@@ -34,7 +34,9 @@ def with_acceptance(verdict: VerdictRecord, stored: ComparableRuns, limit: float
     lines = []
     if placed is not None and verdict.change is not None and placed.acceptance.up_to > limit:
         accepted = placed.acceptance
-        rise = f"up to {100 * accepted.up_to:.3g} % until {accepted.expires} ({accepted.reason}; {placed.file})"
+        rise = (
+            f"up to {100 * accepted.up_to:.3g} % until {accepted.expires} ({accepted.reason}; {placed.file})"
+        )
         if verdict.change > limit:
             lines.append(f"{ACCEPTED} {rise}; without it the limit is {100 * limit:.3g} %.")
         if verdict.kind == "regressed":
@@ -42,7 +44,9 @@ def with_acceptance(verdict: VerdictRecord, stored: ComparableRuns, limit: float
     if verdict.kind == "regressed":
         branch = stored.label.rpartition("@")[0] or stored.label
         if stored.own:
-            lines.append(f"  This is {branch} itself: an acceptance is due, or a mend; until then its runs fail.")
+            lines.append(
+                f"  This is {branch} itself: an acceptance is due, or a mend; until then its runs fail."
+            )
         lines.append(
             f"  Intended? {accept_command(stored.test, verdict.change or 0.0)}, and commit the file that it writes."
         )

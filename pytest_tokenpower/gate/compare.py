@@ -19,7 +19,6 @@ from pytest_tokenpower.stats.runs import summarise_runs
 from pytest_tokenpower.store.baseline import Baseline, ComparableRuns, histories
 from pytest_tokenpower.store.keys import differences
 
-
 _MOST_RUNS = 20
 
 

@@ -176,9 +176,7 @@ def _by_key(
     )
 
 
-def _verdict(
-    measured: MeasurementRecord, test: str, entry: StoredFile, accepted: Acceptances | None
-) -> str:
+def _verdict(measured: MeasurementRecord, test: str, entry: StoredFile, accepted: Acceptances | None) -> str:
     verdict = gravest(measured.verdicts)
     kind = verdict.kind if verdict else ""
     if accepted is None or not accepted.regressed(measured.verdicts):

@@ -23,7 +23,7 @@ from pytest_tokenpower.plugin.state import (
     SESSION,
     SETTINGS,
     failure_of,
-    is_gated,
+    may_measure,
     runs_tests,
     session_of,
     test_id,
@@ -96,7 +96,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     chosen = config.stash[SETTINGS]
     if not chosen.baselines or config.option.collectonly:
         return
-    gated = sum(map(is_gated, session.items))
+    gated = sum(map(may_measure, session.items))
     session_of(config).gated_tests = max(gated, 1)
     # A worker cannot end the run: there each energy test says it.
     if gated and runs_tests(config) and not chosen.disabled and not hasattr(config, "workerinput"):

@@ -46,7 +46,16 @@ class AbsentTests:
         option = self._config.option
         narrowed = any(
             getattr(option, name, None)
-            for name in ("keyword", "markexpr", "deselect", "ignore", "ignore_glob", "lf", "stepwise", "maxfail")
+            for name in (
+                "keyword",
+                "markexpr",
+                "deselect",
+                "ignore",
+                "ignore_glob",
+                "lf",
+                "stepwise",
+                "maxfail",
+            )
         )
         if narrowed or self._selected or not self._collected or SESSION not in self._config.stash:
             return []

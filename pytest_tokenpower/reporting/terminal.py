@@ -92,7 +92,9 @@ def header(measurements: Sequence[MeasurementRecord], session: Session) -> list[
         lines.append(source)
     if session.baselines:
         lines.append(f"baseline {', '.join(baseline.label for baseline in session.baselines)}")
-        lines += [f"baseline {baseline.label}: {baseline.note}" for baseline in session.baselines if baseline.note]
+        lines += [
+            f"baseline {baseline.label}: {baseline.note}" for baseline in session.baselines if baseline.note
+        ]
     return lines
 
 

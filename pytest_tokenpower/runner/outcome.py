@@ -244,7 +244,9 @@ def _verdicts(measured: MeasurementRecord, budget: Limits, session: Session) -> 
     if settings.rerun_baseline:
         # Its runs are judged by the child processes; what is measured here asked for the fixture in its body.
         against = ", ".join(settings.baselines)
-        verdicts.append(VerdictRecord("no baseline", f"nothing to compare with on {against}: {_UNSEEN}", against))
+        verdicts.append(
+            VerdictRecord("no baseline", f"nothing to compare with on {against}: {_UNSEEN}", against)
+        )
     return tuple(verdicts)
 
 

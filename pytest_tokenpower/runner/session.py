@@ -72,7 +72,7 @@ class Session:
 
     @cached_property
     def root(self) -> str | None:
-        """pytest's root directory from the repository's top level; None outside git."""
+        """Where pytest's root directory is, seen from the repository's top level; None outside git."""
         return root_in(self.repository, self.rootdir)
 
     @cached_property

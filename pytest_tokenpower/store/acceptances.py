@@ -200,9 +200,7 @@ class Acceptances:
         nearest = self._nearest(verdicts)
         return nearest is not None and nearest.kind == "regressed"
 
-    def allowance(
-        self, test: str, newest: str | None, today: date | None = None
-    ) -> PlacedAcceptance | None:
+    def allowance(self, test: str, newest: str | None, today: date | None = None) -> PlacedAcceptance | None:
         """The acceptance by which a test may rise now, the largest; None where none holds.
 
         Args:
@@ -224,7 +222,9 @@ class Acceptances:
 
     def _nearest(self, verdicts: Sequence[VerdictRecord]) -> VerdictRecord | None:
         compared = (verdict for verdict in verdicts if verdict.baseline_runs)
-        return min(compared, key=lambda one: (self._start(one.against), one.kind != "regressed"), default=None)
+        return min(
+            compared, key=lambda one: (self._start(one.against), one.kind != "regressed"), default=None
+        )
 
     def _start(self, label: str) -> int:
         """Where on the line a baseline began, by its label (main@1a2b3c4); its end for one that is not on it."""
@@ -255,7 +255,15 @@ def _brought(repository: Repository, commits: Sequence[str]) -> list[tuple[str, 
         return []
     log = run_git(
         repository.top_level,
-        *("log", "--first-parent", "-m", "--no-renames", "--diff-filter=AM", "--name-only", "--format=%x01%H"),
+        *(
+            "log",
+            "--first-parent",
+            "-m",
+            "--no-renames",
+            "--diff-filter=AM",
+            "--name-only",
+            "--format=%x01%H",
+        ),
         *(f"--max-count={len(commits)}", commits[0], "--", f":(top){ACCEPTED_FOLDER}"),
     )
     known, found = set(commits), []
@@ -273,7 +281,9 @@ def _begin(repository: Repository, found: Acceptance, added: int, positions: dic
     """Where the accepted level begins: where it was accepted, or at the earlier commit that it names."""
     if not found.since:
         return added
-    named = run_git(repository.top_level, "rev-parse", "--verify", "--quiet", f"{found.since}^{{commit}}").line
+    named = run_git(
+        repository.top_level, "rev-parse", "--verify", "--quiet", f"{found.since}^{{commit}}"
+    ).line
     return max(added, positions.get(named, added))
 
 

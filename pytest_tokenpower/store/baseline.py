@@ -166,7 +166,8 @@ class Baseline:
 
     ``label`` is what reports call it (``main@1a2b3c4``); ``commits`` is the baseline's history for a ref and empty
     otherwise. For a ref only clean runs on ``commits`` count, and of those that regressed only the accepted ones
-    (``accepted``, None otherwise); a name or a path is taken at its word. By ``rises`` a test may rise over either. Tests are asked for by their node ids under
+    (``accepted``, None otherwise); a name or a path is taken at its word.
+    By ``rises`` a test may rise over either. Tests are asked for by their node ids under
     ``root``, pytest's root directory from the repository's top level. ``note`` tells of a choice between several
     things of one name; ``own``: HEAD is a commit of the ref itself. ``tip`` is the commit that is compared.
     """
@@ -293,12 +294,16 @@ class Baseline:
         if self.commits and newest in self.commits[1:]:
             whose = self.label.rpartition("@")[0]
             reason = (
-                "those in between count for nothing" if unaccepted else "the commits in between were not measured"
+                "those in between count for nothing"
+                if unaccepted
+                else "the commits in between were not measured"
             )
             notes.append(f"Compared with {origin}: the difference may be {whose}'s own, as {reason}.")
         for name, commit in names.items():
             if self.root is not None and name not in (mine, self._node_id(mine)):
-                notes.append(f"Its runs of {(commit or '')[:7]} and before are those of {name}, as it was called then.")
+                notes.append(
+                    f"Its runs of {(commit or '')[:7]} and before are those of {name}, as it was called then."
+                )
         acceptance = self.rises.allowance(mine, newest) if self.rises else None
         return Found(tuple(runs), note=" ".join(notes), origin=origin, acceptance=acceptance)
 

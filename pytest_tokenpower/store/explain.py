@@ -140,7 +140,9 @@ def why_no_history(
     return f"no run is stored in {store}: save runs of {label} first (--energy-autosave)"
 
 
-def measured_commits(runs: Sequence[str | None], commits: Sequence[str], label: str, *, unaccepted: bool) -> str:
+def measured_commits(
+    runs: Sequence[str | None], commits: Sequence[str], label: str, *, unaccepted: bool
+) -> str:
     """The commits that stored runs measured, and how far back on the line of ``label`` they are.
 
     Args:
@@ -174,7 +176,9 @@ def what_was_stored(run: RunRecord, path: Path, repository: Repository | None, n
     """
     named = f" under the name {run.name}" if run.name else ""
     head = f"stored {_count(len(run.measurements), 'test')}{named} in {path}: "
-    by_name = f"it can be compared with as {run.name}" if run.name else "it can be compared with by its path alone"
+    by_name = (
+        f"it can be compared with as {run.name}" if run.name else "it can be compared with by its path alone"
+    )
     if repository is None or run.commit is None:
         reason = no_repository or "the repository has no commit yet"
         return f"{head}no branch's baseline, as {reason}; {by_name}"

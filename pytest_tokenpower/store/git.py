@@ -195,7 +195,10 @@ class Repository:
         remotes = self._remotes()
         own = run_git(self.top_level, "config", "--get", f"branch.{ref}.remote").line
         remotes.sort(key=lambda name: name != own)
-        spelled = {ref: f"refs/heads/{ref}", **{f"{each}/{ref}": f"refs/remotes/{each}/{ref}" for each in remotes}}
+        spelled = {
+            ref: f"refs/heads/{ref}",
+            **{f"{each}/{ref}": f"refs/remotes/{each}/{ref}" for each in remotes},
+        }
         found = {name: _commit_of(self.top_level, full) for name, full in spelled.items()}
         return {name: commit for name, commit in found.items() if commit is not None}
 
@@ -399,7 +402,9 @@ def _changes(top_level: Path) -> tuple[str, ...]:
     if failed:
         return (f"(git could not say: {failed[0].complaint})",)
     changed = [entry[3:] for entry in tracked.stdout.split("\0") if entry]
-    new = [name for name in untracked.stdout.split("\0") if name and _picked_up(top_level, PurePosixPath(name))]
+    new = [
+        name for name in untracked.stdout.split("\0") if name and _picked_up(top_level, PurePosixPath(name))
+    ]
     return (*changed, *new)
 
 
@@ -413,6 +418,49 @@ def _picked_up(top_level: Path, path: PurePosixPath) -> bool:
     return not any(
         (top_level / folder / mark).exists() for folder in path.parents for mark in _ENVIRONMENT_MARKS
     )
+
+
+def changed_files(repository: Repository, commit: str) -> tuple[str, ...]:
+    """The tracked files that differ between a commit and the work tree; raises HistoryError."""
+    shown = run_git(
+        repository.top_level,
+        *("diff", "--no-ext-diff", "--no-renames", "--name-only", "--ignore-submodules=none", "-z", commit),
+        timeout_s=_SCAN_S,
+    )
+    if shown.code != 0:
+        raise HistoryError(f"{repository.top_level}: git diff {commit[:7]} failed: {shown.complaint}")
+    return tuple(filter(None, shown.stdout.split("\0")))
+
+
+def check_out_submodules(top_level: Path, tree: Path) -> None:
+    """Check out in another work tree the submodules that are checked out in this one, as its commit wants them.
+
+    They come from the copies that this repository holds, or else from where they are kept. Raises HistoryError.
+    """
+    if not (tree / ".gitmodules").is_file():
+        return
+    named = run_git(tree, "config", "--file", ".gitmodules", "-z", "--get-regexp", r"^submodule\..*\.path$")
+    for row in filter(None, named.stdout.split("\0")):
+        key, _, path = row.partition("\n")
+        name = key.removeprefix("submodule.").removesuffix(".path")
+        inner = run_git(
+            top_level / path, "rev-parse", "--absolute-git-dir", "--show-toplevel"
+        ).stdout.splitlines()
+        if len(inner) != 2 or Path(inner[1]) != Path(os.path.realpath(top_level / path)):
+            continue  # Not checked out here: the candidate does without it, too.
+        local = ("-c", "protocol.file.allow=always", "-c", f"submodule.{name}.url={inner[0]}")
+        for options in (local, ()):
+            done = run_git(
+                tree,
+                *(*options, "submodule", "--quiet", "update", "--init", "--force", "--", path),
+                timeout_s=600,
+                may_fetch=True,
+            )
+            if done.code == 0:
+                break
+        else:
+            raise HistoryError(f"{tree}: the submodule {path} cannot be checked out: {done.complaint}")
+        check_out_submodules(top_level / path, tree / path)
 
 
 _USUAL_NAMES = ("main", "master", "trunk", "develop")

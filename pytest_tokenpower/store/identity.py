@@ -14,7 +14,7 @@ from pytest_tokenpower.store.git import Repository
 
 
 def root_in(repository: Repository | None, rootdir: Path) -> str | None:
-    """pytest's root directory as a path from the top level ("" for the top level itself); None outside git."""
+    """Where pytest's root directory is, seen from the top level ("" for the top level itself); None outside git."""
     if repository is None:
         return None
     inside = os.path.relpath(os.path.realpath(rootdir), os.path.realpath(repository.top_level))

@@ -80,7 +80,9 @@ class Retention:
             ours = [entry for entry in entries if entry.state == "clean" and entry.commit in order]
             ours.sort(key=lambda entry: order[entry.commit or ""])
             accepted = (
-                Acceptances.read(self._repository, line.commits, work_tree=False) if self._repository else None
+                Acceptances.read(self._repository, line.commits, work_tree=False)
+                if self._repository
+                else None
             )
             found |= self._newest(ours, accepted)
         for name in {entry.name for entry in entries} - {None}:

@@ -28,7 +28,6 @@ from pytest_tokenpower.errors import HistoryError, StoreError, UsageError
 from pytest_tokenpower.store.git import Repository, unreadable_repository
 from pytest_tokenpower.store.identity import repository_test
 
-
 State = Literal["clean", "dirty", "nogit"]
 
 
@@ -223,8 +222,18 @@ def default_store_path(repository: Repository | None, rootdir: Path) -> Path:
 
     Inside the common git directory they survive ``git clean -ffdx``, are shared by all worktrees and cannot be
     committed by accident. Without git: ``.tokenpower`` in pytest's root directory.
+
+    Raises:
+        HistoryError: there is a repository that git cannot read; its store is not to be looked for elsewhere.
     """
-    return rootdir / ".tokenpower" if repository is None else repository.common_dir / "tokenpower"
+    if repository is not None:
+        return repository.common_dir / "tokenpower"
+    if reason := unreadable_repository(rootdir):
+        raise HistoryError(
+            f"the runs of this repository are in its git folder, and {reason}; or name a store of your own "
+            "(--energy-storage=PATH, or --storage=PATH of the command)"
+        )
+    return rootdir / ".tokenpower"
 
 
 class IndexedMeasurement(NamedTuple):
