@@ -47,8 +47,11 @@ def with_acceptance(verdict: VerdictRecord, stored: ComparableRuns, limit: float
             lines.append(
                 f"  This is {branch} itself: an acceptance is due, or a mend; until then its runs fail."
             )
+        # What is proposed lets the same change pass when it is measured again, and not much more.
+        rise = verdict.change or 0.0
+        proposed = min(max(rise, verdict.change_high or 0.0), 1.5 * rise)
         lines.append(
-            f"  Intended? {accept_command(stored.test, verdict.change or 0.0)}, and commit the file that it writes."
+            f"  Intended? {accept_command(stored.test, proposed)}, and commit the file that it writes."
         )
     elif verdict.kind == "improved" and stored.own:
         lines.append(

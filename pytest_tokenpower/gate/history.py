@@ -96,7 +96,7 @@ def collect(place: StoreContext, test: str, ref: str | None, limit: int) -> Hist
             continue  # Named in store.problems.
         readable.append(entry)
     chosen = choose_test(test, tests)
-    accepted = Acceptances.read(place.needs_repository(), commits, work_tree=False) if commits else None
+    accepted = Acceptances.read(place.needs_repository(), commits) if commits else None
     found: list[tuple[StoredFile, MeasurementRecord]] = []
     invalid = 0
     for entry in reversed(readable):

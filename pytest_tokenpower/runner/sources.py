@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -27,8 +28,8 @@ def import_roots(top: Path) -> tuple[Path, ...]:
     top = Path(os.path.realpath(top))
     candidates = [Path(os.path.realpath(each)) for each in sys.path if each and Path(each).is_dir()]
     candidates += [root for name, module in list(sys.modules.items()) if (root := _root_of(name, module))]
-    for project in installed_from(top).values():
-        candidates += [project / "src", project]
+    for each in installed_from(top):
+        candidates += [each.project / "src", each.project]
     inside = [root.relative_to(top) for root in candidates if _is_source(root, top)]
     return tuple(dict.fromkeys(inside))
 
@@ -40,12 +41,7 @@ def foreign_modules(top: Path) -> dict[str, str]:
     of the tree.
     """
     top = Path(os.path.realpath(top))
-    copies = {
-        Path(os.path.realpath(str(file.locate())))
-        for name in installed_from(top)
-        for file in metadata.distribution(name).files or ()
-        if file.suffix in (".py", ".so", ".pyd")
-    }
+    copies = {path for each in installed_from(top) for path in each.copies}
     found = {}
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
@@ -57,17 +53,31 @@ def foreign_modules(top: Path) -> dict[str, str]:
     return found
 
 
-def installed_from(top: Path) -> dict[str, Path]:
+@dataclass(frozen=True)
+class Installed:
+    """A distribution that was installed from a work tree: the project's folder, and the files that hold its code."""
+
+    project: Path
+    copies: frozenset[Path]
+
+
+def installed_from(top: Path) -> list[Installed]:
     """The distributions that were installed from a folder or file of a work tree, as pip and uv record it."""
-    found = {}
+    found = []
     for distribution in metadata.distributions():
         try:
-            url = urlsplit(json.loads(distribution.read_text("direct_url.json") or "{}").get("url", ""))
+            record = json.loads(distribution.read_text("direct_url.json") or "{}")
+            url = urlsplit(record.get("url", ""))
         except (ValueError, AttributeError, OSError):
             continue
         place = Path(os.path.realpath(unquote(url.path))) if url.scheme == "file" else None
         if place is not None and place.is_relative_to(top):
-            found[distribution.metadata["Name"]] = place
+            # The modules of an editable install are its import hook; only what was compiled is the project's code.
+            editable = record.get("dir_info", {}).get("editable", False)
+            kinds = (".so", ".pyd") if editable else (".py", ".so", ".pyd")
+            files = (file for file in distribution.files or () if file.suffix in kinds)
+            copies = frozenset(Path(os.path.realpath(str(file.locate()))) for file in files)
+            found.append(Installed(place, copies))
     return found
 
 

@@ -131,8 +131,8 @@ class Acceptances:
         self._starts: dict[str, int | None] = {}
 
     @classmethod
-    def read(cls, repository: Repository, commits: Sequence[str], *, work_tree: bool = True) -> Acceptances:
-        """The acceptances of the work tree (unless it has no say) and those that came to a line with its commits.
+    def read(cls, repository: Repository, commits: Sequence[str]) -> Acceptances:
+        """The acceptances of the work tree, and those that came to a line with its commits.
 
         Raises:
             UsageError: a file of the work tree is no acceptance.
@@ -142,7 +142,7 @@ class Acceptances:
         newest: dict[str, str] = {}
         placed = []
         positions = {commit: at for at, commit in enumerate(commits)}
-        here = _work_tree(repository) if work_tree else {}
+        here = _work_tree(repository)
         for commit, file, text in came:
             current = file not in newest and here.get(file) == text
             newest.setdefault(file, text)

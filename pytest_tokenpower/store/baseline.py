@@ -511,7 +511,7 @@ class _Search:
             commits=commits,
             dirty_entries=tuple(entry for entry in ours if entry.state != "clean"),
             other_entries=tuple(entry for entry in self.entries if entry.commit not in order),
-            accepted=Acceptances.read(repository, commits, work_tree=not self.at_ref),
+            accepted=Acceptances.read(repository, commits),
             note=ref.note,
             own=not self.at_ref and _is_on(repository, ref.commit),
             tip=ref.commit if self.at_ref else repository.head,

@@ -80,7 +80,7 @@ class Retention:
             ours = [entry for entry in entries if entry.state == "clean" and entry.commit in order]
             ours.sort(key=lambda entry: order[entry.commit or ""])
             accepted = (
-                Acceptances.read(self._repository, line.commits, work_tree=False)
+                Acceptances.read(self._repository, line.commits)
                 if self._repository
                 else None
             )
