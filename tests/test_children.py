@@ -195,7 +195,6 @@ def test_settling_fails_what_passed_and_nothing_else(
         "  95 % interval -10.0 % to +20.0 %, one-sided p = 0.03.",
         "  Settled with all comparisons of this run (Holm).",
         "  Provisional: only 1 run stored.",
-        "  Next: `tokenpower history settled`; intended? `tokenpower accept settled --up-to 10%`.",
     ]
     kinds = [one.verdicts[0].kind for one in config.stash[MEASUREMENTS]]
     assert kinds == ["regressed"] * 4

@@ -21,15 +21,22 @@ COMMANDS = {
     "history": "the stored runs of a test: a plot, and where its level changed",
     "compare": "two refs, saved runs or run files, test by test; exit code 1 on a regression",
     "show": "one stored run: figures, rounds, conditions, verdicts",
-    "bless": "accept a commit's energy, so that its level becomes the baseline",
+    "accept": "let a test rise by so much, in a file that is committed with the change",
+    "list": "what is stored: tests, commits, names, boards, dates",
     "prune": "remove old runs that no baseline needs",
     "push": "add this store's runs to a branch of a git remote",
     "pull": "fetch the runs that others pushed",
 }
 """Name and help of each subcommand; its module offers ``add_arguments(parser)`` and ``run(arguments) -> int``."""
 
-_MODULES = {"push": "sync", "pull": "sync"}
+_MODULES = {"push": "sync", "pull": "sync", "list": "contents"}
 """The module of a subcommand, where it has another name."""
+
+
+_BLESS = (
+    "bless is now accept, before and after a merge: tokenpower accept TEST --up-to 8% --reason TEXT [--since COMMIT]. "
+    "Nothing was changed"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,6 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = chosen.add_parser(name, help=text, description=text)
         if name in given[:1]:
             _module(name).add_arguments(command)
+    if given[:1] == ["bless"]:
+        print(f"tokenpower bless: {_BLESS}", file=sys.stderr)
+        return 4
     arguments = parser.parse_args(given)
     try:
         code: int = _module(arguments.command).run(arguments)

@@ -9,9 +9,8 @@ from typing import Any
 from pytest_tokenpower.cli.store_access import add_storage
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.gate.history import History, collect
+from pytest_tokenpower.reporting.history import as_text
 from pytest_tokenpower.store.access import StoreContext
-
-"""Smaller steps are not named: a driver or a warmer room makes them."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,8 +35,6 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(as_json(history), indent=1, allow_nan=False))
     else:
-        from pytest_tokenpower.reporting.history import as_text
-
         print("\n".join(as_text(history, place)))
     return 0
 

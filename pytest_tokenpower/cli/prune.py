@@ -10,7 +10,6 @@ from datetime import datetime, timedelta, timezone
 from pytest_tokenpower.cli.store_access import add_storage
 from pytest_tokenpower.errors import StoreError, UsageError
 from pytest_tokenpower.store.access import StoreContext, when
-from pytest_tokenpower.store.blessings import read_blessings
 from pytest_tokenpower.store.retention import Retention, lines_of
 from pytest_tokenpower.store.store import StoredFile
 
@@ -20,7 +19,7 @@ DEFAULT_DAYS = 90.0
 EPILOG = """\
 Kept are, of every test and key, the newest N runs on the first-parent history of the default branch, of each other
 branch (and of the point where it left the default branch) and of each tag; the newest N of every saved name; and
-what is younger than DAYS. Blessings are never removed. What was pushed stays on the remote, and pull brings it back.
+what is younger than DAYS. What was pushed stays on the remote, and pull brings it back.
 """
 
 
@@ -61,12 +60,11 @@ def run(arguments: argparse.Namespace) -> int:
     old = [entry for entry in entries if entry.created < limit]
     needed: set[StoredFile] = set()
     if old:
-        blessings = read_blessings(place.store.path)
         lines = lines_of(place.repository) if place.repository is not None else ()
         if place.repository is None and any(entry.commit for entry in old):
             # Which commits a branch needs is known only where its history is.
             place.needs_repository()
-        needed = Retention(place.store, blessings, arguments.keep).needed(entries, lines)
+        needed = Retention(place.store, place.repository, arguments.keep).needed(entries, lines)
     gone = [entry for entry in old if entry not in needed]
     size = _remove(gone, dry=arguments.dry_run)
     verb = "would be removed" if arguments.dry_run else "removed"

@@ -7,6 +7,8 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
+import msgspec
+
 from pytest_tokenpower.analysis.figures import FIGURES
 from pytest_tokenpower.analysis.rounds import good
 from pytest_tokenpower.cli.store_access import add_storage
@@ -34,8 +36,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the run."""
-    import msgspec
-
     place = StoreContext.of(arguments)
     if arguments.run is None:
         entries, store = place.entries(), place.store

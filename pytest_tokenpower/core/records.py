@@ -104,7 +104,9 @@ class VerdictRecord(msgspec.Struct, frozen=True, omit_defaults=True):
         resolvable: the change that is found in four of five cases.
         runs: fresh processes of this code that are in it, and ``blocks`` ABBA blocks in them.
         names: what the baseline and the candidate are called, where two variants are compared.
+        accepted: it stays within its limit thanks to a committed acceptance alone.
         undecided: what would decide an inconclusive verdict.
+        next_step: what to do about a regression.
         notes: what else the reader should know, a sentence each.
     """
 
@@ -126,9 +128,11 @@ class VerdictRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     blocks: int = 0
     names: tuple[str, str] | None = None
     provisional: bool = False
+    accepted: bool = False
     changes: dict[str, float] = {}
     means: dict[str, float] = {}
     undecided: str = ""
+    next_step: str = ""
     notes: tuple[str, ...] = ()
 
 
@@ -172,7 +176,9 @@ class MeasurementRecord(msgspec.Struct, frozen=True, omit_defaults=True):
 class RunRecord(msgspec.Struct, frozen=True, tag_field="type", tag="tokenpower-run"):
     """One pytest run. ``dirty`` is None where there is no git; only clean runs of a commit become a baseline.
 
-    ``failures`` are of a run that another one has started: by test, what it failed with by itself.
+    ``root`` is pytest's root directory from the repository's top level ("" for the top level itself); None outside
+    git, and in runs that were stored before it was recorded. ``failures`` are of a run that another one has started:
+    by test, what it failed with by itself.
     """
 
     id: str
@@ -183,6 +189,7 @@ class RunRecord(msgspec.Struct, frozen=True, tag_field="type", tag="tokenpower-r
     commit: str | None = None
     branch: str | None = None
     dirty: bool | None = None
+    root: str | None = None
     host: dict[str, Fact] = {}
     versions: dict[str, str] = {}
     command: tuple[str, ...] = ()

@@ -64,7 +64,8 @@ def compare(
             frozenset(run_ids),
         )
         verdict = judge(measured, baseline, policy, restarts=restarts)
-        judged.append(msgspec.structs.replace(measured, verdicts=(verdict,)))
+        # Two packages may have tests of one node id.
+        judged.append(msgspec.structs.replace(measured, test=test, verdicts=(verdict,)))
     settled = settle(judged)
     return Compared(
         tuple(

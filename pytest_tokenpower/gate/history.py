@@ -15,13 +15,14 @@ from pytest_tokenpower.errors import StoreError, UsageError
 from pytest_tokenpower.gate.verdict import gravest
 from pytest_tokenpower.stats.changepoints import ChangePoint, change_points
 from pytest_tokenpower.stats.runs import RunSummary, summarise_runs
+from pytest_tokenpower.store.acceptances import Acceptances
 from pytest_tokenpower.store.access import StoreContext, choose_test
-from pytest_tokenpower.store.blessings import Accepted, read_blessings
 from pytest_tokenpower.store.git import first_parents
 from pytest_tokenpower.store.keys import differences
 from pytest_tokenpower.store.store import COMMIT_LENGTH, StoredFile
 
 LEAST_CHANGE = 0.005
+"""Smaller steps are not named: a driver or a warmer room makes them."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def collect(place: StoreContext, test: str, ref: str | None, limit: int) -> Hist
             continue  # Named in store.problems.
         readable.append(entry)
     chosen = choose_test(test, tests)
-    accepted = Accepted(read_blessings(place.store.path), commits) if commits else None
+    accepted = Acceptances.read(place.needs_repository(), commits) if commits else None
     found: list[tuple[StoredFile, MeasurementRecord]] = []
     invalid = 0
     for entry in reversed(readable):
@@ -115,7 +116,7 @@ def collect(place: StoreContext, test: str, ref: str | None, limit: int) -> Hist
             f"{chosen} has {invalid} stored measurements and no level: they are invalid, or compare two variants "
             "within the test; tokenpower show --test says which"
         )
-    return History(chosen, line, commits, _by_key(place, found, accepted), invalid)
+    return History(chosen, line, commits, _by_key(place, chosen, found, accepted), invalid)
 
 
 def _first_parent_commits(
@@ -139,7 +140,10 @@ def _first_parent_commits(
 
 
 def _by_key(
-    place: StoreContext, found: Sequence[tuple[StoredFile, MeasurementRecord]], accepted: Accepted | None
+    place: StoreContext,
+    test: str,
+    found: Sequence[tuple[StoredFile, MeasurementRecord]],
+    accepted: Acceptances | None,
 ) -> tuple[Series, ...]:
     """The measurements by key, the key of the newest run first."""
     summaries = summarise_runs(
@@ -155,7 +159,7 @@ def _by_key(
             contents.commit,
             measured,
             summary,
-            _verdict(measured, contents.run_id, entry, accepted),
+            _verdict(measured, test, entry, accepted),
         )
         group = next((points for key, points in groups if not differences(key, measured.key)), None)
         if group is None:
@@ -172,10 +176,10 @@ def _by_key(
     )
 
 
-def _verdict(measured: MeasurementRecord, run_id: str, entry: StoredFile, accepted: Accepted | None) -> str:
+def _verdict(measured: MeasurementRecord, test: str, entry: StoredFile, accepted: Acceptances | None) -> str:
     verdict = gravest(measured.verdicts)
     kind = verdict.kind if verdict else ""
     if accepted is None or not accepted.regressed(measured.verdicts):
         return kind
-    counts = accepted.counts(measured.test, measured.verdicts, run_id, entry.commit)
-    return f"{kind}, {'blessed' if counts else 'not blessed'}"
+    counts = accepted.counts(test, measured.verdicts, entry.commit)
+    return f"{kind}, {'accepted' if counts else 'not accepted'}"

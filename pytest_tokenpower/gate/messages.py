@@ -46,11 +46,8 @@ def message(verdict: VerdictRecord, test: str, *, failing: bool = False) -> str:
             lines.insert(0, figures)
     if verdict.undecided:
         lines.append(f"Not decided: {verdict.undecided}.")
-    if verdict.kind == "regressed":
-        lines.append(
-            f"Next: `tokenpower history {name}`; intended? `tokenpower accept {name} "
-            f"--up-to {math.ceil(100 * (verdict.change or 0)) + 1}%`."
-        )
+    if verdict.next_step and verdict.kind == "regressed":
+        lines.append(f"Next: {verdict.next_step}.")
     return "\n".join([headline, *(f"  {line}" for line in lines)])
 
 

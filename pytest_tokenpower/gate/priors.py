@@ -32,4 +32,4 @@ class Priors:
             }
             self._learned[known] = learn_priors({test: runs.get(test, []) for test in (*runs, "")})
         learned = self._learned[known]
-        return learned.get(measurement.test, learned.get("", DEFAULT_PRIOR))
+        return learned.get(baseline.identity(measurement.test), learned.get("", DEFAULT_PRIOR))

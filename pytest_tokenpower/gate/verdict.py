@@ -12,6 +12,7 @@ from pytest_tokenpower.analysis.figures import figures, round_values
 from pytest_tokenpower.analysis.rounds import log_errors, log_joules_per_token
 from pytest_tokenpower.core.records import OTHER_VARIANT, MeasurementRecord, VerdictRecord
 from pytest_tokenpower.core.text import percent, signed
+from pytest_tokenpower.gate.acceptance import acceptance_notes, allowed_change, made_use, next_step
 from pytest_tokenpower.gate.operating_point import Drift, compare_conditions, gpu_temperatures
 from pytest_tokenpower.gate.priors import Priors
 from pytest_tokenpower.stats.decision import decide, decide_budget, holm, repeated_p
@@ -96,7 +97,7 @@ def judge(
         return VerdictRecord(
             "no baseline", against=stored.label, reason=stored.why, threshold=policy.regression_limit
         )
-    threshold = policy.regression_limit
+    threshold = allowed_change(policy.regression_limit, stored)
     new = (measurement, *restarts)
     # Restarts share the occasion of the run that they follow; of two sides on one occasion it cancels.
     raw, adjusted, refusal = _estimates(new, stored.runs, prior, 0.0 if look is None else OCCASION_SHARE)
@@ -146,7 +147,13 @@ def judge(
         },
         means={name: here[name] for name in ("mean_watts", "tokens_per_second") if name in here},
         undecided=_undecided(kind, estimate, threshold, drift, trusted=trusted),
-        notes=(*drift.lines, *([stored.note] if stored.note else [])),
+        accepted=made_use(estimate.change, policy.regression_limit, stored),
+        next_step=next_step(stored.test or measurement.test, estimate.change, high),
+        notes=(
+            *drift.lines,
+            *([stored.note] if stored.note else []),
+            *acceptance_notes(kind, estimate.change, policy.regression_limit, stored),
+        ),
     )
 
 

@@ -23,9 +23,10 @@ from pytest_tokenpower.plugin.state import (
     SESSION,
     SETTINGS,
     failure_of,
-    is_gated,
+    may_measure,
     runs_tests,
     session_of,
+    test_id,
 )
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     chosen = config.stash[SETTINGS]
     if not chosen.baselines or config.option.collectonly:
         return
-    gated = sum(map(is_gated, session.items))
+    gated = sum(map(may_measure, session.items))
     session_of(config).gated_tests = max(gated, 1)
     # A worker cannot end the run: there each energy test says it.
     if gated and runs_tests(config) and not chosen.disabled and not hasattr(config, "workerinput"):
@@ -135,7 +136,7 @@ def _energy(request: pytest.FixtureRequest) -> Energy | DisabledEnergy:
         session = session_of(config)
         _ = session.baselines
         item.stash[ENERGY] = fixture = Energy(
-            item.nodeid,
+            test_id(item),
             marker.read_budget(item),
             session,
             lambda result, args, kwargs, fn: config.hook.pytest_tokenpower_count_tokens(
@@ -238,6 +239,7 @@ def pytest_runtest_makereport(
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Find mistakes in what names a meter, a store or a baseline before any test runs (and any worker starts)."""
+    from pytest_tokenpower.plugin.absent_tests import AbsentTests
     from pytest_tokenpower.plugin.progress import show_progress
     from pytest_tokenpower.plugin.rerun import Rerunner
     from pytest_tokenpower.plugin.results import Gatherer, Sender
@@ -254,6 +256,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     try:
         if not hasattr(config, "workerinput"):
             show_progress(config)
+            if chosen.baselines:
+                config.pluginmanager.register(AbsentTests(config), "tokenpower-absent-tests")
             if chosen.rerun_baseline:
                 config.pluginmanager.register(Rerunner(config), "tokenpower-rerunner")
         if chosen.source not in options.PLAIN_SOURCES:

@@ -122,6 +122,13 @@ def read_settings(config: pytest.Config) -> Settings:
             given = config.getini(ini)
         return str(given) if given not in (None, "") else default
 
+    given = config.getoption("--energy-baseline")
+    # A child run of ours says by it that it compares with nothing, whatever the ini file says.
+    if given is not None and not str(given).strip() and CHILD_VARIABLE not in os.environ:
+        raise UsageError(
+            "--energy-baseline is empty, as a variable that is not set leaves it: give a git ref, the name of a saved "
+            "run or a path, or leave the option away"
+        )
     rootdir = config.rootpath
     child = CHILD_VARIABLE in os.environ
     storage = text("--energy-storage", "energy_storage", "")

@@ -11,7 +11,14 @@ import pytest
 from pytest_tokenpower.errors import TokenPowerError, UsageError
 from pytest_tokenpower.plugin.marker import read_budget
 from pytest_tokenpower.plugin.progress import teller
-from pytest_tokenpower.plugin.state import MEASUREMENT, SETTINGS, failure_of, is_gated, session_of
+from pytest_tokenpower.plugin.state import (
+    MEASUREMENT,
+    SETTINGS,
+    failure_of,
+    is_gated,
+    may_measure,
+    session_of,
+)
 
 if TYPE_CHECKING:
     from pytest_tokenpower.runner.rerun import Rerun
@@ -31,7 +38,7 @@ class Rerunner:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, object, object]:
-        if any(is_gated(item) for item in session.items):
+        if any(may_measure(item) for item in session.items):
             from pytest_tokenpower.runner.rerun import rerun
 
             try:
@@ -41,6 +48,7 @@ class Rerunner:
                     [str(argument) for argument in self._config.invocation_params.args],
                     self._config.invocation_params.dir,
                     teller(self._config),
+                    session_of(self._config).root,
                 )
             except TokenPowerError as error:
                 pytest.exit(f"energy: {error}", returncode=pytest.ExitCode.USAGE_ERROR)
@@ -49,7 +57,10 @@ class Rerunner:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
         rerun = self._rerun
-        if rerun is None or not is_gated(item):
+        if rerun is None:
+            return None
+        # What measured there is judged, whichever way it came to the fixture.
+        if not is_gated(item) and not rerun.of_test(item.nodeid)[1] and not rerun.failure(item.nodeid):
             return None
         chosen, limits, session = self._config.stash[SETTINGS], read_budget(item), session_of(self._config)
         policy = replace(session.policy(limits), family=session.gated_tests)

@@ -39,15 +39,17 @@ class PendingRestarts:
         # A restart sets up all that the run has set up once for many tests: an engine, above all.
         if report.when == "setup":
             self._setup_seconds = max(self._setup_seconds, report.duration)
+        # By the name that the measurement has: on xdist's workers a report's own may have a group at its end.
+        test = report.energy["test"] if hasattr(report, "energy") else report.nodeid
         if report.when == "call" and hasattr(report, "energy"):
-            self._passed.discard(report.nodeid)
+            self._passed.discard(test)
             # What has failed needs no second failure; what is expected to fail is not failed by this.
             if report.passed and not hasattr(report, "wasxfail"):
-                self._passed.add(report.nodeid)
+                self._passed.add(test)
         if report.when == "call" and hasattr(report, "energy_doubt"):
             doubt = report.energy_doubt
-            self._terms[report.nodeid] = (doubt["family"], tuple(doubt["ignore"]))
-            self._seconds[report.nodeid] = report.duration
+            self._terms[test] = (doubt["family"], tuple(doubt["ignore"]))
+            self._seconds[test] = report.duration
 
     def passed(self, test: str) -> bool:
         """Whether an energy test was reported as passed, so that it can still be failed."""
@@ -114,7 +116,7 @@ class PendingRestarts:
         arguments = single_test_arguments(
             [str(argument) for argument in config.invocation_params.args],
             config.option.file_or_dir,
-            _alone(test, config),
+            test,
             config.rootpath,
             config.inipath,
         )
@@ -134,10 +136,3 @@ class PendingRestarts:
         torch = sys.modules.get("torch")
         if torch is not None and hasattr(torch, "cuda") and torch.cuda.is_initialized():
             torch.cuda.empty_cache()
-
-
-def _alone(test: str, config: pytest.Config) -> str:
-    """The node id as pytest knows it without xdist, which adds a test's group to it."""
-    if getattr(config.option, "dist", "no") == "loadgroup" and test.rfind("@") > test.rfind("]"):
-        return test.rpartition("@")[0]
-    return test

@@ -44,6 +44,7 @@ class Gatherer:
         self._doubts = PendingRestarts(config)
         self._rerun: set[str] = set()
         self._failures: dict[str, str] = {}
+        self._saved: list[str] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self._doubts.note(report)
@@ -61,7 +62,7 @@ class Gatherer:
 
             self._keep_measurement(msgspec.convert(report.energy, MeasurementRecord))
             if report.outcome == "rerun":  # type: ignore[comparison-overlap]
-                self._rerun.add(report.nodeid)
+                self._rerun.add(report.energy["test"])
 
     def _keep_measurement(self, measured: MeasurementRecord) -> None:
         measurements = self._config.stash[MEASUREMENTS]
@@ -140,6 +141,8 @@ class Gatherer:
 
             session = session_of(self._config)
             summary(terminalreporter, measurements, session, {**session.problems, **self._problems})
+        for line in self._saved:
+            terminalreporter.write_line(line)
         for loss in self._losses:
             terminalreporter.write_line(loss, red=True)
 
@@ -158,7 +161,8 @@ class Gatherer:
 
         run = session_of(self._config).run_record(measurements, self._failures)
         if stores:
-            self._keep("stored", lambda: session_of(self._config).store.write(run))
+            session_ = session_of(self._config)
+            self._keep("stored", lambda: self._saved.append(session_.saved(run)))
         if (path := chosen.json) is not None:
             self._keep(f"written to {path}", lambda: path.write_bytes(encode_run(run)))
         if self._losses and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):

@@ -60,8 +60,19 @@ def _fails(verdict: VerdictRecord, chosen: Settings) -> bool:
 
 
 def is_gated(item: pytest.Item) -> bool:
-    """Whether a test measures energy, and so can fail by a comparison."""
+    """Whether a test measures energy by what it declares, and so can fail by a comparison."""
     return "energy" in getattr(item, "fixturenames", ())
+
+
+def may_measure(item: pytest.Item) -> bool:
+    """Whether a test measures energy, or may ask for the fixture in its body: it has a power_budget."""
+    return is_gated(item) or item.get_closest_marker("power_budget") is not None
+
+
+def test_id(item: pytest.Item) -> str:
+    """The node id, the same in every process: a distribution mode may add to that of its workers' items (@group)."""
+    plain = f"{item.parent.nodeid}::{item.name}" if item.parent is not None else item.nodeid
+    return plain if item.nodeid.startswith(plain) else item.nodeid
 
 
 def runs_tests(config: pytest.Config) -> bool:

@@ -101,6 +101,9 @@ def header(measurements: Sequence[MeasurementRecord], session: Session) -> list[
         lines.append(source)
     if session.baselines:
         lines.append(f"baseline {', '.join(baseline.label for baseline in session.baselines)}")
+        lines += [
+            f"baseline {baseline.label}: {baseline.note}" for baseline in session.baselines if baseline.note
+        ]
     return lines
 
 
@@ -196,7 +199,8 @@ def footnotes(measured: MeasurementRecord) -> list[str]:
     lines = []
     for verdict in measured.verdicts:
         # What failed the test stands in pytest's own section of failures.
-        if verdict.kind in FAILING or (verdict.kind == "passed" and not verdict.provisional):
+        plain = verdict.kind == "passed" and not verdict.provisional and not verdict.accepted
+        if verdict.kind in FAILING or plain:
             continue
         lines.append(message(verdict, measured.test))
     dropped = [one for one in measured.rounds if one.reasons]

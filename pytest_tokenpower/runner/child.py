@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
@@ -12,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_tokenpower.core.records import RunRecord, decode_run
-from pytest_tokenpower.core.settings import CHILD_VARIABLE
+from pytest_tokenpower.core.settings import CHILD_VARIABLE, FOREIGN_TREE_VARIABLE, LOADED_VARIABLE
 from pytest_tokenpower.core.subprocesses import ProcessGroup
 from pytest_tokenpower.errors import TokenPowerError
+from pytest_tokenpower.runner.sources import shown
 
 POLL_S = 0.05
 
@@ -89,12 +91,18 @@ def _wants_value(argument: str) -> bool:
 
 @dataclass(frozen=True)
 class ChildRun:
-    """``python -m pytest`` with ``arguments`` in ``folder``; ``top``, a work tree, is first on its import path."""
+    """``python -m pytest`` with ``arguments`` in ``folder``; ``top``, a work tree, is first on its import path.
+
+    ``import_roots`` are further folders of that tree that code is imported from, relative to its top. ``foreign`` is
+    a work tree that it must import nothing from.
+    """
 
     folder: Path
     arguments: Sequence[str]
     python: str = sys.executable
     top: Path | None = None
+    import_roots: tuple[Path, ...] = ()
+    foreign: Path | None = None
 
     def run(self, record: Path, who: str, *, timeout_s: float = math.inf) -> RunRecord:
         """Run it to its end and read its record from the file ``record``; its output goes into a file beside that.
@@ -106,12 +114,17 @@ class ChildRun:
         cache = record.with_suffix(".cache")
         command = [
             *(self.python, "-m", "pytest"),
+            *(("-p", "pytest_tokenpower.plugin.loaded_modules") if self.foreign else ()),
             *_own_cache(cache, self.arguments),
             *self.arguments,
             f"--energy-json={record}",
         ]
         until = time.monotonic() + timeout_s
-        child = ProcessGroup(command, log=_log_of(record), env=self._environment(), cwd=self.folder)
+        loaded = record.with_suffix(".loaded")
+        environment = self._environment()
+        if self.foreign:
+            environment |= {FOREIGN_TREE_VARIABLE: str(self.foreign), LOADED_VARIABLE: str(loaded)}
+        child = ProcessGroup(command, log=_log_of(record), env=environment, cwd=self.folder)
         try:
             while not child.exited() and time.monotonic() < until:
                 time.sleep(POLL_S)
@@ -130,14 +143,33 @@ class ChildRun:
             raise TokenPowerError(
                 f"{who} in {self.folder} measured nothing (pytest ended with {how}):\n{child.tail()}"
             )
+        if self.foreign:
+            self._check_sources(loaded, who)
         return decode_run(record.read_bytes(), source=str(record))
+
+    def _check_sources(self, loaded: Path, who: str) -> None:
+        """Raises TokenPowerError where the run imported code of the other tree, or does not say."""
+        try:
+            modules = json.loads(loaded.read_bytes())
+        except (OSError, ValueError) as error:
+            raise TokenPowerError(
+                f"{who} does not say what it has imported, so it proves nothing ({error})"
+            ) from error
+        if modules:
+            raise TokenPowerError(
+                f"{who} did not measure the code of its own commit: it imported {shown(modules)}, of the work tree at "
+                f"{self.foreign}. An installed copy or an import hook comes first there: have the package found by the "
+                "import path (a plain src or package folder, no compiled parts), or compare with stored runs instead "
+                "(--energy-autosave on the baseline)"
+            )
 
     def _environment(self) -> dict[str, str]:
         environment = {**os.environ, CHILD_VARIABLE: "1", "PYTHONUNBUFFERED": "1"}
         if self.top is None:
             return environment
         # The package under test may be installed from another work tree: this one goes first.
-        sources = [str(path) for path in (self.top, self.top / "src") if path.is_dir()]
+        places = dict.fromkeys((self.top, self.top / "src", *(self.top / each for each in self.import_roots)))
+        sources = [str(path) for path in places if path.is_dir()]
         inherited = os.environ.get("PYTHONPATH")
         return {
             **environment,

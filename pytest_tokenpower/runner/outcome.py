@@ -148,9 +148,17 @@ def _verdicts(
         else judge(measured, baseline, policy, look=look)
         for baseline in session.baselines
     ]
+    if session.settings.rerun_baseline:
+        # Its runs are judged by the child processes; what is measured here asked for the fixture in its body.
+        judged.append(VerdictRecord("no baseline", ", ".join(session.settings.baselines), reason=UNSEEN))
     verdicts = (*judge_ceilings(measured, limits.ceilings), *judged)
     return tuple(replace(each, notes=(*each.notes, *pooled)) for each in verdicts)
 
+
+UNSEEN = (
+    "--energy-rerun-baseline did not see beforehand that this test measures: name `energy` as its argument, or give it "
+    "a power_budget"
+)
 
 LOST = (
     "an attempt could be compared with {label}, and all attempts together cannot: they generated different numbers of "

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -23,25 +23,31 @@ from pytest_tokenpower.errors import HistoryError, TokenPowerError
 from pytest_tokenpower.gate.operating_point import unlikeness
 from pytest_tokenpower.gate.verdict import Policy, judge, judge_ceilings
 from pytest_tokenpower.runner.child import ChildRun, child_arguments
+from pytest_tokenpower.runner.requirements import Differing, differing_requirements
+from pytest_tokenpower.runner.sources import import_roots
+from pytest_tokenpower.store.acceptances import Acceptances
 from pytest_tokenpower.store.baseline import ComparableRuns
-from pytest_tokenpower.store.git import Repository, run_git
+from pytest_tokenpower.store.git import Repository, changed_files, check_out_submodules, run_git
+from pytest_tokenpower.store.identity import repository_test
 
 ORDER = ("baseline", "candidate", "candidate", "baseline")
-
-REQUIREMENTS = (
-    "pyproject.toml", "setup.py", "setup.cfg", "uv.lock", "poetry.lock", "pdm.lock", "requirements.txt",
-    "requirements-dev.txt", "requirements-test.txt", "constraints.txt",
-)  # fmt: skip
-"""Files that say what is installed. Where one differs, the baseline gets an environment of its own."""
 
 
 @dataclass(frozen=True)
 class Rerun:
-    """The runs of both sides, in the order in which they ran, and what the baseline is called."""
+    """The runs of both sides, in the order in which they ran, and what the baseline is called.
+
+    ``commit`` is the baseline's; ``accepted`` says how far tests may rise over it, by their names from the top level,
+    ``root`` being pytest's root directory from there. ``note`` tells what the comparison cannot see.
+    """
 
     label: str
     baseline: tuple[RunRecord, ...]
     candidate: tuple[RunRecord, ...]
+    commit: str = ""
+    accepted: Acceptances = field(default_factory=Acceptances)
+    root: str | None = None
+    note: str = ""
 
     def judge(self, test: str, policy: Policy, ceilings: Mapping[str, float]) -> MeasurementRecord | None:
         """Judge the candidate's first run of a test over all runs; None where it measured nothing.
@@ -79,7 +85,7 @@ class Rerun:
         ignore: Sequence[str],
     ) -> ComparableRuns:
         """The baseline's runs of a test that all of the candidate's can be compared with, or why there are none."""
-        first = candidate[0]
+        first, name = candidate[0], repository_test(self.root, test)
         for again in candidate[1:]:
             if unlike := unlikeness(first, again, ignore):
                 return ComparableRuns(
@@ -95,7 +101,7 @@ class Rerun:
             why = "its run of this test failed or was invalid"
         if failed := failures_of(self.baseline, test):
             why = f"its run of this test failed: {failed}"
-        note = (
+        fewer = (
             f"Only {len(alike)} of {len(self.baseline)} runs of {self.label} could be used: what the machine drifts by "
             "from run to run is in the difference."
         )
@@ -104,7 +110,9 @@ class Rerun:
             alike,
             tuple(f"rerun-{at + 1}" for at in range(len(alike))),
             why,
-            note if len(alike) < len(self.baseline) else "",
+            " ".join(filter(None, (fewer if len(alike) < len(self.baseline) else "", self.note))),
+            acceptance=self.accepted.allowance(name, self.commit),
+            test=name,
         )
 
     def _spoilt(self, test: str, candidate: Sequence[MeasurementRecord]) -> str:
@@ -136,11 +144,21 @@ def rerun(
     arguments: Sequence[str],
     folder: Path,
     say: Callable[[str], None],
+    root: str | None = None,
 ) -> Rerun:
-    """Run pytest with ``arguments`` in turn on both sides; ``folder`` is where the command line was given.
+    """Run pytest in turn on both sides.
 
-    Raises HistoryError where there is no such commit, TokenPowerError with the output's tail where a child run
-    cannot measure.
+    Args:
+        repository: the repository of the tests.
+        ref: the git ref whose merge base with HEAD is the baseline.
+        arguments: pytest's command line.
+        folder: where it was given.
+        say: reports progress.
+        root: pytest's root directory from the repository's top level.
+
+    Raises:
+        HistoryError: there is no such commit, or it cannot be checked out.
+        TokenPowerError: a child run cannot measure (with its output's tail), or imported the other side's code.
     """
     if repository is None:
         raise HistoryError("--energy-rerun-baseline needs a git repository: the baseline is a commit of it")
@@ -148,13 +166,18 @@ def rerun(
     if not commits:
         raise HistoryError(f"{ref} has no commit before HEAD: there is no baseline to run again")
     label = f"{ref}@{commits[0][:7]}"
+    accepted = Acceptances.read(repository, commits)
+    roots = import_roots(repository.top_level)
     repeated = child_arguments(arguments)
     runs: dict[str, list[RunRecord]] = {"baseline": [], "candidate": []}
     with (
         tempfile.TemporaryDirectory(prefix="tokenpower-rerun-") as scratch,
         _worktree(repository, commits[0], Path(scratch) / "baseline") as tree,
     ):
-        python = _environment(repository.top_level, tree, Path(scratch) / "environment", say)
+        places = (*roots, Path(root or ""), Path(os.path.relpath(folder, repository.top_level)))
+        changed = changed_files(repository, commits[0])
+        differing = differing_requirements(changed, repository.top_level, tree, places)
+        python = _environment(differing, tree, Path(scratch) / "environment", say)
         for number, side in enumerate(ORDER, start=1):
             top = tree if side == "baseline" else repository.top_level
             say(f"[{number}/{len(ORDER)}] {label if side == 'baseline' else 'this work tree'}")
@@ -164,9 +187,30 @@ def rerun(
                 arguments=[moved(argument, repository.top_level, top) for argument in repeated],
                 python=python if side == "baseline" else sys.executable,
                 top=top,
+                import_roots=roots,
+                foreign=repository.top_level if side == "baseline" else None,
             )
             runs[side].append(child.run(record, f"the {side}'s run"))
-    return Rerun(label, tuple(runs["baseline"]), tuple(runs["candidate"]))
+    return Rerun(
+        label,
+        tuple(runs["baseline"]),
+        tuple(runs["candidate"]),
+        commits[0],
+        accepted,
+        root,
+        _locked(differing),
+    )
+
+
+def _locked(differing: Differing) -> str:
+    """That both sides ran with the same packages, though files that lock them differ."""
+    if not differing.locked:
+        return ""
+    verb = "differs" if len(differing.locked) == 1 else "differ"
+    return (
+        f"{', '.join(differing.locked)} {verb} between the two commits, and both ran with the packages that are "
+        "installed here: what other versions of them take is not in the difference."
+    )
 
 
 def moved(argument: str, top: Path, other: Path) -> str:
@@ -180,10 +224,12 @@ def moved(argument: str, top: Path, other: Path) -> str:
 @contextmanager
 def _worktree(repository: Repository, commit: str, path: Path) -> Iterator[Path]:
     top = repository.top_level
-    made = run_git(top, "worktree", "add", "--detach", str(path), commit, timeout_s=300)
+    # A partial clone has to fetch what the checkout needs.
+    made = run_git(top, "worktree", "add", "--detach", str(path), commit, timeout_s=600, may_fetch=True)
     if made.code != 0:
         raise HistoryError(f"{top}: git worktree add for {commit[:7]} failed: {made.complaint}")
     try:
+        check_out_submodules(top, path)
         yield path
     finally:
         run_git(top, "worktree", "remove", "--force", str(path), timeout_s=300)
@@ -191,18 +237,18 @@ def _worktree(repository: Repository, commit: str, path: Path) -> Iterator[Path]
         run_git(top, "worktree", "prune")
 
 
-def _environment(top: Path, tree: Path, path: Path, say: Callable[[str], None]) -> str:
+def _environment(differing: Differing, tree: Path, path: Path, say: Callable[[str], None]) -> str:
     """The Python of the baseline: this one, unless what is installed there differs."""
-    differing = [name for name in REQUIREMENTS if _content(top / name) != _content(tree / name)]
-    if not differing:
+    if differing.locked:
+        say(f"warning: {_locked(differing)}")
+    if not differing.install:
         return sys.executable
-    say(f"{', '.join(differing)} differ: making an environment for the baseline")
+    say(f"{', '.join(differing.files)} differ: making an environment for the baseline")
     python = path / "bin" / "python"
-    wanted = ["-r", "requirements.txt"] if (tree / "requirements.txt").exists() else ["-e", "."]
     # What this environment has stays visible; what the baseline asks for is installed over it.
     for command in (
         [sys.executable, "-m", "venv", "--system-site-packages", str(path)],
-        [str(python), "-m", "pip", "install", "--quiet", *wanted],
+        [str(python), "-m", "pip", "install", "--quiet", *differing.install],
     ):
         done = subprocess.run(command, cwd=tree, capture_output=True, text=True, check=False)
         if done.returncode != 0:
@@ -220,7 +266,3 @@ def _see_parent_packages(path: Path) -> None:
         (own / "tokenpower-parents.pth").write_text(
             "".join(f"{each}\n" for each in parents), encoding="utf-8"
         )
-
-
-def _content(path: Path) -> bytes | None:
-    return path.read_bytes() if path.is_file() else None

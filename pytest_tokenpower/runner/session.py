@@ -22,7 +22,9 @@ from pytest_tokenpower.gate.priors import Priors
 from pytest_tokenpower.gate.verdict import Policy
 from pytest_tokenpower.runner.telemetry import TelemetrySession
 from pytest_tokenpower.store.baseline import Baseline
-from pytest_tokenpower.store.git import Repository
+from pytest_tokenpower.store.explain import what_was_stored
+from pytest_tokenpower.store.git import Repository, explain_absence
+from pytest_tokenpower.store.identity import root_in
 from pytest_tokenpower.store.store import Store, default_store_path
 from pytest_tokenpower.telemetry import sources
 from pytest_tokenpower.telemetry.credentials import without_credentials
@@ -70,6 +72,11 @@ class Session:
         return Repository.discover(self.rootdir)
 
     @cached_property
+    def root(self) -> str | None:
+        """Where pytest's root directory is, seen from the repository's top level; None outside git."""
+        return root_in(self.repository, self.rootdir)
+
+    @cached_property
     def store(self) -> Store:
         """Where runs are read and written."""
         return Store(self.settings.storage or default_store_path(self.repository, self.rootdir))
@@ -79,7 +86,12 @@ class Session:
         """What --energy-baseline names, in its order; raises UsageError, HistoryError or StoreError."""
         return tuple(
             Baseline.resolve(
-                name, self.store, self.repository, self.settings.baseline_runs, folder=self.rootdir
+                name,
+                self.store,
+                self.repository,
+                self.settings.baseline_runs,
+                folder=self.rootdir,
+                root=self.root,
             )
             for name in (() if self.settings.rerun_baseline else self.settings.baselines)
         )
@@ -111,6 +123,8 @@ class Session:
         # The store may lie inside the work tree: whether that is clean is read before anything is written.
         if self.settings.stores or self.settings.baselines:
             _ = self.repository
+        if self.settings.stores or self.settings.baselines:
+            _ = self.store
         if self.settings.stores:
             self.store.check_writable()
         if (path := self.settings.json) is not None:
@@ -213,6 +227,11 @@ class Session:
             self._telemetry.collector.stop()
         self._telemetry = None
 
+    def saved(self, run: RunRecord) -> str:
+        """Store a run; returns the line that says where, and whether it can be a baseline. Raises StoreError."""
+        path = self.store.write(run)
+        return what_was_stored(run, path, self.repository, explain_absence(self.rootdir))
+
     def run_record(
         self, measurements: Sequence[MeasurementRecord], failures: Mapping[str, str] | None = None
     ) -> RunRecord:
@@ -234,6 +253,7 @@ class Session:
             commit=repository.head if repository else None,
             branch=repository.branch if repository else None,
             dirty=repository.dirty if repository else None,
+            root=self.root,
             host={"hostname": platform.node(), "machine": platform.machine(), "cpus": os.cpu_count()},
             versions=versions,
             command=tuple(without_credentials(argument) for argument in sys.argv[1:]),

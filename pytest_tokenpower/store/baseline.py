@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -12,12 +12,14 @@ from typing import Literal, NamedTuple
 from pytest_tokenpower.core.records import MeasurementRecord
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.errors import HistoryError, StoreError, UsageError
-from pytest_tokenpower.store.blessings import Accepted, read_blessings
-from pytest_tokenpower.store.explain import NoBaseline, why_no_history, why_not_found
+from pytest_tokenpower.store.acceptances import Acceptances, PlacedAcceptance
+from pytest_tokenpower.store.explain import NoBaseline, measured_commits, why_no_history, why_not_found
 from pytest_tokenpower.store.git import Repository, explain_absence, first_parent_history
+from pytest_tokenpower.store.identity import file_of, in_file, repository_test
 from pytest_tokenpower.store.keys import KeyDifference, differences, ignoring
 from pytest_tokenpower.store.store import (
     COMMIT_LENGTH,
+    Contents,
     IndexedMeasurement,
     Store,
     StoredFile,
@@ -44,6 +46,10 @@ def stored_runs(
         run_ids=tuple(run.run_id for run in runs),
         why=found.why or "the only runs there are those that are compared",
         note=found.note,
+        origin=found.origin,
+        acceptance=found.acceptance,
+        test=baseline.identity(measured.test),
+        own=baseline.own,
     )
 
 
@@ -51,7 +57,9 @@ def stored_runs(
 class ComparableRuns:
     """The comparable runs of a baseline, newest first, and what the baseline is called.
 
-    ``why`` says why there are none, ``note`` what else the reader should know of them.
+    ``why`` says why there are none, ``note`` what else the reader should know of them, ``origin`` which commits were
+    measured. ``acceptance`` is the one by which ``test`` (from the repository's top level) may rise over them.
+    ``own``: the candidate is a commit of the baseline's own branch, so that a change is that branch's own.
     """
 
     label: str
@@ -59,6 +67,10 @@ class ComparableRuns:
     run_ids: tuple[str, ...] = ()
     why: str = ""
     note: str = ""
+    origin: str = ""
+    acceptance: PlacedAcceptance | None = None
+    test: str = ""
+    own: bool = False
 
 
 ALIKE = ("provenance", "scope", "gpu.name", "cpu.name")
@@ -83,10 +95,11 @@ def histories(baseline: Baseline, key: Mapping[str, Fact]) -> dict[str, list[Mea
                 if not (place.comparable and alike and same and len(runs) < baseline.limit_runs):
                     continue
                 measured = baseline.store.measurement(entry, test)
-                # A regression that nobody blessed is another level, not noise.
-                if baseline.accepted is None or baseline.accepted.counts(
-                    test, measured.verdicts, contents.run_id, entry.commit
-                ):
+                # A regression that nobody accepted is another level, not noise, and so is what was before a step.
+                accepted = baseline.accepted
+                if runs and accepted and accepted.before_level(test, entry.commit):
+                    continue
+                if accepted is None or accepted.counts(test, measured.verdicts, entry.commit):
                     runs.append(measured)
         except StoreError:
             continue
@@ -103,6 +116,12 @@ SEARCH_BYTES = 64 * 2**20
 
 
 _ELSEWHERE_RUNS = 5
+
+
+_RENAME_COMMITS = 20
+
+
+"""A renamed test is looked for in so many stored commits that do not hold it: each asks git once."""
 
 
 _MEANINGS: dict[Kind, str] = {"ref": "a git ref", "name": "a saved run", "path": "a store"}
@@ -123,14 +142,18 @@ class BaselineRun(NamedTuple):
 class Found:
     """The comparable runs of a test, newest first; without any, ``why`` says what is in the way.
 
-    ``differences`` is how the nearest stored key differs, where a different key is the reason. ``note`` tells of
-    newer runs that regressed and are not blessed: the comparison is with what was before them.
+    ``differences`` is how the nearest stored key differs, where a different key is the reason. ``origin`` names the
+    commits that were measured. ``note`` tells what the reader must know of them: newer runs that regressed and are
+    not accepted, commits in between that were not measured, an earlier name. ``acceptance`` is what the test may rise
+    by over these runs.
     """
 
     runs: tuple[BaselineRun, ...] = ()
     why: str = ""
     differences: tuple[KeyDifference, ...] = ()
     note: str = ""
+    origin: str = ""
+    acceptance: PlacedAcceptance | None = None
 
 
 def parse_baseline(text: str) -> tuple[Kind | None, str]:
@@ -151,8 +174,11 @@ class Baseline:
     """The stored runs that count as the baseline, newest first, and the others that explain an absence.
 
     ``label`` is what reports call it (``main@1a2b3c4``); ``commits`` is the baseline's history for a ref and empty
-    otherwise. For a ref only clean runs on ``commits`` count, and of those that regressed only the blessed ones
+    otherwise. For a ref only clean runs on ``commits`` count, and of those that regressed only the accepted ones
     (``accepted``, None otherwise); a name or a path is taken at its word.
+    By ``rises`` a test may rise over either. Tests are asked for by their node ids under
+    ``root``, pytest's root directory from the repository's top level. ``note`` tells of a choice between several
+    things of one name; ``own``: HEAD is a commit of the ref itself. ``tip`` is the commit that is compared.
     """
 
     kind: Kind
@@ -163,7 +189,15 @@ class Baseline:
     commits: tuple[str, ...] = ()
     dirty_entries: tuple[StoredFile, ...] = field(default=(), repr=False)
     other_entries: tuple[StoredFile, ...] = field(default=(), repr=False)
-    accepted: Accepted | None = field(default=None, repr=False)
+    accepted: Acceptances | None = field(default=None, repr=False)
+    rises: Acceptances | None = field(default=None, repr=False)
+    root: str | None = None
+    note: str = ""
+    own: bool = False
+    tip: str | None = None
+    repository: Repository | None = field(default=None, repr=False)
+    _renames: dict[str, dict[str, str]] = field(default_factory=dict, repr=False, compare=False)
+    _files: dict[str, frozenset[str]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def resolve(
@@ -175,16 +209,35 @@ class Baseline:
         *,
         folder: Path | None = None,
         at_ref: bool = False,
+        root: str | None = None,
     ) -> Baseline:
-        """What ``text`` means here; paths are relative to ``folder`` (the current one).
+        """What ``text`` means here.
 
-        The history of a ref begins where HEAD left it, or with ``at_ref`` at the ref itself. The store's entries are
-        taken as they are now. Raises UsageError where the text means nothing or two things, HistoryError where git
-        cannot answer, StoreError for a run file or a blessing that is not readable.
+        Args:
+            text: a git ref, a saved name or a path; ``ref:``, ``name:`` or ``path:`` in front says which.
+            store: the store, whose entries are taken as they are now.
+            repository: the repository around; None outside git.
+            limit_runs: how many runs of a test count.
+            folder: what paths are relative to (default: the current one).
+            at_ref: the history of a ref begins at the ref itself, not where HEAD left it.
+            root: pytest's root directory from the top level, if tests are asked for by node ids relative to it.
+
+        Raises:
+            UsageError: the text means nothing, or a committed acceptance is malformed.
+            HistoryError: git cannot answer.
+            StoreError: a run file is not readable.
         """
         kind, value = parse_baseline(text)
         search = _Search(value, store, repository, limit_runs, folder or Path.cwd(), at_ref)
-        return search.as_kind(kind) if kind else search.guess()
+        found = search.as_kind(kind) if kind else search.guess()
+        rises = found.accepted
+        if rises is None and repository is not None and not at_ref:
+            rises = Acceptances.read(repository, ())
+        return replace(found, root=root, repository=repository, rises=rises)
+
+    def identity(self, test: str) -> str:
+        """A node id of the candidate, from the repository's top level."""
+        return repository_test(self.root, test)
 
     def find(
         self,
@@ -204,9 +257,11 @@ class Baseline:
         wanted = ignoring(key, patterns)
         known: dict[int, tuple[KeyDifference, ...]] = {}
         runs: list[BaselineRun] = []
-        seen = NoBaseline(test, self.label, len(self.entries))
-        for entry, place in self._places(test, self.entries, seen):
-            if runs and self.accepted and self.accepted.before_level(test, entry.commit):
+        names: dict[str, str | None] = {}
+        mine = self.identity(test)
+        seen = NoBaseline(mine, self.label, len(self.entries))
+        for entry, name, place in self._places(test, self.entries, seen):
+            if runs and self.accepted and self.accepted.before_level(name, entry.commit):
                 break
             if not place.comparable:
                 seen.invalid += 1
@@ -218,25 +273,57 @@ class Baseline:
                 seen.add_differing(found)
                 continue
             try:
-                measurement = self.store.measurement(entry, test)
+                measurement = self.store.measurement(entry, name)
             except StoreError:
                 seen.unreadable += 1  # Named in store.problems.
                 continue
             run_id, commit = self.store.contents(entry)[:2]
-            if self.accepted and not self.accepted.counts(test, measurement.verdicts, run_id, entry.commit):
+            if self.accepted and not self.accepted.counts(name, measurement.verdicts, entry.commit):
                 if not runs:
-                    seen.add_regressed(commit or "")
+                    rises = [v.change or 0.0 for v in measurement.verdicts if v.kind == "regressed"]
+                    seen.add_regressed(commit or "", max(rises, default=0.0))
                 continue
+            names.setdefault(name, commit)
             runs.append(BaselineRun(run_id, commit, measurement))
             if len(runs) == self.limit_runs:
                 break
         if runs:
-            return Found(tuple(runs), note=seen.unblessed)
+            return self._found(mine, runs, names, seen)
         return Found((), self._why(test, seen, existing), seen.nearest)
+
+    def _found(
+        self, mine: str, runs: list[BaselineRun], names: Mapping[str, str | None], seen: NoBaseline
+    ) -> Found:
+        newest = runs[0].commit
+        unaccepted = seen.unaccepted
+        origin = measured_commits(
+            [run.commit for run in runs], self.commits, self.label, unaccepted=bool(unaccepted)
+        )
+        notes = [unaccepted] if unaccepted else []
+        if self.commits and newest in self.commits[1:]:
+            whose = self.label.rpartition("@")[0]
+            reason = (
+                "those in between count for nothing"
+                if unaccepted
+                else "the commits in between were not measured"
+            )
+            notes.append(f"Compared with {origin}: the difference may be {whose}'s own, as {reason}.")
+        for name, commit in names.items():
+            if self.root is not None and name not in (mine, self._node_id(mine)):
+                notes.append(
+                    f"Its runs of {(commit or '')[:7]} and before are those of {name}, as it was called then."
+                )
+        acceptance = self.rises.allowance(mine, newest) if self.rises else None
+        return Found(tuple(runs), note=" ".join(notes), origin=origin, acceptance=acceptance)
+
+    def _node_id(self, mine: str) -> str:
+        """A test of ours as pytest calls it."""
+        return mine.removeprefix(f"{self.root}/") if self.root else mine
 
     def _places(
         self, test: str, entries: tuple[StoredFile, ...], seen: NoBaseline
-    ) -> Iterator[tuple[StoredFile, IndexedMeasurement]]:
+    ) -> Iterator[tuple[StoredFile, str, IndexedMeasurement]]:
+        """Each run that holds the test, with the name that it has there."""
         size = 0
         for entry in entries:
             if size > SEARCH_BYTES:
@@ -249,9 +336,82 @@ class Baseline:
                 continue
             size += contents.size
             seen.contents.append(contents.measurements)
-            place = contents.measurements.get(test)
-            if place is not None:
-                yield entry, place
+            name = self._name_in(contents, test, seen)
+            if name is not None:
+                yield entry, name, contents.measurements[name]
+
+    def _name_in(self, contents: Contents, test: str, seen: NoBaseline) -> str | None:
+        """What a run calls the test: as we do, by its node id alone, or by the file that it was in before."""
+        mine = self.identity(test)
+        held = contents.measurements
+        if contents.root is None and self.root is not None:
+            if test not in held:
+                return None
+            if self._is_ours(contents.commit, test):
+                return test
+            seen.rootless += 1
+            return None
+        if mine in held:
+            return mine
+        earlier = self._earlier_file(contents.commit, file_of(mine))
+        name = in_file(mine, earlier) if earlier else None
+        return name if name in held else None
+
+    def _is_ours(self, commit: str | None, test: str) -> bool:
+        """Whether a run that does not say its root measured our test: its commit holds that file in our place only."""
+        file, mine = file_of(test), file_of(self.identity(test))
+        files = self._files_at(commit)
+        fitting = {path for path in files if path == file or path.endswith(f"/{file}")}
+        return not fitting or fitting in ({mine}, {self._earlier_file(commit, mine)})
+
+    def _files_at(self, commit: str | None) -> frozenset[str]:
+        if commit is None or self.repository is None:
+            return frozenset()
+        if commit not in self._files:
+            self._files[commit] = self.repository.files_at(commit)
+        return self._files[commit]
+
+    def _earlier_file(self, commit: str | None, file: str) -> str | None:
+        """The path that a file of the compared commit had at another one; None where it was not renamed since."""
+        tip = self.tip or (self.repository.head if self.repository else None)
+        if commit is None or tip is None or self.repository is None:
+            return None
+        if commit not in self._renames:
+            if len(self._renames) >= _RENAME_COMMITS:
+                return None
+            self._renames[commit] = self.repository.renames(commit, tip)
+        return self._renames[commit].get(file)
+
+    def newest_tests(self) -> tuple[str, ...]:
+        """The node ids of the comparable tests under our root that the newest runs hold."""
+        found: dict[str, None] = {}
+        for entry in self.entries[: self.limit_runs]:
+            try:
+                contents = self.store.contents(entry)
+            except StoreError:
+                continue  # Named in store.problems.
+            if contents.root == self.root:
+                found.update(
+                    (self._node_id(test), None)
+                    for test, place in contents.measurements.items()
+                    if place.comparable
+                )
+        return tuple(sorted(found))
+
+    def unfollowed(self, tests: Iterable[str], existing: Collection[str]) -> tuple[str, ...]:
+        """Those of our stored tests that no existing test is the later name of."""
+        followed = set()
+        for entry in self.entries[: self.limit_runs]:
+            commit = self.store.contents(entry).commit if entry.path not in self._problem_paths() else None
+            for test in existing:
+                mine = self.identity(test)
+                earlier = self._earlier_file(commit, file_of(mine))
+                if earlier:
+                    followed.add(in_file(mine, earlier))
+        return tuple(test for test in tests if self.identity(test) not in followed)
+
+    def _problem_paths(self) -> set[Path]:
+        return {problem.path for problem in self.store.problems}
 
     def _why(self, test: str, seen: NoBaseline, existing: Collection[str]) -> str:
         others = (self.dirty_entries, self.other_entries)
@@ -264,7 +424,12 @@ class Baseline:
 
     def _outside(self, test: str, entries: tuple[StoredFile, ...]) -> StoredFile | None:
         places = self._places(test, entries[:_ELSEWHERE_RUNS], NoBaseline(test, self.label, len(entries)))
-        return next((entry for entry, _ in places), None)
+        return next((entry for entry, *_ in places), None)
+
+
+def _is_on(repository: Repository, commit: str) -> bool:
+    """Whether HEAD is in the history of a ref's commit: the job of the branch itself, not of a change to it."""
+    return repository.head is not None and repository.is_ancestor(repository.head, commit)
 
 
 @dataclass(frozen=True)
@@ -297,13 +462,15 @@ class _Search:
         no_ref = self._no_ref()
         fits = (no_ref is None, bool(self._named()), is_store(self.path))
         fitting = [kind for kind, fit in zip(_MEANINGS, fits, strict=True) if fit]
-        if len(fitting) > 1:
-            raise UsageError(
-                f"baseline {self.value!r} is {' and '.join(_MEANINGS[kind] for kind in fitting)}: "
-                f"say which with {' or '.join(f'{kind}:{self.value}' for kind in fitting)}"
-            )
         if fitting:
-            return self.as_kind(fitting[0])
+            # What else goes by that name cannot stop every build: anyone may save a run, or add a folder.
+            chosen, *others = fitting
+            note = "; ".join(
+                f"{self.value} is also {_MEANINGS[kind]}, which is not taken: give {kind}:{self.value} for it"
+                for kind in others
+            )
+            found = self.as_kind(chosen)
+            return replace(found, note="; ".join(filter(None, (found.note, note))))
         if self.path.is_file() or json_files(self.path):
             return self._of_path()
         raise HistoryError(
@@ -353,7 +520,10 @@ class _Search:
             commits=commits,
             dirty_entries=tuple(entry for entry in ours if entry.state != "clean"),
             other_entries=tuple(entry for entry in self.entries if entry.commit not in order),
-            accepted=Accepted(read_blessings(self.store.path), commits),
+            accepted=Acceptances.read(repository, commits),
+            note=ref.note,
+            own=not self.at_ref and _is_on(repository, ref.commit),
+            tip=ref.commit if self.at_ref else repository.head,
         )
 
     def _of_name(self) -> Baseline:

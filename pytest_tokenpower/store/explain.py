@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import math
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pytest_tokenpower.core.records import RunRecord
+from pytest_tokenpower.store.git import Repository
 from pytest_tokenpower.store.keys import KeyDifference, describe
 from pytest_tokenpower.store.store import StoredFile
 
@@ -17,8 +21,9 @@ class NoBaseline:
 
     Of ``entries`` runs ``searched`` were looked into and ``unreadable`` of those could not be read. In the others
     were ``invalid`` measurements of the test and ``differing`` ones with another key, ``nearest`` being the
-    smallest difference; ``regressed`` comparable ones were judged regressed and are not blessed, the oldest on
-    ``regressed_commit``. ``contents`` are the tests of each readable run.
+    smallest difference; ``regressed`` comparable ones were judged regressed and are not accepted, the oldest on
+    ``regressed_commit`` with the change ``rise``. ``rootless`` runs do not say which of several packages' tests of
+    that node id they measured. ``contents`` are the tests of each readable run.
     """
 
     test: str
@@ -31,6 +36,8 @@ class NoBaseline:
     nearest: tuple[KeyDifference, ...] = ()
     regressed: int = 0
     regressed_commit: str = ""
+    rise: float = 0.0
+    rootless: int = 0
     contents: list[Mapping[str, object]] = field(default_factory=list)
 
     def add_differing(self, found: tuple[KeyDifference, ...]) -> None:
@@ -39,21 +46,33 @@ class NoBaseline:
         if not self.nearest or len(found) < len(self.nearest):
             self.nearest = found
 
-    def add_regressed(self, commit: str) -> None:
+    def add_regressed(self, commit: str, rise: float) -> None:
         """Count a measurement that regressed; they come newest first."""
         self.regressed += 1
         self.regressed_commit = commit
+        self.rise = max(self.rise, rise)
 
     @property
-    def unblessed(self) -> str:
-        """That runs regressed and are not blessed, and how to bless them; empty if none did."""
+    def unaccepted(self) -> str:
+        """That runs regressed and are not accepted, and how to accept them; empty if none did."""
         if not self.regressed:
             return ""
         verb = "is" if self.regressed == 1 else "are"
         return (
-            f"{_count(self.regressed, 'stored run')} on {self.label} regressed and {verb} not blessed; to accept: "
-            f"tokenpower bless {self.regressed_commit[:10]} --reason ..."
+            f"{_count(self.regressed, 'stored run')} on {self.label} regressed and {verb} not accepted. If it is "
+            f"intended: {accept_command(self.test, self.rise, self.regressed_commit)}"
         )
+
+
+def accept_command(test: str, rise: float, since: str = "") -> str:
+    """The command that accepts a rise (a share) of a test, for a change that was merged ``since`` a commit."""
+    merged = f" --since {since[:10]}" if since else ""
+    return f"tokenpower accept {shlex.quote(test)} --up-to {accepted_percent(rise)}%{merged} --reason ..."
+
+
+def accepted_percent(rise: float) -> int:
+    """The whole percent that a rise is accepted up to: a little more than it was, as the next run may read more."""
+    return max(0, math.floor(100 * rise) + 2) if rise > 0 else 0
 
 
 def why_not_found(
@@ -66,7 +85,7 @@ def why_not_found(
     """
     test, label = absence.test, absence.label
     if absence.regressed:
-        return absence.unblessed
+        return absence.unaccepted
     if absence.nearest:
         if absence.differing == 1:
             return f"the one stored run on {label} is not comparable: {describe(absence.nearest)}"
@@ -78,6 +97,11 @@ def why_not_found(
         return (
             f"{_count(absence.invalid, 'measurement')} of it on {label}, none to be compared with: "
             "the test failed by itself or its measurement was invalid"
+        )
+    if absence.rootless:
+        return (
+            f"{_count(absence.rootless, 'stored run')} on {label} hold a test of this node id and do not say of which "
+            "folder, which an earlier version of the plugin did not record: store runs anew (--energy-autosave)"
         )
     newest = "newest " if absence.entries > absence.searched else ""
     why = f"nothing is stored for {test} in the {newest}{_count(absence.searched, 'run')} on {label}"
@@ -110,9 +134,69 @@ def why_no_history(
     if others:
         return (
             f"{_count(len(others), 'stored run')}, none on the history of {label} "
-            f"(the newest: {_commit(others[0])}); save runs of it first (--energy-autosave)"
+            f"(the newest: {_commit(others[0])}), which rewritten history and other branches are not; save runs of "
+            "it first (--energy-autosave)"
         )
     return f"no run is stored in {store}: save runs of {label} first (--energy-autosave)"
+
+
+def measured_commits(
+    runs: Sequence[str | None], commits: Sequence[str], label: str, *, unaccepted: bool
+) -> str:
+    """The commits that stored runs measured, and how far back on the line of ``label`` they are.
+
+    Args:
+        runs: the commit of each run, newest first; None for a run outside git.
+        commits: the line, newest first; empty where there is none.
+        label: what the baseline is called.
+        unaccepted: newer runs regressed and do not count, as the reader is told elsewhere.
+    """
+    known = list(dict.fromkeys(commit for commit in runs if commit))
+    if not known:
+        return f"{_count(len(runs), 'run')} of {label}"
+    of = known[0][:7]
+    if len(known) > 1:
+        of += f" and {_count(len(known) - 1, 'commit')} before"
+    words = f"{_count(len(runs), 'run')} of {of}"
+    back = commits.index(known[0]) if known[0] in commits else 0
+    if back:
+        words += f", {_count(back, 'commit')} before {label}"
+        words += "" if unaccepted else ", of which no comparable run is stored"
+    return words
+
+
+def what_was_stored(run: RunRecord, path: Path, repository: Repository | None, no_repository: str) -> str:
+    """One line on a run that was stored: what, where, and whether it can be a baseline.
+
+    Args:
+        run: the run.
+        path: its file.
+        repository: the repository as it stood when the run began; None where git has none to tell of.
+        no_repository: why there is none.
+    """
+    named = f" under the name {run.name}" if run.name else ""
+    head = f"stored {_count(len(run.measurements), 'test')}{named} in {path}: "
+    by_name = (
+        f"it can be compared with as {run.name}" if run.name else "it can be compared with by its path alone"
+    )
+    if repository is None or run.commit is None:
+        reason = no_repository or "the repository has no commit yet"
+        return f"{head}no branch's baseline, as {reason}; {by_name}"
+    if run.dirty:
+        files = list(repository.changes)
+        more = f" and {len(files) - 3} more" if len(files) > 3 else ""
+        return (
+            f"{head}no branch's baseline, as the work tree of {run.commit[:7]} has changes that are not committed "
+            f"({', '.join(files[:3])}{more}): commit them, or have git ignore them"
+            + (f"; {by_name}" if run.name else "")
+        )
+    out = [one for one in run.measurements if not one.comparable]
+    risen = [one for one in run.measurements if any(v.kind == "regressed" for v in one.verdicts)]
+    counting = len(run.measurements) - len({one.test for one in (*out, *risen)})
+    words = [f"{counting} can be a baseline" if out or risen else "it can be a baseline"]
+    words += [f"{len(out)} cannot (failed or invalid)"] if out else []
+    words += [f"{len(risen)} not before it is accepted (regressed)"] if risen else []
+    return f"{head}commit {run.commit[:7]}, {', '.join(words)}"
 
 
 def _commit(entry: StoredFile) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import subprocess
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -24,6 +24,18 @@ UNTRACKED_CODE = ("*.py", "*.so", "*.pyd", "*.pth", "*.toml", "*.ini", "*.cfg", 
 
 
 _NOT_OURS = frozenset({"site-packages", "node_modules"})
+
+
+_ENVIRONMENT_MARKS = ("pyvenv.cfg", "conda-meta")
+
+
+"""What lies in the top folder of a virtual environment, by whatever name it goes."""
+
+
+ACCEPTED_FOLDER = ".tokenpower/accepted"
+
+
+"""Where acceptances are committed. Of hidden folders it is the one whose files have a say in verdicts."""
 
 
 _QUICK_S = 30.0
@@ -66,18 +78,34 @@ class GitOutput:
         return " ".join(self.stderr.split()) or f"exit status {self.code}"
 
 
-def run_git(folder: Path, *arguments: str, stdin: bytes = b"", timeout_s: float = _QUICK_S) -> GitOutput:
+def run_git(
+    folder: Path,
+    *arguments: str,
+    stdin: bytes = b"",
+    timeout_s: float = _QUICK_S,
+    may_fetch: bool = False,
+) -> GitOutput:
     """Run ``git -C folder arguments``: no prompt, no pager, no lock that is optional, messages in English.
 
-    ``stdin`` is what git reads. A failing git is an answer (``code``); raises HistoryError where git is not
-    installed or does not come back.
+    A failing git is an answer (``code``).
+
+    Args:
+        folder: where git runs.
+        arguments: the command line after ``git``.
+        stdin: what git reads.
+        timeout_s: how long git may take.
+        may_fetch: in a partial clone, objects that are not here may be fetched (a checkout needs their contents).
+            git 2.44 and later then obey; earlier ones fetch them in any case.
+
+    Raises:
+        HistoryError: git is not installed or does not come back.
     """
     environment = {name: value for name, value in os.environ.items() if name not in _LOCATION_VARIABLES}
     environment |= {
         "LC_ALL": "C",
         "GIT_OPTIONAL_LOCKS": "0",
         "GIT_TERMINAL_PROMPT": "0",
-        "GIT_NO_LAZY_FETCH": "1",
+        "GIT_NO_LAZY_FETCH": "0" if may_fetch else "1",
         "GIT_PAGER": "cat",
     }
     try:
@@ -98,10 +126,14 @@ def run_git(folder: Path, *arguments: str, stdin: bytes = b"", timeout_s: float 
 
 @dataclass(frozen=True)
 class ResolvedRef:
-    """A ref as it was found: ``name`` may be ``origin/main`` where ``main`` was asked for."""
+    """A ref as it was found: ``name`` may be ``origin/main`` where ``main`` was asked for.
+
+    ``note`` says what else goes by that name and was not taken; empty where there is one meaning only.
+    """
 
     name: str
     commit: str
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -112,7 +144,8 @@ class Repository:
     makes the tree dirty: modified or staged tracked files, submodules at another commit or with modified files,
     and untracked files that are not ignored and of a kind that Python or pytest picks up by itself
     (:data:`UNTRACKED_CODE`: a new ``conftest.py`` changes what is measured). Other untracked files (reports,
-    logs, weights) do not count: CI jobs leave them behind, and no run of theirs would ever become a baseline.
+    logs, weights, whatever is in a virtual environment or a hidden folder) do not count: CI jobs leave them behind,
+    and no run of theirs would ever become a baseline.
     ``common_dir`` is shared by all worktrees; in a submodule everything is the inner repository's.
     """
 
@@ -135,19 +168,88 @@ class Repository:
         return bool(self.changes)
 
     def resolve(self, ref: str) -> ResolvedRef:
-        """The commit that ``ref`` names: as given, then on ``origin``, then on the other remotes.
+        """The commit that ``ref`` names; of a branch the newest that is known here.
 
-        Raises HistoryError that lists what was tried and says how to get it.
+        A branch's name stands for the local branch and for the branch of that name on the remotes, whichever is
+        ahead of the others: clones of CI agents and developers keep a local ``main`` that nobody updates. Where the
+        local branch and the one on its remote have diverged, the local one is taken. A tag of a branch's name is
+        not what is meant. ``note`` tells of each such choice.
+
+        Raises:
+            HistoryError: nothing goes by that name; lists what was tried and says how to get it.
         """
         if not ref or ref.startswith("-") or "\0" in ref:
             raise HistoryError(f"{ref!r} is not a git ref: give a branch, a tag or a commit")
-        tried = []
-        for name in self._spellings(ref):
-            commit = _commit_of(self.top_level, name)
-            if commit is not None:
-                return ResolvedRef(name, commit)
-            tried.append(name)
-        raise HistoryError(self._unknown(ref, tried))
+        branches = self._branches(ref)
+        if branches:
+            return self._newest(ref, branches)
+        commit = _commit_of(self.top_level, ref)
+        if commit is not None:
+            return ResolvedRef(ref, commit)
+        raise HistoryError(self._unknown(ref, [ref, *(f"{remote}/{ref}" for remote in self._remotes())]))
+
+    def _branches(self, ref: str) -> dict[str, str]:
+        """The commits of the branches that a name stands for: the local one first, then by remote, its own first."""
+        if ref == "HEAD" or run_git(self.top_level, "check-ref-format", "--branch", ref).line != ref:
+            return {}  # HEAD~2, @{u}, a range.
+        remotes = self._remotes()
+        own = run_git(self.top_level, "config", "--get", f"branch.{ref}.remote").line
+        remotes.sort(key=lambda name: name != own)
+        spelled = {
+            ref: f"refs/heads/{ref}",
+            **{f"{each}/{ref}": f"refs/remotes/{each}/{ref}" for each in remotes},
+        }
+        found = {name: _commit_of(self.top_level, full) for name, full in spelled.items()}
+        return {name: commit for name, commit in found.items() if commit is not None}
+
+    def _newest(self, ref: str, branches: dict[str, str]) -> ResolvedRef:
+        (name, commit), *others = branches.items()
+        notes = []
+        for other, ahead in others:
+            if ahead == commit or self.is_ancestor(ahead, commit):
+                continue
+            if self.is_ancestor(commit, ahead):
+                notes.append(f"{other} is taken, as {name} ({commit[:7]}) is behind it")
+                name, commit = other, ahead
+            elif other == f"{self._remote_of(ref)}/{ref}" and name == ref:
+                notes.append(
+                    f"{name} ({commit[:7]}) and {other} ({ahead[:7]}) have diverged; {name} is taken: "
+                    f"give {other} for the other"
+                )
+        tagged = _commit_of(self.top_level, f"refs/tags/{ref}")
+        if tagged is not None and tagged != commit:
+            notes.append(f"the tag {ref} ({tagged[:7]}) is not taken: give refs/tags/{ref} for it")
+        return ResolvedRef(name, commit, "; ".join(notes))
+
+    def _remote_of(self, branch: str) -> str:
+        """The remote that a local branch belongs to: the one that it tracks, or else origin or the only one."""
+        own = run_git(self.top_level, "config", "--get", f"branch.{branch}.remote").line
+        return own or next(iter(self._remotes()), "")
+
+    def is_ancestor(self, older: str, newer: str) -> bool:
+        """Whether a commit is in the history of another, or is it."""
+        return run_git(self.top_level, "merge-base", "--is-ancestor", older, newer).code == 0
+
+    def files_at(self, commit: str) -> frozenset[str]:
+        """The paths that a commit holds; none where git does not know the commit."""
+        listed = run_git(
+            self.top_level, "ls-tree", "-r", "-z", "--name-only", "--full-tree", commit, timeout_s=_SCAN_S
+        )
+        return frozenset(filter(None, listed.stdout.split("\0"))) if listed.code == 0 else frozenset()
+
+    def renames(self, older: str, newer: str) -> dict[str, str]:
+        """The earlier path of each file that was renamed between two commits, by its later path, as git tells it."""
+        for similar in ("--find-renames", "--find-renames=100%"):
+            # A partial clone may lack the contents, and can then tell files of equal contents only.
+            shown = run_git(
+                self.top_level,
+                *("diff", "--no-ext-diff", "--diff-filter=R", "--name-status", "-z", similar, older, newer),
+                timeout_s=_SCAN_S,
+            )
+            if shown.code == 0:
+                parts = shown.stdout.split("\0")
+                return dict(zip(parts[2::3], parts[1::3], strict=False))
+        return {}
 
     def baseline_commits(self, ref: str) -> tuple[str, ...]:
         """The commits whose runs are the baseline of the work tree against ``ref``, newest first.
@@ -189,12 +291,6 @@ class Repository:
         names = run_git(self.top_level, "remote").stdout.split()
         return sorted(names, key=lambda name: (name != "origin", name))
 
-    def _spellings(self, ref: str) -> Iterator[str]:
-        yield ref
-        for remote in self._remotes():
-            if not ref.startswith(f"{remote}/"):
-                yield f"{remote}/{ref}"
-
     def _unknown(self, ref: str, tried: list[str]) -> str:
         remotes = self._remotes()
         parts = [f"{self.top_level}: git knows no {ref!r} (tried {', '.join(tried)})."]
@@ -228,6 +324,13 @@ def explain_absence(path: Path) -> str:
     """Why :meth:`Repository.discover` finds no repository at ``path``; empty if it finds one."""
     found = _probe(path)
     return found if isinstance(found, str) else ""
+
+
+def unreadable_repository(path: Path) -> str:
+    """Why git cannot read the repository that ``path`` lies in; empty where it can, and where there is none."""
+    if any((folder / ".git").exists() for folder in (path.absolute(), *path.absolute().parents)):
+        return explain_absence(path)
+    return ""
 
 
 def _probe(path: Path) -> Repository | str:
@@ -300,11 +403,64 @@ def _changes(top_level: Path) -> tuple[str, ...]:
         return (f"(git could not say: {failed[0].complaint})",)
     changed = [entry[3:] for entry in tracked.stdout.split("\0") if entry]
     new = [
-        name
-        for name in untracked.stdout.split("\0")
-        if name and not _NOT_OURS.intersection(PurePosixPath(name).parts)
+        name for name in untracked.stdout.split("\0") if name and _picked_up(top_level, PurePosixPath(name))
     ]
     return (*changed, *new)
+
+
+def _picked_up(top_level: Path, path: PurePosixPath) -> bool:
+    """Whether an untracked file may be read by its being there: not what is installed, nor in a hidden folder."""
+    if path.is_relative_to(ACCEPTED_FOLDER):
+        return True
+    folders = path.parent.parts
+    if _NOT_OURS.intersection(folders) or any(name.startswith(".") for name in folders):
+        return False
+    return not any(
+        (top_level / folder / mark).exists() for folder in path.parents for mark in _ENVIRONMENT_MARKS
+    )
+
+
+def changed_files(repository: Repository, commit: str) -> tuple[str, ...]:
+    """The tracked files that differ between a commit and the work tree; raises HistoryError."""
+    shown = run_git(
+        repository.top_level,
+        *("diff", "--no-ext-diff", "--no-renames", "--name-only", "--ignore-submodules=none", "-z", commit),
+        timeout_s=_SCAN_S,
+    )
+    if shown.code != 0:
+        raise HistoryError(f"{repository.top_level}: git diff {commit[:7]} failed: {shown.complaint}")
+    return tuple(filter(None, shown.stdout.split("\0")))
+
+
+def check_out_submodules(top_level: Path, tree: Path) -> None:
+    """Check out in another work tree the submodules that are checked out in this one, as its commit wants them.
+
+    They come from the copies that this repository holds, or else from where they are kept. Raises HistoryError.
+    """
+    if not (tree / ".gitmodules").is_file():
+        return
+    named = run_git(tree, "config", "--file", ".gitmodules", "-z", "--get-regexp", r"^submodule\..*\.path$")
+    for row in filter(None, named.stdout.split("\0")):
+        key, _, path = row.partition("\n")
+        name = key.removeprefix("submodule.").removesuffix(".path")
+        inner = run_git(
+            top_level / path, "rev-parse", "--absolute-git-dir", "--show-toplevel"
+        ).stdout.splitlines()
+        if len(inner) != 2 or Path(inner[1]) != Path(os.path.realpath(top_level / path)):
+            continue  # Not checked out here: the candidate does without it, too.
+        local = ("-c", "protocol.file.allow=always", "-c", f"submodule.{name}.url={inner[0]}")
+        for options in (local, ()):
+            done = run_git(
+                tree,
+                *(*options, "submodule", "--quiet", "update", "--init", "--force", "--", path),
+                timeout_s=600,
+                may_fetch=True,
+            )
+            if done.code == 0:
+                break
+        else:
+            raise HistoryError(f"{tree}: the submodule {path} cannot be checked out: {done.complaint}")
+        check_out_submodules(top_level / path, tree / path)
 
 
 _USUAL_NAMES = ("main", "master", "trunk", "develop")
@@ -338,7 +494,8 @@ def default_branch(repository: Repository) -> ResolvedRef | None:
     None in a repository without a commit.
     """
     head = run_git(repository.top_level, "symbolic-ref", "--quiet", "--short", "refs/remotes/origin/HEAD")
-    for name in (*([head.line] if head.code == 0 else []), *_USUAL_NAMES):
+    named = [head.line.removeprefix("origin/")] if head.code == 0 else []
+    for name in (*named, *_USUAL_NAMES):
         try:
             return repository.resolve(name)
         except HistoryError:

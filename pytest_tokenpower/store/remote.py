@@ -13,7 +13,6 @@ from pathlib import Path
 
 from pytest_tokenpower.core.records import decode_run
 from pytest_tokenpower.errors import HistoryError, StoreError, TokenPowerError, UsageError
-from pytest_tokenpower.store.blessings import FOLDER, decode_blessing, is_blessing_file
 from pytest_tokenpower.store.git import GitOutput, Repository, run_git
 from pytest_tokenpower.store.store import Problem, Store, StoredFile, file_name, parse_file_name, publish
 
@@ -40,11 +39,6 @@ Files are only ever added. Do not merge this branch into another one.
 def run_path(entry: StoredFile) -> str:
     """Where a run is on the branch: in the folder of its month, so that a push writes small trees."""
     return f"{_RUNS}/{entry.created[:4]}-{entry.created[4:6]}/{entry.file}"
-
-
-def blessing_path(file: str) -> str:
-    """Where a blessing is on the branch."""
-    return f"{FOLDER}/{file}"
 
 
 class StoreBranch:
@@ -97,15 +91,12 @@ class StoreBranch:
         return self._git("cat-file", "-e", f"{commit}^{{tree}}").code == 0
 
     def files(self, tip: str) -> dict[str, str]:
-        """The runs and blessings on the branch: blobs by file name."""
+        """The runs on the branch: blobs by file name."""
         found = {}
         for _, kind, blob, path in self._tree(tip, recursive=True):
             folder, _, file = path.rpartition("/")
             top = folder.partition("/")[0]
-            stored = (top == _RUNS and parse_file_name("", file)) or (
-                top == FOLDER and is_blessing_file(file)
-            )
-            if kind == "blob" and stored:
+            if kind == "blob" and top == _RUNS and parse_file_name("", file):
                 found[file] = blob
         return found
 
@@ -290,7 +281,7 @@ def push(repository: Repository, store: Store, remote: str) -> SyncResult:
 def pull(repository: Repository, store: Store, remote: str) -> SyncResult:
     """Add the branch's files on ``remote`` to the store; nothing stored is changed or removed.
 
-    A file that is no run or blessing under its own name is left out. Raises HistoryError, or StoreError for a store
+    A file that is no run under its own name is left out. Raises HistoryError, or StoreError for a store
     that cannot be written.
     """
     branch = StoreBranch(repository, remote)
@@ -302,7 +293,7 @@ def pull(repository: Repository, store: Store, remote: str) -> SyncResult:
     added: list[str] = []
     left_out = []
     for file, data in branch.contents(wanted):
-        folder = store.path / FOLDER if is_blessing_file(file) else store.folder
+        folder = store.folder
         reason = _foreign(file, data)
         if reason:
             left_out.append(Problem(Path(f"{remote}/{BRANCH}", folder.name, file), reason))
@@ -325,20 +316,12 @@ def _local_files(store: Store) -> Iterator[tuple[str, Path]]:
     """Each file of the store with its path on the branch."""
     for entry in store.entries():
         yield run_path(entry), entry.path
-    blessings = store.path / FOLDER
-    if blessings.is_dir():
-        for file in sorted(os.listdir(blessings)):
-            if is_blessing_file(file):
-                yield blessing_path(file), blessings / file
 
 
 def _unsound(store: Store, file: Path) -> str:
     """Why a file of ours is not worth sharing; empty if it is."""
     try:
-        if is_blessing_file(file.name):
-            decode_blessing(file.read_bytes(), source=str(file))
-        else:
-            store.contents(store.open_file(file))
+        store.contents(store.open_file(file))
     except (TokenPowerError, OSError) as error:
         return str(error).removeprefix(f"{file}: ")
     return ""
@@ -347,9 +330,7 @@ def _unsound(store: Store, file: Path) -> str:
 def _foreign(file: str, data: bytes) -> str:
     """Why a file of the remote does not belong into a store; empty if it does."""
     try:
-        if is_blessing_file(file):
-            decode_blessing(data, source=file)
-        elif file_name(decode_run(data, source=file)) != file:
+        if file_name(decode_run(data, source=file)) != file:
             return "its name does not belong to the run in it"
     except TokenPowerError as error:
         return str(error).removeprefix(f"{file}: ")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pytest_tokenpower.core.records import VerdictRecord
 from pytest_tokenpower.errors import HistoryError, StoreError
-from pytest_tokenpower.store.blessings import Accepted, Blessing
+from pytest_tokenpower.store.acceptances import Acceptances
 from pytest_tokenpower.store.git import Repository, default_branch, first_parent_history, run_git
 from pytest_tokenpower.store.store import COMMIT_LENGTH, Store, StoredFile
 
@@ -62,16 +62,16 @@ def lines_of(repository: Repository) -> tuple[Line, ...]:
 class Retention:
     """What the baselines of a store's lines need, each run read at most once."""
 
-    def __init__(self, store: Store, blessings: Sequence[Blessing], keep: int) -> None:
+    def __init__(self, store: Store, repository: Repository | None, keep: int) -> None:
         self._store = store
-        self._blessings = blessings
+        self._repository = repository
         self._keep = keep
         self._verdicts: dict[tuple[str, str], tuple[VerdictRecord, ...] | None] = {}
 
     def needed(self, entries: Sequence[StoredFile], lines: Iterable[Line]) -> set[StoredFile]:
         """The runs that a baseline may want: on each line the newest of every test and key, and those newer.
 
-        Only what counts as a baseline is counted; a run that regressed and may yet be blessed is kept on top. Runs
+        Only what counts as a baseline is counted; a run that regressed and may yet be accepted is kept on top. Runs
         with a name, and runs outside git, are lines of their own. A file that cannot be read is kept.
         """
         found: set[StoredFile] = set()
@@ -79,12 +79,13 @@ class Retention:
             order = {commit[:COMMIT_LENGTH]: at for at, commit in enumerate(line.commits)}
             ours = [entry for entry in entries if entry.state == "clean" and entry.commit in order]
             ours.sort(key=lambda entry: order[entry.commit or ""])
-            found |= self._newest(ours, Accepted(self._blessings, line.commits))
+            accepted = Acceptances.read(self._repository, line.commits) if self._repository else None
+            found |= self._newest(ours, accepted)
         for name in {entry.name for entry in entries} - {None}:
             found |= self._newest([entry for entry in entries if entry.name == name], None)
         return found | self._newest([entry for entry in entries if entry.commit is None], None)
 
-    def _newest(self, entries: Sequence[StoredFile], accepted: Accepted | None) -> set[StoredFile]:
+    def _newest(self, entries: Sequence[StoredFile], accepted: Acceptances | None) -> set[StoredFile]:
         found: set[StoredFile] = set()
         counted: dict[tuple[str, int], int] = {}
         for entry in entries:
@@ -103,7 +104,7 @@ class Retention:
                     counted[which] = counted.get(which, 0) + 1
         return found
 
-    def _counts(self, entry: StoredFile, test: str, accepted: Accepted) -> bool:
+    def _counts(self, entry: StoredFile, test: str, accepted: Acceptances) -> bool:
         if (entry.file, test) not in self._verdicts:
             try:
                 verdicts = self._store.measurement(entry, test).verdicts
@@ -113,4 +114,4 @@ class Retention:
         verdicts = self._verdicts[entry.file, test]
         if verdicts is None:
             return False
-        return accepted.counts(test, verdicts, self._store.contents(entry).run_id, entry.commit)
+        return accepted.counts(test, verdicts, entry.commit)

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -24,11 +24,9 @@ from pytest_tokenpower.core.records import (
     encode_run,
 )
 from pytest_tokenpower.core.types import Fact
-from pytest_tokenpower.errors import StoreError, UsageError
-
-if TYPE_CHECKING:
-    from pytest_tokenpower.store.git import Repository
-
+from pytest_tokenpower.errors import HistoryError, StoreError, UsageError
+from pytest_tokenpower.store.git import Repository, unreadable_repository
+from pytest_tokenpower.store.identity import repository_test
 
 State = Literal["clean", "dirty", "nogit"]
 
@@ -224,8 +222,18 @@ def default_store_path(repository: Repository | None, rootdir: Path) -> Path:
 
     Inside the common git directory they survive ``git clean -ffdx``, are shared by all worktrees and cannot be
     committed by accident. Without git: ``.tokenpower`` in pytest's root directory.
+
+    Raises:
+        HistoryError: there is a repository that git cannot read; its store is not to be looked for elsewhere.
     """
-    return rootdir / ".tokenpower" if repository is None else repository.common_dir / "tokenpower"
+    if repository is not None:
+        return repository.common_dir / "tokenpower"
+    if reason := unreadable_repository(rootdir):
+        raise HistoryError(
+            f"the runs of this repository are in its git folder, and {reason}; or name a store of your own "
+            "(--energy-storage=PATH, or --storage=PATH of the command)"
+        )
+    return rootdir / ".tokenpower"
 
 
 class IndexedMeasurement(NamedTuple):
@@ -240,12 +248,16 @@ class IndexedMeasurement(NamedTuple):
 
 
 class Contents(NamedTuple):
-    """What a run file of ``size`` bytes holds, without its rounds: its measurements by test."""
+    """What a run file of ``size`` bytes holds, without its rounds: its measurements by test.
+
+    Tests are named from the repository's top level; where the run does not say its ``root``, by their node ids.
+    """
 
     run_id: str
     commit: str | None
     size: int
     measurements: dict[str, IndexedMeasurement]
+    root: str | None = None
 
 
 @dataclass(frozen=True)
@@ -271,6 +283,7 @@ class _HeadRun(msgspec.Struct, frozen=True, tag_field="type", tag="tokenpower-ru
     name: str | None = None
     commit: str | None = None
     dirty: bool | None = None
+    root: str | None = None
 
 
 class _SplitRun(msgspec.Struct, frozen=True):
@@ -443,15 +456,16 @@ class Store:
         self._check_name(entry, run.id, run.commit, path)
         measurements: dict[str, IndexedMeasurement] = {}
         for position, head in enumerate(run.measurements):
-            known = measurements.get(head.test)
+            test = repository_test(run.root, head.test)
+            known = measurements.get(test)
             # A test that was run again within the run: its last comparable measurement stands for the run.
             if known is None or head.comparable or not known.comparable:
                 try:
                     key = self._intern(bytes(head.key))
                 except msgspec.MsgspecError as error:
                     raise self._fault(path, f"malformed run ({error})") from error
-                measurements[sys.intern(head.test)] = IndexedMeasurement(key, head.comparable, position)
-        return Contents(run.id, run.commit, len(data), measurements)
+                measurements[sys.intern(test)] = IndexedMeasurement(key, head.comparable, position)
+        return Contents(run.id, run.commit, len(data), measurements, run.root)
 
     def _bytes_of(self, path: str) -> list[tuple[int, int]]:
         """Where the measurements of a file stand in it, as [start, stop), in their order."""

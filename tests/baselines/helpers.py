@@ -51,6 +51,7 @@ def run(
     commit: str | None = None,
     dirty: bool | None = False,
     name: str | None = None,
+    root: str | None = None,
 ) -> RunRecord:
     """The run that was made ``number`` minutes after midnight; its id tells the number."""
     return RunRecord(
@@ -60,6 +61,7 @@ def run(
         commit=commit,
         dirty=None if commit is None else dirty,
         name=name,
+        root=root,
     )
 
 

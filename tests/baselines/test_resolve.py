@@ -64,18 +64,18 @@ def test_a_saved_name_holds_also_runs_with_changes(resolve: Callable[[str], Base
 
 def test_a_name_that_is_also_a_ref(resolve: Callable[[str], Baseline], store: Store) -> None:
     store.write(run(1, commit="a" * 40, name="main"))
-    with pytest.raises(
-        UsageError, match="is a git ref and a saved run: say which with ref:main or name:main"
-    ):
-        resolve("main")
-    assert resolve("ref:main").kind == "ref"
+    found = resolve("main")
+    assert found.kind == "ref"
+    assert found.note == "main is also a saved run, which is not taken: give name:main for it"
+    assert resolve("ref:main").note == ""
     assert resolve("name:main").kind == "name"
 
 
 def test_a_store_that_is_also_a_ref(resolve: Callable[[str], Baseline], git: Git) -> None:
     Store(git.path / "main").write(run(4))
-    with pytest.raises(UsageError, match="is a git ref and a store: say which with ref:main or path:main"):
-        resolve("main")
+    found = resolve("main")
+    assert found.kind == "ref"
+    assert found.note == "main is also a store, which is not taken: give path:main for it"
     assert numbers(resolve("path:main").find(TEST, KEY).runs) == [4]
     assert numbers(resolve("./main").find(TEST, KEY).runs) == [4]
 

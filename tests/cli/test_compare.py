@@ -126,8 +126,8 @@ def test_runs_that_regressed_are_no_baseline_here_either(git: Git, store: Store,
     store.write(run(11, at_level(1.1, seed=11), commit=git.commit("later")))
     ended = tokenpower("compare", "HEAD~1", "HEAD")
     assert ended.code == 1
-    assert f"1 stored run on HEAD~1@{worse[:7]} regressed and is not blessed" in ended.out
-    assert tokenpower("bless", worse, "--reason=needed").code == 0
+    assert f"1 stored run on HEAD~1@{worse[:7]} regressed and is not accepted" in ended.out
+    assert tokenpower("accept", TEST, "--up-to=12%", "--since", worse, "--reason=needed").code == 0
     assert tokenpower("compare", "HEAD~1", "HEAD").code == 0
 
 

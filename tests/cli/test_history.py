@@ -107,13 +107,13 @@ def test_invalid_measurements_are_counted_not_drawn(git: Git, store: Store, toke
     assert "3 runs of 3 commits" in out
 
 
-def test_a_regression_shows_whether_it_is_blessed(git: Git, store: Store, tokenpower: Command) -> None:
+def test_a_regression_shows_whether_it_is_accepted(git: Git, store: Store, tokenpower: Command) -> None:
     (commit,) = stored_levels(git, store, [1.0])
     worse = git.commit("worse")
     store.write(run(5, at_level(1.1, verdicts=regressed(f"main@{commit[:7]}")), commit=worse))
-    assert "regressed, not blessed" in tokenpower("history", TEST).out
-    assert tokenpower("bless", worse, "--reason=needed").code == 0
-    assert "regressed, blessed" in tokenpower("history", TEST).out
+    assert "regressed, not accepted" in tokenpower("history", TEST).out
+    assert tokenpower("accept", TEST, "--up-to=12%", "--since", worse, "--reason=needed").code == 0
+    assert "regressed, accepted" in tokenpower("history", TEST).out
 
 
 def test_a_test_is_named_by_a_part_of_it(git: Git, store: Store, tokenpower: Command) -> None:

@@ -11,7 +11,6 @@ import pytest
 from baselines.helpers import Git, measurement, run
 
 from pytest_tokenpower.errors import HistoryError
-from pytest_tokenpower.store.blessings import FOLDER, new_blessing, read_blessings, write_blessing
 from pytest_tokenpower.store.git import GitOutput, Repository
 from pytest_tokenpower.store.remote import ATTEMPTS, BRANCH, StoreBranch, push
 from pytest_tokenpower.store.store import Store, default_store_path
@@ -70,20 +69,18 @@ def test_there_and_back(
     remote: Git, first: Clone, second: Clone, tokenpower: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first.save(1, 2)
-    write_blessing(first.store.path, new_blessing("a" * 40, ["test"], "why", "who", {}))
     at(first, monkeypatch)
     ended = tokenpower("push")
     assert (ended.code, ended.err) == (0, "")
-    assert ended.out == f"Added 3 files to {BRANCH} of origin.\n"
+    assert ended.out == f"Added 2 files to {BRANCH} of origin.\n"
     assert tokenpower("push").out == f"{BRANCH} of origin has every run of this store.\n"
     at(second, monkeypatch)
     second.save(3)
-    assert tokenpower("pull", "origin").out == f"Added 3 files from {BRANCH} of origin.\n"
+    assert tokenpower("pull", "origin").out == f"Added 2 files from {BRANCH} of origin.\n"
     assert tokenpower("pull").out == f"This store has every run of {BRANCH} of origin.\n"
     assert second.files() == sorted([*first.files(), second.store.entries()[0].file])
     for entry in first.store.entries():
         assert (second.store.folder / entry.file).read_bytes() == entry.path.read_bytes()
-    assert read_blessings(second.store.path) == read_blessings(first.store.path)
     assert tokenpower("push", f"file://{remote.path}").code == 0
     at(first, monkeypatch)
     assert tokenpower("pull").code == 0
@@ -286,9 +283,6 @@ def test_what_is_foreign_stays_there(
     renamed = good.replace("00000001", "00000009")
     (month / renamed).write_bytes((month / good).read_bytes())
     (month / "notes.txt").write_text("x")
-    (work.path / FOLDER).mkdir()
-    blessing = "20251122T000000.000000Z_aaaaaaaaaaaa_00000001.json"
-    (work.path / FOLDER / blessing).write_text("{}")
     (work.path / "runs" / "escape").symlink_to("/etc/passwd")
     work("add", "--all")
     work("commit", "--quiet", "--message=by hand")
@@ -299,7 +293,6 @@ def test_what_is_foreign_stays_there(
     assert ended.code == 0
     assert second.files() == [good]
     assert f"Left out: origin/{BRANCH}/runs/{renamed}: its name does not belong to the run in it" in ended.out
-    assert f"Left out: origin/{BRANCH}/{FOLDER}/{blessing}: not a blessing" in ended.out
     # What others put there by hand stays there.
     second.save(5)
     assert tokenpower("push").code == 0

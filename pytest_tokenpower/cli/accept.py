@@ -1,0 +1,154 @@
+"""`tokenpower accept`: let a test rise by so much, in a file that is committed and reviewed with the change."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from datetime import date, datetime, timedelta, timezone
+from pathlib import Path
+
+from pytest_tokenpower.cli.store_access import add_storage
+from pytest_tokenpower.core.settings import fraction
+from pytest_tokenpower.errors import HistoryError, StoreError, UsageError
+from pytest_tokenpower.store.acceptances import Acceptance, write_acceptance
+from pytest_tokenpower.store.access import StoreContext, choose_test
+from pytest_tokenpower.store.git import Repository, run_git
+from pytest_tokenpower.store.identity import file_of, repository_test, root_in
+
+DEFAULT_DAYS = 90
+
+_MOST_RUNS = 50
+
+EPILOG = """\
+The file holds for every run whose work tree has it: commit it with the change. The test may rise by so much over its
+baseline until a run of it is stored at the commit that brought the file to a branch, or later; from that run on its
+level begins there, and its own limit holds again.
+
+After a merge that nobody accepted: --since names the commit that brought the rise. Its runs, and those after it, then
+count where they rose by no more than what is accepted, and the level begins there.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which test, how far, why, and for how long."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
+    parser.add_argument(
+        "test",
+        metavar="TEST",
+        help="a test's id, or a part of it that fits no other; without its [parameters] it stands for all of them",
+    )
+    parser.add_argument(
+        "--up-to",
+        metavar="SHARE",
+        required=True,
+        help="how far the test may rise over its baseline, such as 8%%; 0%% has its level begin anew, and no more",
+    )
+    parser.add_argument("--reason", metavar="TEXT", required=True, help="why; the next reader will ask")
+    parser.add_argument("--since", metavar="COMMIT", help="the merged commit that brought the rise")
+    parser.add_argument(
+        "--days",
+        metavar="N",
+        type=int,
+        default=DEFAULT_DAYS,
+        help=f"the test may rise for so many days at most (default: {DEFAULT_DAYS})",
+    )
+    add_storage(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write the file and say when it takes effect; raises a TokenPowerError for what cannot be accepted."""
+    place = StoreContext.of(arguments, may_be_new=True)
+    repository = place.needs_repository()
+    accepted = Acceptance(
+        test=_test(arguments.test, place, repository),
+        up_to=_share(arguments.up_to),
+        reason=_reason(arguments.reason),
+        expires=_expires(arguments.days),
+        since=_since(arguments.since, repository),
+    )
+    path = write_acceptance(repository, accepted)
+    for line in as_text(accepted, path, repository):
+        print(line)
+    return 0
+
+
+def as_text(accepted: Acceptance, path: Path, repository: Repository) -> list[str]:
+    """What was written, and what it does once it is committed."""
+    file = os.path.relpath(path, Path.cwd())
+    share = f"{100 * accepted.up_to:.3g} %"
+    may = f"may rise by up to {share}" if accepted.up_to else "begins a new level"
+    lines = [
+        f"{accepted.test} {may}: {accepted.reason}",
+        f"Written to {file}: nothing holds yet for others. Commit it with the change (git add {file}).",
+    ]
+    if accepted.since:
+        lines.append(
+            f"Where it is in the work tree, runs from {accepted.since[:7]} on count where they rose by no more than "
+            f"{share}, and the level begins there."
+        )
+    elif accepted.up_to:
+        lines.append(
+            f"The gate then lets the test rise by {share}, until a run of it is stored at the commit that brings the "
+            f"file to the branch, or until {accepted.expires}; its level begins at that commit."
+        )
+    else:
+        lines.append("Its level then begins at the commit that brings the file to the branch.")
+    if run_git(repository.top_level, "check-ignore", "--quiet", os.fspath(path)).code == 0:
+        lines.append(f"git ignores {file}: add it with git add --force, or it is never committed.")
+    return lines
+
+
+def _test(text: str, place: StoreContext, repository: Repository) -> str:
+    """The test from the repository's top level: a stored one, or a node id of a file that is there."""
+    known: set[str] = set()
+    for entry in place.store.entries()[:_MOST_RUNS]:
+        try:
+            contents = place.store.contents(entry)
+        except StoreError:
+            continue  # Named in store.problems.
+        known.update(contents.measurements)
+    bases = {test.partition("[")[0] for test in known}
+    if text in known or text in bases:
+        return text
+    here = repository_test(root_in(repository, place.folder), text)
+    if "::" in text and (here in known or here in bases or (repository.top_level / file_of(here)).is_file()):
+        return here
+    if not known:
+        raise UsageError(
+            f"{place.store.path} holds no run of {text!r}: give the test's whole id (path/test_file.py::test_name)"
+        )
+    return choose_test(text, known)
+
+
+def _share(text: str) -> float:
+    if text.strip() in ("0", "0%"):
+        return 0.0
+    try:
+        return fraction(None, text)
+    except UsageError as error:
+        raise UsageError(f"--up-to={text}: {error}") from None
+
+
+def _reason(text: str) -> str:
+    reason = " ".join(text.split())
+    if not reason:
+        raise UsageError("--reason is empty: say why the rise is accepted; the next reader will ask")
+    return reason
+
+
+def _expires(days: int) -> date:
+    if not 1 <= days <= 3650:
+        raise UsageError(f"--days={days}: must be from 1 to 3650")
+    return datetime.now(timezone.utc).date() + timedelta(days=days)
+
+
+def _since(text: str | None, repository: Repository) -> str:
+    if text is None:
+        return ""
+    commit = repository.resolve(text).commit
+    if repository.head is None or not repository.is_ancestor(commit, repository.head):
+        raise HistoryError(
+            f"--since={text}: {commit[:7]} is not in the history of HEAD: name a merged commit"
+        )
+    return commit
