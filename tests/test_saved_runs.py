@@ -40,7 +40,9 @@ def said(result: pytest.RunResult, beginning: str = "stored ") -> list[str]:
 def test_a_clean_run_says_where_it_is_and_that_it_counts(project: Project, repository: Path) -> None:
     [line] = said(project.run("--energy-autosave", "-q"))
     assert line.startswith(f"stored 2 tests in {repository}/.git/tokenpower/runs/")
-    assert line.endswith(f": commit {git(repository, 'rev-parse', '--short=7', 'HEAD')}, it can be a baseline")
+    assert line.endswith(
+        f": commit {git(repository, 'rev-parse', '--short=7', 'HEAD')}, it can be a baseline"
+    )
 
 
 def test_changes_that_keep_it_from_being_a_baseline_are_named(project: Project, repository: Path) -> None:

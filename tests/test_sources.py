@@ -99,7 +99,9 @@ def test_a_child_that_imports_the_other_tree_is_refused(tmp_path: Path) -> None:
     loaded.write_text("{}")
     child._check_sources(loaded, "the run")
     loaded.write_text('{"app": "/tree/app.py"}')
-    with pytest.raises(TokenPowerError, match=r"did not measure the code of its own commit: it imported app \(/tree"):
+    with pytest.raises(
+        TokenPowerError, match=r"did not measure the code of its own commit: it imported app \(/tree"
+    ):
         child._check_sources(loaded, "the run")
 
 
@@ -174,7 +176,9 @@ def test_submodules_come_along_from_what_is_here(tmp_path: Path, monkeypatch: py
     assert "libs/inner" in changed_files(repository, old)
 
 
-def test_a_submodule_that_is_not_checked_out_here_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_submodule_that_is_not_checked_out_here_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain_git(monkeypatch, tmp_path)
     inner = Git.init(tmp_path / "inner")
     inner.commit("one")

@@ -79,11 +79,7 @@ class Retention:
             order = {commit[:COMMIT_LENGTH]: at for at, commit in enumerate(line.commits)}
             ours = [entry for entry in entries if entry.state == "clean" and entry.commit in order]
             ours.sort(key=lambda entry: order[entry.commit or ""])
-            accepted = (
-                Acceptances.read(self._repository, line.commits)
-                if self._repository
-                else None
-            )
+            accepted = Acceptances.read(self._repository, line.commits) if self._repository else None
             found |= self._newest(ours, accepted)
         for name in {entry.name for entry in entries} - {None}:
             found |= self._newest([entry for entry in entries if entry.name == name], None)

@@ -35,9 +35,7 @@ def placed(added: int, begins: int, *, up_to: float = 0.08, current: bool = True
 
 @given(texts, shares, texts, st.dates(min_value=date(1900, 1, 1)), st.sampled_from(["", "a" * 40]))
 def test_it_survives_its_toml(test: str, share: float, reason: str, expires: date, since: str) -> None:
-    found = decode_acceptance(
-        encode_acceptance(Acceptance(test, share, reason, expires, since)), source="x"
-    )
+    found = decode_acceptance(encode_acceptance(Acceptance(test, share, reason, expires, since)), source="x")
     assert (found.test, found.reason, found.expires, found.since) == (test, reason, expires, since)
     assert found.up_to == pytest.approx(share, rel=1e-5)
 
@@ -91,7 +89,14 @@ def test_it_holds_through_its_last_day_where_its_file_is() -> None:
 
 @pytest.mark.parametrize(
     ("place", "change", "counts"),
-    [(3, 0.07, True), (4, 0.07, True), (5, 0.07, False), (2, 0.07, False), (1, 0.07, False), (3, 0.09, False)],
+    [
+        (3, 0.07, True),
+        (4, 0.07, True),
+        (5, 0.07, False),
+        (2, 0.07, False),
+        (1, 0.07, False),
+        (3, 0.09, False),
+    ],
 )
 def test_runs_between_the_rise_and_its_acceptance_count_up_to_its_size(
     place: int, change: float, counts: bool

@@ -112,7 +112,9 @@ def test_hidden_folders_make_no_tree_dirty_but_for_acceptances(git: Git) -> None
     assert found.changes == (".tokenpower/accepted/x.toml",)
 
 
-def test_a_repository_that_git_refuses_has_no_store_elsewhere(git: Git, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_repository_that_git_refuses_has_no_store_elsewhere(
+    git: Git, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from pytest_tokenpower.errors import HistoryError
 
     git.commit("one")

@@ -69,7 +69,9 @@ def test_a_change_is_accepted_in_its_pull_request_and_main_goes_on_from_there(
     git.commit("costs more", cache="fp16")
     refused = gate(git, store, 10, 1.07)
     assert refused.kind == "regressed"
-    assert re.search(rf"Intended\? tokenpower accept '{re.escape(TEST)}' --up-to (9|1[0-2])% ", refused.message)
+    assert re.search(
+        rf"Intended\? tokenpower accept '{re.escape(TEST)}' --up-to (9|1[0-2])% ", refused.message
+    )
     told = accept(git, tokenpower, "12%")
     assert "nothing holds yet for others" in told
     accepted = gate(git, store, 11, 1.07)
@@ -283,7 +285,9 @@ def test_bless_says_what_takes_its_place(git: Git, tokenpower: Command) -> None:
     ["", "test = 1", 'test = "a"\nup_to = 0.08\nreason = "x"\nexpires = 2026-01-01', "test = ["],
     ids=["empty", "kinds", "number", "toml"],
 )
-def test_a_file_that_is_no_acceptance_stops_the_run(git: Git, store: Store, text: str, tokenpower: Command) -> None:
+def test_a_file_that_is_no_acceptance_stops_the_run(
+    git: Git, store: Store, text: str, tokenpower: Command
+) -> None:
     stored_levels(git, store, [1.0])
     git.write(f"{ACCEPTED_FOLDER}/x.toml", text)
     ended = tokenpower("compare", "HEAD", "HEAD")
