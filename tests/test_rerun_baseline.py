@@ -147,3 +147,94 @@ def test_absolute_paths_point_into_the_other_work_tree() -> None:
     assert moved("/a/repo/tests/t.py::test_x[1]", top, other) == "/b/tree/tests/t.py::test_x[1]"
     assert moved("/elsewhere/t.py", top, other) == "/elsewhere/t.py"
     assert moved("-q", top, other) == "-q"
+
+
+DYNAMIC = """
+from engine import SECONDS
+
+{mark}
+def test_dynamic(request):
+    request.getfixturevalue("energy")(generate, SECONDS)
+"""
+
+
+def test_a_test_that_asks_for_the_fixture_in_its_body_is_judged(project: Project, repository: Path) -> None:
+    project.file("engine.py", "SECONDS = 0.1")
+    project.tests(DYNAMIC.format(mark="@pytest.mark.power_budget(min_rounds=3, max_rounds=3)"))
+    git(repository, "commit", "--quiet", "--all", "--message", "slower")
+    git(repository, "branch", "--force", "main", "change")
+    project.file("engine.py", "SECONDS = 0.2")
+    git(repository, "commit", "--quiet", "--all", "--message", "slower still")
+    result = project.run(*options("--energy-baseline=main"))
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["REGRESSED: test_dynamic: *"])
+
+
+def test_one_that_nothing_announces_is_said_not_to_be_compared(project: Project, repository: Path) -> None:
+    project.tests(DYNAMIC.format(mark=""))
+    git(repository, "commit", "--quiet", "--all", "--message", "dynamic")
+    project.ini("energy_missing_baseline = fail")
+    result = project.run(*options("--energy-baseline=main"))
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        ["NO BASELINE: test_dynamic: *did not see beforehand that this test measures*"]
+    )
+
+
+def test_a_baseline_that_imports_the_candidates_code_is_refused(
+    project: Project,
+    repository: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """An import hook that comes before the import path, as some editable installs have it."""
+    hook = tmp_path_factory.mktemp("hook")
+    (hook / "engine_hook.py").write_text(
+        "import importlib.util, sys\n"
+        "class Hook:\n"
+        "    @staticmethod\n"
+        "    def find_spec(name, path=None, target=None):\n"
+        f"        file = {str(repository / 'engine.py')!r}\n"
+        "        return importlib.util.spec_from_file_location(name, file) if name == 'engine' else None\n"
+        "sys.meta_path.insert(0, Hook)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(hook))
+    monkeypatch.syspath_prepend(str(hook))
+    git(repository, "commit", "--quiet", "--allow-empty", "--message", "a change")
+    before = list(sys.meta_path)
+    try:
+        result = project.run(*options("--energy-baseline=main", "-p", "engine_hook"))
+    finally:
+        sys.meta_path[:] = before
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stdout.fnmatch_lines(
+        [f"*did not measure the code of its own commit: it imported engine ({repository}*"]
+    )
+    assert leftovers(repository).count("worktree") == 1
+
+
+def test_code_beside_the_tests_in_a_monorepo_is_the_baselines(
+    project: Project, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The package is on the import path by its folder, as a path file of an editable install puts it there."""
+    git(repository, "mv", "-k", "engine.py", "nowhere.py")
+    project.file("packages/app/src/engine.py", "SECONDS = 0.05")
+    git(repository, "rm", "--quiet", "--cached", "-r", ".")
+    (repository / "nowhere.py").unlink(missing_ok=True)
+    git(repository, "add", "--all")
+    git(repository, "commit", "--quiet", "--message", "a package")
+    git(repository, "branch", "--force", "main", "change")
+    project.file("packages/app/src/engine.py", "SECONDS = 0.1")
+    git(repository, "commit", "--quiet", "--all", "--message", "slower")
+    monkeypatch.syspath_prepend(str(repository / "packages/app/src"))
+    result = project.run(*options("--energy-baseline=main", "-k", "work"))
+    result.assert_outcomes(failed=1)
+    result.stdout.re_match_lines([r"REGRESSED: test_work: .*"])
+    path = repository / ".tokenpower/accepted/x.toml"
+    path.parent.mkdir(parents=True)
+    path.write_text(
+        'test = "test_energy.py::test_work"\nup_to = "150%"\nreason = "longer"\nexpires = 9999-01-01\n'
+    )
+    result = project.run(*options("--energy-baseline=main", "-k", "work"))
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["*Accepted: up to 150 % until 9999-01-01 (longer; *"])
