@@ -246,6 +246,11 @@ def stored(*watts: float, prefill: float | None = 0.1) -> ComparableRuns:
 
 THREE = stored(500, 501, 499)
 
+NEXT = (
+    "  Next: tokenpower history tests/test_energy.py::test_chat; intended? tokenpower accept "
+    "tests/test_energy.py::test_chat --up-to {}% --reason ..., and commit the file that it writes."
+)
+
 MESSAGES = {
     "slower": (
         measured(seconds=10.7),
@@ -255,9 +260,8 @@ MESSAGES = {
 REGRESSED +7.0 % (limit 3 %): test_it takes 0.2674 J/token; main@1a2b3c4 took 0.2499 (3 runs).
   95 % interval +5.7 % to +8.4 %, one-sided p < 0.0001.
   decode +7.1 %, prefill +0.0 %; power 500 W (+0.0 %), 1869 tok/s (-6.5 %): slower, not hotter.
-  Next: tokenpower history tests/test_energy.py::test_chat; intended? """
-        """tokenpower accept tests/test_energy.py::test_chat --up-to 10% --reason ..., and commit the file that it writes.
-""",
+"""
+        + NEXT.format(10),
     ),
     "hotter": (
         measured(watts=535),
@@ -267,9 +271,8 @@ REGRESSED +7.0 % (limit 3 %): test_it takes 0.2674 J/token; main@1a2b3c4 took 0.
 REGRESSED +7.0 % (limit 3 %): test_it takes 0.2674 J/token; main@1a2b3c4 took 0.2499 (3 runs).
   95 % interval +5.7 % to +8.4 %, one-sided p < 0.0001.
   decode +7.0 %, prefill +7.0 %; power 535 W (+7.0 %), 2000 tok/s (+0.0 %): hotter, not slower.
-  Next: tokenpower history tests/test_energy.py::test_chat; intended? """
-        """tokenpower accept tests/test_energy.py::test_chat --up-to 10% --reason ..., and commit the file that it writes.
-""",
+"""
+        + NEXT.format(10),
     ),
     "both": (
         measured(watts=515, seconds=10.4),
@@ -279,9 +282,8 @@ REGRESSED +7.0 % (limit 3 %): test_it takes 0.2674 J/token; main@1a2b3c4 took 0.
 REGRESSED +7.1 % (limit 3 %): test_it takes 0.2677 J/token; main@1a2b3c4 took 0.2499 (3 runs).
   95 % interval +5.8 % to +8.5 %, one-sided p < 0.0001.
   decode +7.2 %, prefill +3.0 %; power 515 W (+3.0 %), 1923 tok/s (-3.8 %): hotter and slower.
-  Next: tokenpower history tests/test_energy.py::test_chat; intended? """
-        """tokenpower accept tests/test_energy.py::test_chat --up-to 10% --reason ..., and commit the file that it writes.
-""",
+"""
+        + NEXT.format(10),
     ),
     "improved": (
         measured(watts=400),
@@ -312,9 +314,8 @@ REGRESSED +7.0 % (limit 3 %): test_it takes 0.2674 J/token; main@1a2b3c4 took 0.
   95 % interval +3.7 % to +10.4 %, one-sided p = 0.0057.
   decode +7.1 %, prefill +0.0 %; power 500 W (+0.0 %), 1869 tok/s (-6.5 %): slower, not hotter.
   Provisional: only 1 run stored.
-  Next: tokenpower history tests/test_energy.py::test_chat; intended? """
-        """tokenpower accept tests/test_energy.py::test_chat --up-to 12% --reason ..., and commit the file that it writes.
-""",
+"""
+        + NEXT.format(12),
     ),
     "noisy": (
         measured(seconds=10.7, prefill=None),
