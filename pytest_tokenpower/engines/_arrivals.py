@@ -15,10 +15,7 @@ from pytest_tokenpower.workloads.arrivals import Arrivals
 
 T = TypeVar("T")
 
-
 WATCH_S = 0.5
-
-
 """How often a waiting call looks whether there is still something to wait for."""
 
 

@@ -29,21 +29,13 @@ from typing import overload
 from pytest_tokenpower.engines.protocol import Step
 
 LARGEST_GAP = 0.5
-
-
 """A longer pause than this share of the usual time between two chunks of a response ends a burst."""
 
-
 LATE = 0.25
-
-
 """A chunk that comes so soon after the one before of its response, as a share of the usual time between two, shows that
 both had been waiting to be read."""
 
-
 LONG_STEP = 1.5
-
-
 """A step without first tokens that takes so many times the median of such steps had a part of a prompt in it."""
 
 

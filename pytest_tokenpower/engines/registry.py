@@ -13,7 +13,6 @@ from pytest_tokenpower.errors import EngineError, UsageError
 
 Source = Callable[[], Mapping[str, str]]
 
-
 _sources: list[Source] = []
 
 
@@ -29,10 +28,7 @@ def plugin_engines() -> Mapping[str, str]:
 
 
 Factory = Callable[..., Engine]
-
-
 """``factory(model, **options)``: an engine with its model loaded; raises EngineError or UsageError."""
-
 
 ENGINES: Mapping[str, str] = {
     "vllm": "pytest_tokenpower.engines.vllm.offline:VllmEngine",
@@ -44,14 +40,9 @@ ENGINES: Mapping[str, str] = {
     "tensorrt-llm": "pytest_tokenpower.engines.tensorrt_llm:TensorrtLlmEngine",
     "deepspeed-mii": "pytest_tokenpower.engines.deepspeed_mii:MiiEngine",
 }
-
-
 """The adapters of this package, as ``module:name`` of their factory."""
 
-
 SERVERS = frozenset({"openai", "vllm-server"})
-
-
 """Adapters whose engine is another process anyway, which they speak to over HTTP: one more around them adds nothing.
 Their factories take ``timeouts`` and ``env`` themselves."""
 

@@ -89,10 +89,7 @@ FACTS = (
     "enable_attention_dp",
     "load_format",
 )
-
-
 """Arguments of ``LLM`` that are worth recording."""
-
 
 _MICROSECOND = timedelta(microseconds=1)
 

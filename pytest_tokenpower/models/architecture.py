@@ -21,7 +21,6 @@ WEIGHT_BITS: Mapping[str, float] = {
     "mxfp4": 4 + 8 / 32,
 }
 
-
 _ALIASES: Mapping[str, str] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "half": "fp16"}
 
 
@@ -218,16 +217,11 @@ FAMILIES: Mapping[str, str] = {
     "deepseek_v3": "DeepseekV3ForCausalLM",
     "falcon": "FalconForCausalLM",
 }
-
-
 """``model_type`` of the families that are known, and the class that Hugging Face transformers has for each."""
-
 
 Role = Literal[
     "embedding", "head", "matrix", "expert", "router", "norm", "norm from 1", "bias", "expert bias", "sinks"
 ]
-
-
 """What a tensor is: matrices and experts are what weight quantization shrinks; Gemma's norms count from 1."""
 
 
@@ -366,17 +360,12 @@ def _layer_norm(name: str, length: int) -> Iterator[Tensor]:
 
 
 DTYPE_BYTES: Mapping[str, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
-
-
 """Bytes of a value in the dtypes that checkpoints are written in."""
-
 
 _NULL: Mapping[str, tuple[str, ...]] = {
     "sliding_window": ("mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "phi3"),
     "q_lora_rank": ("deepseek_v2", "deepseek_v3"),
 }
-
-
 """Fields that are null in a ``config.json`` where these families do without; left out, a default would stand in."""
 
 

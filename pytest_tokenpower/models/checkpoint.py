@@ -13,10 +13,7 @@ from pytest_tokenpower.errors import EngineError
 
 _SAMPLE_BYTES = 1 << 20
 
-
 _SNAPSHOT = re.compile(r"models--([^/]+)/snapshots/([^/]+)")
-
-
 """The hub's cache: ``models--meta-llama--Llama-3.1-8B/snapshots/<commit>``. vLLM puts it in the place of a hub id where
 HF_HUB_OFFLINE is set."""
 

@@ -19,7 +19,6 @@ from pytest_tokenpower.telemetry.meters.nvml.devices import GpuMemory, gpu_memor
 
 _CGROUP = Path("/sys/fs/cgroup/memory.max")
 
-
 _MEMINFO = Path("/proc/meminfo")
 
 
@@ -50,10 +49,7 @@ def swap_memory() -> int:
 
 _FLOATS = frozenset(("F64", "F32", "F16", "BF16"))
 
-
 _LONGEST_HEADER = 100_000_000
-
-
 """Bytes; the limit that the safetensors library sets."""
 
 
@@ -162,10 +158,7 @@ _SHRUNK_TO: Mapping[str, float] = {
     "int8_per_channel_weight_only": 1,
     "bitsandbytes": 0.5,
 }
-
-
 """Bytes that vLLM's quantization on load leaves of a weight at best."""
-
 
 _USUAL: Mapping[str, tuple[Any, ...]] = {
     "hf_overrides": (None, {}),
@@ -178,8 +171,6 @@ _USUAL: Mapping[str, tuple[Any, ...]] = {
     "data_parallel_size": (None, 1),
     "nnodes": (None, 1),
 }
-
-
 """Options of vLLM that can make another model, or other and more devices of it, and the values that do not."""
 
 

@@ -27,8 +27,6 @@ else:
 
 
 MODELS_VARIABLE = "TOKENPOWER_MODELS"
-
-
 """Environment variable that names a TOML file of the user's own models."""
 
 

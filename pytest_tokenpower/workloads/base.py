@@ -37,8 +37,6 @@ class Batch:
 
 
 FIRST_ID = 3
-
-
 """Below it lie the padding, start and end of most vocabularies."""
 
 

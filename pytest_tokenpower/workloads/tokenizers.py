@@ -10,13 +10,9 @@ from typing import Any
 from pytest_tokenpower.errors import EngineError
 
 Encode = Callable[[str], Sequence[int]]
-
-
 """Token ids of a text, without special tokens of a chat."""
 
-
 BYTE_OFFSET = 3
-
 
 _FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 

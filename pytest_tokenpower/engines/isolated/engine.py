@@ -33,9 +33,7 @@ from pytest_tokenpower.workloads.base import Batch
 
 T = TypeVar("T")
 
-
 PROGRESS_S = 5.0
-
 
 _KNOWN = {error.__name__: error for error in (EngineError, UsageError, TokenCountError, MeterUnavailable)}
 

@@ -53,8 +53,6 @@ class Endpoint:
 
 
 SHOWN = 300
-
-
 """So many characters of what a server sent are shown in a message."""
 
 
@@ -238,21 +236,13 @@ def shown(data: bytes) -> str:
 
 
 KEEP_OPEN_S = 2.0
-
-
 """An idle connection is used again for so long. Servers close theirs after some time (uvicorn: 5 s), and a request that
 meets this would fail."""
 
-
 CHECK_S = 0.1
-
-
 """How often a running batch looks at its limits."""
 
-
 QUESTION_S = 30.0
-
-
 """So long a server may take to answer a question."""
 
 

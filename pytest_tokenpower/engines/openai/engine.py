@@ -37,7 +37,6 @@ from pytest_tokenpower.workloads.base import Batch
 
 VLLM, SGLANG = "vllm", "sglang"
 
-
 _SGLANG_AXES: Mapping[str, str] = {
     "dtype": "dtype",
     "quantization": "quantization",
@@ -215,10 +214,7 @@ def _fact(value: object) -> Fact:
 
 KEY_VARIABLE = "TOKENPOWER_OPENAI_KEY"
 
-
 _FORWARDERS = frozenset({"ssh", "autossh", "sshd", "kubectl", "socat"})
-
-
 """Programs that listen here for a server that is usually elsewhere."""
 
 

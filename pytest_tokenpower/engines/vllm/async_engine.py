@@ -25,15 +25,10 @@ from pytest_tokenpower.workloads.tokenizers import tokenizer_of
 
 _DETAILS = "enable_logging_iteration_details"
 
-
 Work = Callable[[Requests], Coroutine[Any, Any, list[Any]]]
 
-
 CLOSE_S = 20.0
-
-
 """So long the engine's processes may take to end by themselves."""
-
 
 DEFAULTS: dict[str, Any] = {
     # Otherwise the second round of a batch would skip its prefill.
@@ -42,8 +37,6 @@ DEFAULTS: dict[str, Any] = {
     # Leaves out the logger that would write a line for every iteration; statistics go on for ours.
     "disable_log_stats": True,
 }
-
-
 """Arguments that :class:`VllmAsyncEngine` gives to ``vllm.AsyncEngineArgs`` unless its caller says otherwise."""
 
 

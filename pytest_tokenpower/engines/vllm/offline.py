@@ -25,7 +25,6 @@ from pytest_tokenpower.workloads.tokenizers import tokenizer_of
 
 _IN_PROCESS = "VLLM_ENABLE_V1_MULTIPROCESSING"
 
-
 DEFAULTS: dict[str, Any] = {
     # Without statistics RequestOutput.metrics is None.
     "disable_log_stats": False,
@@ -35,8 +34,6 @@ DEFAULTS: dict[str, Any] = {
     "enable_prefix_caching": False,
     "skip_tokenizer_init": True,
 }
-
-
 """Arguments that :class:`VllmEngine` gives to ``vllm.LLM`` unless its caller says otherwise."""
 
 

@@ -31,17 +31,13 @@ from pytest_tokenpower.workloads.tokenizers import tokenizer_of
 
 MODULE = "vllm.entrypoints.openai.api_server"
 
-
 COMMAND = (
     "import runpy, sys, threading; "
     "from pytest_tokenpower.core.subprocesses import end_with_parent; "
     "threading.Thread(target=end_with_parent, args=(int(sys.argv.pop(1)),), daemon=True).start(); "
     f"runpy.run_module({MODULE!r}, run_name='__main__', alter_sys=True)"
 )
-
-
 """``python -m vllm...api_server``, with the lifeline's descriptor before its arguments: it ends with the tests."""
-
 
 DEFAULTS: dict[str, Any] = {
     # Otherwise the second round of a batch would skip its prefill.
@@ -49,10 +45,7 @@ DEFAULTS: dict[str, Any] = {
     # A line for each request is work that has nothing to do with the tokens.
     "disable_uvicorn_access_log": True,
 }
-
-
 """Arguments of the server unless its caller says otherwise."""
-
 
 POLL_S = 0.25
 
