@@ -8,9 +8,6 @@ from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.models.architecture import WEIGHT_BITS, Architecture, dtype_name
 
 GIB = 1 << 30
-"""Bits of a quantized weight with its share of a scale: int4 one of 16 bits for 128 weights (GPTQ's and AWQ's usual
-group), mxfp4 one of 8 bits for 32 (OCP Microscaling Formats 1.0). Scales of whole rows or of blocks of 128 × 128
-(fp8, int8) are under 0.1 % and left out."""
 
 RESERVE = 0.1
 """Share of a GPU's memory that is kept for activations, graphs and the CUDA context; vLLM's own default is near."""

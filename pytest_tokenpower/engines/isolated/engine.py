@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pytest_tokenpower.core import progress
-from pytest_tokenpower.core.subprocesses import ProcessGroup
+from pytest_tokenpower.core.subprocesses import ProcessGroup, inherited_path
 from pytest_tokenpower.engines._adapter import require_batch
 from pytest_tokenpower.engines.isolated.worker import COMMAND, Failure, Ready, Request, Start
 from pytest_tokenpower.engines.protocol import EngineIdentity, Generation
@@ -79,7 +79,7 @@ class IsolatedEngine:
                 [sys.executable, "-c", COMMAND, str(theirs.fileno()), str(lifeline)],
                 log=self._folder / "log.txt",
                 pass_fds=(theirs.fileno(), lifeline),
-                env={**os.environ, "PYTHONPATH": _python_path(), "PYTHONUNBUFFERED": "1", **(env or {})},
+                env={**os.environ, "PYTHONPATH": inherited_path(), "PYTHONUNBUFFERED": "1", **(env or {})},
             )
         except OSError as error:
             ours.close()
@@ -265,7 +265,3 @@ class IsolatedEngine:
             os.close(self._lifeline)
             return how
         return self._group.end(0.0)
-
-
-def _python_path() -> str:
-    return os.pathsep.join(path or os.getcwd() for path in sys.path)

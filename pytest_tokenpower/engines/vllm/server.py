@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pytest_tokenpower.core import progress
-from pytest_tokenpower.core.subprocesses import ProcessGroup
+from pytest_tokenpower.core.subprocesses import ProcessGroup, inherited_path
 from pytest_tokenpower.engines._adapter import missing_package
 from pytest_tokenpower.engines.isolated.engine import PROGRESS_S, Timeouts
 from pytest_tokenpower.engines.openai.engine import OpenAIEngine
@@ -267,7 +267,7 @@ def _environment() -> dict[str, str]:
     env = {**os.environ, "VLLM_SERVER_DEV_MODE": "1", "PYTHONUNBUFFERED": "1"}
     # Of an engine in the tests' own process; a server's is always in another.
     env.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
-    env["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    env["PYTHONPATH"] = inherited_path()
     return env
 
 
