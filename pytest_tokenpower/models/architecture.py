@@ -236,11 +236,13 @@ def count_weights(shape: Shape) -> Counter[Role]:
         norms, last_norm = layer_norm * (2 if shape.grouped else 1), layer_norm
     else:
         norms, last_norm = hidden * (4 if family in ("gemma2", "gemma3_text") else 2), hidden
-    counts: Counter[Role] = Counter(
-        embedding=shape.vocab * hidden,
-        head=0 if shape.tied else shape.vocab * hidden,
-        matrix=shape.layers * attention,
-        other=shape.layers * (vectors + norms) + last_norm,
+    counts = Counter[Role](
+        {
+            "embedding": shape.vocab * hidden,
+            "head": 0 if shape.tied else shape.vocab * hidden,
+            "matrix": shape.layers * attention,
+            "other": shape.layers * (vectors + norms) + last_norm,
+        }
     )
     experts, dense = shape.experts, shape.layers
     if experts is not None:
@@ -283,7 +285,7 @@ def _count_mlp(shape: Shape, width: int, layers: int) -> Counter[Role]:
     """Weights of so many MLPs of this width; all are gated but Falcon's."""
     inputs = 1 if shape.family == "falcon" else 2
     biases = (inputs * width + shape.hidden) * shape.mlp_bias
-    return Counter(matrix=layers * (inputs + 1) * shape.hidden * width, other=layers * biases)
+    return Counter({"matrix": layers * (inputs + 1) * shape.hidden * width, "other": layers * biases})
 
 
 DTYPE_BYTES: Mapping[str, int] = {"bfloat16": 2, "float16": 2, "float32": 4}

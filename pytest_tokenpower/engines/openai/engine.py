@@ -17,10 +17,10 @@ from pytest_tokenpower.core import progress
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.engines._adapter import check_batch
 from pytest_tokenpower.engines._estimated_steps import EstimatedSteps
+from pytest_tokenpower.engines.identify import identity_from_config
 from pytest_tokenpower.engines.isolated.engine import Timeouts
 from pytest_tokenpower.engines.openai.client import Answer, Client, Endpoint, Limits, Refused, Stream
 from pytest_tokenpower.engines.protocol import EngineIdentity, Generation
-from pytest_tokenpower.engines.vllm.config import identity_from_config
 from pytest_tokenpower.errors import EngineError, UsageError
 from pytest_tokenpower.models.checkpoint import model_name, weights_name, weights_note
 from pytest_tokenpower.telemetry.processes import (
