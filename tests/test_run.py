@@ -8,7 +8,7 @@ from projects import Project
 from pytest_tokenpower.core.records import MeasurementRecord, RunRecord
 
 HEAD = """
-from pytest_tokenpower.engines.isolated.engine import Timeouts
+from pytest_tokenpower.engines import Timeouts
 from pytest_tokenpower.workloads.base import Batch
 from pytest_tokenpower.engines.spec import EngineSpec
 from pytest_tokenpower.workloads import FixedShape, Poisson, PromptSet

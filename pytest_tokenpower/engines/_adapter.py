@@ -1,4 +1,4 @@
-"""What adapters share: their base class, checks of a batch and its counts, plain values of a configuration."""
+"""Parts that adapters share: their base class, checks of a batch and its counts, plain values of a configuration."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class InProcessEngine:
     """The engine's name in messages."""
 
     failed: ClassVar[str] = "the batch failed"
-    """What messages say of a batch that ended in an error of the engine's."""
+    """The words of messages for a batch that ended in an error of the engine's."""
 
     encode: Encode | None = None
     """The model's own tokenizer, where it has one."""
@@ -123,7 +123,7 @@ def environment_kept(*names: str, **values: str) -> Iterator[None]:
 
 
 def missing_package(engine: str, extra: str, error: ImportError) -> EngineError:
-    """The error for an engine whose package cannot be imported; names the extra that brings it."""
+    """Make the error for an engine whose package cannot be imported; names the extra that brings it."""
     return EngineError(
         f"the {engine} engine needs a package that does not import ({error}): "
         f"pip install 'pytest-tokenpower[{extra}]'"
@@ -131,7 +131,7 @@ def missing_package(engine: str, extra: str, error: ImportError) -> EngineError:
 
 
 def cannot_load(model: str, engine: str, options: Mapping[str, Any], error: BaseException) -> EngineError:
-    """The error for a model that an engine would not load: in its words, and with the options that it was given."""
+    """Make the error for a model that an engine would not load, in its words and with the options that it was given."""
     text = f"{model}: {engine} cannot load it: {str(error) or type(error).__name__}"
     given = ", ".join(f"{name}={repr(value)[:80]}" for name, value in options.items() if value is not None)
     if given:
@@ -235,7 +235,7 @@ def identity_of(
 
 
 def as_fact(value: Any) -> Fact:
-    """A configuration value as a fact: enumerations by name in lower case, torch dtypes without their module."""
+    """Turn a configuration value into a fact: enumerations by name in lower case, torch dtypes without their module."""
     if value is None or isinstance(value, bool | float):
         return value
     if isinstance(getattr(value, "name", None), str):
@@ -251,7 +251,7 @@ def config_facts(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, F
 
 
 def checkpoint_config(model: str) -> Mapping[str, Any]:
-    """The language model's part of a folder's or hub id's ``config.json``; raises EngineError where it cannot be read.
+    """Read the language model's part of a folder's or hub id's ``config.json``; raises EngineError where it cannot.
 
     A hub id is asked for through transformers, on which every engine that takes one depends.
     """
@@ -267,7 +267,7 @@ def checkpoint_config(model: str) -> Mapping[str, Any]:
 
 
 def checkpoint_dtype(config: Mapping[str, Any]) -> str | None:
-    """The dtype that a checkpoint's configuration names; transformers called it ``torch_dtype`` before 4.56."""
+    """Read the dtype of a checkpoint's configuration; transformers called it ``torch_dtype`` before 4.56."""
     dtype = as_fact(config.get("dtype") or config.get("torch_dtype"))
     return None if dtype is None else str(dtype)
 

@@ -28,7 +28,7 @@ from pytest_tokenpower.errors import EngineError, UsageError
 from pytest_tokenpower.workloads.base import Batch
 
 _RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""What a launcher says to each of its processes; without one, MII sets them for a launch of one process. A process
+"""Variables that a launcher gives to each of its processes; without one, MII sets them for a launch of one process. A process
 started later would take them for a launcher's, and bind the port."""
 
 
@@ -176,7 +176,7 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _id_tokenizer(base: type, vocab_size: int) -> Any:
-    """A tokenizer for which ``"5 17 3"`` is the ids 5, 17 and 3, both ways.
+    """Make a tokenizer for which ``"5 17 3"`` is the ids 5, 17 and 3, both ways.
 
     MII wraps it in its ``HFTokenizer``, which calls it as it does a tokenizer of transformers; hence ``__len__`` and
     ``return_tensors``.

@@ -16,7 +16,7 @@ from pytest_tokenpower.engines.protocol import EngineIdentity
 
 
 def describe_callable(fn: object) -> EngineIdentity | None:
-    """The engine whose method ``fn`` is, read from its own configuration; None for anything else. Never raises.
+    """Identify the engine whose method ``fn`` is, by its own configuration; None for anything else. Never raises.
 
     Known are methods of ``vllm.LLM``, ``AsyncLLM`` and ``LLMEngine``, of a transformers model or pipeline, and of
     any object with an ``identity`` of ours; also under ``functools.partial``.
@@ -131,7 +131,7 @@ _VLLM_FACTS: Mapping[str, str] = {
 
 
 def attention_backend(config: Any) -> str | None:
-    """The backend that the layers run, where they are in this process; else the one asked for; else None."""
+    """Name the backend that the layers run, where they are in this process; else the one asked for; else None."""
     layers = _get(config, "compilation_config.static_forward_context")
     for layer in layers.values() if isinstance(layers, Mapping) else ():
         try:

@@ -158,7 +158,7 @@ class SglangEngine(InProcessEngine):
         return Trace(sent_ns, int(meta["prompt_tokens"]), chunks), ids, int(meta.get("cached_tokens") or 0)
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
-        """The result, on the engine's own event loop."""
+        """Run the work on the engine's own event loop and return its result."""
         loop = self._handle.loop
         task = loop.create_task(work)
         try:
@@ -214,13 +214,13 @@ class SglangEngine(InProcessEngine):
 
 
 def _resolved(server_args: Any) -> Mapping[str, Any]:
-    """The arguments with what SGLang chose for those left open; before 0.5.2x that is in the fields themselves."""
+    """Return the arguments with SGLang's choice of those left open; before 0.5.2x that is in the fields themselves."""
     resolve = getattr(server_args, "resolved_dict", None)
     return dict(resolve() if resolve is not None else vars(server_args))
 
 
 def _graphs(args: Mapping[str, Any]) -> dict[str, Any]:
-    """What runs as CUDA graphs; ``disable_cuda_graph`` stays False where a backend without graphs was chosen."""
+    """Tell what runs as CUDA graphs; ``disable_cuda_graph`` stays False where a backend without graphs was chosen."""
     config = args.get("cuda_graph_config")
     if config is None:
         return {"disable_cuda_graph": args.get("disable_cuda_graph")}

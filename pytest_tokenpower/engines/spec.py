@@ -6,16 +6,14 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pytest_tokenpower.engines.isolated.engine import IsolatedEngine, Timeouts
-from pytest_tokenpower.engines.protocol import Engine, Generation
+from pytest_tokenpower.engines.execution import Execution
+from pytest_tokenpower.engines.isolated.engine import IsolatedEngine
+from pytest_tokenpower.engines.protocol import Engine, Generation, Timeouts
 from pytest_tokenpower.engines.registry import SERVERS, reference, start
 from pytest_tokenpower.errors import UsageError
-from pytest_tokenpower.workloads.base import Batch
-
-if TYPE_CHECKING:
-    from pytest_tokenpower.workloads import Workload
+from pytest_tokenpower.workloads.base import Batch, Workload
 
 
 @dataclass(frozen=True, init=False)
@@ -51,7 +49,7 @@ class EngineSpec:
         if timeouts is not None and not isinstance(timeouts, Timeouts):
             raise UsageError(
                 f"EngineSpec({engine!r}, ..., timeouts={timeouts!r}): give Timeouts(start_s=..., batch_s=..., "
-                "close_s=...) of pytest_tokenpower.engines.isolated.engine"
+                "close_s=...) of pytest_tokenpower.engines"
             )
         if not all(isinstance(each, str) for pair in dict(env or {}).items() for each in pair):
             raise UsageError(
@@ -68,7 +66,7 @@ class EngineSpec:
             object.__setattr__(self, name, value)
 
     def load(self) -> Engine:
-        """The engine with its model loaded; the caller closes it. Raises EngineError or UsageError."""
+        """Start the engine with its model loaded; the caller closes it. Raises EngineError or UsageError."""
         if self.engine in SERVERS:
             return start(
                 self.engine, self.model, {"timeouts": self.timeouts, "env": self.env, **self.options}
@@ -81,7 +79,7 @@ class EngineSpec:
 
     @contextmanager
     def start(self) -> Iterator[Engine]:
-        """The engine, closed at the end of the block."""
+        """Start the engine, and close it at the end of the block."""
         engine = self.load()
         try:
             yield engine
@@ -89,7 +87,7 @@ class EngineSpec:
             engine.close()
 
     def workload(self, workload: Workload | Batch) -> SpecWorkload:
-        """The workload on this engine, for ``energy.compare``: each restart starts the engine anew."""
+        """Put a workload on this engine, for ``energy.compare``: each restart starts the engine anew."""
         return SpecWorkload(self, workload)
 
 
@@ -106,7 +104,5 @@ class SpecWorkload:
 
     @contextmanager
     def _started(self) -> Iterator[Callable[[], Generation]]:
-        from pytest_tokenpower.engines.execution import Execution
-
         with self.spec.start() as engine:
             yield Execution(engine, self.work)

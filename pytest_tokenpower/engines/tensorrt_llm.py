@@ -39,7 +39,7 @@ class RequestTimes:
     last_iteration: int
 
     def decoded_by(self, iteration: int) -> int:
-        """How many tokens after its first it had when this iteration ended."""
+        """Count the tokens after its first that it had when this iteration ended."""
         return min(max(iteration - self.first_iteration, 0), self.last_iteration - self.first_iteration)
 
 
@@ -172,7 +172,7 @@ class TensorrtLlmEngine(InProcessEngine):
         handle.shutdown()
 
     def _finish(self, inputs: Sequence[Any], sampling: Any) -> list[Any]:
-        """What ``LLM.generate`` does and returns, with hold of the requests, so that none goes on after a failure."""
+        """Do what ``LLM.generate`` does, with hold of the requests, so that none goes on after a failure."""
         requests: list[Any] = []
         with self._running():
             try:
@@ -233,7 +233,7 @@ def _chosen(dtype: Any) -> str | None:
 
 
 def _quantization(args: Any, config: Mapping[str, Any]) -> Fact:
-    """The algorithm that the engine found in the checkpoint or was told, else what the checkpoint says of itself."""
+    """Name the algorithm that the engine found or was told, else what the checkpoint says of itself."""
     algorithm = as_fact(getattr(getattr(args, "quant_config", None), "quant_algo", None))
     if algorithm is not None:
         return str(algorithm).lower()
@@ -251,7 +251,7 @@ def _reused(output: Any) -> str:
 
 
 def _times(output: Any, prompt_tokens: int, generated_tokens: int) -> RequestTimes | None:
-    """The request's times; None where any is missing.
+    """Read the request's times; None where any is missing.
 
     They are points of C++'s steady_clock, which is CLOCK_MONOTONIC on Linux (as ``time.monotonic``), as timedeltas
     since its start; rank 0's, to which those of other ranks are aligned. A time that was not taken is 0.

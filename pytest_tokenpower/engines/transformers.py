@@ -147,7 +147,7 @@ class TransformersEngine(InProcessEngine):
         return self._work
 
     def _run(self, work: _Work) -> tuple[list[int], list[list[int]]]:
-        """Marks (one more than there are steps, ns) and the token ids of each response."""
+        """Return the marks (one more than there are steps, ns) and the token ids of each response."""
         torch, batch = self._torch, work.batch
         responses, longest = work.input_ids.shape
         total = longest + batch.new_tokens

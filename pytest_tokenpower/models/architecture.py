@@ -27,7 +27,7 @@ _ALIASES: Mapping[str, str] = {"float32": "fp32", "bfloat16": "bf16", "float16":
 
 
 def dtype_name(dtype: str) -> str:
-    """The short name of a dtype (``bfloat16``: ``bf16``); raises UsageError for an unknown one."""
+    """Return the short name of a dtype (``bfloat16``: ``bf16``); raises UsageError for an unknown one."""
     name = _ALIASES.get(dtype, dtype)
     if name not in WEIGHT_BITS:
         raise UsageError(f"dtype {dtype!r} is not known: use one of {', '.join(WEIGHT_BITS)}")
@@ -86,7 +86,7 @@ class Shape:
 
 
 def read_shape(config: Mapping[str, Any]) -> Shape:
-    """The sizes in ``config``; raises UsageError that names the field that is missing, malformed or does not fit."""
+    """Read the sizes in ``config``; raises UsageError that names the field that is missing, malformed or wrong."""
     fields = _Fields(config)
     family = fields.text("model_type")
     if family not in FAMILIES:
@@ -160,7 +160,7 @@ def _experts(family: str, fields: _Fields, layers: int) -> Experts | None:
 
 
 def _windows(family: str, fields: _Fields, layers: int) -> tuple[int | None, ...]:
-    """How far each layer's attention reaches back; None: to the beginning."""
+    """Read how far each layer's attention reaches back; None: to the beginning."""
     if family in ("qwen2", "qwen3", "qwen3_moe"):
         first = fields.count("max_window_layers", layers, least=0)
         slides = [fields.flag("use_sliding_window") and layer >= first for layer in range(layers)]
@@ -361,7 +361,7 @@ class Architecture:
         return self.parameters * DTYPE_BYTES[dtype]
 
     def hub_config(self, dtype: str) -> dict[str, Any]:
-        """The checkpoint's ``config.json``."""
+        """Return the checkpoint's ``config.json``."""
         family = self.shape.family
         null = {name: None for name, families in _NULL.items() if family in families}
         return {

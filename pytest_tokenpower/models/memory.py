@@ -1,4 +1,4 @@
-"""How much memory a model needs: weights by dtype, key-value cache by token, and the fewest GPUs that hold them."""
+"""Memory that a model needs: weights by dtype, key-value cache by token, and the fewest GPUs that hold them."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def parallel_sizes(architecture: Architecture) -> list[int]:
 
 @dataclass(frozen=True)
 class Need:
-    """What each of ``gpus`` holds under tensor parallelism, bytes."""
+    """Memory that each of ``gpus`` holds under tensor parallelism, bytes."""
 
     gpus: int
     weights: int
@@ -96,7 +96,7 @@ def need(
     tokens: int = CONTEXT_TOKENS,
     other: int = 0,
 ) -> Need:
-    """What each of ``gpus`` has to hold; ``other`` are weights outside of the decoder, in bf16."""
+    """Work out what each of ``gpus`` has to hold; ``other`` are weights outside of the decoder, in bf16."""
     weights = weight_bytes(architecture, dtype) + 2 * other
     cache = kv_bytes(architecture, tokens, kv_dtype)
     shape = architecture.shape
@@ -115,7 +115,7 @@ def minimum_gpus(
     other: int = 0,
     reserve: float = RESERVE,
 ) -> int | None:
-    """The fewest GPUs of ``memory`` bytes that hold weights and cache under tensor parallelism.
+    """Find the fewest GPUs of ``memory`` bytes that hold weights and cache under tensor parallelism.
 
     ``reserve`` of each is kept free. None where no size that the architecture divides by is enough.
     """

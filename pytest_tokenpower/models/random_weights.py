@@ -28,7 +28,7 @@ _SHARD_BYTES = 1_200_000_000
 _WRITERS = 3
 
 _COMMAND = "from pytest_tokenpower.models.random_weights import write_as_told; write_as_told()"
-"""What the process of its own runs; not multiprocessing's, which would run the caller's main module once more."""
+"""Program of the writing process; not multiprocessing's, which would run the caller's main module once more."""
 
 
 def write_random_model(

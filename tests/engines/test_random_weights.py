@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from pytest_tokenpower.errors import EngineError, UsageError
-from pytest_tokenpower.models import Architecture, architecture, load_models, write_random_model
+from pytest_tokenpower.models import Architecture, load_models, write_random_model
 from pytest_tokenpower.models.architecture import FAMILIES
+from pytest_tokenpower.models.registry import architecture
 
 
 def test_an_unknown_architecture_lists_the_known_ones(tmp_path: Path) -> None:

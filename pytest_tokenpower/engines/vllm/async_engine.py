@@ -128,7 +128,7 @@ class VllmAsyncEngine(VllmAdapter):
         return generation_of(batch, outputs, steps, exact=False)
 
     def _dead(self) -> EngineError | None:
-        """What to say instead of waiting on for an answer that the engine core will not give."""
+        """Say what is so instead of waiting on for an answer that the engine core will not give."""
         if self._handle is None or not self._handle.errored:
             return None
         return EngineError(
@@ -197,7 +197,7 @@ async def _pause(llm: Any) -> bool:
 
 
 async def _finish(collector: Any) -> Any:
-    """The last output of a request; raises what the engine says of its failure."""
+    """Wait for the last output of a request; raises what the engine says of its failure."""
     while True:
         output = collector.get_nowait() or await collector.get()
         if output.finished:

@@ -1,4 +1,4 @@
-"""What both of vLLM's Python adapters share: the batch that is ready, and the GPUs of the workers."""
+"""Parts that both of vLLM's Python adapters share: the batch that is ready, and the GPUs of the workers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class VllmAdapter(InProcessEngine):
         return self._handle
 
     def _ready(self, batch: Batch, method: str) -> Requests:
-        """The batch as requests, kept for its next rounds; raises EngineError after :meth:`close`."""
+        """Make requests of the batch, kept for its next rounds; raises EngineError after :meth:`close`."""
         self._opened(method)
         if self._requests is None or self._requests.batch is not batch:
             self._requests = requests_of(batch, self._config)

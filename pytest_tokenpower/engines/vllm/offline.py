@@ -133,7 +133,7 @@ class VllmEngine(VllmAdapter):
 
 
 def _scheduler(llm: Any) -> Any:
-    """The engine core's scheduler; ``EngineCoreClient`` in-process holds the core under ``engine_core``."""
+    """Return the engine core's scheduler; ``EngineCoreClient`` in-process holds the core under ``engine_core``."""
     core = getattr(llm.llm_engine.engine_core, "engine_core", None)
     scheduler = getattr(core, "scheduler", None)
     if scheduler is None:

@@ -20,11 +20,12 @@ from typing import Any, NoReturn
 from pytest_tokenpower.core import progress
 from pytest_tokenpower.core.subprocesses import ProcessGroup, inherited_path
 from pytest_tokenpower.engines._adapter import missing_package
-from pytest_tokenpower.engines.isolated.engine import PROGRESS_S, Timeouts
+from pytest_tokenpower.engines.isolated.engine import PROGRESS_S
 from pytest_tokenpower.engines.openai.engine import OpenAIEngine
-from pytest_tokenpower.engines.protocol import EngineIdentity, Generation
+from pytest_tokenpower.engines.protocol import EngineIdentity, Generation, Timeouts
 from pytest_tokenpower.errors import EngineError, UsageError
 from pytest_tokenpower.models.checkpoint import model_name, require_model
+from pytest_tokenpower.telemetry.meters.nvml.devices import visible_gpus
 from pytest_tokenpower.workloads.arrivals import Arrivals
 from pytest_tokenpower.workloads.base import Batch
 from pytest_tokenpower.workloads.tokenizers import tokenizer_of
@@ -135,7 +136,7 @@ class VllmServer:
 
     @property
     def identity(self) -> EngineIdentity:
-        """What the server tells of itself, from its own configuration."""
+        """Identity that the server tells, from its own configuration."""
         return self._identity
 
     @property
@@ -149,11 +150,11 @@ class VllmServer:
         return self._group.pid
 
     def generate(self, batch: Batch) -> Generation:
-        """All prompts at once; raises EngineError, with the end of the log where the server is to blame."""
+        """Run all prompts at once; raises EngineError, with the end of the log where the server is to blame."""
         return self._run("generate", batch)
 
     def serve(self, batch: Batch, arrivals: Arrivals) -> Generation:
-        """The prompts as they arrive; raises as :meth:`generate`."""
+        """Run the prompts as they arrive; raises as :meth:`generate`."""
         return self._run("serve", batch, arrivals)
 
     def close(self) -> None:
@@ -177,7 +178,7 @@ class VllmServer:
         return result
 
     def _dead(self) -> bool:
-        """Whether the server can do no more work: its process has ended, or vLLM says that its engine core has."""
+        """Tell whether the server can do no more work: its process has ended, or vLLM says that its engine core has."""
         return self._group.exited() or not self._healthy()
 
     def _await(self) -> None:
@@ -233,9 +234,7 @@ class VllmServer:
         return how
 
     def _visible_gpus(self, env: Mapping[str, str] | None) -> tuple[str, ...] | None:
-        """The first of the visible GPUs, as vLLM takes them, where NVML's process numbers are of no use."""
-        from pytest_tokenpower.telemetry.meters.nvml.devices import visible_gpus
-
+        """Take the first of the visible GPUs, as vLLM does, where NVML's process numbers are of no use."""
         assert self._engine is not None
         server = self._engine.server
         if server.device != "cuda":
