@@ -28,7 +28,7 @@ from pytest_tokenpower.errors import EngineError, UsageError
 from pytest_tokenpower.workloads.base import Batch
 
 _RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""Variables that a launcher gives to each of its processes; without one, MII sets them for a launch of one process. A process
+"""Variables of a launcher for each of its processes; without one, MII sets them for a launch of one process. A process
 started later would take them for a launcher's, and bind the port."""
 
 

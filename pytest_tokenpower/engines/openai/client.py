@@ -105,7 +105,7 @@ class Stream:
         self.done = False
 
     def feed(self, data: bytes, arrived_ns: int) -> None:
-        """Take what was read at a time; raises EngineError for what is no stream of completions, or reports a failure."""
+        """Take what was read; raises EngineError for what is no stream of completions, or reports a failure."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         for raw in lines:
             line = raw.strip()
