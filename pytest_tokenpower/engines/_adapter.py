@@ -104,7 +104,10 @@ def needing(engine: str, extra: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise missing_package(engine, extra, error) from error
+        raise EngineError(
+            f"the {engine} engine needs a package that does not import ({error}): "
+            f"pip install 'pytest-tokenpower[{extra}]'"
+        ) from error
 
 
 @contextmanager
@@ -120,14 +123,6 @@ def environment_kept(*names: str, **values: str) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-def missing_package(engine: str, extra: str, error: ImportError) -> EngineError:
-    """Make the error for an engine whose package cannot be imported; names the extra that brings it."""
-    return EngineError(
-        f"the {engine} engine needs a package that does not import ({error}): "
-        f"pip install 'pytest-tokenpower[{extra}]'"
-    )
 
 
 def cannot_load(model: str, engine: str, options: Mapping[str, Any], error: BaseException) -> EngineError:

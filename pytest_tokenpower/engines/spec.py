@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,15 +55,14 @@ class EngineSpec:
             raise UsageError(
                 f"EngineSpec({engine!r}, ..., env={env!r}): names and values of the environment are text"
             )
-        for name, value in (
-            ("engine", engine),
-            ("model", os.fspath(model)),
-            ("options", options),
-            ("isolated", isolated),
-            ("timeouts", timeouts or Timeouts()),
-            ("env", dict(env or {})),
-        ):
-            object.__setattr__(self, name, value)
+        vars(self).update(
+            engine=engine,
+            model=os.fspath(model),
+            options=options,
+            isolated=isolated,
+            timeouts=timeouts or Timeouts(),
+            env=dict(env or {}),
+        )
 
     def load(self) -> Engine:
         """Start the engine with its model loaded; the caller closes it. Raises EngineError or UsageError."""
@@ -98,11 +97,8 @@ class SpecWorkload:
     spec: EngineSpec
     work: Workload | Batch
 
-    def start(self) -> AbstractContextManager[Callable[[], Generation]]:
-        """Start the engine; the context gives what runs the workload once."""
-        return self._started()
-
     @contextmanager
-    def _started(self) -> Iterator[Callable[[], Generation]]:
+    def start(self) -> Iterator[Callable[[], Generation]]:
+        """Start the engine; the context gives what runs the workload once."""
         with self.spec.start() as engine:
             yield Execution(engine, self.work)

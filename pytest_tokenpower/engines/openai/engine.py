@@ -15,7 +15,7 @@ from typing import Any
 
 from pytest_tokenpower.core import progress
 from pytest_tokenpower.core.types import Fact
-from pytest_tokenpower.engines._adapter import check_batch
+from pytest_tokenpower.engines._adapter import as_fact, check_batch, checkpoint_config
 from pytest_tokenpower.engines._estimated_steps import EstimatedSteps
 from pytest_tokenpower.engines.identify import identity_from_config
 from pytest_tokenpower.engines.openai.client import Answer, Client, Endpoint, Limits, Refused, Stream
@@ -154,7 +154,7 @@ def _cache_facts(answer: Answer) -> dict[str, Fact]:
 def _sglang(client: Client, server: Server) -> Server:
     # The second is what it was called before.
     told = _document(client.get("/server_info")) or _document(client.get("/get_server_info"))
-    axes = {axis: _fact(told[name]) for axis, name in _SGLANG_AXES.items() if name in told}
+    axes = {axis: as_fact(told[name]) for axis, name in _SGLANG_AXES.items() if name in told}
     if axes.get("kv_cache_dtype") == "auto":
         del axes["kv_cache_dtype"]
     facts = dict(server.identity.facts)
@@ -193,9 +193,10 @@ def _is_path(root: str) -> bool:
 
 
 def _vocab_size(root: str) -> int | None:
-    with suppress(OSError, ValueError):
-        config = json.loads((Path(root) / "config.json").read_text())
-        size = config.get("vocab_size", (config.get("text_config") or {}).get("vocab_size"))
+    if not Path(root).is_dir():
+        return None
+    with suppress(EngineError):
+        size = checkpoint_config(root).get("vocab_size")
         return size if isinstance(size, int) else None
     return None
 
@@ -206,10 +207,6 @@ def _document(answer: Answer) -> Mapping[str, Any]:
 
 def _text(value: object, otherwise: str = "unknown") -> str:
     return value if isinstance(value, str) and value else otherwise
-
-
-def _fact(value: object) -> Fact:
-    return value if value is None or isinstance(value, str | int | float | bool) else str(value)
 
 
 KEY_VARIABLE = "TOKENPOWER_OPENAI_KEY"

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from pytest_tokenpower.core import progress
 from pytest_tokenpower.core.subprocesses import ProcessGroup, inherited_path
-from pytest_tokenpower.engines._adapter import missing_package
+from pytest_tokenpower.engines._adapter import needing
 from pytest_tokenpower.engines.isolated.engine import PROGRESS_S
 from pytest_tokenpower.engines.openai.engine import OpenAIEngine
 from pytest_tokenpower.engines.protocol import EngineIdentity, Generation, Timeouts
@@ -76,8 +76,9 @@ class VllmServer:
         **server_args: Any,
     ) -> None:
         name = require_model(model)
-        if importlib.util.find_spec("vllm") is None:
-            raise missing_package("vllm-server", "vllm", ImportError("No module named 'vllm'"))
+        with needing("vllm-server", "vllm"):
+            if importlib.util.find_spec("vllm") is None:
+                raise ImportError("No module named 'vllm'")
         for taken in ("host", "port", "api_key", "uds"):
             if taken in server_args:
                 raise UsageError(
