@@ -648,7 +648,7 @@ def import_vllm(mode: str) -> Callable[[Path], Any]:
     from vllm import LLM, SamplingParams
 
     def load(folder: Path) -> Any:
-        from pytest_tokenpower.models.random_weights import write_random_model
+        from pytest_tokenpower.models import write_random_model
 
         began = time.monotonic()
         model = write_random_model(folder, "llama-3.1-8b")
