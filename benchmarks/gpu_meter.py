@@ -1,7 +1,7 @@
 """The meter on a real GPU: what it costs the engine, and the same windows through Zeus, CodeCarbon and polling.
 
     python benchmarks/gpu_meter.py run --results results.json       on the GPU machine (torch, vLLM; Zeus, CodeCarbon)
-    python benchmarks/gpu_meter.py page results.json > docs/results/h100-meter.md
+    python benchmarks/gpu_meter.py page results.json docs/results/h100-meter.md     its figures; the prose stays
 
 `run` keeps each part in the results as soon as it has it, and goes on where an earlier call stopped. `--fake` tries
 the script without a GPU: a simulated board, an engine that sleeps.
@@ -29,8 +29,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from gpu_meter_page import BATCH, DECODE, KINDS, MODES, overhead_line, render, table_of, ticked_lines
-from reporting import Results, now
+from gpu_meter_page import BATCH, DECODE, KINDS, MODES, figures, overhead_line, table_of, ticked_lines
+from reporting import Results, now, refresh
 
 from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.core.windows import RoundWindow
@@ -70,6 +70,7 @@ def main() -> None:
         one.add_argument("--modes", nargs="+", default=["async", "separate"], choices=list(MODES))
     page = commands.add_parser("page")
     page.add_argument("results", type=Path)
+    page.add_argument("page", type=Path)
     arguments = parser.parse_args()
     match arguments.command:
         case "run":
@@ -79,7 +80,7 @@ def main() -> None:
         case "doctor":
             print(json.dumps(doctor(arguments.fake)))
         case "page":
-            print(render(json.loads(arguments.results.read_text())))
+            refresh(arguments.page, figures(json.loads(arguments.results.read_text())))
 
 
 # --- the parts, in the order in which they run
@@ -113,7 +114,7 @@ def run(arguments: argparse.Namespace) -> None:
         code = code or child.returncode
     results = Results(arguments.results, arguments.copy)
     results.keep("seconds", results.parts.get("seconds", 0.0) + time.monotonic() - began)
-    print(render(results.parts)[:6000], flush=True)
+    print("\n".join(line for part in figures(results.parts).values() for line in part)[:6000], flush=True)
     sys.exit(code)
 
 
@@ -648,7 +649,7 @@ def import_vllm(mode: str) -> Callable[[Path], Any]:
     from vllm import LLM, SamplingParams
 
     def load(folder: Path) -> Any:
-        from pytest_tokenpower.models.random_weights import write_random_model
+        from pytest_tokenpower.models import write_random_model
 
         began = time.monotonic()
         model = write_random_model(folder, "llama-3.1-8b")

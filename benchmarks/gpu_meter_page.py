@@ -1,4 +1,4 @@
-"""The page of benchmarks/gpu_meter.py: losses, spreads and tables, from its results alone."""
+"""Figures of docs/results/h100-meter.md: losses, spreads and tables, from the results of gpu_meter.py alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
-from reporting import versions_line
+from reporting import table, versions_line
 
 Row = dict[str, Any]
 
@@ -165,28 +165,32 @@ def readings(kind: Row) -> dict[str, tuple[list[float], list[float]]]:
 def table_of(name: str, kind: Row) -> list[str]:
     truth, ticks = kind["truth"]["joules"], [row["tick_joules"] for row in kind.get("ticked", [])]
     rested = statistics.fmean(ticks) if ticks else truth
-    lines = [
+    rows: list[list[object]] = []
+    for method, (joules, cost) in readings(kind).items():
+        if not joules:
+            rows.append([method, 0, "not run", "", "", "", ""])
+            continue
+        mean = statistics.fmean(joules)
+        by = truth if method.endswith("back to back") else rested
+        rows.append(
+            [
+                method,
+                len(joules),
+                f"{mean:.1f}",
+                f"{100 * statistics.stdev(joules) / mean:.1f} %" if len(joules) > 1 and mean else "",
+                sum(each == 0 for each in joules),
+                f"{100 * (mean / by - 1):+.1f} %",
+                f"{statistics.median(cost):.1f}, {max(cost):.1f}" if any(cost) else "0",
+            ]
+        )
+    return [
         f"**{name}**: "
         + (f"{rested:.1f} J by the counter with rest around them, {len(ticks)} windows; " if ticks else "")
         + f"{truth:.2f} J back to back, {kind['truth']['windows']:.0f} windows of {kind['truth']['window_ms']:.1f} ms "
         f"in {kind['truth']['seconds']:.1f} s at {kind['truth']['watts']:.0f} W",
         "",
-        "| method | windows | mean J | SD | zeros | bias | calls on the path, ms (median, worst) |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        *table("method | windows | mean J | SD | zeros | bias | calls on the path, ms (median, worst)", rows),
     ]
-    for method, (joules, cost) in readings(kind).items():
-        if not joules:
-            lines.append(f"| {method} | 0 | not run | | | | |")
-            continue
-        mean = statistics.fmean(joules)
-        spread = f"{100 * statistics.stdev(joules) / mean:.1f} %" if len(joules) > 1 and mean else ""
-        lines.append(
-            f"| {method} | {len(joules)} | {mean:.1f} | {spread} | {sum(each == 0 for each in joules)} | "
-            f"{100 * (mean / (truth if method.endswith('back to back') else rested) - 1):+.1f} % | "
-            + (f"{statistics.median(cost):.1f}, {max(cost):.1f}" if any(cost) else "0")
-            + " |"
-        )
-    return lines
 
 
 def coverage(rows: Sequence[Row], truth: float) -> tuple[float, float, float, float] | None:
@@ -204,93 +208,74 @@ def coverage(rows: Sequence[Row], truth: float) -> tuple[float, float, float, fl
     return 100 * statistics.stdev(joules) / mean, 100 * stated / mean, held(truth), held(mean)
 
 
-def render(parts: Row) -> str:
-    lines = ["# The meter on a real GPU", ""]
-    if "environment" in parts:
-        board, versions = parts["environment"]["device"], parts["environment"]["versions"]
-        lines += [
-            f"Board: {board['model']}, {board['memory_gib']} GiB, power limit {board['power_limit_watts']} W. Driver "
-            f"{board['driver']}. Provenance: {parts['environment']['provenance']}.  ",
-            versions_line(versions),
-            f"Date: {parts['began'][:10]}. Command: `python benchmarks/gpu_meter.py run --results results.json "
-            f"--modes {' '.join(parts.get('modes', []))}` ({parts.get('seconds', 0):.0f} s).  ",
-            "Model: Llama 3.1 8B's architecture with random weights (normal, 0.02), bf16, vLLM, greedy, CUDA graphs "
-            "for decode.",
-            "",
-        ]
-    lines += goals_section(parts)
-    lines += shortfalls_section(parts)
-    lines += overhead_section(parts)
+def figures(parts: Row) -> dict[str, list[str]]:
+    """The lines of each place of the page; what was not measured is empty, or said to be missing."""
     kinds = {name: kind for name, kind in parts.get("windows", {}).items() if "truth" in kind}
-    if kinds:
-        lines += windows_section(kinds, parts.get("tools", {}))
-        lines += ticked_section(kinds)
-        lines += coverage_section(kinds)
-    for part, title in (("doctor idle", "idle"), ("doctor load", "under load")):
-        if part in parts:
-            lines += [f"## `tokenpower doctor`, {title}", "", "```", parts[part]["text"].rstrip(), "```", ""]
-    return "\n".join(lines)
+    tools = [f"{name}: {state}  " for name, state in parts.get("tools", {}).items()]
+    return {
+        "environment": environment(parts),
+        "goals": goals(parts),
+        "collector": [*overhead(parts), *collector(parts)],
+        "windows": [*tools, "", *(line for name, kind in kinds.items() for line in table_of(name, kind))],
+        "ticked": ticked_lines(kinds) or ["Not run."],
+        "pooled": pooled_lines(kinds),
+        "spread": spread(kinds),
+        **{
+            part: ["```", parts.get(part, {"text": "not run"})["text"].rstrip(), "```"]
+            for part in ("doctor idle", "doctor load")
+        },
+    }
 
 
-def goals_section(parts: Row) -> list[str]:
-    lines = ["## Goals", "", "| goal | measured | |", "| --- | --- | --- |"]
+def environment(parts: Row) -> list[str]:
+    if "environment" not in parts:
+        return []
+    board, versions = parts["environment"]["device"], parts["environment"]["versions"]
+    return [
+        f"Board: {board['model']}, {board['memory_gib']} GiB, power limit {board['power_limit_watts']} W. Driver "
+        f"{board['driver']}. Provenance: {parts['environment']['provenance']}.  ",
+        versions_line(versions),
+        f"Date: {parts['began'][:10]}. Command: `python benchmarks/gpu_meter.py run --results results.json "
+        f"--modes {' '.join(parts.get('modes', []))}` ({parts.get('seconds', 0):.0f} s).  ",
+    ]
+
+
+def goals(parts: Row) -> list[str]:
+    rows: list[list[object]] = []
     for mode, title in MODES.items():
-        rows = parts.get(f"overhead {mode}", [])
-        if len(rows) < 8:
-            lines.append(f"| loss of tokens/s at most 0.1 %, engine {title} | not run | |")
+        measured = parts.get(f"overhead {mode}", [])
+        if len(measured) < 8:
+            rows.append([f"loss of tokens/s at most 0.1 %, engine {title}", "not run", ""])
             continue
-        found = {"decode": interval(losses(rows, decode_seconds)[0])} if rows[0]["steps_us"] else {}
-        found["whole rounds"] = interval(losses(rows)[0])
-        if (by_steps := loss_by_steps(rows)) is not None:
+        found = {"decode": interval(losses(measured, decode_seconds)[0])} if measured[0]["steps_us"] else {}
+        found["whole rounds"] = interval(losses(measured)[0])
+        if (by_steps := loss_by_steps(measured)) is not None:
             found["steps at the polls"] = by_steps
         for name, one in found.items():
-            lines.append(
-                f"| loss of tokens/s at most 0.1 %, engine {title}: {name} | {_percent(one)} | {_at_most(one)} |"
+            rows.append(
+                [f"loss of tokens/s at most 0.1 %, engine {title}: {name}", _percent(one), _at_most(one)]
             )
-        cpu = _cpu_share(rows)
-        lines.append(
-            f"| collector at most 1 % of one core, engine {title} | {cpu:.2f} % | {'met' if cpu <= 1 else 'missed'} |"
+        cpu = _cpu_share(measured)
+        rows.append(
+            [
+                f"collector at most 1 % of one core, engine {title}",
+                f"{cpu:.2f} %",
+                "met" if cpu <= 1 else "missed",
+            ]
         )
     for kind, limit in SPREADS.items():
-        rows = [r for r in parts.get("windows", {}).get(kind, {}).get("rows", []) if r["arm"] == "alone"]
-        joules = [row["joules"] for row in rows if row["joules"] is not None]
+        alone = [r for r in parts.get("windows", {}).get(kind, {}).get("rows", []) if r["arm"] == "alone"]
+        joules = [row["joules"] for row in alone if row["joules"] is not None]
         if len(joules) > 2:
-            spread = 100 * statistics.stdev(joules) / statistics.fmean(joules)
-            lines.append(
-                f"| single windows of {kind} spread by at most {limit:g} % | {spread:.2f} % of {len(joules)} | "
-                f"{'met' if spread <= limit else 'missed'} |"
+            found_percent = 100 * statistics.stdev(joules) / statistics.fmean(joules)
+            rows.append(
+                [
+                    f"single windows of {kind} spread by at most {limit:g} %",
+                    f"{found_percent:.2f} % of {len(joules)}",
+                    "met" if found_percent <= limit else "missed",
+                ]
             )
-    return [*lines, ""]
-
-
-def shortfalls_section(parts: Row) -> list[str]:
-    """What the figures do not show, by what is missing in them."""
-    found = []
-    shown = [mode for mode in MODES if f"overhead {mode}" in parts]
-    for mode in shown:
-        pairs, _ = losses(parts[f"overhead {mode}"])
-        if len(pairs) > 2 and _at_most(interval(pairs)) != "met":
-            found.append(
-                f"The engine {MODES[mode]}: its whole rounds vary too much for the 0.1 %. With no loss at all some "
-                f"{pairs_wanted(statistics.stdev(pairs)):.0f} pairs of rounds would show it, not {len(pairs)}."
-            )
-    if len(shown) < len(MODES):
-        left = "; ".join(MODES[mode] for mode in MODES if mode not in shown)
-        found.append(f"Not run: the engine {left}.")
-    kinds = parts.get("windows", {})
-    if any("truth" not in kinds.get(kind, {}) for kind in KINDS):
-        found.append(
-            "Not measured: " + ", ".join(k for k in KINDS if "truth" not in kinds.get(k, {})) + " windows."
-        )
-    if not any(kind.get("ticked") for kind in kinds.values()):
-        found.append(
-            "Single windows were not held against the counter one by one, so how much of their difference to the back "
-            "to back windows is the ring's own is not known."
-        )
-    if "doctor load" not in parts:
-        found.append("`tokenpower doctor` was run on the idle board only.")
-    found += parts.get("notes", [])
-    return ["## What fell short", "", *(f"- {each}" for each in found), ""] if found else []
+    return table("goal | measured | ", rows)
 
 
 def pairs_wanted(spread: float, limit: float = 0.1) -> float:
@@ -322,109 +307,75 @@ def _poll_pace_s(rows: Sequence[Row]) -> float:
     )
 
 
-def overhead_section(parts: Row) -> list[str]:
-    batch, prompt, new = DECODE
-    lines = [
-        "## What the collector costs the engine",
-        "",
-        f"Rounds of {batch} requests with {prompt} prompt tokens and {new} new tokens each. The collector runs in the "
-        "tests' process as the plugin starts it, or not at all, in blocks off-on-on-off or on-off-off-on, which by "
-        "lot. *Decode* is a round from its second step to its last, without the time in which the host admits and the "
-        "GPU reads the prompts. *Steps at the polls* looks at the engine's steps that a poll of the collector fell "
-        "into, and the next one, less what the same moments show in the rounds without it; a cost away from the polls "
-        "it would not see.",
-        "",
-        "| engine | pairs | tok/s without | tok/s with | loss in decode | loss in whole rounds | whole rounds, by "
-        "blocks of two pairs | loss by steps at the polls | collector's CPU, of one core |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+def overhead(parts: Row) -> list[str]:
+    rows: list[list[object]] = []
+    lines: list[str] = []
     for mode, title in MODES.items():
-        rows = parts.get(f"overhead {mode}", [])
-        if len(rows) < 8:
+        measured = parts.get(f"overhead {mode}", [])
+        if len(measured) < 8:
             continue
-        pairs, blocks = losses(rows)
-        rate = [
-            statistics.fmean(row["tokens"] / row["seconds"] for row in rows if row["on"] is on)
+        pairs, blocks = losses(measured)
+        rates = [
+            statistics.fmean(row["tokens"] / row["seconds"] for row in measured if row["on"] is on)
             for on in (False, True)
         ]
-        steps = loss_by_steps(rows)
-        lines.append(
-            f"| {title} | {len(pairs)} | {rate[0]:.0f} | {rate[1]:.0f} | "
-            + (f"{_percent(interval(losses(rows, decode_seconds)[0]))} | " if steps else "not seen | ")
-            + f"{_percent(interval(pairs))} | {_percent(interval(blocks))} | "
-            f"{_percent(steps) if steps else 'not seen'} | {_cpu_share(rows):.2f} % |"
-        )
-    for mode, title in MODES.items():
-        rows = parts.get(f"overhead {mode}", [])
-        steps_us = [after - before for row in rows for before, after in pairwise(row["steps_us"][4:])]
-        if steps_us:
-            polls = [(end - start) / 1e3 for row in rows for start, end in row.get("polls_us", ())] or [0.0]
-            centiles = statistics.quantiles(steps_us, n=100)
-            lines += [
-                "",
-                f"Engine {title}: a step takes {centiles[49] / 1e3:.1f} ms (5 % to 95 %: {centiles[4] / 1e3:.1f} to "
-                f"{centiles[94] / 1e3:.1f}, 99 %: {centiles[98] / 1e3:.1f}); a poll {statistics.median(polls):.1f} ms, "
-                f"at most {max(polls):.1f}. Pairs differ by {_spread(losses(rows)[0]):.2f} % (SD) in whole rounds and "
-                f"by {_spread(losses(rows, decode_seconds)[0]):.2f} % in decode.",
+        steps = loss_by_steps(measured)
+        rows.append(
+            [
+                title,
+                len(pairs),
+                *(f"{rate:.0f}" for rate in rates),
+                _percent(interval(losses(measured, decode_seconds)[0])) if steps else "not seen",
+                f"{_percent(interval(pairs))}, {pairs_wanted(statistics.stdev(pairs)):.0f} pairs wanted",
+                _percent(interval(blocks)),
+                _percent(steps) if steps else "not seen",
+                f"{_cpu_share(measured):.2f} %",
             ]
-            if len(polls) > 1:
-                cpu_ms, pace_s = _poll_cpu_ms(rows), _poll_pace_s(rows)
-                lines[-1] += (
-                    f" A poll takes {cpu_ms:.1f} ms of CPU; at one in {pace_s:.2f} s, the collector's pace, that is "
-                    f"{cpu_ms / pace_s / 10:.2f} % of one core."
-                )
-    if "collector" in parts:
-        one = parts["collector"]
-        lines += [
-            "",
-            f"Over {one['seconds']:.0f} s of the windows below the collector took "
-            f"{100 * one['cpu_s'] / one['seconds']:.2f} % of one core: {one['polls']} polls of {one['poll_ms']:.1f} ms "
-            f"(longest {one['longest_poll_ms']:.1f} ms). A window's two clock readings take "
-            f"{one['two_clock_readings_us']:.2f} µs.",
-        ]
-    return [*lines, ""]
+        )
+        lines += pace(title, measured)
+    head = (
+        "engine | pairs | tok/s without | tok/s with | loss in decode | loss in whole rounds | whole rounds, by blocks "
+        "of two pairs | loss by steps at the polls | collector's CPU, of one core"
+    )
+    return [*table(head, rows), *lines]
 
 
-def windows_section(kinds: dict[str, Row], tools: dict[str, str]) -> list[str]:
-    lines = [
-        "## The same windows, through every method",
-        "",
-        "Single windows (whole prefills; 2.4 s: whole rounds), 20 to 120 ms of rest between them. Half of them, by "
-        "lot, have Zeus's `begin_window` and `end_window` around them; CodeCarbon's `start_task` and `stop_task` are "
-        "around some more. The ring reads all of them. The emulations work on `nvmlDeviceGetPowerUsage`, read every "
-        "100 ms during the same windows.",
-        "",
-        "The bias is against the energy counter. Windows with rest around them are held against other such windows, "
-        "whose energy is taken from the counter's ticks one by one (next section), or against those back to back where "
-        "there are none; windows back to back against the counter over five seconds of them. The two are not the same "
-        "point of work: back to back the board works at its power limit; after a rest it draws more watts for the "
-        "length of a window, and ends it sooner.",
-        "",
+def pace(title: str, rows: Sequence[Row]) -> list[str]:
+    """How long the engine's steps and the collector's polls take."""
+    steps_us = [after - before for row in rows for before, after in pairwise(row["steps_us"][4:])]
+    if not steps_us:
+        return []
+    polls = [(end - start) / 1e3 for row in rows for start, end in row.get("polls_us", ())] or [0.0]
+    centiles = statistics.quantiles(steps_us, n=100)
+    line = (
+        f"Engine {title}: a step takes {centiles[49] / 1e3:.1f} ms (5 % to 95 %: {centiles[4] / 1e3:.1f} to "
+        f"{centiles[94] / 1e3:.1f}, 99 %: {centiles[98] / 1e3:.1f}); a poll {statistics.median(polls):.1f} ms, "
+        f"at most {max(polls):.1f}. Pairs differ by {_spread(losses(rows)[0]):.2f} % (SD) in whole rounds and "
+        f"by {_spread(losses(rows, decode_seconds)[0]):.2f} % in decode."
+    )
+    if len(polls) > 1:
+        cpu_ms, pace_s = _poll_cpu_ms(rows), _poll_pace_s(rows)
+        line += (
+            f" A poll takes {cpu_ms:.1f} ms of CPU; at one in {pace_s:.2f} s, the collector's pace, that is "
+            f"{cpu_ms / pace_s / 10:.2f} % of one core."
+        )
+    return [line, ""]
+
+
+def collector(parts: Row) -> list[str]:
+    if "collector" not in parts:
+        return []
+    one = parts["collector"]
+    return [
+        f"Over {one['seconds']:.0f} s of the windows below the collector took "
+        f"{100 * one['cpu_s'] / one['seconds']:.2f} % of one core: {one['polls']} polls of {one['poll_ms']:.1f} ms "
+        f"(longest {one['longest_poll_ms']:.1f} ms). A window's two clock readings take "
+        f"{one['two_clock_readings_us']:.2f} µs."
     ]
-    lines += [f"{name}: {state}  " for name, state in tools.items()] + [""]
-    for name, kind in kinds.items():
-        lines += [*table_of(name, kind), ""]
-    return lines
-
-
-def ticked_section(kinds: dict[str, Row]) -> list[str]:
-    lines = [
-        "## Single windows against the counter, one by one",
-        "",
-        "Windows with rest around them, by the ring and by the energy counter alone: its ticks are awaited in the rest "
-        "before and after, outside the window, and the rest's own energy is taken off.",
-        "",
-    ]
-    lines += ticked_lines(kinds) or ["Not run."]
-    return [*lines, ""]
 
 
 def ticked_lines(kinds: dict[str, Row]) -> list[str]:
-    lines = [
-        "| window | windows | counter, mean J | ring less counter (95 % interval) | SD of the difference | "
-        "ring's stated error | 95 % interval holds the counter's |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    found: list[list[object]] = []
     for name, kind in kinds.items():
         rows = [row for row in kind.get("ticked", []) if row["joules"] is not None]
         if len(rows) < 2:
@@ -435,11 +386,23 @@ def ticked_lines(kinds: dict[str, Row]) -> list[str]:
         )
         stated = statistics.fmean(100 * row["stderr"] / row["joules"] for row in rows)
         mean, low, high = interval(off)
-        lines.append(
-            f"| {name} | {len(rows)} | {statistics.fmean(row['tick_joules'] for row in rows):.1f} | {mean:+.1f} % "
-            f"({low:+.1f} to {high:+.1f}) | {statistics.stdev(off):.1f} % | {stated:.1f} % | {held:.0%} |"
+        counted = statistics.fmean(row["tick_joules"] for row in rows)
+        found.append(
+            [
+                name,
+                len(rows),
+                f"{counted:.1f}",
+                f"{mean:+.1f} % ({low:+.1f} to {high:+.1f})",
+                f"{statistics.stdev(off):.1f} %",
+                f"{stated:.1f} %",
+                f"{held:.0%}",
+            ]
         )
-    return lines if len(lines) > 2 else []
+    head = (
+        "window | windows | counter, mean J | ring less counter (95 % interval) | SD of the difference | "
+        "ring's stated error | 95 % interval holds the counter's"
+    )
+    return table(head, found) if found else []
 
 
 def _percent(found: tuple[float, float, float]) -> str:
@@ -475,39 +438,36 @@ def pooled_lines(kinds: dict[str, Row]) -> list[str]:
     return [*lines, ""] if lines else []
 
 
-def coverage_section(kinds: dict[str, Row]) -> list[str]:
-    lines = [
-        "## Single windows from the ring: spread, and what their stated error holds",
-        "",
-        "*Holds the mean*: the share of windows whose stated 95 % interval holds the mean of its row, which should be "
-        "about 95 %, less what the work itself varies. *Duration, SD*: how much the windows themselves varied in "
-        "time. *Flagged*: the plugin would have dropped the window, and repeated the workload inside a round.",
-        "",
-        *pooled_lines(kinds),
-        "At the power limit, back to back, the work itself varies: the board's regulator swings over tens to hundreds "
-        "of milliseconds, and a window that it slows down lasts longer and takes *less* energy (the correlation in the "
-        "table, from 230 ms on), at a mean power several percent lower, also in the samples well inside the window. No "
-        "error at a window's edges does that. The interval is the meter's alone: it need not hold the row's mean.",
-        "",
-        "| window | around it | windows | mean ms | duration, SD | mean W | watts, SD | SD | energy with duration, "
-        "correlation | stated standard error | holds the mean | holds the counter's, back to back | flagged |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+def spread(kinds: dict[str, Row]) -> list[str]:
+    rows: list[list[object]] = []
     for name, kind in kinds.items():
         for variant in ("alone", "zeus", "codecarbon", "back to back"):
-            rows = [row for row in kind["rows"] if row["arm"] == variant]
-            found = coverage(rows, kind["truth"]["joules"])
+            windows = [row for row in kind["rows"] if row["arm"] == variant]
+            found = coverage(windows, kind["truth"]["joules"])
             if found is None:
                 continue
-            flagged = sum(bool(row["reasons"]) for row in rows)
-            lasted = [(row["end_ns"] - row["start_ns"]) / 1e6 for row in rows]
-            joules = [row["joules"] for row in rows]
+            lasted = [(row["end_ns"] - row["start_ns"]) / 1e6 for row in windows]
+            joules = [row["joules"] for row in windows]
             watts = [1e3 * energy / each for energy, each in zip(joules, lasted, strict=True)]
-            lines.append(
-                f"| {name} | {variant} | {len(rows)} | {statistics.fmean(lasted):.1f} | "
-                f"{100 * statistics.stdev(lasted) / statistics.fmean(lasted):.1f} % | {statistics.fmean(watts):.0f} | "
-                f"{100 * statistics.stdev(watts) / statistics.fmean(watts):.1f} % | {found[0]:.1f} % | "
-                f"{statistics.correlation(lasted, joules):+.2f} | {found[1]:.1f} % | {found[3]:.0%} | "
-                f"{f'{found[2]:.0%}' if variant == 'back to back' else ''} | {flagged} |"
+            rows.append(
+                [
+                    name,
+                    variant,
+                    len(windows),
+                    f"{statistics.fmean(lasted):.1f}",
+                    f"{100 * statistics.stdev(lasted) / statistics.fmean(lasted):.1f} %",
+                    f"{statistics.fmean(watts):.0f}",
+                    f"{100 * statistics.stdev(watts) / statistics.fmean(watts):.1f} %",
+                    f"{found[0]:.1f} %",
+                    f"{statistics.correlation(lasted, joules):+.2f}",
+                    f"{found[1]:.1f} %",
+                    f"{found[3]:.0%}",
+                    f"{found[2]:.0%}" if variant == "back to back" else "",
+                    sum(bool(row["reasons"]) for row in windows),
+                ]
             )
-    return [*lines, ""]
+    head = (
+        "window | around it | windows | mean ms | duration, SD | mean W | watts, SD | SD | energy with duration, "
+        "correlation | stated standard error | holds the mean | holds the counter's, back to back | flagged"
+    )
+    return table(head, rows)

@@ -48,8 +48,8 @@ from pytest_tokenpower.analysis.replay import recorded_windows
 from pytest_tokenpower.analysis.tracks import EnergyTrack, window_energy
 from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.core.windows import RoundWindow
+from pytest_tokenpower.engines import Generation
 from pytest_tokenpower.engines.phase_marks import phases_of
-from pytest_tokenpower.engines.protocol import Generation
 from pytest_tokenpower.runner.rounds import measured_round
 from pytest_tokenpower.telemetry.clock import Clock
 from pytest_tokenpower.telemetry.recording import write_recording

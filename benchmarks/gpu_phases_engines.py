@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pytest_tokenpower.engines.protocol import EngineIdentity, Generation, Step
+from pytest_tokenpower.engines import EngineIdentity, EngineSpec, Generation, Step
 from pytest_tokenpower.runner.telemetry import TelemetrySession
 from pytest_tokenpower.telemetry.collector import Collector
 from pytest_tokenpower.telemetry.meters.nvml.meter import NvmlMeter
@@ -23,8 +23,7 @@ from pytest_tokenpower.telemetry.simulation.library import SimulatedBoards
 from pytest_tokenpower.telemetry.simulation.power_curve import FunctionCurve
 from pytest_tokenpower.telemetry.simulation.scenario import Board, Scenario, numbered_boards
 from pytest_tokenpower.telemetry.types import Device
-from pytest_tokenpower.workloads import FixedShape, Poisson
-from pytest_tokenpower.workloads.base import Batch
+from pytest_tokenpower.workloads import Batch, FixedShape, Poisson
 
 TOKEN_BUDGET = 65536
 """So that the prompts of 128 requests are prefilled in a single step; parts set a smaller one on the scheduler."""
@@ -101,14 +100,11 @@ def import_engine(kind: str) -> None:
 def start_engine(kind: str, model: Path) -> Any:
     """An engine of the project by the name of a process; see PROCESSES in gpu_phases.py."""
     if kind.startswith("transformers"):
-        from pytest_tokenpower.engines.transformers import TransformersEngine
-
         compiled = kind == "transformers-compiled"
-        return TransformersEngine(
-            model, dtype="bfloat16", cache="static" if compiled else "dynamic", compile=compiled
-        )
-    from pytest_tokenpower.engines.vllm.offline import VllmEngine
-
+        cache = "static" if compiled else "dynamic"
+        return EngineSpec(
+            "transformers", model, isolated=False, dtype="bfloat16", cache=cache, compile=compiled
+        ).load()
     options: dict[str, Any] = {
         "dtype": "bfloat16",
         "max_model_len": 2560,
@@ -141,15 +137,8 @@ def start_engine(kind: str, model: Path) -> Any:
         "cudagraph_mode": "FULL_DECODE_ONLY",
         "cudagraph_capture_sizes": sizes,
     }
-    if kind == "vllm-async":
-        from pytest_tokenpower.engines.vllm.async_engine import VllmAsyncEngine
-
-        return VllmAsyncEngine(model, **options)
-    if kind == "vllm-server":
-        from pytest_tokenpower.engines.vllm.server import VllmServer
-
-        return VllmServer(model, **options)
-    return VllmEngine(model, **options)
+    name = kind if kind in ("vllm-async", "vllm-server") else "vllm"
+    return EngineSpec(name, model, isolated=False, **options).load()
 
 
 def start_meter(engine: Any) -> tuple[TelemetrySession, tuple[Device, ...]]:

@@ -26,9 +26,9 @@ from gpu_phases_windows import (
     joules,
     over,
     rounds,
-    table,
     with_gaps,
 )
+from reporting import table
 
 Pair = tuple[list[Row], list[Row]]
 """Rounds of one batch with fewer and with more new tokens."""

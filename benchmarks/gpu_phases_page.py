@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from gpu_phases_long import arrivals, long_prompts
 from gpu_phases_truths import burst, mixed, pure
-from gpu_phases_windows import Row, conditions, each, rounds, table
-from reporting import versions_line
+from gpu_phases_windows import Row, conditions, each, rounds
+from reporting import table, versions_line
 
 ENGINES = {
     "vllm-bf16": "vLLM, bf16",

@@ -17,9 +17,9 @@ from gpu_phases_windows import (
     joules,
     over,
     rounds,
-    table,
     with_gaps,
 )
+from reporting import table
 
 from pytest_tokenpower.stats.temperature import PRIOR_SLOPE
 

@@ -97,7 +97,3 @@ def conditions(found: Sequence[Row]) -> str:
 
 
 CONDITIONS = "W | SM MHz | °C | at the power limit | s / execution | prefill, ms"
-
-
-def table(head: str, lines: Sequence[str]) -> list[str]:
-    return [f"| {head} |", "|" + " --- |" * (head.count(" | ") + 1), *lines, ""]

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from reporting import driver_of, versions_line
 
 from pytest_tokenpower.cli.scratch import ScratchRepository
-from pytest_tokenpower.models.random_weights import write_random_model
+from pytest_tokenpower.models import write_random_model
 
 GOAL_PHASES = 0.03
 NEW_TOKENS, EXTRA_SHARES = 256, {0: "A/A", 3: "+3 of 256 steps", 7: "+7 of 256 steps"}

@@ -1,9 +1,10 @@
-"""What the GPU benchmarks share: the file of their results, the time, and the lines that all their pages have."""
+"""Parts that the GPU benchmarks share: the file of their results, and the figures of their pages."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -41,3 +42,35 @@ def driver_of(facts: Mapping[str, object]) -> str:
 def versions_line(versions: Mapping[str, str]) -> str:
     """A line of a page, with Markdown's break at its end."""
     return "Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".  "
+
+
+def table(head: str, rows: Iterable[Sequence[object] | str]) -> list[str]:
+    """Lines of a table under ``head`` ("a | b"), of cells or of lines that are made already, and an empty line."""
+    lines = [row if isinstance(row, str) else f"| {' | '.join(map(str, row))} |" for row in rows]
+    return [f"| {head} |", "|" + " --- |" * (head.count(" | ") + 1), *lines, ""]
+
+
+_FIGURES = re.compile(r"(<!-- figures: (.+?) -->\n).*?(<!-- end -->\n)", re.DOTALL)
+
+
+def refresh(page: Path, figures: Mapping[str, Sequence[str]]) -> None:
+    """Write figures into a page whose prose is written by hand.
+
+    Args:
+        page: A Markdown file with ``<!-- figures: name -->`` and ``<!-- end -->`` around each place.
+        figures: Lines for each name.
+
+    Raises:
+        SystemExit: Where a name has no place or a place has no figures; nothing is written then.
+    """
+    text = page.read_text(encoding="utf-8")
+    places = {match[2] for match in _FIGURES.finditer(text)}
+    if odd := places ^ figures.keys():
+        raise SystemExit(
+            f"{page}: figures without a place, or a place without figures: {', '.join(sorted(odd))}"
+        )
+
+    def fill(match: re.Match[str]) -> str:
+        return match[1] + "\n".join(figures[match[2]]).rstrip("\n") + "\n" + match[3]
+
+    page.write_text(_FIGURES.sub(fill, text), encoding="utf-8")

@@ -9,7 +9,7 @@ from verdicts import text as said
 from pytest_tokenpower.core.records import MeasurementRecord, RunRecord
 
 HEAD = """
-from pytest_tokenpower.engines.isolated.engine import Timeouts
+from pytest_tokenpower.engines import Timeouts
 from pytest_tokenpower.workloads.base import Batch
 from pytest_tokenpower.engines.spec import EngineSpec
 from pytest_tokenpower.workloads import FixedShape, Poisson, PromptSet

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -129,3 +130,8 @@ def end_with_parent(lifeline: int) -> None:
 def kill_group() -> None:
     """End this process and its whole group at once."""
     os.killpg(os.getpgid(0), signal.SIGKILL)
+
+
+def inherited_path() -> str:
+    """PYTHONPATH for a child that is to find the modules that this process finds."""
+    return os.pathsep.join(path or os.getcwd() for path in sys.path)

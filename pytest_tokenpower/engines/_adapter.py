@@ -1,31 +1,132 @@
-"""What every adapter does the same way: check a batch and its counts, read plain values of a configuration."""
+"""Parts that adapters share: their base class, checks of a batch and its counts, plain values of a configuration."""
 
 from __future__ import annotations
 
 import importlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pytest_tokenpower.core.types import Fact
-from pytest_tokenpower.engines.protocol import Step
-from pytest_tokenpower.errors import EngineError, UsageError
+from pytest_tokenpower.engines.protocol import EngineIdentity, Step
+from pytest_tokenpower.errors import EngineError, TokenPowerError, UsageError
+from pytest_tokenpower.models.checkpoint import model_name, require_model, weights_name, weights_note
 from pytest_tokenpower.telemetry.meters.nvml.devices import visible_gpus
 from pytest_tokenpower.workloads.base import Batch
+from pytest_tokenpower.workloads.tokenizers import Encode, tokenizer_of
 
 
-def missing_package(engine: str, extra: str, error: ImportError) -> EngineError:
-    """The error for an engine whose package cannot be imported; names the extra that brings it."""
-    return EngineError(
-        f"the {engine} engine needs a package that does not import ({error}): "
-        f"pip install 'pytest-tokenpower[{extra}]'"
-    )
+class InProcessEngine:
+    """An engine whose Python API runs in this process: ``InProcessEngine("folder or hub id", **its options)``.
+
+    An adapter sets ``_handle``, ``_identity`` and ``_device_ids`` in ``_load``, and ends the handle in ``_shut_down``.
+    Constructing it raises EngineError where the model cannot be loaded, with the options that it was given.
+    """
+
+    label: ClassVar[str]
+    """The engine's name in messages."""
+
+    failed: ClassVar[str] = "the batch failed"
+    """The words of messages for a batch that ended in an error of the engine's."""
+
+    encode: Encode | None = None
+    """The model's own tokenizer, where it has one."""
+
+    _handle: Any = None
+    _identity: EngineIdentity
+    _device_ids: Sequence[str] | None
+
+    def __init__(self, model: str | os.PathLike[str], **options: Any) -> None:
+        name = require_model(model)
+        try:
+            self._load(name, options)
+        except BaseException as error:
+            self.close()
+            if isinstance(error, TokenPowerError) or not isinstance(error, Exception):
+                raise
+            # Asserts, ValueError, pydantic's, torch's and the engine's own among them.
+            raise cannot_load(name, self.label, options, error) from error
+        self.encode = tokenizer_of(name)
+
+    @property
+    def identity(self) -> EngineIdentity:
+        """Identity that the engine's own configuration gave when it was loaded."""
+        return self._identity
+
+    @property
+    def device_ids(self) -> Sequence[str] | None:
+        """NVML UUIDs of the GPUs in use; empty on a CPU; None where they cannot be known."""
+        return self._device_ids
+
+    def close(self) -> None:
+        """Free the device's memory and end every process of the engine; safe to call twice."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            self._shut_down(handle)
+
+    def _load(self, name: str, options: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    def _shut_down(self, handle: Any) -> None:
+        """End the engine, which nobody else holds any more."""
+
+    def _abandon(self, handle: Any) -> None:
+        """Have the engine forget a batch that has failed."""
+
+    def _opened(self, method: str = "generate") -> Any:
+        """Return the engine's own object; raises EngineError after :meth:`close`."""
+        if self._handle is None:
+            raise EngineError(f"{self.label} engine of {self._identity.model}: {method}() after close()")
+        return self._handle
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """Run a batch in the block: what fails leaves no request behind, and is an EngineError that names the model."""
+        try:
+            yield
+        except BaseException as error:
+            if (handle := self._handle) is not None:
+                self._abandon(handle)
+            if isinstance(error, EngineError) or not isinstance(error, Exception):
+                raise
+            # A failed step surfaces as whatever torch or the engine raised.
+            raise EngineError(
+                f"{self.label}, {self._identity.model}: {self.failed}: {type(error).__name__}: {error}"
+            ) from error
+
+
+@contextmanager
+def needing(engine: str, extra: str) -> Iterator[None]:
+    """Import an engine's package in the block; raises EngineError that names the extra where it does not import."""
+    try:
+        yield
+    except ImportError as error:
+        raise EngineError(
+            f"the {engine} engine needs a package that does not import ({error}): "
+            f"pip install 'pytest-tokenpower[{extra}]'"
+        ) from error
+
+
+@contextmanager
+def environment_kept(*names: str, **values: str) -> Iterator[None]:
+    """Set ``values`` in the environment of the block; these variables and ``names`` are afterwards as they were."""
+    before = {name: os.environ.get(name) for name in (*names, *values)}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def cannot_load(model: str, engine: str, options: Mapping[str, Any], error: BaseException) -> EngineError:
-    """The error for a model that an engine would not load: in its words, and with the options that it was given."""
+    """Make the error for a model that an engine would not load, in its words and with the options that it was given."""
     text = f"{model}: {engine} cannot load it: {str(error) or type(error).__name__}"
     given = ", ".join(f"{name}={repr(value)[:80]}" for name, value in options.items() if value is not None)
     if given:
@@ -97,12 +198,45 @@ def check_steps(batch: Batch, steps: Sequence[Step], *, engine: str) -> None:
         )
 
 
+def identity_of(
+    engine: str,
+    version: object,
+    model: str,
+    *,
+    dtype: Fact,
+    quantization: Fact,
+    kv_cache_dtype: Fact,
+    tensor_parallel: Fact = 1,
+    pipeline_parallel: Fact = 1,
+    revision: str | None = None,
+    dummy: bool = False,
+    facts: Mapping[str, Any],
+) -> EngineIdentity:
+    """Identity of an engine with this folder or hub id loaded; ``facts`` that are None are left out.
+
+    A key-value cache of "auto" is of the model's dtype. The weights have their name by ``revision``, unless they are
+    ``dummy``: an engine's own, whatever the folder holds.
+    """
+    axes: dict[str, Fact] = {
+        "dtype": dtype,
+        "quantization": quantization,
+        "kv_cache_dtype": dtype if kv_cache_dtype == "auto" else kv_cache_dtype,
+        "tensor_parallel": tensor_parallel,
+        "pipeline_parallel": pipeline_parallel,
+        "weights": "dummy" if dummy else weights_name(model, revision),
+    }
+    known = {**facts, "weights_note": None if dummy else weights_note(model)}
+    return EngineIdentity(engine, str(version), model_name(model), axes, config_facts(known, known))
+
+
 def as_fact(value: Any) -> Fact:
-    """A configuration value as a fact: enumerations by name in lower case, torch dtypes without their module."""
+    """Turn a configuration value into a fact: enumerations by name in lower case, torch dtypes without their module."""
     if value is None or isinstance(value, bool | float):
         return value
     if isinstance(getattr(value, "name", None), str):
         return str(value.name).lower()
+    if isinstance(value, type):
+        return value.__name__
     return value if isinstance(value, int) else str(value).removeprefix("torch.")
 
 
@@ -112,7 +246,7 @@ def config_facts(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, F
 
 
 def checkpoint_config(model: str) -> Mapping[str, Any]:
-    """The language model's part of a folder's or hub id's ``config.json``; raises EngineError where it cannot be read.
+    """Read the language model's part of a folder's or hub id's ``config.json``; raises EngineError where it cannot.
 
     A hub id is asked for through transformers, on which every engine that takes one depends.
     """
@@ -128,7 +262,7 @@ def checkpoint_config(model: str) -> Mapping[str, Any]:
 
 
 def checkpoint_dtype(config: Mapping[str, Any]) -> str | None:
-    """The dtype that a checkpoint's configuration names; transformers called it ``torch_dtype`` before 4.56."""
+    """Read the dtype of a checkpoint's configuration; transformers called it ``torch_dtype`` before 4.56."""
     dtype = as_fact(config.get("dtype") or config.get("torch_dtype"))
     return None if dtype is None else str(dtype)
 

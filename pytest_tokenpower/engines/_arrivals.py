@@ -15,11 +15,8 @@ from pytest_tokenpower.workloads.arrivals import Arrivals
 
 T = TypeVar("T")
 
-
 WATCH_S = 0.5
-
-
-"""How often a waiting call looks whether there is still something to wait for."""
+"""Interval at which a waiting call looks whether there is still something to wait for."""
 
 
 class EventLoop:
@@ -31,7 +28,7 @@ class EventLoop:
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T], dead: Callable[[], Exception | None] = lambda: None) -> T:
-        """The result of ``work``, or what it raises; where ``dead`` gives an error meanwhile, that error.
+        """Return the result of ``work`` or raise what it raises; where ``dead`` gives an error meanwhile, raise that.
 
         Interrupted, this cancels the work and does not wait for its end.
         """
@@ -111,7 +108,7 @@ class Admission:
 
     @property
     def done(self) -> bool:
-        """Whether every request has finished."""
+        """Tell whether every request has finished."""
         return self._finished == len(self._due_s)
 
     def finished(self, requests: int) -> None:
@@ -119,7 +116,7 @@ class Admission:
         self._finished += requests
 
     def take(self, seconds: float) -> Iterator[int]:
-        """The requests to submit now, ``seconds`` after the start; each counts as submitted once it was given out."""
+        """Give out the requests to submit now, ``seconds`` after the start; each given out counts as submitted."""
         while (
             self._submitted < len(self._due_s)
             and (self._limit is None or self.unfinished < self._limit)
@@ -129,7 +126,7 @@ class Admission:
             yield self._submitted - 1
 
     def wait_s(self, seconds: float) -> float | None:
-        """How long after ``seconds`` the next request is due: None where only an end of another lets it in."""
+        """Tell how long after ``seconds`` the next request is due: None where only an end of another lets it in."""
         full = self._limit is not None and self.unfinished >= self._limit
         if full or self._submitted == len(self._due_s):
             return None
@@ -137,7 +134,7 @@ class Admission:
 
 
 async def run_admitted(admission: Admission, start: Callable[[int], Coroutine[Any, Any, T]]) -> list[T]:
-    """What ``start(index)`` of each request gives, in their order; where one fails the others are cancelled."""
+    """Gather what ``start(index)`` of each request gives, in order; where one fails the others are cancelled."""
     results: dict[int, T] = {}
     running: dict[asyncio.Task[T], int] = {}
     began = time.monotonic()

@@ -29,21 +29,13 @@ from typing import overload
 from pytest_tokenpower.engines.protocol import Step
 
 LARGEST_GAP = 0.5
-
-
 """A longer pause than this share of the usual time between two chunks of a response ends a burst."""
 
-
 LATE = 0.25
-
-
 """A chunk that comes so soon after the one before of its response, as a share of the usual time between two, shows that
 both had been waiting to be read."""
 
-
 LONG_STEP = 1.5
-
-
 """A step without first tokens that takes so many times the median of such steps had a part of a prompt in it."""
 
 
@@ -91,16 +83,16 @@ class EstimatedSteps(Sequence[Step]):
     def __getitem__(self, index: slice) -> Sequence[Step]: ...
 
     def __getitem__(self, index: int | slice) -> Step | Sequence[Step]:
-        """The step, or steps, at this place."""
+        """Return the step, or steps, at this place."""
         return self._steps[index]
 
     def __len__(self) -> int:
-        """How many steps there were."""
+        """Count the steps."""
         return len(self._steps)
 
 
 def estimate_steps(traces: Sequence[Trace]) -> tuple[Step, ...]:
-    """The engine's steps in order, apart from each other; every token of the responses and prompts is in one of them.
+    """Estimate the engine's steps, in order and apart; every token of responses and prompts is in one of them.
 
     The first token of a response belongs to its prefill. A response without chunks has no prefill either.
     """
@@ -142,7 +134,7 @@ def _bursts(traces: Sequence[Trace]) -> list[_Burst]:
 
 
 def _usual_ns(traces: Sequence[Trace]) -> int:
-    """The usual time between two chunks of a response: the median, or the mean where most of them were read late."""
+    """Return the usual time between two chunks of a response: the median, or the mean where most were read late."""
     times = [[arrived_ns for arrived_ns, _ in trace.chunks] for trace in traces if len(trace.chunks) > 1]
     if not times:
         return 0
@@ -152,7 +144,7 @@ def _usual_ns(traces: Sequence[Trace]) -> int:
 
 
 def _caught_up(trace: Trace, usual_ns: int) -> Iterator[tuple[int, int]]:
-    """The chunks, those that were read late at the pace at which the engine must have sent them; no two at once."""
+    """Put chunks that were read late back to the pace at which the engine must have sent them; no two at once."""
     before_ns, waiting = trace.sent_ns, list[int]()
     for at, (arrived_ns, tokens) in enumerate(trace.chunks):
         waiting.append(tokens)

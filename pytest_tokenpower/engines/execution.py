@@ -54,7 +54,7 @@ class Execution:
 
     @property
     def identity(self) -> EngineIdentity:
-        """What the engine says of itself."""
+        """Identity that the engine gives."""
         return self._engine.identity
 
     @property

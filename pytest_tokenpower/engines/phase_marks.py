@@ -19,7 +19,7 @@ PHASES_ABSENT = "phases.absent"
 
 
 def phases_of(result: object) -> tuple[PhaseWindow, ...]:
-    """The phases of an execution: from our engines' steps, else from vLLM's request metrics, else none.
+    """Read an execution's phases off its result: from our engines' steps, else vLLM's request metrics, else none.
 
     Request metrics tell the phases exactly where all prefills came before the first decode step, else as estimates.
     """

@@ -1,4 +1,4 @@
-"""What every engine adapter offers: load, generate a batch with step marks, say what it is, close."""
+"""The protocol of engine adapters: load, generate a batch with step marks, say what it is, close."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pytest_tokenpower.workloads.base import Batch
 
 @runtime_checkable
 class Serving(Protocol):
-    """What an engine has beside the Engine protocol where it can take requests while others run."""
+    """An engine that can take requests while others run has this beside the Engine protocol."""
 
     def serve(self, batch: Batch, arrivals: Arrivals) -> Generation:
-        """As ``generate``, with the batch's prompts arriving as ``arrivals`` says."""
+        """Run as ``generate``, with the batch's prompts arriving as ``arrivals`` says."""
         ...
 
 
@@ -38,7 +38,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Generation:
-    """What one batch gave: token ids of each response, and the steps that made them (each empty: unknown).
+    """Outcome of one batch: token ids of each response, and the steps that made them (each empty: unknown).
 
     ``tokens`` are the engine's own counts, also where it gives no ids. ``steps_exact`` is False where the marks are
     estimates from outside the engine.
@@ -52,7 +52,7 @@ class Generation:
 
 @dataclass(frozen=True)
 class EngineIdentity:
-    """What an engine says of itself, read from its own configuration, never from the test's word.
+    """An engine in its own words, read from its own configuration, never from the test's word.
 
     ``axes`` are what sweeps vary: dtype, quantization, kv_cache_dtype, tensor_parallel, pipeline_parallel,
     weights (a path's fingerprint or "random"). ``facts`` is everything else worth recording.
@@ -74,7 +74,7 @@ class Engine(Protocol):
 
     @property
     def identity(self) -> EngineIdentity:
-        """What runs here."""
+        """Identity of what runs here."""
         ...
 
     @property
@@ -89,3 +89,12 @@ class Engine(Protocol):
     def close(self) -> None:
         """Free the device's memory and end every child process; safe to call twice."""
         ...
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """Time that an engine in a process of its own may take, in seconds: to load its model, for a batch, and to end."""
+
+    start_s: float = 1800.0
+    batch_s: float = 600.0
+    close_s: float = 60.0

@@ -13,7 +13,6 @@ from pytest_tokenpower.errors import EngineError, UsageError
 
 Source = Callable[[], Mapping[str, str]]
 
-
 _sources: list[Source] = []
 
 
@@ -29,10 +28,7 @@ def plugin_engines() -> Mapping[str, str]:
 
 
 Factory = Callable[..., Engine]
-
-
 """``factory(model, **options)``: an engine with its model loaded; raises EngineError or UsageError."""
-
 
 ENGINES: Mapping[str, str] = {
     "vllm": "pytest_tokenpower.engines.vllm.offline:VllmEngine",
@@ -44,20 +40,15 @@ ENGINES: Mapping[str, str] = {
     "tensorrt-llm": "pytest_tokenpower.engines.tensorrt_llm:TensorrtLlmEngine",
     "deepspeed-mii": "pytest_tokenpower.engines.deepspeed_mii:MiiEngine",
 }
-
-
 """The adapters of this package, as ``module:name`` of their factory."""
 
-
 SERVERS = frozenset({"openai", "vllm-server"})
-
-
 """Adapters whose engine is another process anyway, which they speak to over HTTP: one more around them adds nothing.
 Their factories take ``timeouts`` and ``env`` themselves."""
 
 
 def is_reference(text: object) -> bool:
-    """Whether it reads ``module:name``."""
+    """Tell whether it reads ``module:name``."""
     return isinstance(text, str) and re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", text) is not None
 
 
@@ -78,7 +69,7 @@ def reference(engine: str) -> str:
 
 
 def factory(engine: str, called: str | None = None) -> Factory:
-    """The factory of an engine, imported; raises UsageError for an unknown one, EngineError if it does not import.
+    """Import the factory of an engine; raises UsageError for an unknown one, EngineError if it does not import.
 
     ``called`` is the engine's name where ``engine`` is what that stands for.
     """
@@ -91,7 +82,7 @@ def factory(engine: str, called: str | None = None) -> Factory:
 
 
 def start(engine: str, model: str, options: Mapping[str, Any], *, called: str | None = None) -> Engine:
-    """The engine with its model loaded; ``called`` as for :func:`factory`.
+    """Start an engine with its model loaded; ``called`` as for :func:`factory`.
 
     Raises UsageError for an option that its factory does not take and for a factory that gives no engine, EngineError
     where it does not load. What else the factory raises goes through.

@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.engines._adapter import (
+    InProcessEngine,
     as_fact,
-    cannot_load,
     check_batch,
     check_counts,
-    config_facts,
     gpus_in_order,
-    missing_package,
+    identity_of,
+    needing,
 )
 from pytest_tokenpower.engines._arrivals import Admission, run_admitted
 from pytest_tokenpower.engines._estimated_steps import EstimatedSteps, Trace
 from pytest_tokenpower.engines.protocol import EngineIdentity, Generation
 from pytest_tokenpower.errors import EngineError
-from pytest_tokenpower.models.checkpoint import model_name, require_model, weights_name, weights_note
 from pytest_tokenpower.workloads.arrivals import AllAtOnce, Arrivals
 from pytest_tokenpower.workloads.base import Batch
-from pytest_tokenpower.workloads.tokenizers import tokenizer_of
 
 T = TypeVar("T")
 
@@ -58,56 +54,42 @@ FACTS = (
 """Arguments of the server, as it resolved them, that are worth recording."""
 
 
-class SglangEngine:
+class SglangEngine(InProcessEngine):
     """``sglang.Engine``: ``SglangEngine("folder or hub id", **arguments of sglang's ServerArgs)``.
 
     Every request is streamed, as a server does, and each chunk's arrival noted: steps are estimates from outside
-    (``engines.openai_steps`` has the rules). SGLang hands a step's tokens out while the next one runs, so that marks
+    (``_estimated_steps`` has the rules). SGLang hands a step's tokens out while the next one runs, so that marks
     are late by up to a step; ``disable_overlap_schedule=True`` brings them closer. Generation is greedy, runs through
     end-of-sequence and is not detokenized.
 
     Use it through ``EngineSpec``, in a process of its own: when one of SGLang's processes fails it ends the one that
     started it, and its shutdown ends every child of that process, whoever started it.
 
+    Its identity is read from the engine's arguments as it resolved them, and from its model's configuration; the GPUs
+    are those that its schedulers were given, unless they are of several nodes.
+
     Run for real with sglang 0.5.15.post1 and 0.5.23 on a CPU (``device="cpu"``, ``attention_backend="torch_native"``
     and ``SGLANG_USE_CPU_ENGINE=1`` in the environment); never on a GPU.
     """
 
-    def __init__(self, model: str | os.PathLike[str], **server_args: Any) -> None:
-        name = require_model(model)
-        self._engine: Any = None
-        try:
+    label = "SGLang"
+
+    def _load(self, name: str, options: dict[str, Any]) -> None:
+        with needing(self.label, "sglang"):
             import sglang
-        except ImportError as error:
-            raise missing_package("SGLang", "sglang", error) from error
-        try:
-            self._engine = sglang.Engine(model_path=name, **{**DEFAULTS, **server_args})
-            self._model = self._engine.tokenizer_manager.model_config
-            self._args = _resolved(self._engine.server_args)
-            self._positions = self._find_positions()
-            self._identity = self._describe(name, sglang.__version__)
-            self._device_ids = self._find_devices()
-        except ImportError as error:  # its engine is imported when it is first asked for
-            raise missing_package("SGLang", "sglang", error) from error
-        except Exception as error:  # ValueError, TypeError and RuntimeError of its arguments and of the model
-            self.close()
-            raise cannot_load(name, "SGLang", server_args, error) from error
-        self.encode = tokenizer_of(name)
+
+            # Its engine is imported when it is first asked for.
+            self._handle = sglang.Engine(model_path=name, **{**DEFAULTS, **options})
+        self._model = self._handle.tokenizer_manager.model_config
+        self._args = _resolved(self._handle.server_args)
+        self._positions = self._find_positions()
+        self._identity = self._describe(name, sglang.__version__)
+        self._device_ids = self._find_devices()
 
     @property
     def engine(self) -> Any:
         """The ``sglang.Engine`` itself; None after :meth:`close`."""
-        return self._engine
-
-    @property
-    def identity(self) -> EngineIdentity:
-        """Read from the engine's arguments as it resolved them, and from its model's configuration."""
-        return self._identity
-
-    @property
-    def device_ids(self) -> Sequence[str] | None:
-        """NVML UUIDs of the GPUs that its schedulers were given; empty on a CPU; None over several nodes."""
-        return self._device_ids
+        return self._handle
 
     def generate(self, batch: Batch) -> Generation:
         """Run the batch to its end; raises EngineError, also where a prompt was read from the radix cache."""
@@ -117,17 +99,20 @@ class SglangEngine:
         """Run the batch with its prompts arriving as ``arrivals`` says; otherwise as :meth:`generate`."""
         return self._run("serve", batch, arrivals)
 
-    def close(self) -> None:
-        """Shut SGLang down, and with it every child process of this one; safe to call twice."""
-        engine, self._engine = self._engine, None
-        if engine is not None:
-            engine.shutdown()
-            multiprocessing.active_children()  # it kills them and leaves them zombies, which this takes note of
+    def _shut_down(self, handle: Any) -> None:
+        """Shut SGLang down, and with it every child process of this one."""
+        handle.shutdown()
+        multiprocessing.active_children()  # it kills them and leaves them zombies, which this takes note of
+
+    def _abandon(self, handle: Any) -> None:
+        with suppress(Exception):
+            handle.tokenizer_manager.abort_request(abort_all=True)
 
     def _run(self, method: str, batch: Batch, arrivals: Arrivals) -> Generation:
-        if self._engine is None:
-            raise EngineError(f"SGLang engine of {self._identity.model}: {method}() after close()")
-        check_batch(batch, engine="SGLang", vocab_size=self._model.vocab_size, max_positions=self._positions)
+        self._opened(method)
+        check_batch(
+            batch, engine=self.label, vocab_size=self._model.vocab_size, max_positions=self._positions
+        )
         admission = Admission(arrivals, len(batch.prompts))
         prompts = [list(prompt) for prompt in batch.prompts]
         sampling = {"temperature": 0, "max_new_tokens": batch.new_tokens, "ignore_eos": True}
@@ -143,7 +128,7 @@ class SglangEngine:
                     f"SGLang: prompt {index} has {len(prompts[index])} tokens, and it counted {trace.prompt_tokens}"
                 )
         token_ids = tuple(tuple(ids) for _, ids, _ in responses)
-        check_counts(batch, token_ids, engine="SGLang")
+        check_counts(batch, token_ids, engine=self.label)
         steps = EstimatedSteps([trace for trace, _, _ in responses])
         return Generation(token_ids, batch.tokens, steps, steps_exact=False)
 
@@ -153,7 +138,7 @@ class SglangEngine:
         chunks: list[tuple[int, int]] = []
         ids: list[int] = []
         tokens, meta = 0, {}
-        stream = await self._engine.async_generate(
+        stream = await self._handle.async_generate(
             input_ids=prompt, sampling_params=dict(sampling), stream=True
         )
         async for chunk in stream:
@@ -173,47 +158,44 @@ class SglangEngine:
         return Trace(sent_ns, int(meta["prompt_tokens"]), chunks), ids, int(meta.get("cached_tokens") or 0)
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
-        """The result, on the engine's own event loop; what fails leaves no request behind in the engine."""
-        loop = self._engine.loop
+        """Run the work on the engine's own event loop and return its result."""
+        loop = self._handle.loop
         task = loop.create_task(work)
         try:
-            return loop.run_until_complete(task)  # type: ignore[no-any-return]
-        except BaseException as error:
-            with suppress(Exception):
-                self._engine.tokenizer_manager.abort_request(abort_all=True)
+            with self._running():
+                return loop.run_until_complete(task)  # type: ignore[no-any-return]
+        except BaseException:
             task.cancel()
             with suppress(BaseException):
                 loop.run_until_complete(task)
-            if isinstance(error, EngineError) or not isinstance(error, Exception):
-                raise
-            raise EngineError(
-                f"SGLang, {self._identity.model}: the batch failed: {type(error).__name__}: {error}"
-            ) from error
+            raise
 
     def _describe(self, name: str, version: str) -> EngineIdentity:
         args = self._args
-        dtype = as_fact(self._model.dtype)
-        kv_cache = as_fact(args.get("kv_cache_dtype"))
-        dummy = args.get("load_format") == "dummy"
-        axes: dict[str, Fact] = {
-            "dtype": dtype,
-            "quantization": as_fact(self._model.quantization),
-            "kv_cache_dtype": dtype if kv_cache in (None, "auto") else kv_cache,
-            "tensor_parallel": args.get("tp_size", 1),
-            "pipeline_parallel": args.get("pp_size", 1),
-            "weights": "dummy" if dummy else weights_name(name, args.get("revision")),
-        }
-        facts = config_facts(args, FACTS) | _graphs(args) | {"steps": "estimated from streamed chunks"}
-        if not dummy and (note := weights_note(name)) is not None:
-            facts["weights_note"] = note
-        return EngineIdentity("sglang", str(version), model_name(name), axes, facts)
+        return identity_of(
+            "sglang",
+            version,
+            name,
+            dtype=as_fact(self._model.dtype),
+            quantization=as_fact(self._model.quantization),
+            kv_cache_dtype=as_fact(args.get("kv_cache_dtype")) or "auto",
+            tensor_parallel=args.get("tp_size", 1),
+            pipeline_parallel=args.get("pp_size", 1),
+            revision=args.get("revision"),
+            dummy=args.get("load_format") == "dummy",
+            facts={
+                **{fact: args.get(fact) for fact in FACTS},
+                **_graphs(args),
+                "steps": "estimated from streamed chunks",
+            },
+        )
 
     def _find_positions(self) -> int:
         """Prompt and response together: SGLang's scheduler cuts a response to what it has room for, and says nothing.
 
         Its longest prompt is 5 tokens short of what a request may have, of which one is never generated.
         """
-        longest_prompt = getattr(self._engine.tokenizer_manager, "max_req_input_len", None)
+        longest_prompt = getattr(self._handle.tokenizer_manager, "max_req_input_len", None)
         context = int(self._model.context_len)
         return context if longest_prompt is None else min(context, int(longest_prompt) + 4)
 
@@ -232,20 +214,17 @@ class SglangEngine:
 
 
 def _resolved(server_args: Any) -> Mapping[str, Any]:
-    """The arguments with what SGLang chose for those left open; before 0.5.2x that is in the fields themselves."""
+    """Return the arguments with SGLang's choice of those left open; before 0.5.2x that is in the fields themselves."""
     resolve = getattr(server_args, "resolved_dict", None)
     return dict(resolve() if resolve is not None else vars(server_args))
 
 
-def _graphs(args: Mapping[str, Any]) -> dict[str, Fact]:
-    """What runs as CUDA graphs; ``disable_cuda_graph`` stays False where a backend without graphs was chosen."""
+def _graphs(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Tell what runs as CUDA graphs; ``disable_cuda_graph`` stays False where a backend without graphs was chosen."""
     config = args.get("cuda_graph_config")
     if config is None:
-        return config_facts(args, ("disable_cuda_graph",))
-    phases = {phase: _part(_part(config, phase), "backend") for phase in ("prefill", "decode")}
-    return {
-        f"cuda_graph_{phase}": as_fact(backend) for phase, backend in phases.items() if backend is not None
-    }
+        return {"disable_cuda_graph": args.get("disable_cuda_graph")}
+    return {f"cuda_graph_{phase}": _part(_part(config, phase), "backend") for phase in ("prefill", "decode")}
 
 
 def _part(config: Any, name: str) -> Any:

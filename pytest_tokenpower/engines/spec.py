@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pytest_tokenpower.engines.isolated.engine import IsolatedEngine, Timeouts
-from pytest_tokenpower.engines.protocol import Engine, Generation
+from pytest_tokenpower.engines.execution import Execution
+from pytest_tokenpower.engines.isolated.engine import IsolatedEngine
+from pytest_tokenpower.engines.protocol import Engine, Generation, Timeouts
 from pytest_tokenpower.engines.registry import SERVERS, reference, start
 from pytest_tokenpower.errors import UsageError
-from pytest_tokenpower.workloads.base import Batch
-
-if TYPE_CHECKING:
-    from pytest_tokenpower.workloads import Workload
+from pytest_tokenpower.workloads.base import Batch, Workload
 
 
 @dataclass(frozen=True, init=False)
@@ -51,24 +49,23 @@ class EngineSpec:
         if timeouts is not None and not isinstance(timeouts, Timeouts):
             raise UsageError(
                 f"EngineSpec({engine!r}, ..., timeouts={timeouts!r}): give Timeouts(start_s=..., batch_s=..., "
-                "close_s=...) of pytest_tokenpower.engines.isolated.engine"
+                "close_s=...) of pytest_tokenpower.engines"
             )
         if not all(isinstance(each, str) for pair in dict(env or {}).items() for each in pair):
             raise UsageError(
                 f"EngineSpec({engine!r}, ..., env={env!r}): names and values of the environment are text"
             )
-        for name, value in (
-            ("engine", engine),
-            ("model", os.fspath(model)),
-            ("options", options),
-            ("isolated", isolated),
-            ("timeouts", timeouts or Timeouts()),
-            ("env", dict(env or {})),
-        ):
-            object.__setattr__(self, name, value)
+        vars(self).update(
+            engine=engine,
+            model=os.fspath(model),
+            options=options,
+            isolated=isolated,
+            timeouts=timeouts or Timeouts(),
+            env=dict(env or {}),
+        )
 
     def load(self) -> Engine:
-        """The engine with its model loaded; the caller closes it. Raises EngineError or UsageError."""
+        """Start the engine with its model loaded; the caller closes it. Raises EngineError or UsageError."""
         if self.engine in SERVERS:
             return start(
                 self.engine, self.model, {"timeouts": self.timeouts, "env": self.env, **self.options}
@@ -81,7 +78,7 @@ class EngineSpec:
 
     @contextmanager
     def start(self) -> Iterator[Engine]:
-        """The engine, closed at the end of the block."""
+        """Start the engine, and close it at the end of the block."""
         engine = self.load()
         try:
             yield engine
@@ -89,7 +86,7 @@ class EngineSpec:
             engine.close()
 
     def workload(self, workload: Workload | Batch) -> SpecWorkload:
-        """The workload on this engine, for ``energy.compare``: each restart starts the engine anew."""
+        """Put a workload on this engine, for ``energy.compare``: each restart starts the engine anew."""
         return SpecWorkload(self, workload)
 
 
@@ -100,13 +97,8 @@ class SpecWorkload:
     spec: EngineSpec
     work: Workload | Batch
 
-    def start(self) -> AbstractContextManager[Callable[[], Generation]]:
-        """Start the engine; the context gives what runs the workload once."""
-        return self._started()
-
     @contextmanager
-    def _started(self) -> Iterator[Callable[[], Generation]]:
-        from pytest_tokenpower.engines.execution import Execution
-
+    def start(self) -> Iterator[Callable[[], Generation]]:
+        """Start the engine; the context gives what runs the workload once."""
         with self.spec.start() as engine:
             yield Execution(engine, self.work)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,22 +10,20 @@ from typing import Any
 
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.engines._adapter import (
+    InProcessEngine,
     as_fact,
-    cannot_load,
     check_batch,
     check_counts,
     check_steps,
     checkpoint_config,
     checkpoint_dtype,
-    config_facts,
     gpus_in_order,
-    missing_package,
+    identity_of,
+    needing,
 )
 from pytest_tokenpower.engines.protocol import EngineIdentity, Generation, Step
 from pytest_tokenpower.errors import EngineError
-from pytest_tokenpower.models.checkpoint import model_name, require_model, weights_name, weights_note
 from pytest_tokenpower.workloads.base import Batch
-from pytest_tokenpower.workloads.tokenizers import tokenizer_of
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,7 @@ class RequestTimes:
     last_iteration: int
 
     def decoded_by(self, iteration: int) -> int:
-        """How many tokens after its first it had when this iteration ended."""
+        """Count the tokens after its first that it had when this iteration ended."""
         return min(max(iteration - self.first_iteration, 0), self.last_iteration - self.first_iteration)
 
 
@@ -89,79 +86,60 @@ FACTS = (
     "enable_attention_dp",
     "load_format",
 )
-
-
 """Arguments of ``LLM`` that are worth recording."""
-
 
 _MICROSECOND = timedelta(microseconds=1)
 
 
-class TensorrtLlmEngine:
+class TensorrtLlmEngine(InProcessEngine):
     """``tensorrt_llm.LLM``: ``TensorrtLlmEngine("folder or hub id", **arguments of tensorrt_llm.LLM)``.
 
     The cache is not reused across requests unless a ``kv_cache_config`` of the caller's says otherwise. Generation is
     greedy, runs through end-of-sequence and is not detokenized.
 
-    Steps are spans from one first token to the next (``tensorrt_llm_steps``). With ``disable_overlap_scheduler=True``
-    and without pipeline parallelism they are exact; by default TensorRT-LLM handles an iteration's tokens while the
-    next one runs, so that the marks are late by up to one iteration, and they are called estimates. There are none
-    where a request was paused or tokens were speculated.
+    Steps are spans from one first token to the next (``steps_between_first_tokens``). With
+    ``disable_overlap_scheduler=True`` and without pipeline parallelism they are exact; by default TensorRT-LLM handles
+    an iteration's tokens while the next one runs, so that the marks are late by up to one iteration, and they are
+    called estimates. There are none where a request was paused or tokens were speculated.
+
+    Its identity is read from the engine's own arguments; a dtype that they leave open from the checkpoint's
+    configuration. Its ranks take the first GPUs that are visible; over several nodes the devices are not known.
 
     Written against the sources of TensorRT-LLM 1.2, and never run with it.
     """
 
-    def __init__(self, model: str | os.PathLike[str], **llm_args: Any) -> None:
-        name = require_model(model)
-        self._llm: Any = None
-        try:
+    label = "TensorRT-LLM"
+
+    def _load(self, name: str, options: dict[str, Any]) -> None:
+        with needing(self.label, "tensorrt-llm"):
             import tensorrt_llm
             from tensorrt_llm.llmapi import KvCacheConfig
-        except ImportError as error:
-            raise missing_package("TensorRT-LLM", "tensorrt-llm", error) from error
         self._sampling_class = tensorrt_llm.SamplingParams
         self._config = checkpoint_config(name)
-        options = {"skip_tokenizer_init": True, "return_perf_metrics": True, **llm_args}
+        arguments = {"skip_tokenizer_init": True, "return_perf_metrics": True, **options}
         if "kv_cache_config" not in options:
             # Otherwise the second round of a batch would skip its prefill.
-            options["kv_cache_config"] = KvCacheConfig(enable_block_reuse=False)
-        try:
-            self._llm = tensorrt_llm.LLM(model=name, **options)
-            args = self._llm.args
-            # Only then is an iteration over when its tokens are handled.
-            self._sequential = (
-                bool(getattr(args, "disable_overlap_scheduler", False)) and args.pipeline_parallel_size == 1
-            )
-            self._identity = self._describe(name, tensorrt_llm.__version__)
-            self._device_ids = self._find_devices()
-        except Exception as error:  # pydantic's, torch's and its own among them
-            self.close()
-            raise cannot_load(name, "TensorRT-LLM", llm_args, error) from error
-        self.encode = tokenizer_of(name)
+            arguments["kv_cache_config"] = KvCacheConfig(enable_block_reuse=False)
+        self._handle = tensorrt_llm.LLM(model=name, **arguments)
+        args = self._handle.args
+        # Only then is an iteration over when its tokens are handled.
+        self._sequential = (
+            bool(getattr(args, "disable_overlap_scheduler", False)) and args.pipeline_parallel_size == 1
+        )
+        self._identity = self._describe(args, name, tensorrt_llm.__version__)
+        self._device_ids = _devices(args)
 
     @property
     def llm(self) -> Any:
         """The ``tensorrt_llm.LLM`` itself; None after :meth:`close`."""
-        return self._llm
-
-    @property
-    def identity(self) -> EngineIdentity:
-        """Read from the engine's own arguments; a dtype that they leave open from the checkpoint's configuration."""
-        return self._identity
-
-    @property
-    def device_ids(self) -> Sequence[str] | None:
-        """NVML UUIDs of the GPUs that its ranks take, the first ones that are visible; None over several nodes."""
-        return self._device_ids
+        return self._handle
 
     def generate(self, batch: Batch) -> Generation:
         """Run the batch to its end; raises EngineError, also where a prompt's cache blocks were reused."""
-        if self._llm is None:
-            raise EngineError(f"TensorRT-LLM engine of {self._identity.model}: generate() after close()")
-        args = self._llm.args
+        args = self._opened().args
         check_batch(
             batch,
-            engine="TensorRT-LLM",
+            engine=self.label,
             vocab_size=self._config.get("vocab_size"),
             max_positions=args.max_seq_len or self._config.get("max_position_embeddings"),
         )
@@ -178,7 +156,7 @@ class TensorrtLlmEngine:
         )
         outputs = self._finish(inputs, sampling)
         token_ids = tuple(tuple(output.outputs[0].token_ids) for output in outputs)
-        check_counts(batch, token_ids, engine="TensorRT-LLM")
+        check_counts(batch, token_ids, engine=self.label)
         for index, output in enumerate(outputs):
             if reused := _reused(output):
                 raise EngineError(
@@ -187,32 +165,26 @@ class TensorrtLlmEngine:
                 )
         steps, exact = self._steps(batch, outputs)
         if steps:
-            check_steps(batch, steps, engine="TensorRT-LLM")
+            check_steps(batch, steps, engine=self.label)
         return Generation(token_ids, batch.tokens, steps, steps_exact=exact)
 
-    def close(self) -> None:
-        """Shut the engine down and end its workers; safe to call twice."""
-        llm, self._llm = self._llm, None
-        if llm is not None:
-            llm.shutdown()
+    def _shut_down(self, handle: Any) -> None:
+        handle.shutdown()
 
     def _finish(self, inputs: Sequence[Any], sampling: Any) -> list[Any]:
-        """What ``LLM.generate`` does and returns, with hold of the requests, so that none goes on after a failure."""
+        """Do what ``LLM.generate`` does, with hold of the requests, so that none goes on after a failure."""
         requests: list[Any] = []
-        try:
-            for each in inputs:
-                requests.append(self._llm.generate_async(each, sampling_params=sampling))
-            return [request.result() for request in requests]
-        except BaseException as error:
-            for request in requests:
-                if not request.finished:
-                    with suppress(Exception):
-                        request.abort()
-            if not isinstance(error, Exception):
+        with self._running():
+            try:
+                for each in inputs:
+                    requests.append(self._handle.generate_async(each, sampling_params=sampling))
+                return [request.result() for request in requests]
+            except BaseException:
+                for request in requests:
+                    if not request.finished:
+                        with suppress(Exception):
+                            request.abort()
                 raise
-            raise EngineError(
-                f"TensorRT-LLM, {self._identity.model}: the batch failed: {type(error).__name__}: {error}"
-            ) from error
 
     def _steps(self, batch: Batch, outputs: Sequence[Any]) -> tuple[tuple[Step, ...], bool]:
         times = [
@@ -223,39 +195,37 @@ class TensorrtLlmEngine:
         steps = steps_between_first_tokens(known) if len(known) == len(times) else ()
         mixed = any(step.prompt_tokens and step.generated_tokens for step in steps)
         # A chunk of a prompt may have been computed in the span before that in which the prompt was finished.
-        split = mixed and getattr(self._llm.args, "enable_chunked_prefill", False)
+        split = mixed and getattr(self._handle.args, "enable_chunked_prefill", False)
         return steps, self._sequential and not split
 
-    def _describe(self, name: str, version: str) -> EngineIdentity:
-        args = self._llm.args
-        values = {fact: getattr(args, fact, None) for fact in FACTS}
+    def _describe(self, args: Any, name: str, version: str) -> EngineIdentity:
         dtype = _chosen(args.dtype) or checkpoint_dtype(self._config)
-        dummy = as_fact(getattr(args, "load_format", None)) == "dummy"
-        revision = getattr(args, "revision", None)
-        axes: dict[str, Fact] = {
-            "dtype": dtype,
-            "quantization": _quantization(args, self._config),
-            "kv_cache_dtype": _chosen(getattr(args.kv_cache_config, "dtype", None)) or dtype,
-            "tensor_parallel": args.tensor_parallel_size,
-            "pipeline_parallel": args.pipeline_parallel_size,
-            "weights": "dummy" if dummy else weights_name(name, revision),
-        }
-        facts = config_facts(values, FACTS) | {
-            "block_reuse": as_fact(getattr(args.kv_cache_config, "enable_block_reuse", None)),
-            "cuda_graphs": getattr(args, "cuda_graph_config", None) is not None,
-            "speculative": as_fact(getattr(getattr(args, "speculative_config", None), "decoding_type", None)),
-            "steps": "spans between first tokens" + ("" if self._sequential else ", estimated"),
-        }
-        if not dummy and (note := weights_note(name)) is not None:
-            facts["weights_note"] = note
-        return EngineIdentity("tensorrt-llm", str(version), model_name(name), axes, facts)
+        return identity_of(
+            "tensorrt-llm",
+            version,
+            name,
+            dtype=dtype,
+            quantization=_quantization(args, self._config),
+            kv_cache_dtype=_chosen(getattr(args.kv_cache_config, "dtype", None)) or dtype,
+            tensor_parallel=args.tensor_parallel_size,
+            pipeline_parallel=args.pipeline_parallel_size,
+            revision=getattr(args, "revision", None),
+            dummy=as_fact(getattr(args, "load_format", None)) == "dummy",
+            facts={fact: getattr(args, fact, None) for fact in FACTS}
+            | {
+                "block_reuse": getattr(args.kv_cache_config, "enable_block_reuse", None),
+                "cuda_graphs": getattr(args, "cuda_graph_config", None) is not None,
+                "speculative": getattr(getattr(args, "speculative_config", None), "decoding_type", None),
+                "steps": "spans between first tokens" + ("" if self._sequential else ", estimated"),
+            },
+        )
 
-    def _find_devices(self) -> tuple[str, ...] | None:
-        args = self._llm.args
-        if getattr(args, "orchestrator_type", None) == "ray":
-            return None  # placed by somebody else
-        ranks = args.tensor_parallel_size * args.pipeline_parallel_size
-        return gpus_in_order(ranks * getattr(args, "context_parallel_size", 1))
+
+def _devices(args: Any) -> tuple[str, ...] | None:
+    if getattr(args, "orchestrator_type", None) == "ray":
+        return None  # placed by somebody else
+    ranks = args.tensor_parallel_size * args.pipeline_parallel_size
+    return gpus_in_order(ranks * getattr(args, "context_parallel_size", 1))
 
 
 def _chosen(dtype: Any) -> str | None:
@@ -263,7 +233,7 @@ def _chosen(dtype: Any) -> str | None:
 
 
 def _quantization(args: Any, config: Mapping[str, Any]) -> Fact:
-    """The algorithm that the engine found in the checkpoint or was told, else what the checkpoint says of itself."""
+    """Name the algorithm that the engine found or was told, else what the checkpoint says of itself."""
     algorithm = as_fact(getattr(getattr(args, "quant_config", None), "quant_algo", None))
     if algorithm is not None:
         return str(algorithm).lower()
@@ -281,7 +251,7 @@ def _reused(output: Any) -> str:
 
 
 def _times(output: Any, prompt_tokens: int, generated_tokens: int) -> RequestTimes | None:
-    """The request's times; None where any is missing.
+    """Read the request's times; None where any is missing.
 
     They are points of C++'s steady_clock, which is CLOCK_MONOTONIC on Linux (as ``time.monotonic``), as timedeltas
     since its start; rank 0's, to which those of other ranks are aligned. A time that was not taken is 0.

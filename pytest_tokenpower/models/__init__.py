@@ -2,6 +2,6 @@
 
 from pytest_tokenpower.models.architecture import Architecture
 from pytest_tokenpower.models.random_weights import write_random_model
-from pytest_tokenpower.models.registry import Model, architecture, find_model, load_models
+from pytest_tokenpower.models.registry import Model, find_model, load_models
 
-__all__ = ["Architecture", "Model", "architecture", "find_model", "load_models", "write_random_model"]
+__all__ = ["Architecture", "Model", "find_model", "load_models", "write_random_model"]

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from pytest_tokenpower.errors import UsageError
 
@@ -20,13 +19,15 @@ WEIGHT_BITS: Mapping[str, float] = {
     "int4": 4 + 16 / 128,
     "mxfp4": 4 + 8 / 32,
 }
-
+"""Bits of a quantized weight with its share of a scale: int4 one of 16 bits for 128 weights (GPTQ's and AWQ's usual
+group), mxfp4 one of 8 bits for 32 (OCP Microscaling Formats 1.0). Scales of whole rows or of blocks of 128 × 128
+(fp8, int8) are under 0.1 % and left out."""
 
 _ALIASES: Mapping[str, str] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "half": "fp16"}
 
 
 def dtype_name(dtype: str) -> str:
-    """The short name of a dtype (``bfloat16``: ``bf16``); raises UsageError for an unknown one."""
+    """Return the short name of a dtype (``bfloat16``: ``bf16``); raises UsageError for an unknown one."""
     name = _ALIASES.get(dtype, dtype)
     if name not in WEIGHT_BITS:
         raise UsageError(f"dtype {dtype!r} is not known: use one of {', '.join(WEIGHT_BITS)}")
@@ -85,7 +86,7 @@ class Shape:
 
 
 def read_shape(config: Mapping[str, Any]) -> Shape:
-    """The sizes in ``config``; raises UsageError that names the field that is missing, malformed or does not fit."""
+    """Read the sizes in ``config``; raises UsageError that names the field that is missing, malformed or wrong."""
     fields = _Fields(config)
     family = fields.text("model_type")
     if family not in FAMILIES:
@@ -159,7 +160,7 @@ def _experts(family: str, fields: _Fields, layers: int) -> Experts | None:
 
 
 def _windows(family: str, fields: _Fields, layers: int) -> tuple[int | None, ...]:
-    """How far each layer's attention reaches back; None: to the beginning."""
+    """Read how far each layer's attention reaches back; None: to the beginning."""
     if family in ("qwen2", "qwen3", "qwen3_moe"):
         first = fields.count("max_window_layers", layers, least=0)
         slides = [fields.flag("use_sliding_window") and layer >= first for layer in range(layers)]
@@ -218,165 +219,82 @@ FAMILIES: Mapping[str, str] = {
     "deepseek_v3": "DeepseekV3ForCausalLM",
     "falcon": "FalconForCausalLM",
 }
-
-
 """``model_type`` of the families that are known, and the class that Hugging Face transformers has for each."""
 
-
-Role = Literal[
-    "embedding", "head", "matrix", "expert", "router", "norm", "norm from 1", "bias", "expert bias", "sinks"
-]
+Role = Literal["embedding", "head", "matrix", "expert", "expert bias", "other"]
+"""Kinds of weights: matrices and experts are what weight quantization shrinks; other are routers, norms and biases."""
 
 
-"""What a tensor is: matrices and experts are what weight quantization shrinks; Gemma's norms count from 1."""
+def count_weights(shape: Shape) -> Counter[Role]:
+    """Count the weights of each role by arithmetic; a tied output matrix counts once, with the embedding."""
+    hidden, family = shape.hidden, shape.family
+    attention, vectors = (
+        _count_attention(shape) if shape.latent is None else _count_latent(shape, shape.latent)
+    )
+    layer_norm = 2 * hidden  # Falcon's: a weight and a bias
+    if family == "falcon":
+        norms, last_norm = layer_norm * (2 if shape.grouped else 1), layer_norm
+    else:
+        norms, last_norm = hidden * (4 if family in ("gemma2", "gemma3_text") else 2), hidden
+    counts = Counter[Role](
+        {
+            "embedding": shape.vocab * hidden,
+            "head": 0 if shape.tied else shape.vocab * hidden,
+            "matrix": shape.layers * attention,
+            "other": shape.layers * (vectors + norms) + last_norm,
+        }
+    )
+    experts, dense = shape.experts, shape.layers
+    if experts is not None:
+        sparse, number = len(experts.layers), experts.count
+        dense -= sparse
+        counts["expert"] = sparse * number * 3 * hidden * experts.width
+        counts["other"] += sparse * number * (hidden + experts.selection_bias)  # the router
+        if family == "gpt_oss":
+            counts["expert bias"] = sparse * number * (2 * experts.width + hidden)
+            counts["other"] += sparse * number
+        if experts.shared_width:
+            counts += _count_mlp(shape, experts.shared_width, sparse)
+    return counts + _count_mlp(shape, shape.width, dense)
 
 
-class Tensor(NamedTuple):
-    """One tensor of a checkpoint."""
-
-    name: str
-    shape: tuple[int, ...]
-    role: Role
-
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        return prod(self.shape)
-
-
-def tensors(shape: Shape) -> Iterator[Tensor]:
-    """Every weight of the checkpoint, layer by layer; a tied output matrix is not among them."""
-    if shape.family == "falcon":
-        yield from _falcon(shape)
-        return
-    yield Tensor("model.embed_tokens.weight", (shape.vocab, shape.hidden), "embedding")
-    for layer in range(shape.layers):
-        prefix = f"model.layers.{layer}."
-        yield _norm(shape, f"{prefix}input_layernorm", shape.hidden)
-        if shape.latent is None:
-            yield from _attention(shape, f"{prefix}self_attn.")
-        else:
-            yield from _latent_attention(shape, shape.latent, f"{prefix}self_attn.")
-        yield _norm(shape, f"{prefix}post_attention_layernorm", shape.hidden)
-        if shape.family in ("gemma2", "gemma3_text"):
-            yield _norm(shape, f"{prefix}pre_feedforward_layernorm", shape.hidden)
-            yield _norm(shape, f"{prefix}post_feedforward_layernorm", shape.hidden)
-        if shape.experts is not None and layer in shape.experts.layers:
-            yield from _expert_tensors(shape, prefix)
-        elif shape.family == "phi3":
-            yield from _linear(f"{prefix}mlp.gate_up_proj", 2 * shape.width, shape.hidden)
-            yield from _linear(f"{prefix}mlp.down_proj", shape.hidden, shape.width)
-        else:
-            yield from _gated(f"{prefix}mlp.", shape.hidden, shape.width, shape.mlp_bias)
-    yield _norm(shape, "model.norm", shape.hidden)
-    if not shape.tied:
-        yield Tensor("lm_head.weight", (shape.vocab, shape.hidden), "head")
-
-
-def _attention(shape: Shape, prefix: str) -> Iterator[Tensor]:
+def _count_attention(shape: Shape) -> tuple[int, int]:
+    """Weights of one layer's matrices, and of its biases, norms and sinks."""
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    if shape.family == "phi3":
-        yield from _linear(f"{prefix}qkv_proj", queries + 2 * keys, shape.hidden)
-    else:
-        for name, out in (("q", queries), ("k", keys), ("v", keys)):
-            yield from _linear(f"{prefix}{name}_proj", out, shape.hidden, shape.qkv_bias)
-    yield from _linear(f"{prefix}o_proj", shape.hidden, queries, shape.output_bias)
+    vectors = (queries + 2 * keys) * shape.qkv_bias + shape.hidden * shape.output_bias
     if shape.family in ("qwen3", "qwen3_moe", "gemma3_text"):
-        yield _norm(shape, f"{prefix}q_norm", shape.head_dim)
-        yield _norm(shape, f"{prefix}k_norm", shape.head_dim)
+        vectors += 2 * shape.head_dim
     if shape.family == "gpt_oss":
-        yield Tensor(f"{prefix}sinks", (shape.heads,), "sinks")
+        vectors += shape.heads
+    return 2 * shape.hidden * (queries + keys), vectors
 
 
-def _latent_attention(shape: Shape, latent: Latent, prefix: str) -> Iterator[Tensor]:
-    queries = shape.heads * (latent.plain_dim + latent.rotary_dim)
+def _count_latent(shape: Shape, latent: Latent) -> tuple[int, int]:
+    hidden, queries = shape.hidden, shape.heads * (latent.plain_dim + latent.rotary_dim)
+    expanded = shape.heads * (latent.plain_dim + latent.value_dim)
+    matrices = hidden * (latent.cached + shape.heads * latent.value_dim) + expanded * latent.rank
+    vectors = latent.cached * shape.qkv_bias + latent.rank + hidden * shape.output_bias
     if latent.query_rank is None:
-        yield from _linear(f"{prefix}q_proj", queries, shape.hidden)
-    else:
-        yield from _linear(f"{prefix}q_a_proj", latent.query_rank, shape.hidden, shape.qkv_bias)
-        yield _norm(shape, f"{prefix}q_a_layernorm", latent.query_rank)
-        yield from _linear(f"{prefix}q_b_proj", queries, latent.query_rank)
-    yield from _linear(f"{prefix}kv_a_proj_with_mqa", latent.cached, shape.hidden, shape.qkv_bias)
-    yield _norm(shape, f"{prefix}kv_a_layernorm", latent.rank)
-    yield from _linear(f"{prefix}kv_b_proj", shape.heads * (latent.plain_dim + latent.value_dim), latent.rank)
-    yield from _linear(f"{prefix}o_proj", shape.hidden, shape.heads * latent.value_dim, shape.output_bias)
+        return matrices + hidden * queries, vectors
+    return matrices + (hidden + queries) * latent.query_rank, vectors + latent.query_rank * (
+        1 + shape.qkv_bias
+    )
 
 
-def _expert_tensors(shape: Shape, prefix: str) -> Iterator[Tensor]:
-    experts, hidden = shape.experts, shape.hidden
-    assert experts is not None
-    count, width = experts.count, experts.width
-    if shape.family == "gpt_oss":  # all experts of a layer in one tensor, input first
-        yield Tensor(f"{prefix}mlp.router.weight", (count, hidden), "router")
-        yield Tensor(f"{prefix}mlp.router.bias", (count,), "bias")
-        yield Tensor(f"{prefix}mlp.experts.gate_up_proj", (count, hidden, 2 * width), "expert")
-        yield Tensor(f"{prefix}mlp.experts.gate_up_proj_bias", (count, 2 * width), "expert bias")
-        yield Tensor(f"{prefix}mlp.experts.down_proj", (count, width, hidden), "expert")
-        yield Tensor(f"{prefix}mlp.experts.down_proj_bias", (count, hidden), "expert bias")
-        return
-    block, names = ("mlp", ("gate_proj", "up_proj", "down_proj"))
-    if shape.family == "mixtral":
-        block, names = ("block_sparse_moe", ("w1", "w3", "w2"))
-    yield Tensor(f"{prefix}{block}.gate.weight", (count, hidden), "router")
-    if experts.selection_bias:
-        yield Tensor(f"{prefix}{block}.gate.e_score_correction_bias", (count,), "bias")
-    for expert in range(count):
-        for name, lengths in zip(names, ((width, hidden), (width, hidden), (hidden, width)), strict=True):
-            yield Tensor(f"{prefix}{block}.experts.{expert}.{name}.weight", lengths, "expert")
-    if experts.shared_width:
-        yield from _gated(f"{prefix}mlp.shared_experts.", hidden, experts.shared_width, shape.mlp_bias)
-
-
-def _falcon(shape: Shape) -> Iterator[Tensor]:
-    hidden, width = shape.hidden, shape.width
-    together = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
-    yield Tensor("transformer.word_embeddings.weight", (shape.vocab, hidden), "embedding")
-    for layer in range(shape.layers):
-        prefix = f"transformer.h.{layer}."
-        for norm in ("ln_attn", "ln_mlp") if shape.grouped else ("input_layernorm",):
-            yield from _layer_norm(prefix + norm, hidden)
-        yield from _linear(f"{prefix}self_attention.query_key_value", together, hidden, shape.qkv_bias)
-        yield from _linear(f"{prefix}self_attention.dense", hidden, hidden, shape.output_bias)
-        yield from _linear(f"{prefix}mlp.dense_h_to_4h", width, hidden, shape.mlp_bias)
-        yield from _linear(f"{prefix}mlp.dense_4h_to_h", hidden, width, shape.mlp_bias)
-    yield from _layer_norm("transformer.ln_f", hidden)
-    if not shape.tied:
-        yield Tensor("lm_head.weight", (shape.vocab, hidden), "head")
-
-
-def _gated(prefix: str, hidden: int, width: int, bias: bool) -> Iterator[Tensor]:
-    yield from _linear(f"{prefix}gate_proj", width, hidden, bias)
-    yield from _linear(f"{prefix}up_proj", width, hidden, bias)
-    yield from _linear(f"{prefix}down_proj", hidden, width, bias)
-
-
-def _linear(name: str, outputs: int, inputs: int, bias: bool = False) -> Iterator[Tensor]:
-    yield Tensor(f"{name}.weight", (outputs, inputs), "matrix")
-    if bias:
-        yield Tensor(f"{name}.bias", (outputs,), "bias")
-
-
-def _norm(shape: Shape, name: str, length: int) -> Tensor:
-    return Tensor(f"{name}.weight", (length,), "norm from 1" if shape.family.startswith("gemma") else "norm")
-
-
-def _layer_norm(name: str, length: int) -> Iterator[Tensor]:
-    yield Tensor(f"{name}.weight", (length,), "norm")
-    yield Tensor(f"{name}.bias", (length,), "bias")
+def _count_mlp(shape: Shape, width: int, layers: int) -> Counter[Role]:
+    """Weights of so many MLPs of this width; all are gated but Falcon's."""
+    inputs = 1 if shape.family == "falcon" else 2
+    biases = (inputs * width + shape.hidden) * shape.mlp_bias
+    return Counter({"matrix": layers * (inputs + 1) * shape.hidden * width, "other": layers * biases})
 
 
 DTYPE_BYTES: Mapping[str, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
-
-
 """Bytes of a value in the dtypes that checkpoints are written in."""
-
 
 _NULL: Mapping[str, tuple[str, ...]] = {
     "sliding_window": ("mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "phi3"),
     "q_lora_rank": ("deepseek_v2", "deepseek_v3"),
 }
-
-
 """Fields that are null in a ``config.json`` where these families do without; left out, a default would stand in."""
 
 
@@ -413,17 +331,10 @@ class Architecture:
         """The longest context that the configuration allows, tokens; None where it does not say."""
         return self.config.get("max_position_embeddings")
 
-    def tensors(self) -> Iterator[Tensor]:
-        """Every weight of the checkpoint, layer by layer."""
-        return tensors(self.shape)
-
     @cached_property
     def sizes(self) -> Counter[Role]:
         """Number of weights of each role."""
-        sizes: Counter[Role] = Counter()
-        for tensor in self.tensors():
-            sizes[tensor.role] += tensor.size
-        return sizes
+        return count_weights(self.shape)
 
     @property
     def parameters(self) -> int:
@@ -450,7 +361,7 @@ class Architecture:
         return self.parameters * DTYPE_BYTES[dtype]
 
     def hub_config(self, dtype: str) -> dict[str, Any]:
-        """The checkpoint's ``config.json``."""
+        """Return the checkpoint's ``config.json``."""
         family = self.shape.family
         null = {name: None for name, families in _NULL.items() if family in families}
         return {

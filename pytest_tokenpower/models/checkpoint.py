@@ -10,19 +10,17 @@ import re
 from pathlib import Path
 
 from pytest_tokenpower.errors import EngineError
+from pytest_tokenpower.models.registry import load_models
 
 _SAMPLE_BYTES = 1 << 20
 
-
 _SNAPSHOT = re.compile(r"models--([^/]+)/snapshots/([^/]+)")
-
-
 """The hub's cache: ``models--meta-llama--Llama-3.1-8B/snapshots/<commit>``. vLLM puts it in the place of a hub id where
 HF_HUB_OFFLINE is set."""
 
 
 def require_model(model: str | os.PathLike[str]) -> str:
-    """The model's folder or hub id as text; raises EngineError for a path that is no folder, and a registry's name."""
+    """Return the folder or hub id as text; raises EngineError for a path that is no folder, and a registry's name."""
     name = os.path.expanduser(os.fspath(model))
     looks_local = isinstance(model, Path) or name.startswith((".", "~", os.sep)) or name.count("/") > 1
     if Path(name).is_file():
@@ -38,8 +36,6 @@ def require_model(model: str | os.PathLike[str]) -> str:
 
 
 def _refuse_registry_name(name: str) -> None:
-    from pytest_tokenpower.models.registry import load_models
-
     known = load_models().get(name)
     if known is not None:
         or_hub = f", or load its hub id, {known.hub!r}" if known.hub else ""
@@ -50,7 +46,7 @@ def _refuse_registry_name(name: str) -> None:
 
 
 def model_name(model: str) -> str:
-    """The model's name for the key: that of its architecture for our random checkpoints, a folder's own name, a hub id.
+    """Name the model for the key: by its architecture for our random checkpoints, a folder's own name, a hub id.
 
     Never a whole path, which differs from machine to machine.
     """
@@ -88,7 +84,7 @@ def weights_name(model: str, revision: str | None = None) -> str:
 
 
 def weights_note(model: str) -> str | None:
-    """What a random checkpoint of ours says of its weights; None for any other."""
+    """Read what a random checkpoint of ours says of its weights; None for any other."""
     path = Path(model)
     note = _config(path).get("tokenpower_weights") if path.is_dir() else None
     return None if note is None else str(note)
@@ -101,7 +97,7 @@ def _snapshot(path: Path) -> tuple[str, str] | None:
 
 
 def _cached_commit(model: str, revision: str | None) -> str | None:
-    """The commit that a hub id was loaded from: the one that its cache holds under the revision (default: main)."""
+    """Find the commit that a hub id was loaded from: what its cache holds under the revision (default: main)."""
     try:
         hub = importlib.import_module("huggingface_hub")
         file = hub.try_to_load_from_cache(model, "config.json", revision=revision)

@@ -1,4 +1,4 @@
-"""Whether a model's weights fit the memory of its devices, told before anything is loaded."""
+"""Tell whether a model's weights fit the memory of its devices, told before anything is loaded."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ from pytest_tokenpower.telemetry.meters.nvml.devices import GpuMemory, gpu_memor
 
 _CGROUP = Path("/sys/fs/cgroup/memory.max")
 
-
 _MEMINFO = Path("/proc/meminfo")
 
 
 def gpus() -> tuple[GpuMemory, ...]:
-    """The GPUs that CUDA_VISIBLE_DEVICES leaves; empty where there is none, or where it cannot be said."""
+    """List the GPUs that CUDA_VISIBLE_DEVICES leaves; empty where there is none, or where it cannot be said."""
     return gpu_memories(os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
@@ -50,10 +49,7 @@ def swap_memory() -> int:
 
 _FLOATS = frozenset(("F64", "F32", "F16", "BF16"))
 
-
 _LONGEST_HEADER = 100_000_000
-
-
 """Bytes; the limit that the safetensors library sets."""
 
 
@@ -73,7 +69,7 @@ class StoredWeights:
 
 
 def stored_weights(model: str) -> StoredWeights | None:
-    """The weights of a folder or of a hub id that the registry knows; None where their size cannot be said."""
+    """Size up the weights of a folder, or of a hub id that the registry knows; None where that cannot be said."""
     if Path(model).is_dir():
         return _of_folder(Path(model))
     known = next((each for each in load_models().values() if each.hub == model), None)
@@ -91,7 +87,7 @@ def stored_weights(model: str) -> StoredWeights | None:
 
 
 def short_dtype(value: Any) -> str | None:
-    """The short name of a dtype as engines take it (``torch.bfloat16`` among them); None for auto and the unknown."""
+    """Return the short name of a dtype as engines take it (``torch.bfloat16``, too); None for auto and the unknown."""
     try:
         return None if value is None else dtype_name(str(value).removeprefix("torch."))
     except UsageError:
@@ -138,7 +134,7 @@ def _tensors(folder: Path) -> Iterator[tuple[str, str, int, int]]:
 
 
 def _is_beyond(name: str, layers: int | None) -> bool:
-    """Whether a tensor is of a layer after the model's last: DeepSeek's, for speculative decoding only."""
+    """Tell whether a tensor is of a layer after the model's last: DeepSeek's, for speculative decoding only."""
     number = name.removeprefix("model.layers.").partition(".")[0]
     return layers is not None and number.isdigit() and int(number) >= layers
 
@@ -162,10 +158,7 @@ _SHRUNK_TO: Mapping[str, float] = {
     "int8_per_channel_weight_only": 1,
     "bitsandbytes": 0.5,
 }
-
-
 """Bytes that vLLM's quantization on load leaves of a weight at best."""
-
 
 _USUAL: Mapping[str, tuple[Any, ...]] = {
     "hf_overrides": (None, {}),
@@ -178,8 +171,6 @@ _USUAL: Mapping[str, tuple[Any, ...]] = {
     "data_parallel_size": (None, 1),
     "nnodes": (None, 1),
 }
-
-
 """Options of vLLM that can make another model, or other and more devices of it, and the values that do not."""
 
 
@@ -246,7 +237,7 @@ def _loaded(weights: StoredWeights, dtype: str | None) -> tuple[int, str]:
 
 
 def _spread(weights: StoredWeights, size: int, memory: int) -> int:
-    """The fewest GPUs that have the memory and that the architecture, where it is known, divides by."""
+    """Find the fewest GPUs that have the memory and that the architecture, where it is known, divides by."""
     least = -(-size // memory)
     if weights.architecture is None:
         return least

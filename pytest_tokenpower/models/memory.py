@@ -1,4 +1,4 @@
-"""How much memory a model needs: weights by dtype, key-value cache by token, and the fewest GPUs that hold them."""
+"""Memory that a model needs: weights by dtype, key-value cache by token, and the fewest GPUs that hold them."""
 
 from __future__ import annotations
 
@@ -9,21 +9,10 @@ from pytest_tokenpower.models.architecture import WEIGHT_BITS, Architecture, dty
 
 GIB = 1 << 30
 
-
-"""Bits of a quantized weight with its share of a scale: int4 one of 16 bits for 128 weights (GPTQ's and AWQ's usual
-group), mxfp4 one of 8 bits for 32 (OCP Microscaling Formats 1.0). Scales of whole rows or of blocks of 128 × 128
-(fp8, int8) are under 0.1 % and left out."""
-
-
 RESERVE = 0.1
-
-
 """Share of a GPU's memory that is kept for activations, graphs and the CUDA context; vLLM's own default is near."""
 
-
 CONTEXT_TOKENS = 8192
-
-
 """Tokens of key-value cache that have to fit beside the weights, unless the caller says otherwise."""
 
 
@@ -86,7 +75,7 @@ def parallel_sizes(architecture: Architecture) -> list[int]:
 
 @dataclass(frozen=True)
 class Need:
-    """What each of ``gpus`` holds under tensor parallelism, bytes."""
+    """Memory that each of ``gpus`` holds under tensor parallelism, bytes."""
 
     gpus: int
     weights: int
@@ -107,7 +96,7 @@ def need(
     tokens: int = CONTEXT_TOKENS,
     other: int = 0,
 ) -> Need:
-    """What each of ``gpus`` has to hold; ``other`` are weights outside of the decoder, in bf16."""
+    """Work out what each of ``gpus`` has to hold; ``other`` are weights outside of the decoder, in bf16."""
     weights = weight_bytes(architecture, dtype) + 2 * other
     cache = kv_bytes(architecture, tokens, kv_dtype)
     shape = architecture.shape
@@ -126,7 +115,7 @@ def minimum_gpus(
     other: int = 0,
     reserve: float = RESERVE,
 ) -> int | None:
-    """The fewest GPUs of ``memory`` bytes that hold weights and cache under tensor parallelism.
+    """Find the fewest GPUs of ``memory`` bytes that hold weights and cache under tensor parallelism.
 
     ``reserve`` of each is kept free. None where no size that the architecture divides by is enough.
     """

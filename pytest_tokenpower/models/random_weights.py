@@ -1,21 +1,24 @@
-"""Writes checkpoints of a true architecture with random weights: no hub, no network, no tokenizer.
+"""Write checkpoints of a true architecture with random weights: no hub, no network, no tokenizer.
 
 Random normal weights draw the power of real ones within about 1 %; all-zero or near-zero ones do not.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import multiprocessing
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+import subprocess
+import sys
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from pytest_tokenpower.core.subprocesses import inherited_path
 from pytest_tokenpower.errors import EngineError, UsageError
-from pytest_tokenpower.models.architecture import DTYPE_BYTES, Architecture, Role, Tensor
+from pytest_tokenpower.models.architecture import Architecture
 from pytest_tokenpower.models.registry import architecture
 
 MARKER = "tokenpower_model.json"
@@ -23,26 +26,41 @@ MARKER = "tokenpower_model.json"
 
 _SHARD_BYTES = 1_200_000_000
 _WRITERS = 3
-_CONSTANT: Mapping[Role, float] = {"norm": 1.0, "norm from 1": 0.0, "bias": 0.0, "expert bias": 0.0}
+
+_COMMAND = "from pytest_tokenpower.models.random_weights import write_as_told; write_as_told()"
+"""Program of the writing process; not multiprocessing's, which would run the caller's main module once more."""
 
 
 def write_random_model(
     path: str | os.PathLike[str], shape: Architecture | str, *, seed: int = 0, dtype: str = "bfloat16"
 ) -> Path:
-    """Write a checkpoint (safetensors shards, config.json) with random weights; returns its folder.
+    """Write a checkpoint (safetensors shards, config.json) with random weights.
 
-    ``shape`` is an architecture, or a name of the registry. Matrices are normal with the architecture's
-    ``initializer_range``, norms are 1 and biases 0, as transformers initializes them. They are made on the GPU where
-    there is one, and written shard by shard while the next ones are made. A complete checkpoint of the same
-    specification is kept as it is; one of another specification is replaced. Raises UsageError for an unknown
-    architecture or dtype or for a folder that holds anything else, EngineError without torch and safetensors or
-    without enough room on the disk.
+    Which tensors there are is what transformers makes of the architecture's configuration. Matrices are normal with
+    its ``initializer_range``, norms are 1 and biases 0, as transformers initializes them; each tensor has a seed of
+    its own, of ``seed`` and its name. They are made on the GPU where there is one, and written shard by shard while
+    the next ones are made. A complete checkpoint of the same specification is kept as it is; one of another
+    specification is replaced.
+
+    Args:
+        path: The checkpoint's folder.
+        shape: An architecture, or a name of the registry.
+        seed: The same one gives the same weights, on the same kind of device.
+        dtype: Of all weights: bfloat16, float16 or float32.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        UsageError: For an unknown architecture or dtype, and for a folder that holds anything else.
+        EngineError: Without torch and transformers, where transformers does not know the architecture, and without
+            enough room on the disk.
     """
     shape = architecture(shape) if isinstance(shape, str) else shape
     size = shape.bytes(dtype)
     path = Path(path)
     spec = {
-        "format": 2,
+        "format": 3,
         "architecture": shape.name,
         "config": dict(shape.config),
         "seed": seed,
@@ -64,8 +82,7 @@ def write_random_model(
         if _would_open_cuda():
             # A CUDA context lasts as long as its process: held by this one, it would draw power during the tests
             # that follow, and be a foreign process to them where they run in processes of their own.
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as other:
-                other.submit(_write, scratch, shape, seed, dtype).result()
+            _write_elsewhere(scratch, spec)
         else:
             _write(scratch, shape, seed, dtype)
         (scratch / MARKER).write_text(json.dumps(spec, indent=1))
@@ -101,67 +118,108 @@ def _would_open_cuda() -> bool:
     return torch.cuda.is_available() and not torch.cuda.is_initialized()
 
 
+def _write_elsewhere(folder: Path, spec: Mapping[str, Any]) -> None:
+    """Run :func:`write_as_told` in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", _COMMAND],
+        input=json.dumps({**spec, "folder": str(folder)}),
+        env={**os.environ, "PYTHONPATH": inherited_path()},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        said = (
+            done.stdout.strip() or f"its process ended with status {done.returncode}: {done.stderr[-2000:]}"
+        )
+        raise EngineError(f"{spec['architecture']}: random weights could not be written: {said}")
+
+
+def write_as_told() -> None:
+    """Write what the JSON on standard input names; an EngineError's text goes to standard output."""
+    told = json.load(sys.stdin)
+    try:
+        shape = Architecture(told["architecture"], told["config"])
+        _write(Path(told["folder"]), shape, told["seed"], told["dtype"])
+    except EngineError as error:
+        print(error)
+        sys.exit(1)
+
+
 def _write(folder: Path, shape: Architecture, seed: int, dtype: str) -> None:
     try:
         import torch
+        import transformers
+        from huggingface_hub import split_torch_state_dict_into_shards
         from safetensors.torch import save_file
     except ImportError as error:
         raise EngineError(
-            f"random weights need torch and safetensors ({error}): pip install 'pytest-tokenpower[transformers]'"
+            f"random weights need torch and transformers ({error}): pip install 'pytest-tokenpower[transformers]'"
         ) from error
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    generator = torch.Generator(device)
-    generator.manual_seed(seed)
-    shards = list(_shards(shape, dtype))
-    places: dict[str, str] = {}
-
-    def save(tensors: dict[str, Any], file: str) -> None:
-        save_file(tensors, folder / file, metadata={"format": "pt"})
-        (folder / file).chmod(0o644)  # as the other files: a shared cache is read by others
-
-    with ThreadPoolExecutor(_WRITERS) as pool:
-        writes: list[Future[None]] = []
-        for index, shard in enumerate(shards, 1):
-            file = (
-                f"model-{index:05d}-of-{len(shards):05d}.safetensors"
-                if len(shards) > 1
-                else "model.safetensors"
-            )
-            if len(writes) >= _WRITERS:
-                writes[-_WRITERS].result()  # holds the shards in memory to a few
-            tensors: dict[str, Any] = {}
-            for name, lengths, role in shard:
-                tensor = torch.empty(lengths, dtype=getattr(torch, dtype), device=device)
-                if role in _CONSTANT:
-                    tensor.fill_(_CONSTANT[role])
-                else:
-                    tensor.normal_(0.0, shape.initializer_range, generator=generator)
-                tensors[name] = tensor
-                places[name] = file
-            writes.append(pool.submit(save, tensors, file))
-            del tensors
-        for write in writes:
-            write.result()
-    if len(shards) > 1:
-        index_json = {"metadata": {"total_size": shape.bytes(dtype)}, "weight_map": places}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index_json, indent=1))
     config = shape.hub_config(dtype) | {
         "tokenpower_architecture": shape.name,
         "tokenpower_weights": f"random normal, std {shape.initializer_range}, seed {seed}",
     }
     (folder / "config.json").write_text(json.dumps(config, indent=1))
+    tensors = _checkpoint_tensors(transformers, folder, shape, getattr(torch, dtype))
+    plan = split_torch_state_dict_into_shards(tensors, max_shard_size=_SHARD_BYTES)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    generator = torch.Generator(device)
+    norm = 0.0 if shape.shape.family.startswith("gemma") else 1.0  # Gemma's count from 1
+
+    def fill(name: str) -> Any:
+        tensor = torch.empty_like(tensors[name], device=device)
+        if "bias" in name:
+            return tensor.zero_()
+        if tensor.ndim == 1 and name.endswith(".weight"):
+            return tensor.fill_(norm)
+        generator.manual_seed(int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:7], "big"))
+        return tensor.normal_(0.0, shape.initializer_range, generator=generator)
+
+    def save(weights: dict[str, Any], file: str) -> None:
+        save_file(weights, folder / file, metadata={"format": "pt"})
+        (folder / file).chmod(0o644)  # as the other files: a shared cache is read by others
+
+    with ThreadPoolExecutor(_WRITERS) as pool:
+        writes: list[Future[None]] = []
+        for file, names in plan.filename_to_tensors.items():
+            if len(writes) >= _WRITERS:
+                writes[-_WRITERS].result()  # holds the shards in memory to a few
+            writes.append(pool.submit(save, {name: fill(name) for name in names}, file))
+        for write in writes:
+            write.result()
+    if len(writes) > 1:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
-def _shards(shape: Architecture, dtype: str) -> Iterator[list[Tensor]]:
-    shard: list[Tensor] = []
-    filled = 0
-    for tensor in shape.tensors():
-        size = tensor.size * DTYPE_BYTES[dtype]
-        if shard and filled + size > _SHARD_BYTES:
-            yield shard
-            shard, filled = [], 0
-        shard.append(tensor)
-        filled += size
-    yield shard
+def _checkpoint_tensors(transformers: Any, folder: Path, shape: Architecture, dtype: Any) -> dict[str, Any]:
+    """Name the tensors of the checkpoint under the hub's names, on the meta device: shapes without memory."""
+    import torch
+
+    try:
+        with torch.device("meta"):
+            model = transformers.AutoModelForCausalLM.from_config(
+                transformers.AutoConfig.from_pretrained(folder)
+            )
+        tensors: dict[str, Any] = model.state_dict()
+        if shape.shape.tied:
+            tensors.pop("lm_head.weight", None)
+        # Since version 5 modules hold the experts of a layer together, and checkpoints as before one by one.
+        conversion = getattr(transformers, "core_model_loading", None)
+        if conversion is not None:
+            tensors = conversion.revert_weight_conversion(model, tensors)
+    except (ValueError, KeyError, AttributeError, ImportError, RuntimeError) as error:
+        raise EngineError(
+            f"{shape.name}: transformers {transformers.__version__} makes no model of its configuration (model_type "
+            f"{shape.shape.family!r}): {error}"
+        ) from error
+    count = sum(tensor.numel() for tensor in tensors.values())
+    if count != shape.parameters:
+        raise EngineError(
+            f"{shape.name}: transformers {transformers.__version__} makes {count} weights of its configuration "
+            f"(model_type {shape.shape.family!r}), and the architecture has {shape.parameters}: another version may fit"
+        )
+    return {name: tensor.to(dtype) for name, tensor in tensors.items()}

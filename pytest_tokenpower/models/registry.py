@@ -11,24 +11,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from pytest_tokenpower.errors import UsageError
-from pytest_tokenpower.models.architecture import Architecture, dtype_name
-
-
-def architecture(name: str, file: str | None = None) -> Architecture:
-    """The architecture of that name in the registry; raises UsageError that lists the known ones."""
-    return find_model(name, file).architecture
-
-
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
+from pytest_tokenpower.errors import UsageError
+from pytest_tokenpower.models.architecture import Architecture, dtype_name
 
 MODELS_VARIABLE = "TOKENPOWER_MODELS"
-
-
 """Environment variable that names a TOML file of the user's own models."""
 
 
@@ -51,7 +42,7 @@ class Model:
 
 
 def load_models(file: str | os.PathLike[str] | None = None) -> Mapping[str, Model]:
-    """All models by name: ours, then those of ``file`` (default: of TOKENPOWER_MODELS, if set), which win.
+    """Load all models by name: ours, then those of ``file`` (default: of TOKENPOWER_MODELS, if set), which win.
 
     Raises UsageError that names the file, the table and the field that is wrong.
     """
@@ -60,7 +51,18 @@ def load_models(file: str | os.PathLike[str] | None = None) -> Mapping[str, Mode
 
 
 def find_model(name: str, file: str | os.PathLike[str] | None = None) -> Model:
-    """The model of that name or hub id; raises UsageError that lists what is known."""
+    """Find a model by its name or hub id.
+
+    Args:
+        name: Of the registry, or the hub's.
+        file: As for :func:`load_models`.
+
+    Returns:
+        The model.
+
+    Raises:
+        UsageError: For an unknown one; lists what is known.
+    """
     models = load_models(file)
     if name in models:
         return models[name]
@@ -72,8 +74,13 @@ def find_model(name: str, file: str | os.PathLike[str] | None = None) -> Model:
     )
 
 
+def architecture(name: str, file: str | None = None) -> Architecture:
+    """Find an architecture by its model's name in the registry; raises UsageError that lists the known ones."""
+    return find_model(name, file).architecture
+
+
 def read_models(file: str | os.PathLike[str]) -> dict[str, Model]:
-    """The models of one TOML file; raises UsageError as :func:`load_models`."""
+    """Read the models of one TOML file; raises UsageError as :func:`load_models`."""
     path = Path(file)
     try:
         models = _parse(path.read_text(encoding="utf-8"), str(path))

@@ -28,7 +28,7 @@ def pytest_tokenpower_engines() -> Mapping[str, str]:  # type: ignore[empty-body
     """Engines of yours by name, each as ``module:name`` of what is called with a model and the options.
 
     ``EngineSpec("name", ...)`` then starts it. What is called returns a
-    :class:`~pytest_tokenpower.engines.protocol.Engine` and is imported when it is used, for isolated engines in their
+    :class:`~pytest_tokenpower.engines.Engine` and is imported when it is used, for isolated engines in their
     own process. Called whenever an engine is looked up, and never where no test does so. A name that this package or
     another plugin has is refused.
     """

@@ -1,4 +1,4 @@
-"""When the requests of a workload arrive: all at once, a fixed number at a time, or by chance."""
+"""Arrivals of a workload's requests: all at once, a fixed number at a time, or by chance."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Arrivals:
 
     @property
     def limit(self) -> int | None:
-        """How many requests are unfinished at most."""
+        """Largest number of unfinished requests; None: any."""
         return None
 
     def seconds(self, count: int) -> tuple[float, ...]:
-        """The earliest time of each of so many requests, never falling, the first at 0."""
+        """Return the earliest time of each of so many requests, never falling, the first at 0."""
         return (0.0,) * count
 
 
@@ -42,7 +42,7 @@ class Concurrency(Arrivals):
 
     @property
     def limit(self) -> int:
-        """How many requests are unfinished at most."""
+        """Largest number of unfinished requests; None: any."""
         return self.requests
 
 
@@ -61,7 +61,7 @@ class Poisson(Arrivals):
             raise UsageError(f"Poisson(seed={self.seed!r}): must be an integer")
 
     def seconds(self, count: int) -> tuple[float, ...]:
-        """Times whose distances are exponential with mean 1/per_second; Python keeps this sequence for all time."""
+        """Draw times at exponential distances with mean 1/per_second; Python keeps this sequence for all time."""
         draw = random.Random(self.seed).random
         waits = (-math.log1p(-draw()) / self.per_second for _ in range(count - 1))
         return tuple(accumulate(waits, initial=0.0))[:count]

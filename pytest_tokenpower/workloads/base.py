@@ -1,4 +1,4 @@
-"""What a workload is, and the ones that consist of token ids."""
+"""Workloads, and the ones that consist of token ids."""
 
 from __future__ import annotations
 
@@ -37,8 +37,6 @@ class Batch:
 
 
 FIRST_ID = 3
-
-
 """Below it lie the padding, start and end of most vocabularies."""
 
 
@@ -49,7 +47,7 @@ class Workload(ABC):
 
     @abstractmethod
     def to_batch(self, encode: Encode | None = None) -> Batch:
-        """All requests as token ids, for engines that take whole batches; ``encode`` is the engine's tokenizer.
+        """Return all requests as token ids, for engines that take whole batches; ``encode`` is the engine's tokenizer.
 
         Raises UsageError.
         """
@@ -57,16 +55,16 @@ class Workload(ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """What two workloads have in common exactly if they are the same work; part of a measurement's key."""
+        """Digits that two workloads share exactly if they are the same work; part of a measurement's key."""
 
     @property
     def tokenized(self) -> bool:
-        """Whether the prompts are token ids already."""
+        """Tell whether the prompts are token ids already."""
         return True
 
 
 def fingerprint_of(kind: str, arrivals: Arrivals, *parts: object, data: bytes = b"") -> str:
-    """Sixteen hexadecimal digits of the SHA-256 of all that defines a workload."""
+    """Return sixteen hexadecimal digits of the SHA-256 of all that defines a workload."""
     text = json.dumps([kind, repr(arrivals), *parts], ensure_ascii=False, sort_keys=True)
     return hashlib.sha256(text.encode() + b"\0" + data).hexdigest()[:16]
 
@@ -106,7 +104,7 @@ class FixedShape(Workload):
             )
 
     def to_batch(self, encode: Encode | None = None) -> Batch:
-        """The prompts; ``encode`` is not needed."""
+        """Return the prompts; ``encode`` is not needed."""
         # Python promises to keep the sequence of random() for a seed, and of nothing else.
         draw, size = random.Random(self.seed).random, self.vocab - FIRST_ID
         return Batch(
@@ -133,7 +131,7 @@ class GivenBatch(Workload):
     arrivals: Arrivals = field(default_factory=AllAtOnce)
 
     def to_batch(self, encode: Encode | None = None) -> Batch:
-        """The prompts as they are."""
+        """Return the prompts as they are."""
         return Batch(self.prompts, self.new_tokens)
 
     @property

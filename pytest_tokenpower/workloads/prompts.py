@@ -58,11 +58,24 @@ class PromptSet(Workload):
         max_prompt_tokens: int | None = None,
         arrivals: Arrivals | None = None,
     ) -> PromptSet:
-        """The first ``limit`` prompts of a .csv, .json or .jsonl file.
+        """Read the first prompts of a file.
 
         A row (an object of JSON, a line of CSV under its header) has ``instruction`` and perhaps ``input`` (Alpaca,
         in its own template), ``context`` and ``input`` (LongBench), or ``prompt`` or ``text``; in JSON it may be the
-        text itself. Other fields are left alone. Raises UsageError that names the file and the row.
+        text itself. Other fields are left alone.
+
+        Args:
+            path: A .csv, .json or .jsonl file.
+            new_tokens: To be generated for each prompt.
+            limit: So many prompts at most.
+            max_prompt_tokens: A longer prompt loses its middle.
+            arrivals: When the requests come (default: all at once).
+
+        Returns:
+            The set of prompts.
+
+        Raises:
+            UsageError: Names the file and the row.
         """
         _check_limit(limit)
         path = Path(path)
@@ -91,9 +104,22 @@ class PromptSet(Workload):
         max_prompt_tokens: int | None = None,
         arrivals: Arrivals | None = None,
     ) -> PromptSet:
-        """The same from a data set of the Hugging Face hub (package ``datasets``), read in its own order.
+        """Read prompts as :meth:`read` does from a data set of the Hugging Face hub, in its own order.
 
-        Raises UsageError where the package or the hub is not there.
+        Args:
+            dataset: The data set's hub id.
+            split: Of the data set.
+            subset: Of the data set, where it has several.
+            new_tokens: As for :meth:`read`.
+            limit: As for :meth:`read`.
+            max_prompt_tokens: As for :meth:`read`.
+            arrivals: As for :meth:`read`.
+
+        Returns:
+            The set of prompts.
+
+        Raises:
+            UsageError: Where the package ``datasets`` or the hub is not there.
         """
         _check_limit(limit)
         try:
@@ -116,7 +142,7 @@ class PromptSet(Workload):
         return cls(texts, new_tokens, max_prompt_tokens, arrivals or AllAtOnce())
 
     def to_batch(self, encode: Encode | None = None) -> Batch:
-        """The prompts' token ids, cut in the middle where they are too long."""
+        """Return the prompts' token ids, cut in the middle where they are too long."""
         ids = map(encode or byte_ids, self.texts)
         return Batch(tuple(_cut(tuple(each), self.max_prompt_tokens) for each in ids), self.new_tokens)
 

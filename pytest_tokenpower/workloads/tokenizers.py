@@ -10,19 +10,15 @@ from typing import Any
 from pytest_tokenpower.errors import EngineError
 
 Encode = Callable[[str], Sequence[int]]
-
-
 """Token ids of a text, without special tokens of a chat."""
 
-
 BYTE_OFFSET = 3
-
 
 _FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
 
 def byte_ids(text: str) -> list[int]:
-    """One id for each byte of the text's UTF-8: the byte plus 3, which keeps clear of padding, start and end.
+    """Return one id for each byte of the text's UTF-8: the byte plus 3, which keeps clear of padding, start and end.
 
     For models without a tokenizer, such as random ones. A text comes out about four times as long as with a
     vocabulary of its language; the model must have at least 259 ids.
@@ -31,7 +27,7 @@ def byte_ids(text: str) -> list[int]:
 
 
 def tokenizer_of(model: str) -> Encode | None:
-    """The tokenizer of a model folder or hub id, loaded when it is first called; None for a folder that has none.
+    """Find the tokenizer of a model folder or hub id, loaded when it is first called; None for a folder without.
 
     Called, it raises EngineError where it cannot be loaded.
     """

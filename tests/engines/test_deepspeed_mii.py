@@ -172,9 +172,7 @@ def test_the_launcher_of_several_ranks_is_refused(model: Path, monkeypatch: pyte
 
 
 def test_what_it_refuses_names_the_model(model: Path) -> None:
-    with pytest.raises(
-        EngineError, match=r"tiny: DeepSpeed-MII cannot load it: UnknownArgument: .*max_model_len"
-    ):
+    with pytest.raises(EngineError, match=r"tiny: DeepSpeed-MII cannot load it: .*max_model_len"):
         MiiEngine(model, max_model_len=1024)
 
 

@@ -10,8 +10,9 @@ import pytest
 
 from pytest_tokenpower.core import progress
 from pytest_tokenpower.core.subprocesses import group_members
+from pytest_tokenpower.engines import Timeouts
 from pytest_tokenpower.engines.execution import Execution
-from pytest_tokenpower.engines.isolated.engine import IsolatedEngine, Timeouts
+from pytest_tokenpower.engines.isolated.engine import IsolatedEngine
 from pytest_tokenpower.engines.protocol import Engine
 from pytest_tokenpower.engines.spec import EngineSpec
 from pytest_tokenpower.errors import EngineError, UsageError

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 
 import pytest
 
+from pytest_tokenpower.engines import Timeouts
 from pytest_tokenpower.engines.execution import Execution
-from pytest_tokenpower.engines.isolated.engine import Timeouts
 from pytest_tokenpower.engines.openai.client import Stream
 from pytest_tokenpower.engines.openai.engine import KEY_VARIABLE, OpenAIEngine
 from pytest_tokenpower.engines.protocol import Engine

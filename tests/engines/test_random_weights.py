@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pytest_tokenpower.errors import EngineError, UsageError
-from pytest_tokenpower.models import Architecture, architecture, load_models, write_random_model
+from pytest_tokenpower.models import Architecture, load_models, write_random_model
 from pytest_tokenpower.models.architecture import FAMILIES
+from pytest_tokenpower.models.registry import architecture
 
 
 def test_an_unknown_architecture_lists_the_known_ones(tmp_path: Path) -> None:
@@ -44,7 +47,7 @@ class TestWritten:
     @pytest.fixture(autouse=True)
     def _needs(self) -> None:
         pytest.importorskip("torch")
-        pytest.importorskip("safetensors")
+        pytest.importorskip("transformers")
 
     def test_is_a_checkpoint_of_the_architecture(self, tmp_path: Path) -> None:
         from safetensors.torch import load_file
@@ -52,8 +55,10 @@ class TestWritten:
         tiny = architecture("tiny")
         path = write_random_model(tmp_path / "tiny", tiny, seed=3, dtype="float32")
         weights = load_file(path / "model.safetensors")
-        wanted = {tensor.name: tensor.shape for tensor in tiny.tensors()}
-        assert {name: tuple(tensor.shape) for name, tensor in weights.items()} == wanted
+        assert weights["model.layers.1.mlp.down_proj.weight"].shape == (128, 352)
+        assert weights["model.layers.0.self_attn.k_proj.weight"].shape == (64, 128)
+        assert len(weights) == 3 + 2 * 9
+        assert sum(tensor.numel() for tensor in weights.values()) == tiny.parameters
         for name, tensor in weights.items():
             if tensor.ndim == 1:
                 assert bool((tensor == 1).all()), name
@@ -86,6 +91,74 @@ class TestWritten:
             write_random_model(tmp_path / "tiny", "tiny")
         assert list(tmp_path.iterdir()) == []
 
+    def test_weights_hang_on_the_seed_and_their_name_alone(self, tmp_path: Path) -> None:
+        """Not on which tensors came before: another layer, or another order, leaves them as they are."""
+        from safetensors.torch import load_file
+
+        tiny = architecture("tiny")
+        longer = Architecture("longer", {**tiny.config, "num_hidden_layers": 3})
+        short, long, other = (
+            load_file(write_random_model(tmp_path / f"{at}", shape, seed=seed) / "model.safetensors")
+            for at, (shape, seed) in enumerate([(tiny, 0), (longer, 0), (tiny, 1)])
+        )
+        assert all(bool((long[name] == tensor).all()) for name, tensor in short.items())
+        matrices = [name for name, tensor in short.items() if tensor.ndim > 1]
+        assert not any(bool((other[name] == short[name]).all()) for name in matrices)
+        assert len({float(short[name].float().sum()) for name in matrices}) == len(matrices)
+
+    def test_a_script_without_a_main_guard_writes_one(self, tmp_path: Path) -> None:
+        """Where a GPU is free of this process, another one writes, which must not run the caller's script again."""
+        script = tmp_path / "script.py"
+        script.write_text(
+            "import torch\n"
+            "torch.cuda.is_available = lambda: True\n"  # here alone: the writer finds none, and takes the CPU
+            "from pytest_tokenpower.models import write_random_model\n"
+            "print('once', write_random_model('tiny', 'tiny').name)\n"
+        )
+        done = subprocess.run(
+            [sys.executable, script.name], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert (done.stdout, done.returncode) == ("once tiny\n", 0), done.stderr
+        here = write_random_model(tmp_path / "here", "tiny")
+        assert (tmp_path / "tiny/model.safetensors").read_bytes() == (here / "model.safetensors").read_bytes()
+
+    def test_an_error_of_the_writing_process_is_told(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import torch
+
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        unknown = Architecture("unknown", {**architecture("tiny").config, "hidden_act": "no such function"})
+        with pytest.raises(
+            EngineError, match=r"(?s)^unknown: random weights could not .* makes no model of .* 'llama'"
+        ):
+            write_random_model(tmp_path / "m", unknown)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_an_architecture_that_transformers_does_not_know(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import transformers
+
+        def unknown(_: object) -> None:
+            raise ValueError("does not recognize this architecture")
+
+        monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", unknown)
+        with pytest.raises(
+            EngineError,
+            match=r"tiny: transformers \S+ makes no model of its configuration \(model_type 'llama'\)",
+        ):
+            write_random_model(tmp_path / "m", "tiny")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_count_that_transformers_does_not_share(self, tmp_path: Path) -> None:
+        """Qwen's MLPs have no biases, whatever the configuration says."""
+        odd = Architecture("odd", {**architecture("tiny").config, "model_type": "qwen3", "mlp_bias": True})
+        with pytest.raises(
+            EngineError, match=rf"odd: transformers .* and the architecture has {odd.parameters}:"
+        ):
+            write_random_model(tmp_path / "m", odd)
+
     def test_shards_are_indexed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         from safetensors.torch import load_file
 
@@ -100,7 +173,8 @@ class TestWritten:
         assert len(files) > 2
         stored = {name: file for file in files for name in load_file(path / file)}
         assert stored == index["weight_map"]
-        assert stored.keys() == {tensor.name for tensor in tied.tensors()}
+        assert "model.embed_tokens.weight" in stored
+        assert "lm_head.weight" not in stored
 
 
 SMALL: dict[str, Any] = {

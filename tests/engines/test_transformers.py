@@ -98,8 +98,8 @@ def test_runs_through_end_of_sequence(models: Path) -> None:
     engine = TransformersEngine(tiny(models), device="cpu", threads=1)
     generation = engine.generate(EQUAL)
     first = generation.token_ids[0][0]
-    engine._model.config.eos_token_id = first
-    engine._model.generation_config.eos_token_id = first
+    engine.model.config.eos_token_id = first
+    engine.model.generation_config.eos_token_id = first
     assert engine.generate(EQUAL).token_ids == generation.token_ids
     engine.close()
 
@@ -170,7 +170,7 @@ def test_a_failure_of_torch_is_an_engine_error(models: Path, monkeypatch: pytest
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(engine, "_decode", fail)
-    with pytest.raises(EngineError, match="the batch failed: CUDA out of memory"):
+    with pytest.raises(EngineError, match="the batch failed: OutOfMemoryError: CUDA out of memory"):
         engine.generate(EQUAL)
     engine.close()
 

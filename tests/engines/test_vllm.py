@@ -133,7 +133,7 @@ class TestVllm(EngineContract, ServingContract):
         run = partial(engine.serve, arrivals=Concurrency(4)) if serving else engine.generate
         with monkeypatch.context() as patch:
             patch.setattr(executor, "execute_model", fail_third)
-            with pytest.raises(EngineError, match="vLLM, tiny: the batch failed: CUDA error"):
+            with pytest.raises(EngineError, match="vLLM, tiny: the batch failed: RuntimeError: CUDA error"):
                 run(self.served)
         assert not engine.llm.llm_engine.has_unfinished_requests()
         assert ids(engine.generate(self.served)) == expected

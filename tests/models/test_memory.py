@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_tokenpower.errors import UsageError
-from pytest_tokenpower.models import architecture, load_models
+from pytest_tokenpower.models import load_models
 from pytest_tokenpower.models.memory import (
     CONTEXT_TOKENS,
     GIB,
@@ -19,6 +19,7 @@ from pytest_tokenpower.models.memory import (
     parallel_sizes,
     weight_bytes,
 )
+from pytest_tokenpower.models.registry import architecture
 
 NAMES = sorted(load_models())
 

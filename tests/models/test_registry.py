@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from pytest_tokenpower.errors import UsageError
-from pytest_tokenpower.models import Model, architecture, find_model, load_models
+from pytest_tokenpower.models import Model, find_model, load_models
 from pytest_tokenpower.models.memory import weight_bytes
-from pytest_tokenpower.models.registry import MODELS_VARIABLE
+from pytest_tokenpower.models.registry import MODELS_VARIABLE, architecture
 
 MINE = """
 ["mine-1b"]

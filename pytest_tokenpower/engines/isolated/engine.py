@@ -11,16 +11,15 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pytest_tokenpower.core import progress
-from pytest_tokenpower.core.subprocesses import ProcessGroup
+from pytest_tokenpower.core.subprocesses import ProcessGroup, inherited_path
 from pytest_tokenpower.engines._adapter import require_batch
 from pytest_tokenpower.engines.isolated.worker import COMMAND, Failure, Ready, Request, Start
-from pytest_tokenpower.engines.protocol import EngineIdentity, Generation
+from pytest_tokenpower.engines.protocol import EngineIdentity, Generation, Timeouts
 from pytest_tokenpower.engines.registry import reference
 from pytest_tokenpower.errors import (
     EngineError,
@@ -33,20 +32,9 @@ from pytest_tokenpower.workloads.base import Batch
 
 T = TypeVar("T")
 
-
 PROGRESS_S = 5.0
 
-
 _KNOWN = {error.__name__: error for error in (EngineError, UsageError, TokenCountError, MeterUnavailable)}
-
-
-@dataclass(frozen=True)
-class Timeouts:
-    """How long an isolated engine may take, in seconds: to load its model, for a batch, and to end."""
-
-    start_s: float = 1800.0
-    batch_s: float = 600.0
-    close_s: float = 60.0
 
 
 class IsolatedEngine:
@@ -81,7 +69,7 @@ class IsolatedEngine:
                 [sys.executable, "-c", COMMAND, str(theirs.fileno()), str(lifeline)],
                 log=self._folder / "log.txt",
                 pass_fds=(theirs.fileno(), lifeline),
-                env={**os.environ, "PYTHONPATH": _python_path(), "PYTHONUNBUFFERED": "1", **(env or {})},
+                env={**os.environ, "PYTHONPATH": inherited_path(), "PYTHONUNBUFFERED": "1", **(env or {})},
             )
         except OSError as error:
             ours.close()
@@ -108,12 +96,12 @@ class IsolatedEngine:
 
     @property
     def identity(self) -> EngineIdentity:
-        """What the engine in the child says of itself."""
+        """Identity that the engine in the child gives."""
         return self._ready.identity
 
     @property
     def device_ids(self) -> Sequence[str] | None:
-        """What the engine in the child says of its GPUs."""
+        """GPUs that the engine in the child names."""
         return self._ready.device_ids
 
     @property
@@ -267,7 +255,3 @@ class IsolatedEngine:
             os.close(self._lifeline)
             return how
         return self._group.end(0.0)
-
-
-def _python_path() -> str:
-    return os.pathsep.join(path or os.getcwd() for path in sys.path)

@@ -17,6 +17,7 @@ from typing import Any
 
 from pytest_tokenpower.core.subprocesses import end_with_parent, kill_group
 from pytest_tokenpower.engines.protocol import Engine, EngineIdentity, Generation
+from pytest_tokenpower.engines.registry import start
 from pytest_tokenpower.workloads.base import Batch
 
 
@@ -51,7 +52,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Failure:
-    """What was raised: the name of its class, its text, and whether it tells of another error, the engine's own."""
+    """An exception: the name of its class, its text, and whether it tells of another error, the engine's own."""
 
     error: str
     text: str
@@ -59,10 +60,7 @@ class Failure:
 
 
 COMMAND = "from pytest_tokenpower.engines.isolated.worker import main; main()"
-
-
 """Not ``-m``: what an engine spawns would run the main module again."""
-
 
 ABILITIES = frozenset({"serve", "encode"})
 
@@ -75,8 +73,6 @@ def main() -> None:
     engine: Engine | None = None
     try:
         what: Start = connection.recv()
-        from pytest_tokenpower.engines.registry import start
-
         engine = start(what.engine, what.model, what.options, called=what.called)
         devices = engine.device_ids
         able = frozenset(name for name in ABILITIES if callable(getattr(engine, name, None)))

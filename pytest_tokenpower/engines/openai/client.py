@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
+import httpx
 import msgspec
 
 from pytest_tokenpower.engines._arrivals import Admission, EventLoop, cancel
 from pytest_tokenpower.engines._estimated_steps import Trace
 from pytest_tokenpower.errors import EngineError, UsageError
 from pytest_tokenpower.workloads.arrivals import Arrivals
-
-if TYPE_CHECKING:
-    import ssl
-
-    import httpx
 
 
 @dataclass(frozen=True)
@@ -53,8 +50,6 @@ class Endpoint:
 
 
 SHOWN = 300
-
-
 """So many characters of what a server sent are shown in a message."""
 
 
@@ -110,7 +105,7 @@ class Stream:
         self.done = False
 
     def feed(self, data: bytes, arrived_ns: int) -> None:
-        """What was read at a time; raises EngineError where it is no stream of completions, or says that it failed."""
+        """Take what was read; raises EngineError for what is no stream of completions, or reports a failure."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         for raw in lines:
             line = raw.strip()
@@ -163,11 +158,11 @@ class Stream:
         return f"after {known} of {self._new_tokens} tokens"
 
     def broken(self, reason: str) -> EngineError:
-        """The error for a connection that ended by itself."""
+        """Make the error for a connection that ended by itself."""
         return EngineError(f"{self._where}: {reason} {self._so_far()}: look at the server's log")
 
     def finish(self) -> Response:
-        """The response, now that the server has ended it; raises EngineError unless it is whole and as asked for."""
+        """Return the response that the server has ended; raises EngineError unless it is whole and as asked for."""
         if not self.done:
             raise self.broken("the stream stopped mid-way, without its closing [DONE],")
         total = self._total()
@@ -213,7 +208,7 @@ class Stream:
         return said if said is not None else ids or 0
 
     def _spread(self, total: int) -> Sequence[tuple[int, int]]:
-        """The chunks with their tokens; those that nobody counted share what is left, each one where that fits."""
+        """Give the chunks their tokens; those that nobody counted share what is left, each one where that fits."""
         unknown = [at for at, (_, tokens) in enumerate(self._chunks) if tokens is None]
         left = total - self._counted
         if self._closing_chunk and len(unknown) > left:
@@ -232,27 +227,19 @@ _decode = msgspec.json.Decoder(_Event).decode
 
 
 def shown(data: bytes) -> str:
-    """The beginning of what a server sent, as text on one line."""
+    """Show the beginning of what a server sent, as text on one line."""
     text = " ".join(data[: 4 * SHOWN].decode("utf-8", "replace").split())
     return text if len(text) <= SHOWN else f"{text[:SHOWN]} ..."
 
 
 KEEP_OPEN_S = 2.0
-
-
 """An idle connection is used again for so long. Servers close theirs after some time (uvicorn: 5 s), and a request that
 meets this would fail."""
 
-
 CHECK_S = 0.1
-
-
-"""How often a running batch looks at its limits."""
-
+"""Interval at which a running batch looks at its limits."""
 
 QUESTION_S = 30.0
-
-
 """So long a server may take to answer a question."""
 
 
@@ -339,8 +326,6 @@ class Client:
         self._idle.append(http)
 
     def _connect(self) -> httpx.AsyncClient:
-        import httpx
-
         if self._tls is False and self._endpoint.root.startswith("https:"):
             self._tls = httpx.create_ssl_context()  # slow, so once
         headers = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
@@ -465,8 +450,6 @@ class Client:
         return text.replace(self._key, "***") if self._key else text
 
     def _unreachable(self, url: str, error: Exception) -> NoReturn:
-        import httpx
-
         if isinstance(error, httpx.ConnectTimeout):
             what = f"cannot connect within {self._limits.connect_s:g} s: does the server run, and can it be reached?"
         elif isinstance(error, httpx.ConnectError):

@@ -15,14 +15,14 @@ from typing import Any
 
 from pytest_tokenpower.core import progress
 from pytest_tokenpower.core.types import Fact
-from pytest_tokenpower.engines._adapter import check_batch
+from pytest_tokenpower.engines._adapter import as_fact, check_batch, checkpoint_config
 from pytest_tokenpower.engines._estimated_steps import EstimatedSteps
-from pytest_tokenpower.engines.isolated.engine import Timeouts
+from pytest_tokenpower.engines.identify import identity_from_config
 from pytest_tokenpower.engines.openai.client import Answer, Client, Endpoint, Limits, Refused, Stream
-from pytest_tokenpower.engines.protocol import EngineIdentity, Generation
-from pytest_tokenpower.engines.vllm.config import identity_from_config
+from pytest_tokenpower.engines.protocol import EngineIdentity, Generation, Timeouts
 from pytest_tokenpower.errors import EngineError, UsageError
 from pytest_tokenpower.models.checkpoint import model_name, weights_name, weights_note
+from pytest_tokenpower.telemetry.meters.nvml.devices import gpus_of
 from pytest_tokenpower.telemetry.processes import (
     adopt,
     command_of,
@@ -36,7 +36,6 @@ from pytest_tokenpower.workloads.arrivals import AllAtOnce, Arrivals
 from pytest_tokenpower.workloads.base import Batch
 
 VLLM, SGLANG = "vllm", "sglang"
-
 
 _SGLANG_AXES: Mapping[str, str] = {
     "dtype": "dtype",
@@ -63,7 +62,7 @@ class Server:
 
 
 def models_of(client: Client, endpoint: Endpoint) -> tuple[Mapping[str, Any], ...]:
-    """The models that the server offers; raises EngineError where it is none of OpenAI's protocol."""
+    """List the models that the server offers; raises EngineError where it is none of OpenAI's protocol."""
     path = "/v1/models"
     answer = client.get(path)
     if answer.status == 404:
@@ -107,7 +106,7 @@ def describe_server(client: Client, endpoint: Endpoint, model: str, *, local: bo
 
 
 def unknown_model(endpoint: Endpoint, model: str, models: tuple[Mapping[str, Any], ...]) -> str:
-    """The message for a model that the server does not offer."""
+    """Write the message for a model that the server does not offer."""
     offered = ", ".join(sorted(str(each["id"]) for each in models)) or "none"
     return f"{endpoint.root}: does not offer the model {model!r}; it offers {offered}"
 
@@ -141,7 +140,7 @@ def _vllm(client: Client, server: Server) -> Server:
 
 
 def _cache_facts(answer: Answer) -> dict[str, Fact]:
-    """What vLLM's metrics tell of its cache, for servers that keep their configuration to themselves."""
+    """Read what vLLM's metrics tell of its cache, for servers that keep their configuration to themselves."""
     facts: dict[str, Fact] = {}
     info = re.search(rb"^vllm:cache_config_info\{(.*)\}", answer.body, re.MULTILINE)
     labels = dict(re.findall(r'(\w+)="([^"]*)"', info[1].decode("utf-8", "replace"))) if info else {}
@@ -155,7 +154,7 @@ def _cache_facts(answer: Answer) -> dict[str, Fact]:
 def _sglang(client: Client, server: Server) -> Server:
     # The second is what it was called before.
     told = _document(client.get("/server_info")) or _document(client.get("/get_server_info"))
-    axes = {axis: _fact(told[name]) for axis, name in _SGLANG_AXES.items() if name in told}
+    axes = {axis: as_fact(told[name]) for axis, name in _SGLANG_AXES.items() if name in told}
     if axes.get("kv_cache_dtype") == "auto":
         del axes["kv_cache_dtype"]
     facts = dict(server.identity.facts)
@@ -173,7 +172,7 @@ def _told(
 
 
 def _with_weights(server: Server, root: str) -> Server:
-    """The server with what its model's folder says of the weights."""
+    """Add to the server what its model's folder says of the weights."""
     axes, facts = dict(server.identity.axes), dict(server.identity.facts)
     if axes.get("weights") != "dummy":
         axes["weights"] = weights_name(root)
@@ -183,7 +182,7 @@ def _with_weights(server: Server, root: str) -> Server:
 
 
 def _name(root: str, *, local: bool) -> str:
-    """The model's name; never a whole path, which differs from machine to machine."""
+    """Name the model; never by a whole path, which differs from machine to machine."""
     if local and Path(root).is_dir():
         return model_name(root)
     return PurePosixPath(root).name if _is_path(root) else root
@@ -194,9 +193,10 @@ def _is_path(root: str) -> bool:
 
 
 def _vocab_size(root: str) -> int | None:
-    with suppress(OSError, ValueError):
-        config = json.loads((Path(root) / "config.json").read_text())
-        size = config.get("vocab_size", (config.get("text_config") or {}).get("vocab_size"))
+    if not Path(root).is_dir():
+        return None
+    with suppress(EngineError):
+        size = checkpoint_config(root).get("vocab_size")
         return size if isinstance(size, int) else None
     return None
 
@@ -209,16 +209,9 @@ def _text(value: object, otherwise: str = "unknown") -> str:
     return value if isinstance(value, str) and value else otherwise
 
 
-def _fact(value: object) -> Fact:
-    return value if value is None or isinstance(value, str | int | float | bool) else str(value)
-
-
 KEY_VARIABLE = "TOKENPOWER_OPENAI_KEY"
 
-
 _FORWARDERS = frozenset({"ssh", "autossh", "sshd", "kubectl", "socat"})
-
-
 """Programs that listen here for a server that is usually elsewhere."""
 
 
@@ -236,7 +229,7 @@ class OpenAIEngine:
 
     A server on this machine is found by its port, and its processes count as ours while the engine is open;
     ``server_pid`` says which it is where it cannot be found (in a container), and that it is here. Steps are estimates
-    (``engines.openai_steps`` has the rules). Raises EngineError where the server cannot be reached or does not offer
+    (``_estimated_steps`` has the rules). Raises EngineError where the server cannot be reached or does not offer
     the model, UsageError for options that cannot be.
     """
 
@@ -283,12 +276,12 @@ class OpenAIEngine:
 
     @property
     def server(self) -> Server:
-        """What the server said of itself when this was made."""
+        """The server, as it described itself when this was made."""
         return self._server
 
     @property
     def identity(self) -> EngineIdentity:
-        """What the server tells: "vllm-server" or "sglang-server" where it says so, else "openai"."""
+        """Identity that the server tells: "vllm-server" or "sglang-server" where it says so, else "openai"."""
         return self._server.identity
 
     @property
@@ -297,11 +290,11 @@ class OpenAIEngine:
         return self._device_ids
 
     def generate(self, batch: Batch) -> Generation:
-        """All prompts at once; raises EngineError where one is not answered whole."""
+        """Run all prompts at once; raises EngineError where one is not answered whole."""
         return self._run("generate", batch, AllAtOnce())
 
     def serve(self, batch: Batch, arrivals: Arrivals) -> Generation:
-        """The prompts as they arrive; raises as :meth:`generate`."""
+        """Run the prompts as they arrive; raises as :meth:`generate`."""
         return self._run("serve", batch, arrivals)
 
     def close(self) -> None:
@@ -358,7 +351,7 @@ class OpenAIEngine:
         return {name: value for name, value in body.items() if value is not None}
 
     def _explained(self, refused: Refused) -> EngineError:
-        """The error for a refusal; a model that went away is told by what there is now."""
+        """Make the error for a refusal; a model that went away is told by what there is now."""
         if refused.status == 404:
             with suppress(EngineError):
                 models = models_of(self._client, self._endpoint)
@@ -403,6 +396,4 @@ class OpenAIEngine:
             adopt(self._process)
             self._adopted = self._process
         if self._device_ids is None:
-            from pytest_tokenpower.telemetry.meters.nvml.devices import gpus_of
-
             self._device_ids = gpus_of(self._process)

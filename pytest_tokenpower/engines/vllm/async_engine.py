@@ -3,37 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
 from typing import Any
 
-from pytest_tokenpower.engines._adapter import cannot_load, missing_package
+from pytest_tokenpower.engines._adapter import needing
 from pytest_tokenpower.engines._arrivals import Admission, EventLoop, all_of, run_admitted
+from pytest_tokenpower.engines.identify import identity_from_config
 from pytest_tokenpower.engines.protocol import EngineIdentity, Generation
-from pytest_tokenpower.engines.vllm.config import device_ids, identity_from_config
+from pytest_tokenpower.engines.vllm.base import VllmAdapter, device_ids
 from pytest_tokenpower.engines.vllm.processes import end, end_context, processes_of, spawning
-from pytest_tokenpower.engines.vllm.requests import Requests, generation_of, requests_of
+from pytest_tokenpower.engines.vllm.requests import Requests, generation_of
 from pytest_tokenpower.engines.vllm.steps import Iteration, IterationRecorder, flights_of, steps_of
 from pytest_tokenpower.errors import EngineError
-from pytest_tokenpower.models.checkpoint import require_model
 from pytest_tokenpower.models.fit import refuse_vllm
 from pytest_tokenpower.workloads.arrivals import Arrivals
 from pytest_tokenpower.workloads.base import Batch
-from pytest_tokenpower.workloads.tokenizers import tokenizer_of
 
 _DETAILS = "enable_logging_iteration_details"
 
-
 Work = Callable[[Requests], Coroutine[Any, Any, list[Any]]]
 
-
 CLOSE_S = 20.0
-
-
 """So long the engine's processes may take to end by themselves."""
-
 
 DEFAULTS: dict[str, Any] = {
     # Otherwise the second round of a batch would skip its prefill.
@@ -42,12 +35,10 @@ DEFAULTS: dict[str, Any] = {
     # Leaves out the logger that would write a line for every iteration; statistics go on for ours.
     "disable_log_stats": True,
 }
-
-
 """Arguments that :class:`VllmAsyncEngine` gives to ``vllm.AsyncEngineArgs`` unless its caller says otherwise."""
 
 
-class VllmAsyncEngine:
+class VllmAsyncEngine(VllmAdapter):
     """``AsyncLLM``: ``VllmAsyncEngine("folder or hub id", **arguments of vllm.AsyncEngineArgs)``.
 
     The engine core runs in a process of its own, with asynchronous scheduling where that is vLLM's default: what users
@@ -60,38 +51,24 @@ class VllmAsyncEngine:
     Between batches the engine is paused, so that all requests of the next are there when its first step begins.
     """
 
-    def __init__(self, model: str | os.PathLike[str], **engine_args: Any) -> None:
-        name = require_model(model)
-        try:
+    _loop: EventLoop | None = None
+    _processes: Sequence[Any] = ()
+    _resting: asyncio.Task[bool] | None = None
+
+    def _load(self, name: str, options: dict[str, Any]) -> None:
+        with needing("vllm", "vllm"):
             import vllm
             from vllm.v1.engine.async_llm import AsyncLLM
-        except ImportError as error:
-            raise missing_package("vllm", "vllm", error) from error
-        refuse_vllm(name, engine_args)
-        self._llm: Any = None
-        self._requests: Requests | None = None
-        self._closed = False
-        self._processes: list[Any] = []
-        self._resting: asyncio.Task[bool] | None = None
+        refuse_vllm(name, options)
         self._one_batch = asyncio.Lock()
         self._recorder = IterationRecorder()
         self._loop = EventLoop("tokenpower-vllm")
-        try:
-            with spawning():
-                self._llm = self._loop.run(self._start(vllm, AsyncLLM, name, engine_args))
-            self._processes = processes_of(self._llm.engine_core)
-            self._config = self._llm.vllm_config
-            self._identity = self._describe(vllm.__version__)
-            self._device_ids = device_ids(self._config)
-            self.encode = tokenizer_of(name)
-        except EngineError:
-            self.close()
-            raise
-        except BaseException as error:  # ValueError, pydantic's, torch's and vLLM's own among them
-            self.close()
-            if not isinstance(error, Exception):
-                raise
-            raise cannot_load(name, "vLLM", engine_args, error) from error
+        with spawning():
+            self._handle = self._loop.run(self._start(vllm, AsyncLLM, name, options))
+        self._processes = processes_of(self._handle.engine_core)
+        self._config = self._handle.vllm_config
+        self._identity = self._describe(vllm.__version__)
+        self._device_ids = device_ids(self._config)
 
     async def _start(self, vllm: Any, llm_class: Any, name: str, engine_args: dict[str, Any]) -> Any:
         known = {field.name for field in fields(vllm.AsyncEngineArgs)}
@@ -115,21 +92,6 @@ class VllmAsyncEngine:
         }
         return replace(identity, engine="vllm-async", facts={**identity.facts, **facts})
 
-    @property
-    def llm(self) -> Any:
-        """The ``AsyncLLM`` itself, which belongs to this engine's event loop; None after :meth:`close`."""
-        return self._llm
-
-    @property
-    def identity(self) -> EngineIdentity:
-        """Read from the engine's own ``VllmConfig``."""
-        return self._identity
-
-    @property
-    def device_ids(self) -> Sequence[str] | None:
-        """NVML UUIDs of the GPUs that the workers use; empty on a CPU; None on other accelerators."""
-        return self._device_ids
-
     def generate(self, batch: Batch) -> Generation:
         """Run the batch to its end; raises EngineError, also where the engine's process ends meanwhile."""
         return self._run(batch, "generate", self._generate)
@@ -143,41 +105,34 @@ class VllmAsyncEngine:
 
     def close(self) -> None:
         """Shut the engine down, end its processes and the event loop; safe to call twice."""
-        if self._closed:
-            return
-        self._closed = True
-        llm, self._llm = self._llm, None
-        if llm is not None:
-            vars(llm.engine_core).pop("get_output_async", None)
-            with suppress(Exception):  # a core that crashed may leave nothing to shut down
-                self._loop.run(_shut_down(llm))
-            end_context(llm.engine_core, 1.0)
-            # Of a core that crashed the workers are nobody's children any more.
-            end(self._processes, CLOSE_S)
-        self._loop.close(CLOSE_S)
+        super().close()
+        loop, self._loop = self._loop, None
+        if loop is not None:
+            loop.close(CLOSE_S)
+
+    def _shut_down(self, handle: Any) -> None:
+        vars(handle.engine_core).pop("get_output_async", None)
+        assert self._loop is not None
+        with suppress(Exception):  # a core that crashed may leave nothing to shut down
+            self._loop.run(_shut_down(handle))
+        end_context(handle.engine_core, 1.0)
+        # Of a core that crashed the workers are nobody's children any more.
+        end(self._processes, CLOSE_S)
 
     def _run(self, batch: Batch, method: str, work: Work) -> Generation:
-        if self._llm is None:
-            raise EngineError(f"vLLM engine of {self._identity.model}: {method}() after close()")
-        if self._requests is None or self._requests.batch is not batch:
-            self._requests = requests_of(batch, self._config)
-        try:
-            outputs, iterations = self._loop.run(self._measured(work, self._requests), self._dead)
-        except EngineError:
-            raise
-        except Exception as error:  # vLLM's own, of the request or of the engine
-            raise EngineError(
-                f"vLLM, {self._identity.model}: the batch failed: {type(error).__name__}: {error}"
-            ) from error
+        requests = self._ready(batch, method)
+        assert self._loop is not None
+        with self._running():
+            outputs, iterations = self._loop.run(self._measured(work, requests), self._dead)
         steps = steps_of(iterations, flights_of(outputs)) if self._has_steps else None
         return generation_of(batch, outputs, steps, exact=False)
 
     def _dead(self) -> EngineError | None:
-        """What to say instead of waiting on for an answer that the engine core will not give."""
-        if self._llm is None or not self._llm.errored:
+        """Say what is so instead of waiting on for an answer that the engine core will not give."""
+        if self._handle is None or not self._handle.errored:
             return None
         return EngineError(
-            f"vLLM, {self._identity.model}: the batch failed: the process of its engine core has ended"
+            f"vLLM, {self._identity.model}: {self.failed}: the process of its engine core has ended"
         )
 
     async def _measured(self, work: Work, requests: Requests) -> tuple[list[Any], tuple[Iteration, ...]]:
@@ -192,12 +147,12 @@ class VllmAsyncEngine:
                 raise
             iterations = self._recorder.take()
             # After this call has returned, and so outside of its window.
-            self._resting = asyncio.create_task(_pause(self._llm))
+            self._resting = asyncio.create_task(_pause(self._handle))
             return outputs, iterations
 
     async def _generate(self, requests: Requests) -> list[Any]:
         collectors = [
-            await self._llm.add_request(str(index), each, requests.sampling)
+            await self._handle.add_request(str(index), each, requests.sampling)
             for index, each in enumerate(requests.inputs)
         ]
         await self._resume()
@@ -209,7 +164,7 @@ class VllmAsyncEngine:
 
         async def respond(index: int) -> Any:
             return await _finish(
-                await self._llm.add_request(str(index), requests.inputs[index], requests.sampling)
+                await self._handle.add_request(str(index), requests.inputs[index], requests.sampling)
             )
 
         return await run_admitted(admission, respond)
@@ -217,17 +172,17 @@ class VllmAsyncEngine:
     async def _resume(self) -> None:
         resting, self._resting = self._resting, None
         if resting is not None and resting.result():
-            await self._llm.resume_generation()
+            await self._handle.resume_generation()
 
     async def _abort_all(self) -> None:
         """Have the engine forget its requests and go on; what had failed is the error that matters."""
         with suppress(Exception):
             await self._resume()
             # A dead engine does not answer.
-            if not self._llm.errored:
-                await self._llm.abort(list(self._llm.output_processor.request_states), internal=True)
+            if not self._handle.errored:
+                await self._handle.abort(list(self._handle.output_processor.request_states), internal=True)
                 # A step of theirs may still run: the next batch's begin when it has ended, as after any batch.
-                self._resting = asyncio.create_task(_pause(self._llm))
+                self._resting = asyncio.create_task(_pause(self._handle))
 
 
 async def _pause(llm: Any) -> bool:
@@ -242,7 +197,7 @@ async def _pause(llm: Any) -> bool:
 
 
 async def _finish(collector: Any) -> Any:
-    """The last output of a request; raises what the engine says of its failure."""
+    """Wait for the last output of a request; raises what the engine says of its failure."""
     while True:
         output = collector.get_nowait() or await collector.get()
         if output.finished:

@@ -27,7 +27,7 @@ def spawning() -> Iterator[None]:
 
 
 def processes_of(client: Any) -> list[Any]:
-    """The engine cores of an ``EngineCoreClient`` with all that they have started, as ``psutil.Process``."""
+    """List the engine cores of an ``EngineCoreClient`` and all that they have started, as ``psutil.Process``."""
     psutil = importlib.import_module("psutil")  # vLLM needs it itself
     manager = getattr(getattr(client, "resources", None), "engine_manager", None)
     found: list[Any] = []
@@ -49,7 +49,7 @@ def end_context(client: Any, patience_s: float) -> None:
 
 
 def running(process: Any) -> bool:
-    """Whether it still does anything; one that has ended may stay in the process table for want of a parent."""
+    """Tell whether it still does anything; one that has ended may stay in the process table for want of a parent."""
     psutil = importlib.import_module("psutil")
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)

@@ -16,7 +16,7 @@ from pytest_tokenpower.workloads.base import Batch
 
 @dataclass(frozen=True)
 class RequestPhases:
-    """When a batch was prefilled and when it was decoded, in nanoseconds of the monotonic clock.
+    """Times at which a batch was prefilled and decoded, in nanoseconds of the monotonic clock.
 
     The prefill runs from the first request's scheduling to the last one's first token, the decode from there to
     the last token. With ``mixed`` some request decoded while another was still prefilled, so that energy of the
@@ -54,7 +54,7 @@ class _Times:
 
 
 def steps_from_request_metrics(outputs: object) -> RequestPhases | None:
-    """The phases of what ``LLM.generate`` returned, or None where any request lacks its times.
+    """Read the phases off what ``LLM.generate`` returned; None where any request lacks its times.
 
     Read are ``metrics.scheduled_ts``, ``first_token_ts`` and ``last_token_ts`` (``time.monotonic()`` seconds of the
     engine's process; one clock for the processes of a Linux host). vLLM leaves ``metrics`` None unless
@@ -73,7 +73,7 @@ def steps_from_request_metrics(outputs: object) -> RequestPhases | None:
 
 
 def stretches_from_request_metrics(outputs: object) -> tuple[Step, ...]:
-    """What a batch did whose prefills and decodes overlap, as stretches between the ends of its prefills.
+    """Cut a batch whose prefills and decodes overlap into stretches between the ends of its prefills.
 
     vLLM in a process of its own begins with the first request that reaches it, so that this is how it works off most
     batches. A stretch ends where prompts have got their first token, and has all tokens of those prompts. Behind the
@@ -113,14 +113,14 @@ def stretches_from_request_metrics(outputs: object) -> tuple[Step, ...]:
 
 
 def lack_of_times(outputs: object) -> bool:
-    """Whether these are outputs of vLLM without the times that tell the phases."""
+    """Tell whether these are outputs of vLLM without the times that tell the phases."""
     each = _each(outputs)
     alike = all(hasattr(one, "metrics") and hasattr(one, "outputs") for one in each)
     return bool(each) and alike and not _times(each)
 
 
 def cached_tokens(outputs: object) -> int:
-    """How many tokens of the prompts vLLM had in its prefix cache and did not compute; 0 where it does not say."""
+    """Count the prompts' tokens that vLLM had in its prefix cache and did not compute; 0 where it does not say."""
     counts = [getattr(one, "num_cached_tokens", None) for one in _each(outputs)]
     return sum(count for count in counts if isinstance(count, int))
 
@@ -149,7 +149,7 @@ def _times(outputs: object) -> list[_Times]:
 
 
 def _seconds(metrics: Any, name: str) -> float | None:
-    """A time of the metrics; vLLM leaves it 0 where it was not taken."""
+    """Read a time of the metrics; vLLM leaves it 0 where it was not taken."""
     value = getattr(metrics, name, None)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
@@ -167,7 +167,7 @@ class Requests:
 
 
 def requests_of(batch: Batch, config: Any) -> Requests:
-    """The batch for an engine with this ``VllmConfig``; raises EngineError for one that it could not run."""
+    """Make a batch ready for an engine with this ``VllmConfig``; raises EngineError for one that it could not run."""
     from vllm.sampling_params import RequestOutputKind, SamplingParams
 
     check_batch(
@@ -192,7 +192,7 @@ def requests_of(batch: Batch, config: Any) -> Requests:
 def generation_of(
     batch: Batch, outputs: Sequence[Any], steps: Sequence[Step] | None, *, exact: bool
 ) -> Generation:
-    """What ``RequestOutput``s in the batch's order say; ``steps`` is None where they are not known.
+    """Make a generation of ``RequestOutput``s in the batch's order; ``steps`` is None where they are not known.
 
     Raises EngineError unless the outputs and the steps account for all of the batch, computed and not cached.
     """

@@ -18,19 +18,19 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pytest_tokenpower.core import progress
-from pytest_tokenpower.core.subprocesses import ProcessGroup
-from pytest_tokenpower.engines._adapter import missing_package
-from pytest_tokenpower.engines.isolated.engine import PROGRESS_S, Timeouts
+from pytest_tokenpower.core.subprocesses import ProcessGroup, inherited_path
+from pytest_tokenpower.engines._adapter import needing
+from pytest_tokenpower.engines.isolated.engine import PROGRESS_S
 from pytest_tokenpower.engines.openai.engine import OpenAIEngine
-from pytest_tokenpower.engines.protocol import EngineIdentity, Generation
+from pytest_tokenpower.engines.protocol import EngineIdentity, Generation, Timeouts
 from pytest_tokenpower.errors import EngineError, UsageError
 from pytest_tokenpower.models.checkpoint import model_name, require_model
+from pytest_tokenpower.telemetry.meters.nvml.devices import visible_gpus
 from pytest_tokenpower.workloads.arrivals import Arrivals
 from pytest_tokenpower.workloads.base import Batch
 from pytest_tokenpower.workloads.tokenizers import tokenizer_of
 
 MODULE = "vllm.entrypoints.openai.api_server"
-
 
 COMMAND = (
     "import runpy, sys, threading; "
@@ -38,10 +38,7 @@ COMMAND = (
     "threading.Thread(target=end_with_parent, args=(int(sys.argv.pop(1)),), daemon=True).start(); "
     f"runpy.run_module({MODULE!r}, run_name='__main__', alter_sys=True)"
 )
-
-
 """``python -m vllm...api_server``, with the lifeline's descriptor before its arguments: it ends with the tests."""
-
 
 DEFAULTS: dict[str, Any] = {
     # Otherwise the second round of a batch would skip its prefill.
@@ -49,10 +46,7 @@ DEFAULTS: dict[str, Any] = {
     # A line for each request is work that has nothing to do with the tokens.
     "disable_uvicorn_access_log": True,
 }
-
-
 """Arguments of the server unless its caller says otherwise."""
-
 
 POLL_S = 0.25
 
@@ -82,8 +76,9 @@ class VllmServer:
         **server_args: Any,
     ) -> None:
         name = require_model(model)
-        if importlib.util.find_spec("vllm") is None:
-            raise missing_package("vllm-server", "vllm", ImportError("No module named 'vllm'"))
+        with needing("vllm-server", "vllm"):
+            if importlib.util.find_spec("vllm") is None:
+                raise ImportError("No module named 'vllm'")
         for taken in ("host", "port", "api_key", "uds"):
             if taken in server_args:
                 raise UsageError(
@@ -142,7 +137,7 @@ class VllmServer:
 
     @property
     def identity(self) -> EngineIdentity:
-        """What the server tells of itself, from its own configuration."""
+        """Identity that the server tells, from its own configuration."""
         return self._identity
 
     @property
@@ -156,11 +151,11 @@ class VllmServer:
         return self._group.pid
 
     def generate(self, batch: Batch) -> Generation:
-        """All prompts at once; raises EngineError, with the end of the log where the server is to blame."""
+        """Run all prompts at once; raises EngineError, with the end of the log where the server is to blame."""
         return self._run("generate", batch)
 
     def serve(self, batch: Batch, arrivals: Arrivals) -> Generation:
-        """The prompts as they arrive; raises as :meth:`generate`."""
+        """Run the prompts as they arrive; raises as :meth:`generate`."""
         return self._run("serve", batch, arrivals)
 
     def close(self) -> None:
@@ -184,7 +179,7 @@ class VllmServer:
         return result
 
     def _dead(self) -> bool:
-        """Whether the server can do no more work: its process has ended, or vLLM says that its engine core has."""
+        """Tell whether the server can do no more work: its process has ended, or vLLM says that its engine core has."""
         return self._group.exited() or not self._healthy()
 
     def _await(self) -> None:
@@ -240,9 +235,7 @@ class VllmServer:
         return how
 
     def _visible_gpus(self, env: Mapping[str, str] | None) -> tuple[str, ...] | None:
-        """The first of the visible GPUs, as vLLM takes them, where NVML's process numbers are of no use."""
-        from pytest_tokenpower.telemetry.meters.nvml.devices import visible_gpus
-
+        """Take the first of the visible GPUs, as vLLM does, where NVML's process numbers are of no use."""
         assert self._engine is not None
         server = self._engine.server
         if server.device != "cuda":
@@ -274,7 +267,7 @@ def _environment() -> dict[str, str]:
     env = {**os.environ, "VLLM_SERVER_DEV_MODE": "1", "PYTHONUNBUFFERED": "1"}
     # Of an engine in the tests' own process; a server's is always in another.
     env.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
-    env["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    env["PYTHONPATH"] = inherited_path()
     return env
 
 

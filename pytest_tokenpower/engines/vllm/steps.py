@@ -60,7 +60,7 @@ class StepRecorder:
         self._finished.clear()
 
     def take(self) -> tuple[tuple[Step, ...], bool]:
-        """The steps since the last call, in order, and whether their marks and labels are exact.
+        """Return the steps since the last call, in order, and whether their marks and labels are exact.
 
         They are not where steps ran into one another (pipeline parallelism, asynchronous scheduling: each is then
         counted from the end of the one before), or where preempted requests were computed again, which is neither
@@ -116,7 +116,7 @@ def generated_tokens(outputs: Any) -> dict[str, int]:
 
 
 def recomputed(scheduled: Any) -> bool:
-    """Whether a preempted request, its cache thrown away, is computed again in this step."""
+    """Tell whether a preempted request, its cache thrown away, is computed again in this step."""
     resumed: Sequence[str] | set[str] | None = getattr(
         scheduled.scheduled_cached_reqs, "resumed_req_ids", None
     )
@@ -127,7 +127,7 @@ def recomputed(scheduled: Any) -> bool:
 
 @dataclass(frozen=True)
 class Iteration:
-    """What one iteration of the engine core computed, and when its tokens were there (monotonic clock)."""
+    """Counts of one iteration of the engine core, and the time when its tokens were there (monotonic clock)."""
 
     end_ns: int
     prompt_tokens: int
@@ -148,7 +148,7 @@ class IterationRecorder:
         self.clock = "front end"
 
     def logger(self, _config: Any, _engine_index: int = 0) -> Any:
-        """A ``vllm.v1.metrics.loggers.StatLoggerBase`` that records here."""
+        """Make a ``vllm.v1.metrics.loggers.StatLoggerBase`` that records here."""
         from vllm.v1.metrics.loggers import StatLoggerBase
 
         recorder = self
@@ -198,14 +198,14 @@ class IterationRecorder:
         self._iterations.clear()
 
     def take(self) -> tuple[Iteration, ...]:
-        """The iterations since the last call, in order."""
+        """Return the iterations since the last call, in order."""
         taken = tuple(self._iterations)
         self.clear()
         return taken
 
 
 def flights_of(outputs: Iterable[Any]) -> tuple[tuple[int, int], ...]:
-    """When each request was first scheduled and when its last token was there, by ``RequestOutput.metrics``."""
+    """Tell when each request was first scheduled and when its last token was there, by ``RequestOutput.metrics``."""
     return tuple(
         (int(output.metrics.scheduled_ts * 1e9), int(output.metrics.last_token_ts * 1e9))
         for output in outputs
@@ -213,7 +213,7 @@ def flights_of(outputs: Iterable[Any]) -> tuple[tuple[int, int], ...]:
 
 
 def steps_of(iterations: Sequence[Iteration], flights: Sequence[tuple[int, int]]) -> tuple[Step, ...]:
-    """Iterations as steps. ``flights`` are the times at which each request was first scheduled and was done.
+    """Make steps of iterations. ``flights`` are the times at which each request was first scheduled and was done.
 
     An iteration is known by its end. It starts at the end of the one before, for the device goes from one to the
     next while requests are in flight: what the host does between them is in it. Where none was, the engine idled, and
