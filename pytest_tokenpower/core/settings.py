@@ -46,6 +46,7 @@ CEILINGS = ("joules_per_token", "joules_per_response", "joules", "mean_watts", "
 Severity = Literal["warn", "fail"]
 
 CHILD_VARIABLE = "PYTEST_TOKENPOWER_CHILD"
+"""Set in a pytest run that another one has started: it measures, and stores, compares and starts nothing itself."""
 
 
 FOREIGN_TREE_VARIABLE = "PYTEST_TOKENPOWER_FOREIGN_TREE"

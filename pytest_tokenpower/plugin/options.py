@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import pytest
 
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 PLAIN_SOURCES = frozenset({"auto", "nvml", "amd", "rapl", "hwmon", "ipmi", "model", "simulated"})
 """Values of --energy-source that are right in any project; others name a file or another plugin's meter."""
-
-"""Set in a pytest run that another one has started: it measures, and stores, compares and starts nothing itself."""
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -88,39 +86,98 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption(
         "--energy-disable", action="store_true", default=None, help="run energy tests once, without measuring"
     )
-    for name, default, text in (
-        ("energy_source", "auto", "default of --energy-source"),
-        ("energy_scope", "", "default of --energy-scope"),
-        ("energy_baseline", "", "default of --energy-baseline"),
-        ("energy_max_seconds", "0", "default of --energy-max-seconds"),
-        ("energy_storage", "", "default of --energy-storage"),
-        (
-            "energy_require_hardware",
-            "false",
-            "a missing meter fails the test instead of skipping it (true, false)",
-        ),
-        ("energy_missing_baseline", "warn", "what a test without comparable stored runs does (warn, fail)"),
-        ("energy_inconclusive", "warn", "what an inconclusive comparison does (warn, fail)"),
-        ("energy_key_ignore", "", "key fields that may differ from the baseline, separated by spaces"),
-        ("energy_regression", "3%", "how much more energy per token fails a test without a limit of its own"),
-        (
-            "energy_baseline_runs",
-            str(DEFAULT_BASELINE_RUNS),
-            "how many stored runs make the baseline, newest first",
-        ),
-        ("energy_warmup_rounds", str(DEFAULT_WARMUP_ROUNDS), "rounds that are run before measuring"),
-    ):
-        parser.addini(name, f"{text}; default: {default or 'none'}", default=None)
+    for name, (kind, default, _, text) in INI.items():
+        parser.addini(name, f"{text}; default: {default or 'none'}", type=kind, default=None)
+
+
+_Kind = Literal["string", "bool", "int", "float", "args"]
+
+INI: dict[str, tuple[_Kind, object, str, str]] = {
+    "energy_source": ("string", "auto", "a source", "default of --energy-source"),
+    "energy_scope": ("string", "", "a scope", "default of --energy-scope"),
+    "energy_baseline": ("string", "", "names with commas between them", "default of --energy-baseline"),
+    "energy_max_seconds": (
+        "float",
+        0.0,
+        "a number of seconds, 0 for no restarts",
+        "default of --energy-max-seconds",
+    ),
+    "energy_storage": ("string", "", "a path", "default of --energy-storage"),
+    "energy_require_hardware": (
+        "bool",
+        False,
+        "true or false",
+        "a missing meter fails the test instead of skipping it (true, false)",
+    ),
+    "energy_missing_baseline": (
+        "string",
+        "warn",
+        "warn or fail",
+        "what a test without comparable stored runs does (warn, fail)",
+    ),
+    "energy_inconclusive": (
+        "string",
+        "warn",
+        "warn or fail",
+        "what an inconclusive comparison does (warn, fail)",
+    ),
+    "energy_key_ignore": (
+        "args",
+        (),
+        "a list of key fields",
+        "key fields that may differ from the baseline, a list, or separated by spaces",
+    ),
+    "energy_regression": (
+        "string",
+        "3%",
+        "a share in quotes, such as '3%' or '0.03'",
+        "how much more energy per token fails a test without a limit of its own",
+    ),
+    "energy_baseline_runs": (
+        "int",
+        DEFAULT_BASELINE_RUNS,
+        "an integer of at least 1",
+        "how many stored runs make the baseline, newest first",
+    ),
+    "energy_warmup_rounds": (
+        "int",
+        DEFAULT_WARMUP_ROUNDS,
+        "an integer of at least 0",
+        "rounds that are run before measuring",
+    ),
+}
+"""Each ini value by its name: the type that pytest reads it as, its default, what is valid, and its help."""
+
+
+def _ini(config: pytest.Config, name: str) -> Any:
+    """An ini value of its declared type, from either spelling of TOML or an ini file, or its default.
+
+    Raises UsageError that names it and what is valid.
+    """
+    _, default, valid, _ = INI[name]
+    try:
+        value = config.getini(name)
+    # A type that does not fit: pytest says it in its own words, and before version 9 with a traceback.
+    except (TypeError, ValueError, pytest.UsageError) as error:
+        given = _given(error)
+        raise UsageError(f"ini {name}{given}: must be {valid}") from None
+    return default if value is None or value in ("", []) else value
+
+
+def _given(error: Exception) -> str:
+    """The value that pytest's message complains of, as ``=VALUE``; empty where it does not say."""
+    found = re.search(
+        r"(?:got \w+: |got: |value |literal for \w+\(\) with base 10: |to float: )(.+)$", str(error)
+    )
+    return f"={found[1].strip(chr(39))}" if found else ""
 
 
 def read_settings(config: pytest.Config) -> Settings:
     """Command line, then ini, then default; raises UsageError that names the option and its valid values."""
 
-    def text(option: str | None, ini: str, default: str) -> str:
-        given = config.getoption(option) if option else None
-        if given is None:
-            given = config.getini(ini)
-        return str(given) if given not in (None, "") else default
+    def text(option: str, ini: str) -> str:
+        given = config.getoption(option)
+        return str(_ini(config, ini) if given in (None, "") else given)
 
     given = config.getoption("--energy-baseline")
     # A child run of ours says by it that it compares with nothing, whatever the ini file says.
@@ -131,13 +188,13 @@ def read_settings(config: pytest.Config) -> Settings:
         )
     rootdir = config.rootpath
     child = CHILD_VARIABLE in os.environ
-    storage = text("--energy-storage", "energy_storage", "")
+    storage = text("--energy-storage", "energy_storage")
     json = config.getoption("--energy-json")
     record = config.getoption("--energy-record")
     return Settings(
         disabled=bool(config.getoption("--energy-disable")),
-        source=text("--energy-source", "energy_source", "auto"),
-        scope=_scope(text("--energy-scope", "energy_scope", "")),
+        source=text("--energy-source", "energy_source"),
+        scope=_scope(text("--energy-scope", "energy_scope")),
         save=None if child else config.getoption("--energy-save"),
         autosave=not child and bool(config.getoption("--energy-autosave")),
         storage=(config.invocation_params.dir if config.getoption("--energy-storage") else rootdir) / storage
@@ -145,23 +202,21 @@ def read_settings(config: pytest.Config) -> Settings:
         else None,
         json=config.invocation_params.dir / json if json else None,
         record=_of_worker(config.invocation_params.dir / record, config) if record and not child else None,
-        baselines=()
-        if child
-        else _names("--energy-baseline", text("--energy-baseline", "energy_baseline", "")),
+        baselines=() if child else _names("--energy-baseline", text("--energy-baseline", "energy_baseline")),
         baselines_of_ini=config.getoption("--energy-baseline") is None,
         rerun_baseline=not child and bool(config.getoption("--energy-rerun-baseline")),
         restart_seconds=0.0
         if child
-        else _seconds("--energy-max-seconds", text("--energy-max-seconds", "energy_max_seconds", "0")),
-        baseline_runs=_integer("energy_baseline_runs", text(None, "energy_baseline_runs", "5"), 1),
-        require_hardware=_boolean("energy_require_hardware", text(None, "energy_require_hardware", "false")),
-        missing_baseline=_severity("energy_missing_baseline", text(None, "energy_missing_baseline", "warn")),
-        inconclusive=_severity("energy_inconclusive", text(None, "energy_inconclusive", "warn")),
-        key_ignore=checked_key_ignore(text(None, "energy_key_ignore", "").replace(",", " ").split()),
-        regression=fraction("energy_regression", text(None, "energy_regression", "3%")),
-        warmup_rounds=_integer(
-            "energy_warmup_rounds", text(None, "energy_warmup_rounds", str(DEFAULT_WARMUP_ROUNDS)), 0
+        else _seconds("--energy-max-seconds", text("--energy-max-seconds", "energy_max_seconds")),
+        baseline_runs=_at_least(1, config, "energy_baseline_runs"),
+        require_hardware=bool(_ini(config, "energy_require_hardware")),
+        missing_baseline=_severity(config, "energy_missing_baseline"),
+        inconclusive=_severity(config, "energy_inconclusive"),
+        key_ignore=checked_key_ignore(
+            [name for each in _ini(config, "energy_key_ignore") for name in each.replace(",", " ").split()]
         ),
+        regression=fraction("energy_regression", _ini(config, "energy_regression")),
+        warmup_rounds=_at_least(0, config, "energy_warmup_rounds"),
     )
 
 
@@ -201,17 +256,11 @@ def _scope(value: str) -> Scope | None:
     return cast("Scope", value)
 
 
-def _severity(name: str, value: str) -> Severity:
+def _severity(config: pytest.Config, name: str) -> Severity:
+    value = _ini(config, name)
     if value not in ("warn", "fail"):
         raise UsageError(f"ini {name}={value}: must be warn or fail")
     return cast(Severity, value)
-
-
-def _boolean(name: str, value: str) -> bool:
-    lowered = value.lower()
-    if lowered not in ("true", "false", "1", "0", "yes", "no", "on", "off"):
-        raise UsageError(f"ini {name}={value}: must be true or false")
-    return lowered in ("true", "1", "yes", "on")
 
 
 def _seconds(name: str, value: str) -> float:
@@ -224,7 +273,8 @@ def _seconds(name: str, value: str) -> float:
     return seconds
 
 
-def _integer(name: str, value: str, least: int) -> int:
-    if not re.fullmatch(r"\d+", value) or int(value) < least:
-        raise UsageError(f"ini {name}={value}: must be an integer of at least {least}")
+def _at_least(least: int, config: pytest.Config, name: str) -> int:
+    value = _ini(config, name)
+    if value < least:
+        raise UsageError(f"ini {name}={value}: must be {INI[name][2]}")
     return int(value)
