@@ -86,7 +86,7 @@ def test_a_test_is_the_same_under_every_distribution(
 ) -> None:
     assert project.run("--energy-autosave", *distribution).ret == 0
     git(repository, "commit", "--quiet", "--allow-empty", "--message=two")
-    result, run = project.measure("--energy-baseline=main", "-n1", "--dist=loadgroup")
+    _, run = project.measure("--energy-baseline=main", "-n1", "--dist=loadgroup")
     assert [one.test for one in run.measurements] == ["test_energy.py::test_one", "test_energy.py::test_two"]
     assert {one.verdicts[0].kind for one in run.measurements}.isdisjoint({"no baseline"})
     assert run.root == ""

@@ -48,8 +48,8 @@ def with_acceptance(verdict: VerdictRecord, stored: ComparableRuns, limit: float
                 f"  This is {branch} itself: an acceptance is due, or a mend; until then its runs fail."
             )
         # What is proposed lets the same change pass when it is measured again, and not much more.
-        rise = verdict.change or 0.0
-        proposed = min(max(rise, verdict.change_high or 0.0), 1.5 * rise)
+        read = verdict.change or 0.0
+        proposed = min(max(read, verdict.change_high or 0.0), 1.5 * read)
         lines.append(
             f"  Intended? {accept_command(stored.test, proposed)}, and commit the file that it writes."
         )
