@@ -99,7 +99,7 @@ def shown(
     """The energy section; what a line ends with and nobody sees is cut off."""
     out = StringIO()
     reporter = pytest.TerminalReporter(config, out)
-    session = SimpleNamespace(baselines=[SimpleNamespace(label=label) for label in baselines])
+    session = SimpleNamespace(baselines=[SimpleNamespace(label=label, note="") for label in baselines])
     summary(reporter, measurements, cast(Session, session), problems or {})
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
