@@ -23,7 +23,6 @@ NO_DEVICE = "there are no readings of any device"
 LARGEST_FLAGGED_SHARE = 0.25
 """With more than this share of rounds dropped by guards, the rest is no fair sample (statistics of the project)."""
 
-
 REACH_NS = 180_000_000_000
 """Readings from this long before the first window on are evaluated with it. They hold the ring against the counter (to
 about 0.03 % on an H100 at work), and keep the cost of an evaluation from growing with the session before it."""

@@ -32,7 +32,6 @@ COMMANDS = {
 _MODULES = {"push": "sync", "pull": "sync", "list": "contents"}
 """The module of a subcommand, where it has another name."""
 
-
 _BLESS = (
     "bless is now accept, before and after a merge: tokenpower accept TEST --up-to 8% --reason TEXT [--since COMMIT]. "
     "Nothing was changed"

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from tabulate import tabulate
+
 from pytest_tokenpower.analysis.calibration import track_of
 from pytest_tokenpower.analysis.replay import RoundPhases, stepped_rounds, window_records
 from pytest_tokenpower.analysis.tracks import EnergyTrack
@@ -100,8 +102,6 @@ def _window(window: RecordedWindow, record: RoundRecord) -> dict[str, Any]:
 
 
 def _text(recording: Recording, result: dict[str, Any]) -> str:
-    from tabulate import tabulate
-
     lines = [f"recording: {recording.path}"]
     for device_id, device in result["devices"].items():
         lines.append(

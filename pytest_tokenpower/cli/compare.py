@@ -16,10 +16,7 @@ from pytest_tokenpower.store.baseline import Baseline
 from pytest_tokenpower.store.store import Store
 
 FAIL_ON = ("regressed", "inconclusive", "missing", "nothing")
-
-
 """What may make the exit code 1; ``missing``: a test of A that B does not hold, or holds under another key."""
-
 
 EPILOG = f"""\
 A and B are each {RUN_HELP}.

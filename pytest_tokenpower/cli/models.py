@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tabulate import tabulate
+
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.models.architecture import WEIGHT_BITS, dtype_name
 from pytest_tokenpower.models.fit import gpus, system_memory
@@ -127,8 +129,6 @@ def _facts(model: Model, machine: _Machine, dtype: str | None) -> dict[str, Any]
 
 
 def _table(rows: Sequence[dict[str, Any]], machine: _Machine) -> str:
-    from tabulate import tabulate
-
     head = ["model", "parameters", "active", "weights", "GiB", "KV KiB/token", "context", _column(machine)]
     lines = [
         [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import shlex
 import sys
@@ -12,14 +13,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from pytest_tokenpower.core.records import RunRecord, decode_run
+from pytest_tokenpower.core.settings import fraction
 from pytest_tokenpower.errors import TokenPowerError, UsageError
-
-if TYPE_CHECKING:
-    from pytest_tokenpower.core.records import RunRecord
-    from pytest_tokenpower.gate.noise import MeasuredNoise, NoAnswer
-    from pytest_tokenpower.stats.noise import RunNoise, Trend
+from pytest_tokenpower.gate.noise import FEWEST_RUNS, REFUSED, MeasuredNoise, NoAnswer, analyse
+from pytest_tokenpower.runner.child import ChildRun, child_arguments
+from pytest_tokenpower.stats.noise import RunNoise, Trend
 
 DEFAULT_RUNS = 8
 
@@ -76,9 +77,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, or read what was measured, and answer; 1 where a limit cannot be held."""
-    from pytest_tokenpower.core.settings import fraction
-    from pytest_tokenpower.gate.noise import REFUSED, NoAnswer, analyse
-
     threshold = None
     if arguments.threshold is not None:
         try:
@@ -90,8 +88,6 @@ def run(arguments: argparse.Namespace) -> int:
     runs = _kept(arguments) if arguments.kept is not None else _measured(arguments)
     found = analyse(runs, threshold=threshold, baseline_runs=arguments.baseline_runs)
     if arguments.json:
-        import json
-
         print(json.dumps({"runs": len(runs), "tests": [_as_json(each) for each in found]}, indent=2))
     else:
         print("\n".join(line for each in found for line in ("", *_as_text(each))))
@@ -102,8 +98,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _kept(arguments: argparse.Namespace) -> list[RunRecord]:
     """The records of a folder."""
-    from pytest_tokenpower.core.records import decode_run
-
     if arguments.arguments:
         raise UsageError("--from runs nothing: leave the pytest arguments away")
     folder: Path = arguments.kept
@@ -129,13 +123,10 @@ def _kept(arguments: argparse.Namespace) -> list[RunRecord]:
 
 def _measured(arguments: argparse.Namespace) -> list[RunRecord]:
     """So many fresh processes of pytest, one after the other, with a line of progress each."""
-    from pytest_tokenpower.gate.noise import FEWEST_RUNS
-    from pytest_tokenpower.runner.child import ChildRun, child_arguments
-
     if arguments.runs < FEWEST_RUNS:
         raise UsageError(f"--runs={arguments.runs}: must be at least {FEWEST_RUNS}")
-    # Judged here, not there: a baseline in the ini file would only make the runs fail.
-    child = ChildRun(Path.cwd(), [*child_arguments(arguments.arguments), "--energy-baseline="])
+    # Judged here, not there: a child run compares with nothing, whatever its ini file names.
+    child = ChildRun(Path.cwd(), child_arguments(arguments.arguments))
     runs: list[RunRecord] = []
     with ExitStack() as stack:
         if arguments.keep is None:
@@ -196,7 +187,6 @@ def _name(test: str) -> str:
 
 
 def _as_text(found: MeasuredNoise | NoAnswer) -> Iterator[str]:
-    from pytest_tokenpower.gate.noise import NoAnswer
 
     if isinstance(found, NoAnswer):
         yield f"{found.test}: no answer: {found.why}"
@@ -266,7 +256,6 @@ def _row(head: str, text: str) -> str:
 
 
 def _as_json(found: MeasuredNoise | NoAnswer) -> dict[str, Any]:
-    from pytest_tokenpower.gate.noise import NoAnswer
 
     fields = asdict(found)
     if isinstance(found, NoAnswer):

@@ -13,7 +13,6 @@ from pytest_tokenpower.errors import StoreError
 SCHEMA_VERSION = 2
 """1 is read, too: see :func:`_from_version_1`."""
 
-
 OTHER_VARIANT = "the baseline variant"
 """What a verdict of ``energy.compare`` is against."""
 

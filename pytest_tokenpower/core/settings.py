@@ -48,18 +48,11 @@ Severity = Literal["warn", "fail"]
 CHILD_VARIABLE = "PYTEST_TOKENPOWER_CHILD"
 """Set in a pytest run that another one has started: it measures, and stores, compares and starts nothing itself."""
 
-
 FOREIGN_TREE_VARIABLE = "PYTEST_TOKENPOWER_FOREIGN_TREE"
-
-
 """The work tree that a child run must import nothing from."""
 
-
 LOADED_VARIABLE = "PYTEST_TOKENPOWER_LOADED"
-
-
 """The file into which a child run writes what it has imported from there all the same."""
-
 
 DEFAULT_REGRESSION = 0.03
 

@@ -180,8 +180,7 @@ def read_settings(config: pytest.Config) -> Settings:
         return str(_ini(config, ini) if given in (None, "") else given)
 
     given = config.getoption("--energy-baseline")
-    # A child run of ours says by it that it compares with nothing, whatever the ini file says.
-    if given is not None and not str(given).strip() and CHILD_VARIABLE not in os.environ:
+    if given is not None and not str(given).strip():
         raise UsageError(
             "--energy-baseline is empty, as a variable that is not set leaves it: give a git ref, the name of a saved "
             "run or a path, or leave the option away"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tabulate import tabulate
+
 from pytest_tokenpower.core.text import signed
 from pytest_tokenpower.gate.history import LEAST_CHANGE, History, Series
 from pytest_tokenpower.reporting.plot import Point, letter, render
@@ -102,8 +104,6 @@ def _suspects(history: History, series: Series, change: ChangePoint, place: Stor
 
 
 def _table(series: Series) -> list[str]:
-    from tabulate import tabulate
-
     rows = []
     for point in reversed(series.points[-_LISTED_RUNS:]):
         low, high = point.interval()

@@ -16,9 +16,7 @@ else:
 
 _FOR_PIP = re.compile(r"(?:.*requirements.*|constraints.*)\.(?:txt|in)")
 
-
 _PROJECT = frozenset({"pyproject.toml", "setup.py", "setup.cfg"})
-
 
 _LOCKS = re.compile(r".*\.lock|pylock.*\.toml|Pipfile|environment\.ya?ml|conda-lock\.ya?ml")
 

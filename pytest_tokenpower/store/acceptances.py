@@ -30,10 +30,7 @@ else:
 
 _LABEL_COMMIT = re.compile(r"@([0-9a-f]{7,40})$")
 
-
 _PENDING = -1
-
-
 """The place of an acceptance that is not on the line yet: before its newest commit."""
 
 

@@ -19,9 +19,7 @@ RUN_HELP = (
     "in front say which"
 )
 
-
 _RUN_ID = re.compile(r"[0-9a-f]{4,32}")
-
 
 _MOST_LISTED = 20
 

@@ -108,24 +108,15 @@ def histories(baseline: Baseline, key: Mapping[str, Fact]) -> dict[str, list[Mea
 
 Kind = Literal["ref", "name", "path"]
 
-
 SEARCH_BYTES = 64 * 2**20
-
-
 """A test is looked for until this much has been read: one that was never stored does not read the whole store."""
-
 
 _ELSEWHERE_RUNS = 5
 
-
 _RENAME_COMMITS = 20
-
-
 """A renamed test is looked for in so many stored commits that do not hold it: each asks git once."""
 
-
 _MEANINGS: dict[Kind, str] = {"ref": "a git ref", "name": "a saved run", "path": "a store"}
-
 
 _KINDS: dict[str, Kind] = {kind: kind for kind in _MEANINGS}
 

@@ -12,34 +12,20 @@ from pathlib import Path, PurePosixPath
 from pytest_tokenpower.errors import HistoryError
 
 HISTORY_LIMIT = 1000
-
-
 """A baseline reaches back over at most this many commits."""
 
-
 UNTRACKED_CODE = ("*.py", "*.so", "*.pyd", "*.pth", "*.toml", "*.ini", "*.cfg", "*.yaml", "*.yml")
-
-
 """Untracked files of these kinds make a work tree dirty: Python or pytest picks them up by their being there."""
-
 
 _NOT_OURS = frozenset({"site-packages", "node_modules"})
 
-
 _ENVIRONMENT_MARKS = ("pyvenv.cfg", "conda-meta")
-
-
 """What lies in the top folder of a virtual environment, by whatever name it goes."""
 
-
 ACCEPTED_FOLDER = ".tokenpower/accepted"
-
-
 """Where acceptances are committed. Of hidden folders it is the one whose files have a say in verdicts."""
 
-
 _QUICK_S = 30.0
-
 
 _SCAN_S = 120.0
 
@@ -464,7 +450,6 @@ def check_out_submodules(top_level: Path, tree: Path) -> None:
 
 
 _USUAL_NAMES = ("main", "master", "trunk", "develop")
-
 
 _SUBJECTS_AT_ONCE = 200
 

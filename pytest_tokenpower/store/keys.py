@@ -19,16 +19,11 @@ KEY_VERSION = 1
 """What the fields of a key mean; another meaning of the same figure takes another number."""
 
 PROTECTED = ("schema", "provenance", "scope")
-
-
 """Fields that no ignore pattern removes: a modelled joule never meets a measured one, nor a GPU's a node's."""
-
 
 _AXIS = "axis."
 
-
 _INT64 = range(-(2**63), 2**63)
-
 
 _LABELS = {
     "schema": "record schema",
@@ -40,9 +35,7 @@ _LABELS = {
     "responses": "responses per round",
 }
 
-
 _UNITS = {"watts": "W", "mib": "MiB", "gib": "GiB", "bytes": "B", "mhz": "MHz", "celsius": "°C"}
-
 
 _ACRONYMS = {
     "gpu": "GPU",
@@ -53,7 +46,6 @@ _ACRONYMS = {
     "nvml": "NVML",
     "cuda": "CUDA",
 }
-
 
 _DEVICE_FIELD = re.compile(r"(gpu|cpu|dram|module|node|rack)(\d*)\.(.+)")
 

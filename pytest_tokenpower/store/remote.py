@@ -18,18 +18,13 @@ from pytest_tokenpower.store.store import Problem, Store, StoredFile, file_name,
 
 BRANCH = "tokenpower-store"
 
-
 _REF = f"refs/heads/{BRANCH}"
-
 
 _RUNS = "runs"
 
-
 _NETWORK_S = 600.0
 
-
 _AT_ONCE = 16
-
 
 _README = b"""Stored runs of pytest-tokenpower, written by `tokenpower push` and read by `tokenpower pull`.
 Files are only ever added. Do not merge this branch into another one.

@@ -30,15 +30,10 @@ from pytest_tokenpower.store.identity import repository_test
 
 State = Literal["clean", "dirty", "nogit"]
 
-
 COMMIT_LENGTH = 12
-
-
 """File names carry this many digits of a commit."""
 
-
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
-
 
 _FILE = re.compile(
     r"(\d{8}T\d{6}\.\d{6}Z)_([0-9a-f]{12}|nocommit)_(clean|dirty|nogit)_([0-9a-f]{8})"
@@ -46,9 +41,7 @@ _FILE = re.compile(
     re.ASCII,
 )
 
-
 _STATES: dict[str, State] = {"clean": "clean", "dirty": "dirty", "nogit": "nogit"}
-
 
 _NO_LINKS = frozenset(
     {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
@@ -292,12 +285,9 @@ class _SplitRun(msgspec.Struct, frozen=True):
 
 _head_run = msgspec.json.Decoder(_HeadRun)
 
-
 _split_run = msgspec.json.Decoder(_SplitRun)
 
-
 _key = msgspec.json.Decoder(dict[str, Fact])
-
 
 _measurement = msgspec.json.Decoder(MeasurementRecord)
 

@@ -133,7 +133,7 @@ def test_outside_git_the_store_is_where_it_was(tmp_path: Path) -> None:
 def test_a_checkout_of_a_partial_clone_may_fetch_and_a_question_may_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, may_fetch: bool, told: str
 ) -> None:
-    """Git obeys from 2.44 on."""
+    """The variable that git obeys from 2.44 on."""
     program = tmp_path / "git"
     program.write_text('#!/bin/sh\nprintf %s "$GIT_NO_LAZY_FETCH"\n')
     program.chmod(0o755)
