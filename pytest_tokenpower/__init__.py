@@ -4,15 +4,44 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pytest_tokenpower._version import __version__
-
 if TYPE_CHECKING:
     from pytest_tokenpower.core.tokens import TokenCount
+    from pytest_tokenpower.engines import EngineSpec, Timeouts
     from pytest_tokenpower.runner.fixture import Energy
+    from pytest_tokenpower.workloads import (
+        AllAtOnce,
+        Batch,
+        Concurrency,
+        FixedShape,
+        GivenBatch,
+        Poisson,
+        PromptSet,
+    )
 
-__all__ = ["Energy", "TokenCount", "__version__"]
+__all__ = [
+    "AllAtOnce",
+    "Batch",
+    "Concurrency",
+    "Energy",
+    "EngineSpec",
+    "FixedShape",
+    "GivenBatch",
+    "Poisson",
+    "PromptSet",
+    "Timeouts",
+    "TokenCount",
+    "__version__",
+]
+__version__ = "0.1.0"
 
-_HOMES = {"Energy": "pytest_tokenpower.runner.fixture", "TokenCount": "pytest_tokenpower.core.tokens"}
+_HOMES = {
+    "Energy": "runner.fixture",
+    "TokenCount": "core.tokens",
+    **dict.fromkeys(("EngineSpec", "Timeouts"), "engines"),
+    **dict.fromkeys(
+        ("AllAtOnce", "Batch", "Concurrency", "FixedShape", "GivenBatch", "Poisson", "PromptSet"), "workloads"
+    ),
+}
 
 
 def __getattr__(name: str) -> object:
@@ -20,5 +49,5 @@ def __getattr__(name: str) -> object:
     if name in _HOMES:
         from importlib import import_module
 
-        return getattr(import_module(_HOMES[name]), name)
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

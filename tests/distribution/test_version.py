@@ -1,4 +1,4 @@
-"""The version stands in one file; the package and its metadata both show that one."""
+"""The version stands in one place; the metadata and the changelog show that one."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import re
 from importlib import metadata
 from pathlib import Path
 
-import pytest_tokenpower
-from pytest_tokenpower._version import __version__
+from pytest_tokenpower import __version__
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_package_shows_the_version_of_its_file() -> None:
-    assert pytest_tokenpower.__version__ == __version__
+def test_the_metadata_show_the_version_of_the_package() -> None:
     assert metadata.version("pytest-tokenpower") == __version__
 
 
