@@ -48,8 +48,8 @@ class ProcessGroup:
     ) -> None:
         if os.name != "posix":
             raise UsageError(
-                "processes of their own need Linux or macOS: an engine can run in the tests' process instead "
-                "(EngineSpec(..., isolated=False))"
+                "engines and restarts in processes of their own need Linux or macOS; EngineSpec(..., isolated=False) "
+                "runs an engine in the tests' process"
             )
         self.log = log
         with log.open("wb") as stream:
