@@ -137,7 +137,7 @@ def run_doctor(fake: bool) -> Row:
 
 
 def doctor_command(fake: bool) -> Row:
-    """The command as a person runs it."""
+    """Return the command as a person runs it."""
     options = ["--source=simulated", "--seconds=1"] * fake
     command = [sys.executable, "-m", "pytest_tokenpower", "doctor", *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -145,7 +145,7 @@ def doctor_command(fake: bool) -> Row:
 
 
 def doctor(fake: bool) -> Row:
-    """What `tokenpower doctor` and `tokenpower doctor --json` print, of one trial."""
+    """Run the doctor: what `tokenpower doctor` and `tokenpower doctor --json` print, of one trial."""
     from pytest_tokenpower.analysis.meter_quality import report_of
     from pytest_tokenpower.cli.doctor import subjects_of
     from pytest_tokenpower.reporting.doctor import as_json, exit_code
@@ -219,7 +219,7 @@ class StampedMeter(NvmlMeter):
 
 
 def start_meter(fake: bool) -> tuple[TelemetrySession, StampedMeter]:
-    """The collector as `--energy-source=auto` starts it."""
+    """Start the collector as `--energy-source=auto` starts it."""
     if fake:
         meter = StampedMeter(sys.modules["pynvml"], provenance="simulated")
     else:
@@ -238,7 +238,7 @@ def collector_cpu_s() -> float:
 def overhead(
     results: Results, part: str, llm: Any, arguments: argparse.Namespace, deadline: float, rng: random.Random
 ) -> None:
-    """Rounds with and without the collector, in blocks off-on-on-off or on-off-off-on, which one by lot."""
+    """Run rounds with and without the collector, in blocks off-on-on-off or on-off-off-on, which one by lot."""
     execute = workload(llm, (BATCH, 32, 8) if arguments.fake else DECODE)
     steps = record_steps(llm)
     for _ in range(1 if arguments.fake else 3):
@@ -282,7 +282,7 @@ def overhead(
 
 
 def record_steps(llm: Any) -> list[int]:
-    """Notes the end of each engine step, in both arms alike; stays empty where the steps are in another process."""
+    """Note the end of each engine step, in both variants alike; stays empty where the steps are in another process."""
     stamps: list[int] = []
     if os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0":
         step = llm.llm_engine.step
@@ -420,7 +420,7 @@ def with_tools(
 
 
 def assessed(telemetry: TelemetrySession, measured: Sequence[tuple[Row, RoundWindow]]) -> list[Row]:
-    """The rows with what the plugin says of their windows."""
+    """Return the rows with what the plugin says of their windows."""
     records = telemetry.assess([window for _, window in measured])
     return [
         {
@@ -487,7 +487,7 @@ def keep_recording(
 def back_to_back(
     execute: Callable[[], TokenCount], counter: Callable[[], int], usual_s: float, least_s: float
 ) -> tuple[Row, list[RoundWindow]]:
-    """The truth: whole windows one after another for over five seconds, by the energy counter alone.
+    """Measure the truth: whole windows one after another for over five seconds, by the energy counter alone.
 
     The counter's ticks are watched around the start of two windows far apart; in between nothing reads it. Its value
     at a window's start is interpolated between the two ticks around that.
@@ -529,7 +529,7 @@ def back_to_back(
 
 
 def _between(ticks: Sequence[tuple[int, int]], at_ns: int) -> float:
-    """The counter's joules at a moment, on the line between the ticks around it."""
+    """Return the counter's joules at a moment, on the line between the ticks around it."""
     for (t0, first), (t1, second) in pairwise(ticks):
         if t0 <= at_ns <= t1:
             return (first + (second - first) * (at_ns - t0) / (t1 - t0)) / 1e3
@@ -565,7 +565,7 @@ class Poller(threading.Thread):
             at += 0.1
 
     def taken(self) -> list[tuple[int, int]]:
-        """What was read since the last call."""
+        """Return what was read since the last call."""
         rows, self._rows = self._rows, []
         return rows
 

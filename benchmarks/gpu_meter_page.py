@@ -209,7 +209,7 @@ def coverage(rows: Sequence[Row], truth: float) -> tuple[float, float, float, fl
 
 
 def figures(parts: Row) -> dict[str, list[str]]:
-    """The lines of each place of the page; what was not measured is empty, or said to be missing."""
+    """Return the lines of each place of the page; what was not measured is empty, or said to be missing."""
     kinds = {name: kind for name, kind in parts.get("windows", {}).items() if "truth" in kind}
     tools = [f"{name}: {state}  " for name, state in parts.get("tools", {}).items()]
     return {

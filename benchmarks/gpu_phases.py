@@ -257,7 +257,7 @@ class Child:
     # --- parts
 
     def warm_up(self) -> None:
-        """A quarter of a minute of the work that is measured first, so that the board is warm."""
+        """Run a quarter of a minute of the work that is measured first, so that the board is warm."""
         work = small(Work("warm-up", 8, 2048, 193), self.fake)
         if self.kind not in ("vllm-bf16", "vllm-long", "vllm-arrivals"):
             return
@@ -289,7 +289,7 @@ class Child:
         return self.measure([whole, alone, alone, whole, whole, alone])
 
     def table(self, batches: Sequence[int] = BATCHES, prompt: int = 512, new: int = 128) -> None:
-        """The same work at each batch size."""
+        """Run the same work at each batch size."""
         for batch in batches:
             work = small(Work(f"batch {batch}", batch, prompt, new), self.fake)
             cost = {"transformers-compiled": 40, "transformers": 20}.get(self.kind, 16)
@@ -429,7 +429,7 @@ class Child:
     # --- what is kept
 
     def record(self) -> None:
-        """The raw readings and all steps so far."""
+        """Write the raw readings and all steps so far."""
         folder = self._path.parent
         name = f"{self._path.stem}-{self.kind}.jsonl.gz"
         ids = [device.id for device in self.telemetry.devices_in_use([])]

@@ -54,12 +54,12 @@ class Work:
 
 @cache
 def batch_of(batch: int, prompt: int, new: int) -> Batch:
-    """The same object for the same shape: engines keep what they made ready for it."""
+    """Return the same object for the same shape: engines keep what they made ready for it."""
     return FixedShape(batch, prompt, new).to_batch()
 
 
 def runner(engine: Any, work: Work) -> Callable[[], Generation]:
-    """The work as a callable, with the scheduler set up for it."""
+    """Return the work as a callable, with the scheduler set up for it."""
     batch = batch_of(work.batch, work.prompt, work.new)
     set_budget(engine, work.budget, work.chunk)
     if work.per_second:
@@ -69,7 +69,7 @@ def runner(engine: Any, work: Work) -> Callable[[], Generation]:
 
 
 def set_budget(engine: Any, tokens: int, chunk: int) -> None:
-    """The tokens of a step and of one prompt in it, where there is a scheduler: vLLM reads both at every step.
+    """Return the tokens of a step and of one prompt in it, where there is a scheduler: vLLM reads both at every step.
 
     They stand for max_num_batched_tokens and long_prefill_token_threshold, and spare an engine's start.
     """
@@ -85,7 +85,7 @@ def set_budget(engine: Any, tokens: int, chunk: int) -> None:
 
 
 def import_engine(kind: str) -> None:
-    """The slow imports, while another process has the GPU: nothing here opens a CUDA context."""
+    """Do the slow imports, while another process has the GPU: nothing here opens a CUDA context."""
     if kind not in ("vllm-async", "vllm-server"):
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     if kind.startswith("transformers"):
@@ -98,7 +98,7 @@ def import_engine(kind: str) -> None:
 
 
 def start_engine(kind: str, model: Path) -> Any:
-    """An engine of the project by the name of a process; see PROCESSES in gpu_phases.py."""
+    """Start an engine of the project by the name of a process; see PROCESSES in gpu_phases.py."""
     if kind.startswith("transformers"):
         compiled = kind == "transformers-compiled"
         cache = "static" if compiled else "dynamic"
@@ -142,7 +142,7 @@ def start_engine(kind: str, model: Path) -> Any:
 
 
 def start_meter(engine: Any) -> tuple[TelemetrySession, tuple[Device, ...]]:
-    """The meter on the engine's GPUs, as the plugin has it, and all boards that it sees."""
+    """Start the meter on the engine's GPUs, as the plugin has it, and all boards that it sees."""
     boards = getattr(engine, "boards", None)
     if boards is None:
         meter = NvmlMeter(visible=os.environ.get("CUDA_VISIBLE_DEVICES"))
@@ -208,7 +208,7 @@ class FakeEngine:
         return self._run(batch, [0.0] * len(batch.prompts))
 
     def serve(self, batch: Batch, arrivals: Any) -> Generation:
-        """Requests as they arrive."""
+        """Run requests as they arrive."""
         return self._run(batch, arrivals.seconds(len(batch.prompts)))
 
     def close(self) -> None:

@@ -35,7 +35,7 @@ Pair = tuple[list[Row], list[Row]]
 
 
 def pairs_of(decode: Sequence[Row]) -> list[Pair]:
-    """The rounds of each batch, by their two lengths."""
+    """Return the rounds of each batch, by their two lengths."""
     found = []
     lengths = sorted({one["work"]["new"] for one in decode})
     for batch in sorted({one["work"]["batch"] for one in decode}):
@@ -87,7 +87,7 @@ class StepTruth:
         return float(np.linalg.norm(shares * self.errors)) / total
 
     def _shares(self, batch: float) -> np.ndarray[Any, Any]:
-        """What each measured batch counts for in a step of this one."""
+        """Return what each measured batch counts for in a step of this one."""
         if self.weights is not None:
             return np.array([batch / self.batches[0]])
         last = len(self.batches) - 1
@@ -119,17 +119,17 @@ def spaced_prefill(found: Sequence[Row], celsius: float | None) -> tuple[Value, 
 
 
 def temperatures(found: Sequence[Row]) -> tuple[tuple[str, float | None], ...]:
-    """What rows are called that are as read and at one GPU temperature, and that temperature."""
+    """Say what rows are called that are as read and at one GPU temperature, and that temperature."""
     return ("", None), (", at one temperature", each(found, lambda one: one["celsius"] or 0)[0])
 
 
 def decode_works(pairs: Sequence[Pair]) -> dict[str, list[Row]]:
-    """The rounds of the decode's truth by their work."""
+    """Return the rounds of the decode's truth by their work."""
     return {found[0]["label"]: found for pair in pairs for found in pair}
 
 
 def long_prompts(parts: Row) -> list[str]:
-    """The section, of what was measured."""
+    """Return the section, of what was measured."""
     lines = ["## Prefill and decode against ground truths: mixed batches under vLLM's own token budgets", ""]
     kind = "vllm-long"
     prefills = rounds(parts, f"{kind} alone")
@@ -267,7 +267,7 @@ def _rows(
 
 
 def _at(one: Row, celsius: float | None) -> Row:
-    """The window with its joules taken to that temperature."""
+    """Return the window with its joules taken to that temperature."""
     factor = at_common_temperature([one], celsius)(one)
     return one | {
         "joules": factor * one["joules"],

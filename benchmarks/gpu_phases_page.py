@@ -26,7 +26,7 @@ DEPLOYED = {
 
 
 def render(all_results: Sequence[Row]) -> str:
-    """The whole page; what was not measured is left out, or said to be missing."""
+    """Return the whole page; what was not measured is left out, or said to be missing."""
     parts: Row = {}
     for results in all_results:
         parts |= {name: value for name, value in results.items() if name not in ("began", "seconds", "notes")}
@@ -80,7 +80,7 @@ def header(parts: Row, all_results: Sequence[Row]) -> list[str]:
 
 
 def deployed(parts: Row) -> list[str]:
-    """The phases of vLLM as it is deployed, estimated from outside, against truths by difference."""
+    """Return the phases of vLLM as it is deployed, estimated from outside, against truths by difference."""
     lines = []
     for kind, name in DEPLOYED.items():
         if rounds(parts, f"{kind} burst"):
@@ -225,7 +225,7 @@ def test_isolated(energy, budget):
 
 
 def deepspeed_mii(parts: Row) -> list[str]:
-    """What a test said of DeepSpeed-MII, and what else was seen of it."""
+    """Tell what a test said of DeepSpeed-MII, and what else was seen of it."""
     found, probe = parts.get("deepspeed-mii tests"), parts.get("deepspeed-mii probe")
     if found is None or probe is None:
         return []

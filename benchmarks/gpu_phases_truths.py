@@ -30,7 +30,7 @@ GOAL = 0.03
 
 
 def compared(name: str, found: tuple[float, float], truth: tuple[float, float], unit: float = 1.0) -> str:
-    """A row of found against truth, both with standard errors, in ``unit`` (J per what is counted)."""
+    """Return a row of found against truth, both with standard errors, in ``unit`` (J per what is counted)."""
     off = found[0] / truth[0] - 1
     errors = [err / value for value, err in (found, truth) if math.isfinite(err)]
     return compared_row(
@@ -39,7 +39,7 @@ def compared(name: str, found: tuple[float, float], truth: tuple[float, float], 
 
 
 def compared_row(name: str, found: float, truth: float, off: float, error: float) -> str:
-    """The row itself. Two standard errors on either side must be within the goal, or beyond it, to tell."""
+    """Return the row itself. Two standard errors on either side must be within the goal, or beyond it, to tell."""
     if not math.isfinite(error):
         return f"| {name} | {found:.4g} | {truth:.4g} | {100 * off:+.1f} % | single windows |"
     met = "not shown"
@@ -53,7 +53,7 @@ def compared_row(name: str, found: float, truth: float, off: float, error: float
 def paired(
     name: str, found: Sequence[float], truths: Sequence[float], shared_error: float = 0.0, unit: float = 1.0
 ) -> str:
-    """A row of runs that each have a truth of their own; ``shared_error`` is that of what all truths have in common."""
+    """Return a row of runs, each with a truth of its own; ``shared_error`` is of what all truths have in common."""
     off, error = over([one / its - 1 for one, its in zip(found, truths, strict=True)])
     inside, truth = (unit * float(np.mean(values)) for values in (found, truths))
     return compared_row(name, inside, truth, off, math.hypot(error, shared_error))
@@ -251,7 +251,7 @@ def burst(parts: Row, kind: str = "vllm-bf16") -> list[str]:
 
 
 def intercept(columns: np.ndarray[Any, Any], energy: np.ndarray[Any, Any]) -> tuple[float, float]:
-    """The first coefficient of least squares weighted by 1/energy (errors are shares), and its standard error."""
+    """Return the first coefficient of least squares by 1/energy (errors are shares), and its standard error."""
     weighted, target = columns / energy[:, None], np.ones_like(energy)
     solution, *_ = np.linalg.lstsq(weighted, target, rcond=None)
     rest = target - weighted @ solution
@@ -413,7 +413,7 @@ def run_rows(
 def pure_decode_row(
     label: str, found: Sequence[Row], step_joules: Callable[[float], float], step_error: float = 0.0
 ) -> str:
-    """The decode steps without a prompt token, and the gaps after them, against the truth at their batches."""
+    """Hold decode steps without a prompt token, and the gaps after them, against the truth at their batches."""
     inside, truths = [], []
     for one in found:
         steps = [step for step in one["each_step"] if not step[0]]
@@ -426,7 +426,7 @@ def pure_decode_row(
 def full_steps(
     found: Sequence[Row], alone: Sequence[Row], step_joules: Callable[[float], float]
 ) -> list[str]:
-    """Steps with prompts in the run against steps of as many prompt tokens alone, at the same length of time."""
+    """Hold steps with prompts in the run against steps of as many prompt tokens alone, at the same length of time."""
     if not found or len(alone) < 2:
         return []
     budget = found[0]["work"]["budget"]
@@ -465,7 +465,7 @@ def full_steps(
 
 
 def longer_outputs(parts: Row, part: str) -> list[str]:
-    """The difference of two output lengths under arrivals, which is no truth of the shorter ones' decode."""
+    """Return the difference of two output lengths under arrivals, which is no truth of the shorter ones' decode."""
     short, long = rounds(parts, part, "Poisson"), rounds(parts, part, "Poisson, 257 new tokens")
     if not short or not long:
         return []

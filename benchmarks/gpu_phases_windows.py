@@ -12,13 +12,13 @@ Row = dict[str, Any]
 
 
 def rounds(parts: Row, part: str, label: str | None = None) -> list[Row]:
-    """The good rounds of a part, of one work or of all."""
+    """Return the good rounds of a part, of one work or of all."""
     found: list[Row] = parts.get(part, {}).get("rounds", [])
     return [one for one in found if not one["reasons"] and label in (None, one["label"])]
 
 
 def by_label(found: Sequence[Row]) -> dict[str, list[Row]]:
-    """The rounds of each work, in the order in which the works began."""
+    """Return the rounds of each work, in the order in which the works began."""
     works: dict[str, list[Row]] = {}
     for one in found:
         works.setdefault(one["label"], []).append(one)

@@ -8,7 +8,7 @@ from gpu_phases_engines import Work
 
 
 def small(work: Work, fake: bool) -> Work:
-    """The work itself, or one that the dry run gets through."""
+    """Return the work itself, or one that the dry run gets through."""
     if not fake:
         return work
     chunk = work.chunk // 16
@@ -39,7 +39,7 @@ def burst_works(fake: bool) -> list[Work]:
 
 
 def mixed_works(fake: bool) -> list[Work]:
-    """Requests by chance and all at once under a small token budget; prefill and decode of the like alone."""
+    """Run requests by chance and all at once under a small token budget; prefill and decode of the like alone."""
     budget = 512
     poisson = Work("Poisson", 48, 512, 129, budget=budget, per_second=12.0)
     longer = replace(poisson, label="Poisson, 257 new tokens", new=257)
@@ -56,7 +56,7 @@ def mixed_works(fake: bool) -> list[Work]:
 
 
 def spaced_works(fake: bool) -> list[Work]:
-    """The prefill in one step, alone: back to back at the power limit, and with two lengths of idling."""
+    """Run the prefill in one step, alone: back to back at the power limit, and with two lengths of idling."""
     alone = Work("back to back", 8, 2048, 1, 9)
     short = replace(alone, label="0.8 s idle", pause_s=0.8, repeats=4)
     long = replace(alone, label="1.6 s idle", pause_s=1.6, repeats=3)
@@ -112,7 +112,7 @@ def long_works(fake: bool) -> dict[str, list[Work]]:
 
 
 def long_decode(times: tuple[int, int, int]) -> list[Work]:
-    """Rounds of two lengths of one, two and four sequences, each so often."""
+    """Run rounds of two lengths of one, two and four sequences, each so often."""
     works = []
     for batch, count in zip((1, 2, 4), times, strict=True):
         short, long = (Work(f"{batch} x {new}", batch, LONG, new, budget=16384) for new in (129, 385))

@@ -24,7 +24,7 @@ PAIRS = 40
 
 
 def seconds(arguments: Sequence[str], folder: Path) -> float:
-    """The CPU time of one start of pytest; raises CalledProcessError where it fails."""
+    """Return the CPU time of one start of pytest; raises CalledProcessError where it fails."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     environment |= {"PYTHONPYCACHEPREFIX": str(folder / "bytecode"), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -30,17 +30,17 @@ class Results:
 
 
 def now() -> str:
-    """The time in UTC, to the second."""
+    """Return the time in UTC, to the second."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def driver_of(facts: Mapping[str, object]) -> str:
-    """The driver's version from a measurement's facts: that of its first device."""
+    """Return the driver's version from a measurement's facts: that of its first device."""
     return next((str(value) for name, value in facts.items() if name.endswith(".driver")), "unknown")
 
 
 def versions_line(versions: Mapping[str, str]) -> str:
-    """A line of a page, with Markdown's break at its end."""
+    """Return a line of a page, with Markdown's break at its end."""
     return "Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".  "
 
 

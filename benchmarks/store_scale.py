@@ -118,7 +118,7 @@ def measurement_of(test: int, board: str, rounds: int, rng: random.Random) -> Me
 
 
 def make_history(folder: Path, commits: int) -> list[str]:
-    """A repository with that many commits on main, oldest first, and a topic branch checked out."""
+    """Make a repository with that many commits on main, oldest first, and a topic branch checked out."""
     run = [
         "git",
         "-C",

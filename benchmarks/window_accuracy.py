@@ -77,7 +77,7 @@ class Run:
 
 
 def write(path: Path, data: Mapping[str, Any], windows: Iterator[dict[str, Any]]) -> Recording:
-    """A recording from one of the data's telemetry objects."""
+    """Return a recording from one of the data's telemetry objects."""
     with path.open("w") as out:
 
         def row(**fields: Any) -> None:
@@ -105,7 +105,7 @@ def write(path: Path, data: Mapping[str, Any], windows: Iterator[dict[str, Any]]
 
 
 def phased(name: str, edges: Sequence[int], **tokens: int) -> Iterator[dict[str, Any]]:
-    """A round from its start, the end of its prefill and its end, and its two phases."""
+    """Return a round from its start, the end of its prefill and its end, and its two phases."""
     start, middle, end = edges
     yield {"name": name, "phase": None, "start_us": start, "end_us": end, **tokens}
     yield {"name": name, "phase": "prefill", "start_us": start, "end_us": middle, **tokens}
@@ -131,7 +131,7 @@ def plain_runs(path: Path, folder: Path) -> Iterator[Run]:
 
 
 def vllm_runs(path: Path, folder: Path) -> Iterator[Run]:
-    """An 8B Llama under vLLM, 32 prompts of 512 tokens and 256 new ones, fresh processes."""
+    """Read the runs of an 8B Llama under vLLM, 32 prompts of 512 tokens and 256 new ones, fresh processes."""
     with tarfile.open(path) as archive:
         names = sorted(name for name in archive.getnames() if name.endswith(".json"))
         for name in names:
@@ -164,12 +164,12 @@ def vllm_runs(path: Path, folder: Path) -> Iterator[Run]:
 
 
 def spread(joules: Floats) -> float:
-    """Standard deviation over mean."""
+    """Return standard deviation over mean."""
     return float(joules.std(ddof=1) / joules.mean())
 
 
 def held(joules: Floats, stderr: Floats) -> tuple[float, float]:
-    """The share of stated 95 % intervals that hold the median of the windows around, and the next window."""
+    """Return the share of stated 95 % intervals that hold the median of the windows around, and the next window."""
     medians = np.array(
         [np.median(np.delete(joules[max(at - 5, 0) : at + 6], min(at, 5))) for at in range(len(joules))]
     )
@@ -199,7 +199,7 @@ def regression(run: Run) -> tuple[float, float]:
 
 
 def reconstructions(run: Run) -> dict[str, Floats]:
-    """The prefills by the ring, from plain to what is used."""
+    """Return the prefills by the ring, from plain to what is used."""
     start, end = run.edges("prefill")
     power = run.recording.timeline.power(DEVICE)
     assert power is not None
@@ -216,7 +216,7 @@ def reconstructions(run: Run) -> dict[str, Floats]:
 
 
 def averaged(run: Run, t_ns: NDArray[np.int64], length_ns: int) -> Floats:
-    """What a power reading that is the mean over ``length_ns`` would say at moments; from the ring."""
+    """Return what a power reading that is the mean over ``length_ns`` would say at moments; from the ring."""
     origin = int(run.track.t_ns[0])
     knots, joules = run.track.t_ns - origin, run.track.joules
     ends, starts = (np.interp(at - origin, knots, joules) for at in (t_ns, t_ns - length_ns))
@@ -239,7 +239,7 @@ def polled(run: Run, start_ns: int, end_ns: int, length_ns: int, period_ns: int)
 
 
 def methods(run: Run) -> dict[str, Floats]:
-    """The prefills around which the counter was read on the spot, by each method."""
+    """Return the prefills around which the counter was read on the spot, by each method."""
     edges = np.array([(start_us, end_us) for *_, start_us, end_us in run.naive], dtype=np.int64) * 1000
     start, end = edges.T
     counted = [(after[2] - before[2]) / 1e3 for before, after, *_ in run.naive]
@@ -261,7 +261,7 @@ def methods(run: Run) -> dict[str, Floats]:
 
 
 def folded(run: Run) -> list[tuple[str, float, float]]:
-    """The ring's samples around the ends of the prefills, and what exact means of 20 ms would be there."""
+    """Return the ring's samples around the ends of the prefills, and what exact means of 20 ms would be there."""
     _, ends = run.edges("prefill")
     power = run.recording.timeline.power(DEVICE)
     assert power is not None
@@ -296,7 +296,7 @@ def verdict(met: bool) -> str:
 
 
 def page(runs: Sequence[Run]) -> tuple[str, bool]:
-    """The page, and whether all goals are met."""
+    """Return the page, and whether all goals are met."""
     plain = [run for run in runs if run.blocks]
     energies = {run.name: run.energy("prefill") for run in runs}
     agreements, spreads, coverages, biases, others = [], [], [], [], []

@@ -21,7 +21,7 @@ PROMPTS = [{"prompt_token_ids": [_random.randrange(100, 30_000) for _ in range(5
 
 @pytest.fixture(scope="module")
 def llm() -> Any:
-    """The engine, in this process, as engine.json sets it up."""
+    """Start the engine, in this process, as engine.json sets it up."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     from vllm import LLM
 

@@ -32,7 +32,7 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(scope="module")
 def turn() -> dict[str, Any]:
-    """Waits until the benchmark says what this process is to do, which it does when the one before has ended."""
+    """Wait until the benchmark says what this process is to do, which it does when the one before has ended."""
     parent = os.getppid()
     while not (HERE / "turn.json").exists():
         if os.getppid() != parent:
@@ -73,7 +73,7 @@ def generate(turn: dict[str, Any]) -> Any:
 
 
 def _randomise(model: Any) -> None:
-    """Normal weights, the same in each process: vLLM's own dummy weights are near zero and draw less power."""
+    """Fill in normal weights, the same in each process: vLLM's own dummy weights are near zero and draw less power."""
     generator = torch.Generator(next(model.parameters()).device)
     generator.manual_seed(0)
     for parameter in model.parameters():

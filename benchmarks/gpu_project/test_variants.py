@@ -24,7 +24,7 @@ PROMPTS = [
 
 @pytest.fixture(scope="module")
 def llm() -> Any:
-    """An 8B model behind vLLM, in this process, CUDA graphs for decode."""
+    """Start an 8B model behind vLLM, in this process, CUDA graphs for decode."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     from vllm import LLM
 

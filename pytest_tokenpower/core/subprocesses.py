@@ -12,6 +12,8 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from pytest_tokenpower.errors import UsageError
+
 TAIL_LINES = 20
 
 TAIL_BYTES = 6000
@@ -38,6 +40,11 @@ class ProcessGroup:
         pass_fds: Iterable[int] = (),
         cwd: Path | None = None,
     ) -> None:
+        if os.name != "posix":
+            raise UsageError(
+                "engines and restarts in processes of their own need Linux or macOS; EngineSpec(..., isolated=False) "
+                "runs an engine in the tests' process"
+            )
         self.log = log
         with log.open("wb") as stream:
             self._process = subprocess.Popen(
@@ -57,6 +64,8 @@ class ProcessGroup:
         """Whether the child itself has ended; it is not reaped, so that its group's number stays its own."""
         if self._ended:
             return True
+        if not hasattr(os, "waitid"):  # macOS before Python 3.13: it is reaped after all
+            return self._process.poll() is not None
         found = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
         return found is not None
 

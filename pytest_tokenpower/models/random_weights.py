@@ -8,10 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,11 @@ MARKER = "tokenpower_model.json"
 _SHARD_BYTES = 1_200_000_000
 _WRITERS = 3
 
-_COMMAND = "from pytest_tokenpower.models.random_weights import write_as_told; write_as_told()"
+_COMMAND = """
+import pickle, sys
+from pytest_tokenpower.models.random_weights import write_weights
+write_weights(*pickle.load(sys.stdin.buffer))
+"""
 """Program of the writing process; not multiprocessing's, which would run the caller's main module once more."""
 
 
@@ -82,9 +86,9 @@ def write_random_model(
         if _would_open_cuda():
             # A CUDA context lasts as long as its process: held by this one, it would draw power during the tests
             # that follow, and be a foreign process to them where they run in processes of their own.
-            _write_elsewhere(scratch, spec)
+            _write_elsewhere(scratch, shape, seed, dtype)
         else:
-            _write(scratch, shape, seed, dtype)
+            write_weights(scratch, shape, seed, dtype)
         (scratch / MARKER).write_text(json.dumps(spec, indent=1))
         if path.exists():
             shutil.rmtree(path)
@@ -118,35 +122,25 @@ def _would_open_cuda() -> bool:
     return torch.cuda.is_available() and not torch.cuda.is_initialized()
 
 
-def _write_elsewhere(folder: Path, spec: Mapping[str, Any]) -> None:
-    """Run :func:`write_as_told` in a process of its own."""
+def _write_elsewhere(folder: Path, shape: Architecture, seed: int, dtype: str) -> None:
+    """Run :func:`write_weights` in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-c", _COMMAND],
-        input=json.dumps({**spec, "folder": str(folder)}),
+        input=pickle.dumps((folder, shape, seed, dtype)),
         env={**os.environ, "PYTHONPATH": inherited_path()},
         capture_output=True,
-        text=True,
         check=False,
     )
     if done.returncode:
-        said = (
-            done.stdout.strip() or f"its process ended with status {done.returncode}: {done.stderr[-2000:]}"
+        # Of our own error its text, of any other the end of its traceback.
+        said = done.stderr.decode(errors="replace").rpartition("EngineError: ")[2].strip()[-2000:]
+        raise EngineError(
+            f"{shape.name}: random weights could not be written (status {done.returncode}): {said}"
         )
-        raise EngineError(f"{spec['architecture']}: random weights could not be written: {said}")
 
 
-def write_as_told() -> None:
-    """Write what the JSON on standard input names; an EngineError's text goes to standard output."""
-    told = json.load(sys.stdin)
-    try:
-        shape = Architecture(told["architecture"], told["config"])
-        _write(Path(told["folder"]), shape, told["seed"], told["dtype"])
-    except EngineError as error:
-        print(error)
-        sys.exit(1)
-
-
-def _write(folder: Path, shape: Architecture, seed: int, dtype: str) -> None:
+def write_weights(folder: Path, shape: Architecture, seed: int, dtype: str) -> None:
+    """Write config.json and the weights into an empty folder; raises EngineError."""
     try:
         import torch
         import transformers
