@@ -2,35 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence, Set, ValuesView
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
+from pytest_tokenpower.core.token_ids import Call
+from pytest_tokenpower.core.token_shapes import (
+    MOST_TOKENS,
+    RETURN,
+    SHAPES,
+    Part,
+    Silent,
+    Tally,
+    kind,
+    refusal,
+)
 from pytest_tokenpower.errors import TokenCountError
+
+Path = tuple[Hashable, ...]
 
 
 @dataclass(frozen=True)
 class TokenCount:
     """Tokens of one execution of a workload.
 
-    Return this from a workload whose result the plugin cannot count itself. ``prompt`` tokens were read (prefill),
-    ``generated`` tokens were written (decode); ``responses`` is how many sequences were generated, for joules per
-    response.
+    Return this from a workload whose result the plugin cannot count itself. Counts may be of any integer type.
+
+    Args:
+        prompt: Tokens of the prompts, cached ones included; a prompt counts once, however many sequences follow it.
+        generated: Tokens that were written (decode); 0 for work without any, as embedding, reranking or prefill.
+        responses: How many sequences, vectors or scores came back, for joules per response.
+        cached_prompt: How many of the prompt tokens came from a prefix cache and were not computed.
     """
 
     prompt: int
     generated: int
     responses: int = 1
+    cached_prompt: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("prompt", "generated", "responses"):
+        for name in ("prompt", "generated", "responses", "cached_prompt"):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < 0:
                 raise ValueError(f"TokenCount({name}={value!r}): must be an integer of at least 0")
+            if int(value) > MOST_TOKENS:
+                raise ValueError(f"TokenCount({name}={value!r}): more than any execution has")
+            object.__setattr__(self, name, int(value))
+        if self.cached_prompt > self.prompt:
+            raise ValueError(
+                f"TokenCount(cached_prompt={self.cached_prompt}): more than the {self.prompt} prompt tokens"
+            )
 
     def __add__(self, other: TokenCount) -> TokenCount:
         return TokenCount(
-            self.prompt + other.prompt, self.generated + other.generated, self.responses + other.responses
+            self.prompt + other.prompt,
+            self.generated + other.generated,
+            self.responses + other.responses,
+            self.cached_prompt + other.cached_prompt,
         )
 
 
@@ -40,116 +69,93 @@ def count_tokens(
     kwargs: Mapping[str, Any] | None = None,
     fn: Callable[..., Any] | None = None,
 ) -> TokenCount:
-    """Tokens of one execution, read off its result (and, for transformers, off the prompt it was called with).
+    """Count the tokens of one execution from its result; docs/token-counts.md lists the shapes.
 
-    Known results: TokenCount; anything with a TokenCount in ``.tokens`` (our engines' Generation); vLLM
-    RequestOutputs; an OpenAI completion's ``usage``; transformers' ``generate`` output; sequences of these.
-    Raises TokenCountError that says what to return instead, also where nothing was generated.
+    What repeats itself, as the outputs of a stream, is grouped by request and counted once. A count of 0 generated
+    tokens is returned where prompt tokens or responses are known.
+
+    Args:
+        result: What the workload returned.
+        args: What it was called with: transformers' output begins with the prompt.
+        kwargs: As ``args``.
+        fn: What was called: a transformers model knows where its sequences end.
+
+    Raises:
+        TokenCountError: The count is not known; the message says which item is to blame and what to return.
     """
-    count = _count(result, args, dict(kwargs or {}), fn)
-    if count is None and _sequences(result) is not None:
-        raise TokenCountError(
-            f"where the prompts end in {_kind(result)} of token ids cannot be told without them: have generate() "
-            "called by the fixture, energy(model.generate, **inputs), or return "
-            "pytest_tokenpower.TokenCount(prompt=..., generated=...)"
-        )
-    if count is None:
-        raise TokenCountError(
-            f"the tokens of {_kind(result)} cannot be counted: return vLLM RequestOutputs, transformers' generate() "
-            "output, an OpenAI completion (with .usage), or pytest_tokenpower.TokenCount(prompt=..., generated=...)"
-        )
-    if count.generated == 0:
-        raise TokenCountError(
-            f"the workload generated no tokens ({count.prompt} prompt tokens): joules per token needs at least one; "
-            "return a TokenCount with what it generated"
-        )
-    return count
+    call = Call.of(fn, args, kwargs or {})
+    total = TokenCount(0, 0, 0)
+    requests: dict[Hashable, list[tuple[Path, Part]]] = {}
+    for path, found in _found(result, call, ()):
+        if isinstance(found, TokenCount):
+            total += found
+        else:
+            key = (path,) if found.request is None else (type(found), found.request)
+            requests.setdefault(key, []).append((path, found))
+    silent: list[tuple[Path, Silent]] = []
+    for parts in requests.values():
+        each = {found.source: found for _, found in parts}
+        try:
+            tally = parts[0][1].merged(list(each.values()))
+        except TokenCountError as error:
+            raise TokenCountError(_located(result, [path for path, _ in parts], str(error))) from None
+        if tally is not None:
+            total += _counted(result, parts[0][0], tally)
+        else:
+            silent += [(path, part) for path, part in parts if isinstance(part, Silent)]
+    if silent and len(requests) == 1:
+        raise TokenCountError(_located(result, [silent[-1][0]], silent[-1][1].lack))
+    if not (total.prompt or total.generated or total.responses):
+        raise TokenCountError(f"{kind(result)} says that nothing was read and nothing generated: {RETURN}")
+    return total
 
 
-def _count(
-    result: Any, args: tuple[Any, ...], kwargs: dict[str, Any], fn: Callable[..., Any] | None
-) -> TokenCount | None:
+def _found(
+    result: Any, call: Call, path: Path, outer: object = None
+) -> Iterator[tuple[Path, Part | TokenCount]]:
+    """What each object of a result says, with the way to it."""
+    outer = result if outer is None else outer
     if isinstance(result, TokenCount):
-        return result
-    if isinstance(getattr(result, "tokens", None), TokenCount):
-        count: TokenCount = result.tokens
-        return count
-    if (usage := _usage(result)) is not None:
-        return usage
-    if hasattr(result, "prompt_token_ids") and hasattr(result, "outputs"):
-        return TokenCount(
-            prompt=len(result.prompt_token_ids or ()),
-            generated=sum(len(output.token_ids) for output in result.outputs),
-            responses=len(result.outputs),
-        )
-    if (sequences := _sequences(result)) is not None:
-        return _transformers(sequences, args, kwargs, fn)
-    if isinstance(result, Sequence) and not isinstance(result, (str, bytes)) and result:
-        parts = [_count(part, args, kwargs, fn) for part in result]
-        known = [part for part in parts if part is not None]
-        if len(known) == len(parts):
-            return sum(known[1:], known[0])
-    return None
-
-
-def _usage(result: Any) -> TokenCount | None:
-    usage = result.get("usage") if isinstance(result, Mapping) else getattr(result, "usage", None)
-    if usage is None:
-        return None
-    prompt, generated = (
-        usage.get(name) if isinstance(usage, Mapping) else getattr(usage, name, None)
-        for name in ("prompt_tokens", "completion_tokens")
-    )
-    if not isinstance(prompt, int) or not isinstance(generated, int):
-        return None
-    choices = result.get("choices") if isinstance(result, Mapping) else getattr(result, "choices", None)
-    return TokenCount(prompt, generated, responses=len(choices) if choices else 1)
-
-
-def _sequences(result: Any) -> Any:
-    """A two-dimensional tensor of token ids, bare or as ``sequences`` of transformers' generate output."""
-    tensor = getattr(result, "sequences", result)
-    if getattr(tensor, "ndim", None) == 2 and hasattr(tensor, "tolist") and hasattr(tensor, "shape"):
-        return tensor
-    return None
-
-
-def _transformers(
-    sequences: Any, args: tuple[Any, ...], kwargs: dict[str, Any], fn: Callable[..., Any] | None
-) -> TokenCount | None:
-    """Decoder-only ``generate``: each row is the (padded) prompt and then what was generated, up to end-of-sequence."""
-    prompt = next(
-        (p for p in (kwargs.get("input_ids"), kwargs.get("inputs"), *args[:1]) if p is not None), None
-    )
-    if prompt is None or getattr(prompt, "ndim", None) != 2:
-        return None
-    mask = kwargs.get("attention_mask")
-    prompt_tokens = int(mask.sum()) if mask is not None else int(prompt.shape[0] * prompt.shape[1])
-    repeat = int(sequences.shape[0]) // int(prompt.shape[0])
-    rows = sequences[:, int(prompt.shape[1]) :].tolist()
-    ends = _end_ids(kwargs, fn)
-    generated = sum(next((i + 1 for i, token in enumerate(row) if token in ends), len(row)) for row in rows)
-    return TokenCount(prompt_tokens * max(repeat, 1), generated, responses=len(rows))
-
-
-def _end_ids(kwargs: dict[str, Any], fn: Callable[..., Any] | None) -> set[int]:
-    # What follows end-of-sequence is padding. Where it is switched off (eos_token_id=None) all rows count whole.
-    if "eos_token_id" in kwargs:
-        ids = kwargs["eos_token_id"]
+        yield path, result
+        return
+    if isinstance(tokens := getattr(result, "tokens", None), TokenCount):
+        yield path, tokens
+        return
+    try:
+        if (why := refusal(result)) is not None:
+            raise TokenCountError(why)
+        for shape in SHAPES:
+            if shape.fits(result):
+                for part in shape.read(result, call, path):
+                    yield path, part
+                return
+    except TokenCountError as error:
+        raise TokenCountError(_located(outer, [path], str(error))) from None
+    if isinstance(result, Mapping):
+        inner: Iterator[tuple[Hashable, Any]] = iter(result.items())
+    elif isinstance(result, Sequence | Set | ValuesView):
+        inner = iter(enumerate(result))
     else:
-        config = kwargs.get("generation_config") or getattr(
-            getattr(fn, "__self__", None), "generation_config", None
+        inner = iter(())
+    if isinstance(result, str | bytes) or not (items := list(inner)):
+        empty = " (it is empty)" if isinstance(result, Sequence | Mapping) and not result else ""
+        raise TokenCountError(
+            _located(outer, [path], f"the tokens of {kind(result)} cannot be counted{empty}: {RETURN}")
         )
-        ids = getattr(config, "eos_token_id", None)
-    if ids is None:
-        return set()
-    return {ids} if isinstance(ids, int) else set(ids)
+    for key, value in items:
+        yield from _found(value, call, (*path, key), outer)
 
 
-def _kind(result: object) -> str:
-    if result is None:
-        return "None"
-    name = type(result).__name__
-    article = "an" if name[0] in "aeiouAEIOU" else "a"
-    members = f" of {type(result[0]).__name__}" if isinstance(result, (list, tuple)) and result else ""
-    return f"{article} {name}{members}"
+def _counted(result: object, path: Path, tally: Tally) -> TokenCount:
+    try:
+        return TokenCount(tally.prompt, tally.generated, tally.responses, tally.cached)
+    except ValueError as error:
+        raise TokenCountError(_located(result, [path], f"{error}: {RETURN}")) from None
+
+
+def _located(result: object, paths: Sequence[Path], why: str) -> str:
+    items = ["".join(f"[{key!r}]" for key in path) for path in paths if path]
+    if not items:
+        return why
+    shown = ", ".join(items[:4]) + (f" and {len(items) - 4} more" if len(items) > 4 else "")
+    return f"item{'s' if len(items) > 1 else ''} {shown} of {kind(result)}: {why}"

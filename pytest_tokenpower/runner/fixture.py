@@ -297,9 +297,15 @@ class Energy:
                 "TokenCount, or None for what it does not know"
             )
         try:
-            return count_tokens(result if counted is None else counted, args, kwargs, fn)
+            count = count_tokens(result if counted is None else counted, args, kwargs, fn)
         except TokenCountError as error:
             raise TokenCountError(f"{self._test}: {error}") from None
+        if count.generated == 0:
+            raise TokenCountError(
+                f"{self._test}: the workload generated no tokens ({count.prompt} prompt tokens): joules per token "
+                "needs at least one; return a TokenCount with what it generated"
+            )
+        return count
 
     @property
     def gpu_ids(self) -> tuple[str, ...]:

@@ -1,0 +1,442 @@
+"""What is counted: each shape against a count by hand, what is refused, and that requests count once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_tokenpower.core.tokens import TokenCount, count_tokens
+from pytest_tokenpower.errors import TokenCountError
+
+USAGE = {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}
+
+
+def completion(ids: list[int], index: int = 0, finish: str | None = "length") -> SimpleNamespace:
+    return SimpleNamespace(index=index, token_ids=ids, finish_reason=finish, text="", stop_reason=None)
+
+
+def output(request: str, *completions: SimpleNamespace, prompt: int = 3, **more: Any) -> SimpleNamespace:
+    """A stand-in with the fields of vLLM's RequestOutput; tests/test_tokens_libraries.py takes the real one."""
+    fields = {"finished": True, "metrics": None, "num_cached_tokens": None, "error": None} | more
+    return SimpleNamespace(
+        request_id=request, prompt_token_ids=list(range(prompt)), outputs=list(completions), **fields
+    )
+
+
+def pooling(request: str, prompt: int, **data: Any) -> SimpleNamespace:
+    return SimpleNamespace(
+        request_id=request,
+        prompt_token_ids=list(range(prompt)),
+        outputs=SimpleNamespace(**data),
+        num_cached_tokens=0,
+        finished=True,
+    )
+
+
+def chunk(id_: str, index: int | None, usage: Any = None, finish: str | None = None) -> dict[str, Any]:
+    choices = [] if index is None else [{"index": index, "delta": {"content": "x"}, "finish_reason": finish}]
+    return {"id": id_, "object": "chat.completion.chunk", "choices": choices, "usage": usage}
+
+
+def used(prompt: int, generated: int) -> dict[str, int]:
+    return {"prompt_tokens": prompt, "completion_tokens": generated, "total_tokens": prompt + generated}
+
+
+@dataclass
+class Answer:
+    """Somebody's own result."""
+
+    text: str = "words"
+    usage: dict[str, int] = field(default_factory=lambda: dict(USAGE))
+
+
+DETAILS = {"prompt_tokens_details": {"cached_tokens": 8}}
+META = {
+    "id": "r",
+    "prompt_tokens": 9,
+    "completion_tokens": 3,
+    "cached_tokens": 4,
+    "finish_reason": {"type": "stop"},
+}
+
+COUNTED = {
+    "token-count": (TokenCount(2, 3, 4, 1), (2, 3, 4, 1)),
+    "numpy-integers": (TokenCount(np.int64(2), np.int32(3)), (2, 3, 1, 0)),
+    "generation": (SimpleNamespace(tokens=TokenCount(5, 6, 2)), (5, 6, 2, 0)),
+    "prompt-only": (TokenCount(1200, 0, 4), (1200, 0, 4, 0)),
+    "vllm-one": (output("0", completion([5, 6, 7])), (3, 3, 1, 0)),
+    "vllm-n-2": (output("0", completion([5, 6, 7]), completion([5], 1)), (3, 4, 2, 0)),
+    "vllm-cached": (output("0", completion([5]), num_cached_tokens=2), (3, 1, 1, 2)),
+    "vllm-tuple-and-deque": (
+        deque([(output("0", completion([1])),), output("1", completion([2, 3]))]),
+        (6, 3, 2, 0),
+    ),
+    "vllm-encoder-decoder": (output("0", completion([5]), encoder_prompt_token_ids=[1] * 9), (12, 1, 1, 0)),
+    "vllm-same-object-twice": ([output("0", completion([5, 6]))] * 2, (3, 2, 1, 0)),
+    "vllm-nothing-generated": (output("0", completion([])), (3, 0, 1, 0)),
+    "vllm-by-name": ({"a": output("0", completion([1])), "b": output("1", completion([1]))}, (6, 2, 2, 0)),
+    "vllm-cumulative": (
+        [
+            output("0", completion([5], finish=None), finished=False),
+            output("0", completion([5, 6, 7], finish=None), finished=False),
+            output("0", completion([5, 6, 7, 8])),
+        ],
+        (3, 4, 1, 0),
+    ),
+    "vllm-deltas": (
+        [
+            output("0", completion([5], finish=None), finished=False),
+            output("0", completion([6, 7], finish=None), finished=False),
+            output("0", completion([8])),
+        ],
+        (3, 4, 1, 0),
+    ),
+    "vllm-streamed-n-2": (
+        [
+            output("0", completion([5], 0, None), finished=False),
+            output("0", completion([9], 1, None), finished=False),
+            output("0", completion([5, 6], 0), finished=False),
+            output("0", completion([9, 8, 7], 1)),
+        ],
+        (3, 5, 2, 0),
+    ),
+    "vllm-embedding": ([pooling("0", 5, embedding=[0.1]), pooling("1", 7, embedding=[0.2])], (12, 0, 2, 0)),
+    "vllm-score": (pooling("0", 5, score=0.5), (5, 0, 1, 0)),
+    "vllm-class": (pooling("0", 5, probs=[0.5]), (5, 0, 1, 0)),
+    "vllm-pooling": (pooling("0", 5, data=np.zeros(4)), (5, 0, 1, 0)),
+    "continuous-batch": (
+        {"r0": SimpleNamespace(request_id="r0", prompt_ids=[1, 2], generated_tokens=[3, 4, 5], error=None)},
+        (2, 3, 1, 0),
+    ),
+    "usage-dict": ({"usage": USAGE, "choices": [{}, {}]}, (11, 7, 2, 0)),
+    "usage-dataclass": (Answer(), (11, 7, 1, 0)),
+    "usage-cached": ({"usage": USAGE | DETAILS, "choices": [{}]}, (11, 7, 1, 8)),
+    "usage-numpy": (
+        {"usage": {"prompt_tokens": np.int64(4), "completion_tokens": np.int64(5)}},
+        (4, 5, 1, 0),
+    ),
+    "usage-anthropic": (
+        {
+            "usage": {
+                "input_tokens": 4,
+                "output_tokens": 5,
+                "cache_read_input_tokens": 6,
+                "cache_creation_input_tokens": 1,
+            }
+        },
+        (11, 5, 1, 6),
+    ),
+    "usage-embeddings": (
+        {
+            "object": "list",
+            "data": [{"embedding": [0.1]}] * 3,
+            "usage": {"prompt_tokens": 9, "total_tokens": 9},
+        },
+        (9, 0, 3, 0),
+    ),
+    "usage-rerank": (
+        {"id": "rerank-1", "results": [{"index": 0}] * 2, "usage": {"total_tokens": 20}},
+        (20, 0, 2, 0),
+    ),
+    "usage-nothing-generated": ({"choices": [{}], "usage": used(11, 0)}, (11, 0, 1, 0)),
+    "responses": (
+        {
+            "id": "resp",
+            "object": "response",
+            "status": "completed",
+            "output": [],
+            "usage": {
+                "input_tokens": 11,
+                "output_tokens": 7,
+                "total_tokens": 18,
+                "input_tokens_details": {"cached_tokens": 3},
+            },
+        },
+        (11, 7, 1, 3),
+    ),
+    "stream-include-usage": (
+        [chunk("a", 0), chunk("a", 0, finish="stop"), chunk("a", None, used(11, 7))],
+        (11, 7, 1, 0),
+    ),
+    "stream-usage-in-each-chunk": (
+        [chunk("a", 0, used(11, 1)), chunk("a", 0, used(11, 2)), chunk("a", 0, used(11, 3), "stop")],
+        (11, 3, 1, 0),
+    ),
+    "stream-n-2": (
+        [
+            chunk("a", 0, used(11, 1), "stop"),
+            chunk("a", 1, used(11, 1)),
+            chunk("a", 1, used(11, 2), "stop"),
+            chunk("a", None, used(11, 3)),
+        ],
+        (11, 3, 2, 0),
+    ),
+    "streams-mixed": (
+        [
+            chunk("a", 0, used(11, 1), "stop"),
+            chunk("b", 0, used(5, 1)),
+            chunk("b", 0, used(5, 2), "stop"),
+            chunk("a", None, used(11, 1)),
+        ],
+        (16, 3, 2, 0),
+    ),
+    "sglang": ({"text": "x", "output_ids": [1, 2, 3], "meta_info": META}, (9, 3, 1, 4)),
+    "sglang-stream": (
+        [
+            {"text": "x", "meta_info": META | {"completion_tokens": 1, "finish_reason": None}},
+            {"text": "xy", "meta_info": META},
+        ],
+        (9, 3, 1, 4),
+    ),
+    "sglang-embedding": ({"embedding": [0.1], "meta_info": {"id": "e", "prompt_tokens": 6}}, (6, 0, 1, 0)),
+    "ollama": ({"response": "x", "done": True, "prompt_eval_count": 26, "eval_count": 9}, (26, 9, 1, 0)),
+    "ollama-stream": (
+        [
+            {"response": "x", "done": False},
+            {"response": "", "done": True, "prompt_eval_count": 26, "eval_count": 9},
+        ],
+        (26, 9, 1, 0),
+    ),
+    "ollama-embed": ({"embeddings": [[0.1], [0.2]], "prompt_eval_count": 8}, (8, 0, 2, 0)),
+    "llama-cpp-server": (
+        {
+            "content": "x",
+            "stop": True,
+            "tokens_evaluated": 12,
+            "tokens_predicted": 5,
+            "timings": {"cache_n": 10},
+        },
+        (12, 5, 1, 10),
+    ),
+}
+
+
+@pytest.mark.parametrize(("result", "expected"), COUNTED.values(), ids=list(COUNTED))
+def test_counts_as_by_hand(result: object, expected: tuple[int, ...]) -> None:
+    assert count_tokens(result) == TokenCount(*expected)
+
+
+async def _coroutine() -> None:
+    pass
+
+
+def _unawaited() -> object:
+    coroutine = _coroutine()
+    coroutine.close()
+    return coroutine
+
+
+async def _asynchronous() -> Any:
+    yield 1
+
+
+REFUSED = {
+    "none": (None, "the tokens of None cannot be counted: return"),
+    "words": ("words", "the tokens of a str cannot be counted"),
+    "empty": ([], "the tokens of a list cannot be counted (it is empty)"),
+    "nothing-at-all": (TokenCount(0, 0, 0), "nothing was read and nothing generated"),
+    "number": (7, "the tokens of an int"),
+    "flags": (np.ones((2, 3), dtype=bool), "an array of bool with 2 dimensions is no table of token ids"),
+    "logits": (np.ones((2, 3, 4)), "an array of float64 with 3 dimensions is no table"),
+    "float-table": (np.ones((2, 3)), "generated=0 and responses=... for embeddings"),
+    "ids-in-one-dimension": (np.ones(3, dtype=int), "an array of int64 with 1 dimension is no table"),
+    "one-hot": (np.eye(4, dtype=int)[None], "3 dimensions is no table"),
+    "ids-without-prompt": (np.ones((2, 3), dtype=int), "energy(model.generate, **inputs)"),
+    "sequences-of-floats": (
+        {"sequences": np.ones((2, 3))},
+        "item ['sequences'] of a dict: an array of float64",
+    ),
+    "id-lists-without-prompt": ([[1, 2, 3]], "where the prompts end in token ids cannot be told"),
+    "embeddings": ([[0.1, 0.2]], "item [0][0] of a list of list: the tokens of a float"),
+    "none-among": (
+        [output("0", completion([1])), None],
+        "item [1] of a list of SimpleNamespace: the tokens of None",
+    ),
+    "exception-among": (
+        [output("0", completion([1])), TimeoutError("late")],
+        "item [1] of a list of SimpleNamespace: a request failed (TimeoutError: late): let the workload raise it",
+    ),
+    "named-among": ({"a": TokenCount(1, 1), "b": "x"}, "item ['b'] of a dict: the tokens of a str"),
+    "generator": ((x for x in [1]), "before it is consumed: do that inside the workload"),
+    "async-generator": (_asynchronous(), "before it is consumed"),
+    "coroutine": (_unawaited(), "it was not awaited"),
+    "vllm-error": (output("0", completion([1], finish="error")), "the request failed (error)"),
+    "vllm-abort-among": (
+        [output("0", completion([1])), output("1", completion([1], finish="abort"))],
+        "item [1] of a list of SimpleNamespace: the request failed (abort)",
+    ),
+    "vllm-without-prompt": (
+        SimpleNamespace(request_id="0", prompt_token_ids=None, outputs=[completion([1])], finished=True),
+        "its prompt's ids are not in it",
+    ),
+    "vllm-unfinished": (
+        output("0", completion([1], finish=None), finished=False),
+        "request '0' is not finished",
+    ),
+    "vllm-last-delta-only": (
+        output("0", completion([8]), metrics=SimpleNamespace(num_generation_tokens=4)),
+        "1 ids came back of request '0', whose metrics say that 4",
+    ),
+    "vllm-one-id-for-two": (
+        [output("0", completion([1, 2])), output("0", completion([1, 2]))],
+        "items [0], [1] of a list of SimpleNamespace: 2 results with one request id, '0'",
+    ),
+    "vllm-cumulative-or-deltas": (
+        [output("0", completion([5], finish=None), finished=False), output("0", completion([5, 5]))],
+        "may be cumulative or deltas",
+    ),
+    "pooling-of-nothing": (pooling("0", 5, other=1), "holds neither ids nor a vector"),
+    "usage-partial": ({"usage": {"prompt_tokens": 1}}, "it has no usage with prompt and completion tokens"),
+    "usage-bool": ({"usage": used(1, 1) | {"completion_tokens": True}}, "completion_tokens is True"),
+    "usage-negative": ({"usage": {"prompt_tokens": 1, "completion_tokens": -1}}, "completion_tokens is -1"),
+    "usage-float": ({"usage": {"prompt_tokens": 1, "completion_tokens": 2.0}}, "completion_tokens is 2.0"),
+    "usage-huge": (
+        {"usage": {"prompt_tokens": 1, "completion_tokens": 10**13}},
+        "which is no number of tokens",
+    ),
+    "usage-total": (
+        {"usage": USAGE | {"total_tokens": 30}},
+        "11 prompt and 7 generated tokens, and 30 in all",
+    ),
+    "usage-cached": ({"usage": USAGE | {"prompt_tokens_details": {"cached_tokens": 12}}}, "12 cached of 11"),
+    "usage-fewer-than-ids": (
+        {"usage": used(1, 2), "choices": [{"token_ids": [1, 2]}, {"token_ids": [3]}]},
+        "its usage says 2 generated tokens, and its choices hold 3",
+    ),
+    "usage-none": ({"object": "chat.completion", "choices": [{}], "usage": None}, "include_usage"),
+    "response-failed": ({"status": "failed", "usage": USAGE}, "the request failed (failed)"),
+    "response-error-body": ({"error": {"message": "no such model"}}, "no such model"),
+    "stream-without-usage": ([chunk("a", 0), chunk("a", 0, finish="stop")], "include_usage"),
+    "stream-breaks-off": (
+        [chunk("a", 0, used(1, 1)), chunk("a", 0, used(1, 2))],
+        "the stream of 'a' breaks off",
+    ),
+    "stream-n-2-without-last": (
+        [chunk("a", 0, used(1, 1), "stop"), chunk("a", 1, used(1, 2), "stop")],
+        "do not tell which is of all of it",
+    ),
+    "one-id-for-two-completions": (
+        [
+            {"id": "x", "choices": [{}], "usage": dict(USAGE)},
+            {"id": "x", "choices": [{}], "usage": dict(USAGE)},
+        ],
+        "2 finished results with one id, 'x'",
+    ),
+    "ollama-prompt-from-cache": ({"response": "x", "done": True, "eval_count": 9}, "prompt_eval_count None"),
+    "ollama-breaks-off": ([{"response": "x", "done": False}], "the part that is done, which has the counts"),
+    "pipeline-text": ([{"generated_text": "x"}], "item [0] of a list of dict: text without token ids"),
+    "pipeline-ids-alone": ([{"generated_token_ids": [1, 2]}], "have the pipeline called by the fixture"),
+    "sglang-abort": (
+        {"meta_info": META | {"finish_reason": {"type": "abort"}}},
+        "the request failed (abort)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("result", "message"), REFUSED.values(), ids=list(REFUSED))
+def test_refuses_and_says_what_to_return(result: object, message: str) -> None:
+    with pytest.raises(TokenCountError) as caught:
+        count_tokens(result)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ((1, -1), "generated=-1"),
+        ((True, 1), "prompt=True"),
+        ((1.0, 1), "prompt=1.0"),
+        ((np.bool_(True), 1), "prompt="),
+        (("1", 1), "prompt='1'"),
+        ((10**13, 1), "more than any execution has"),
+        ((1, 1, 1, 2), "more than the 1 prompt tokens"),
+    ],
+)
+def test_a_count_is_of_whole_numbers(fields: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(ValueError, match="TokenCount") as caught:
+        TokenCount(*fields)
+    assert message in str(caught.value)
+
+
+def test_a_failed_request_is_named_by_its_place() -> None:
+    async def work() -> list[object]:
+        async def one(at: int) -> object:
+            if at == 2:
+                raise ConnectionError("reset")
+            return {"usage": USAGE, "choices": [{}]}
+
+        return await asyncio.gather(*(one(at) for at in range(4)), return_exceptions=True)
+
+    with pytest.raises(
+        TokenCountError, match=r"^item \[2\] of a list of dict: a request failed \(ConnectionError"
+    ):
+        count_tokens(asyncio.run(work()))
+
+
+# Tokens of one request, as ids that tell cumulative outputs from deltas: no id repeats.
+requests = st.lists(
+    st.tuples(st.integers(1, 9), st.lists(st.integers(1, 5), min_size=1, max_size=4), st.booleans()),
+    min_size=1,
+    max_size=4,
+)
+
+
+@given(requests, st.randoms(use_true_random=False))
+def test_streams_count_once_in_any_order(drawn: list[tuple[int, list[int], bool]], random: Any) -> None:
+    """Cumulative or by deltas, in any order, each request counts by what it generated in all."""
+    pieces = []
+    for number, (prompt, steps, cumulative) in enumerate(drawn):
+        ids = list(range(sum(steps)))
+        end = 0
+        for at, step in enumerate(steps):
+            begin, end = (0 if cumulative else end), end + step
+            last = at == len(steps) - 1
+            one = completion(ids[begin:end], finish="stop" if last else None)
+            pieces.append(output(str(number), one, prompt=prompt, finished=last))
+    random.shuffle(pieces)
+    expected = TokenCount(sum(d[0] for d in drawn), sum(sum(d[1]) for d in drawn), len(drawn))
+    assert count_tokens(pieces) == expected
+    assert count_tokens(pieces + pieces) == expected
+
+
+@given(requests, st.randoms(use_true_random=False))
+def test_usages_count_once_in_any_order(drawn: list[tuple[int, list[int], bool]], random: Any) -> None:
+    """With the usage in each chunk or in the last alone, each response counts once."""
+    pieces = []
+    for number, (prompt, steps, each) in enumerate(drawn):
+        for at in range(len(steps)):
+            so_far = used(prompt, sum(steps[: at + 1])) if each else None
+            pieces.append(chunk(str(number), 0, so_far, "stop" if at == len(steps) - 1 else None))
+        if not each:
+            pieces.append(chunk(str(number), None, used(prompt, sum(steps))))
+    random.shuffle(pieces)
+    assert count_tokens(pieces) == TokenCount(
+        sum(d[0] for d in drawn), sum(sum(d[1]) for d in drawn), len(drawn)
+    )
+
+
+counts = st.builds(
+    lambda cached, computed, generated, responses: TokenCount(
+        cached + computed, generated, responses, cached
+    ),
+    st.integers(0, 99),
+    st.integers(1, 99),
+    st.integers(0, 99),
+    st.integers(0, 9),
+)
+
+
+@given(st.lists(counts, min_size=1, max_size=5))
+def test_counts_add_up(each: list[TokenCount]) -> None:
+    total = count_tokens(each)
+    for name in ("prompt", "generated", "responses", "cached_prompt"):
+        assert getattr(total, name) == sum(getattr(one, name) for one in each)
+    assert count_tokens([each]) == count_tokens(tuple(each)) == total
