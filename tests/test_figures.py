@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
+from msgspec.structs import replace
 
 from pytest_tokenpower.analysis.figures import FIGURES, figures
 from pytest_tokenpower.core.records import PhaseRecord, RoundRecord
@@ -42,6 +43,21 @@ def rounds(boards: dict[str, float | None], phases: bool = True) -> list[RoundRe
         )
         for at in range(6)
     ]
+
+
+def test_prompt_tokens_from_a_cache_were_not_prefilled() -> None:
+    plain = rounds({ONE: 1200.0})
+    cached = [replace(one, cached_prompt_tokens=160) for one in plain]
+    before, found = figures(plain), figures(cached)
+    assert found["joules_per_prompt_token"].value == pytest.approx(
+        5 * before["joules_per_prompt_token"].value
+    )
+    assert found["prefill_tokens_per_second"].value == pytest.approx(
+        before["prefill_tokens_per_second"].value / 5
+    )
+    assert found["joules_per_token"] == before["joules_per_token"]
+    whole = figures([replace(one, cached_prompt_tokens=200) for one in plain])
+    assert "joules_per_prompt_token" not in whole
 
 
 def test_every_figure_is_what_its_name_and_unit_say() -> None:

@@ -165,7 +165,7 @@ def test_uncountable(energy, result):
     energy(lambda: result)
 
 def test_tensor_alone(energy):
-    energy(lambda: np.ones((2, 3)))
+    energy(lambda: np.ones((2, 3), dtype=int))
 
 @pytest.mark.parametrize("result", [TokenCount(10, 0), [], {"usage": {"prompt_tokens": 1, "completion_tokens": 0}}])
 def test_nothing_generated(energy, result):

@@ -11,7 +11,7 @@ from pytest_tokenpower.core.records import Figure, RoundRecord
 
 FIGURES: Mapping[str, str] = {
     "joules_per_token": "J / generated token",
-    "joules_per_prompt_token": "J of prefill / prompt token",
+    "joules_per_prompt_token": "J of prefill / prefilled prompt token",
     "prefill_joules_per_token": "J of prefill / generated token",
     "decode_joules_per_token": "J of decode / generated token",
     "joules_per_response": "J / response",
@@ -60,9 +60,10 @@ def round_values(rounds: Sequence[RoundRecord]) -> dict[str, list[float]]:
             values["prefill_joules_per_token"].append(prefill.joules / one.generated_tokens)
             values["prefill_joules"].append(prefill.joules / one.repeats)
             values["prefill_watts"].append(prefill.joules / prefill.seconds)
-            if one.prompt_tokens:
-                values["joules_per_prompt_token"].append(prefill.joules / one.prompt_tokens)
-                values["prefill_tokens_per_second"].append(one.prompt_tokens / prefill.seconds)
+            # What came from a prefix cache was not prefilled.
+            if prefilled := one.prompt_tokens - one.cached_prompt_tokens:
+                values["joules_per_prompt_token"].append(prefill.joules / prefilled)
+                values["prefill_tokens_per_second"].append(prefilled / prefill.seconds)
         if (decode := one.phases.get("decode")) is not None:
             values["decode_joules_per_token"].append(decode.joules / one.generated_tokens)
             values["decode_joules"].append(decode.joules / one.repeats)

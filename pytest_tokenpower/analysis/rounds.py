@@ -124,6 +124,7 @@ def evaluate(timeline: Timeline, devices: Sequence[Device], rounds: Sequence[Rou
                 prompt_tokens=one.tokens.prompt,
                 generated_tokens=one.tokens.generated,
                 responses=one.tokens.responses,
+                cached_prompt_tokens=one.tokens.cached_prompt,
                 repeats=one.repeats,
                 phases=phases[at],
                 device_joules={device_id: _finite(value) for device_id, value in joules.items()},

@@ -36,7 +36,8 @@ class PhaseRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 class RoundRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """One round: ``repeats`` executions of the workload in one window; the sums are over all of them.
 
-    ``joules`` is None where the meter could not say. ``reasons`` is empty for a good round; otherwise the guards that
+    ``cached_prompt_tokens`` of the prompt tokens came from a prefix cache and were not prefilled. ``joules`` is None
+    where the meter could not say. ``reasons`` is empty for a good round; otherwise the guards that
     dropped it. ``limited_shares`` is the share of the window's time under each limit (``power`` is information,
     thermal ones drop the round); a limit that was not read is absent.
     """
@@ -48,6 +49,7 @@ class RoundRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     prompt_tokens: int
     generated_tokens: int
     responses: int = 1
+    cached_prompt_tokens: int = 0
     repeats: int = 1
     phases: dict[str, PhaseRecord] = {}
     device_joules: dict[str, float | None] = {}

@@ -250,7 +250,10 @@ def _counts(windows: Sequence[RoundWindow]) -> frozenset[TokenCount]:
     for window in windows:
         tokens, repeats = window.tokens, window.repeats
         shared = TokenCount(
-            tokens.prompt // repeats, tokens.generated // repeats, tokens.responses // repeats
+            tokens.prompt // repeats,
+            tokens.generated // repeats,
+            tokens.responses // repeats,
+            tokens.cached_prompt // repeats,
         )
         counts |= window.executions or {shared}
     return frozenset(counts)

@@ -31,6 +31,7 @@ _LABELS = {
     "engine_version": "engine version",
     "workload": "workload fingerprint",
     "prompt_tokens": "prompt tokens per round",
+    "cached_prompt_tokens": "prompt tokens from a prefix cache per round",
     "generated_tokens": "generated tokens per round",
     "responses": "responses per round",
 }
@@ -92,6 +93,7 @@ def make_key(
             "prompt_tokens": tokens.prompt,
             "generated_tokens": tokens.generated,
             "responses": tokens.responses,
+            "cached_prompt_tokens": tokens.cached_prompt or None,
         }
     fields |= _device_fields(devices, provenance)
     facts = {canonical_text(name): canonical_fact(value, name) for name, value in fields.items()}

@@ -258,3 +258,11 @@ def test_a_board_is_named_once() -> None:
 )
 def test_fields_have_names_for_people(field: str, expected: str) -> None:
     assert label(field) == expected
+
+
+def test_cached_prompt_tokens_are_in_the_key_where_there_are_any() -> None:
+    base = {"devices": (), "provenance": "measured", "scope": "gpu"}
+    plain = make_key(**base, tokens=TokenCount(100, 10))  # type: ignore[arg-type]
+    cached = make_key(**base, tokens=TokenCount(100, 10, cached_prompt=80))  # type: ignore[arg-type]
+    assert "cached_prompt_tokens" not in plain
+    assert cached == {**plain, "cached_prompt_tokens": 80}
