@@ -139,7 +139,7 @@ def _energy(request: pytest.FixtureRequest) -> Energy | DisabledEnergy:
             test_id(item),
             marker.read_budget(item),
             session,
-            lambda result, args, kwargs, fn: config.hook.pytest_tokenpower_count_tokens(
+            lambda result, args, kwargs, fn: item.ihook.pytest_tokenpower_count_tokens(
                 result=result, args=args, kwargs=kwargs
             ),
             item.stash.get(ATTEMPTS, ()),

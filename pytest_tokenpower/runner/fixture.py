@@ -28,6 +28,7 @@ from pytest_tokenpower.runner.compare import (
     run_blocks,
     started,
 )
+from pytest_tokenpower.runner.open_windows import sole_window
 from pytest_tokenpower.runner.outcome import Attempt, MeasuredTest, finish
 from pytest_tokenpower.runner.rounds import RoundPlan, device_wait, run_rounds
 
@@ -189,11 +190,12 @@ class Energy:
         window = Window()
         if (wait := device_wait()) is not None:
             wait()
-        start_ns = time.monotonic_ns()
-        yield window
-        if (wait := device_wait()) is not None:
-            wait()
-        end_ns = time.monotonic_ns()
+        with sole_window(self._test, frozenset(device.id for device in self._telemetry.devices)):
+            start_ns = time.monotonic_ns()
+            yield window
+            if (wait := device_wait()) is not None:
+                wait()
+            end_ns = time.monotonic_ns()
         if self._replayed is not None:
             self._windows.append(self._next_replayed(self._replayed))
             return

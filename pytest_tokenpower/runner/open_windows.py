@@ -1,0 +1,50 @@
+"""One open window a board: two at once would each be charged with the energy of both."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pytest_tokenpower.errors import UsageError
+
+_lock = threading.Lock()
+_open: dict[str, list[str]] = {}
+"""For each board under measurement in this process, the tests that asked for it: more than one is refused."""
+
+
+@contextmanager
+def sole_window(test: str, boards: frozenset[str]) -> Iterator[None]:
+    """Hold boards for one window; a second window meanwhile is refused, and so is the first where that went unseen.
+
+    Args:
+        test: the test that measures.
+        boards: ids of the devices that it measures.
+
+    Raises:
+        UsageError: another window of a board is open, or was asked for while this one was.
+    """
+    asked = [test]
+    with _lock:
+        holders = [_open[board] for board in boards if board in _open]
+        for holder in holders:
+            holder.append(test)
+        if not holders:
+            _open.update(dict.fromkeys(boards, asked))
+    if holders:
+        raise UsageError(_overlap(test, holders[0][0]))
+    try:
+        yield
+    finally:
+        with _lock:
+            for board in boards:
+                del _open[board]
+    if len(asked) > 1:
+        raise UsageError(_overlap(asked[1], test))
+
+
+def _overlap(test: str, holder: str) -> str:
+    return (
+        f"{test}: a measurement began while another of the same board was open (by {holder}); each would be charged "
+        "with the energy of both: put one energy.measure() block around all of it"
+    )
