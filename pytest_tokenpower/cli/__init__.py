@@ -39,13 +39,17 @@ _BLESS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a subcommand; the exit code is 0, what the command says, or 4 for a user's mistake."""
+    """Run a subcommand; the exit code is 0, what the command says, 4 for a user's mistake, 3 for ours."""
     parser = argparse.ArgumentParser(
         prog="tokenpower", description="Energy per token of LLM inference, measured."
     )
     parser.add_argument("--version", action="version", version=f"pytest-tokenpower {__version__}")
+    parser.add_argument("--traceback", action="store_true", help="show where an unexpected error came from")
     chosen = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     given = list(sys.argv[1:] if argv is None else argv)
+    # Wherever it stands: people add it at the end of the line that has just failed.
+    traced = "--traceback" in given
+    given = [word for word in given if word != "--traceback"]
     for name, text in COMMANDS.items():
         command = chosen.add_parser(name, help=text, description=text)
         if name in given[:1]:
@@ -68,6 +72,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"tokenpower {arguments.command}: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        if traced:
+            raise
+        what = " ".join(str(error).split())
+        print(
+            f"tokenpower {arguments.command}: unexpected {type(error).__name__}: {what} "
+            "(--traceback shows where; please report it)",
+            file=sys.stderr,
+        )
+        return 3
 
 
 def _module(command: str) -> ModuleType:

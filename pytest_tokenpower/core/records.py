@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from pytest_tokenpower.core.integrity import impossible, is_damaged, with_digest
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.errors import StoreError
 
@@ -208,17 +209,20 @@ class _Head(msgspec.Struct):
 
 
 def encode_run(run: RunRecord) -> bytes:
-    """The run as one line of JSON."""
-    return _encoder.encode(run) + b"\n"
+    """The run as one line of JSON that ends in a digest of itself."""
+    return with_digest(_encoder.encode(run)) + b"\n"
 
 
 def decode_run(data: bytes, *, source: str) -> RunRecord:
-    """A run from its JSON; raises StoreError that names ``source`` and says what is wrong with it."""
+    """A run from its JSON; raises StoreError that names ``source`` and says what is wrong with it.
+
+    What was changed since it was written is refused, and so is what cannot have happened.
+    """
     try:
         head = msgspec.json.decode(data, type=_Head)
     except msgspec.ValidationError as error:
         raise StoreError(f"{source}: not a run of pytest-tokenpower") from error
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise StoreError(f"{source}: not readable as JSON ({error})") from error
     if head.type != "tokenpower-run":
         raise StoreError(f"{source}: not a run of pytest-tokenpower")
@@ -228,11 +232,17 @@ def decode_run(data: bytes, *, source: str) -> RunRecord:
         )
     try:
         if head.version == SCHEMA_VERSION:
-            return _decoder.decode(data)
-        # The first schema left its number out, as every default.
-        return msgspec.convert(_from_version_1(msgspec.json.decode(data)), RunRecord)
-    except (msgspec.MsgspecError, KeyError, TypeError, AttributeError, ValueError) as error:
+            run = _decoder.decode(data)
+        else:  # The first schema left its number out, as every default.
+            run = msgspec.convert(_from_version_1(msgspec.json.decode(data)), RunRecord)
+    except (msgspec.MsgspecError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise StoreError(f"{source}: malformed run ({error})") from error
+    if is_damaged(data):
+        raise StoreError(f"{source}: damaged, its digest is not that of what it holds")
+    for measurement in run.measurements:
+        if what := impossible(measurement):
+            raise StoreError(f"{source}: impossible: {what}")
+    return run
 
 
 _OTHER_SCOPE = re.compile(r"(gpu|cpu|dram|module|node|rack|other)(?:_([a-z]+))?_joules_per_token")

@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
+from pytest_tokenpower.core.integrity import has_digest, is_damaged
 from pytest_tokenpower.core.records import (
     SCHEMA_VERSION,
     MeasurementRecord,
@@ -402,7 +403,7 @@ class Store:
             with open(path, "rb") as stream:
                 stream.seek(start)
                 return _measurement.decode(stream.read(stop - start))
-        except (OSError, msgspec.MsgspecError) as error:
+        except (OSError, msgspec.MsgspecError, ValueError, IndexError, RecursionError) as error:
             raise self._fault(path, f"the measurement of {test} is not readable ({error})") from error
 
     def load(self, entry: StoredFile) -> RunRecord:
@@ -432,9 +433,12 @@ class Store:
             raise
 
     def _head(self, data: bytes, path: str) -> _HeadRun:
+        # Rounds stay undecoded only where the digest answers for them: a run is checked whole before it is written.
+        if not has_digest(data) or is_damaged(data):
+            self._decode(data, path)
         try:
             run = _head_run.decode(data)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             self._decode(data, path)  # Raises, and says precisely what is wrong.
             raise self._fault(path, f"malformed run ({error})") from error
         if run.version != SCHEMA_VERSION:
@@ -452,7 +456,7 @@ class Store:
             if known is None or head.comparable or not known.comparable:
                 try:
                     key = self._intern(bytes(head.key))
-                except msgspec.MsgspecError as error:
+                except (msgspec.MsgspecError, ValueError, RecursionError) as error:
                     raise self._fault(path, f"malformed run ({error})") from error
                 measurements[sys.intern(test)] = IndexedMeasurement(key, head.comparable, position)
         return Contents(run.id, run.commit, len(data), measurements, run.root)
