@@ -28,9 +28,10 @@ def test_a_flipped_bit_changes_nothing_unnoticed(at: int, bit: int) -> None:
     data = bytearray(WRITTEN)
     data[at] ^= 1 << bit
     try:
-        assert decode_run(bytes(data), source="x") == RUN
-    except StoreError as error:
-        assert str(error).startswith("x: ")
+        read = decode_run(bytes(data), source="x")
+    except StoreError:
+        return
+    assert read == RUN
 
 
 def test_another_layout_of_the_same_json_is_no_damage() -> None:
@@ -66,7 +67,7 @@ def test_what_cannot_have_happened_is_left_out(change: dict[str, float], store: 
     path = store.write(RUN)
     path.write_bytes(msgspec.json.encode(bad))
     (entry,) = store.entries()
-    with pytest.raises(StoreError, match="impossible: round 1 of test_a.py::test_b"):
+    with pytest.raises(StoreError, match=r"impossible: round 1 of test_a\.py::test_b"):
         store.contents(entry)
     assert [problem.path for problem in store.problems] == [path]
 
