@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import multiprocessing
+import os
 import tempfile
 import threading
 import time
@@ -14,6 +15,7 @@ import pytest
 from projects import ALONE, Project
 
 from pytest_tokenpower.core import progress
+from pytest_tokenpower.errors import MeterError
 from pytest_tokenpower.runner import locks as exclusive
 from pytest_tokenpower.runner.locks import hold_devices
 
@@ -63,6 +65,25 @@ def test_a_wait_for_another_holder_is_told(tmp_path: Path, monkeypatch: pytest.M
         stop()
         told.set()
         holder.join()
+
+
+@pytest.mark.parametrize("planted", ["link", "open"])
+def test_a_planted_folder_is_refused_and_left_alone(
+    planted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    private = tmp_path / "private"
+    private.mkdir(mode=0o700)
+    folder = tmp_path / f"tokenpower-locks-{os.getuid()}"
+    if planted == "link":
+        folder.symlink_to(private)
+    else:
+        folder.mkdir()
+        folder.chmod(0o777)
+    with pytest.raises(MeterError, match="TMPDIR"), hold_devices(["GPU-a"]):
+        pass
+    assert private.stat().st_mode & 0o777 == 0o700
+    assert not list(private.iterdir())
 
 
 def _in_turns(folder: Path) -> int:

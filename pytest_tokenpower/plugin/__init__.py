@@ -110,7 +110,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 def energy(request: pytest.FixtureRequest) -> Generator[Energy | DisabledEnergy, None, None]:
     """Measures the joules of a workload: ``energy(fn, *args)`` or ``with energy.measure() as window:``.
 
-    While the test lasts no other process of this machine measures on the same GPUs (an xdist worker, another job).
+    While the test lasts no other process of this user measures on the same GPUs (an xdist worker, another job).
     """
     from pytest_tokenpower.runner.locks import hold_devices
 
