@@ -116,7 +116,7 @@ def _head(measured: Measured) -> str:
         [
             "# Identical code and known waste on eight boards",
             "",
-            '"The gate" on this page is the rule of [the verdict by parts](../verdict.md), which the plugin does not judge by yet.',
+            '"The gate" here is the [verdict by parts](../verdict.md), not yet the rule of the plugin.',
             "",
             f"Boards: {' and '.join(str(len(each['boards'])) for each in holds)} {model} of two hosts "
             f"({holds[0]['cpus']} CPUs each), power limit 700 W, driver {driver_of(board['facts'])}; all boards of a "

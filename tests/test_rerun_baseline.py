@@ -167,7 +167,7 @@ def test_a_test_that_asks_for_the_fixture_in_its_body_is_judged(project: Project
     git(repository, "commit", "--quiet", "--all", "--message", "slower still")
     result = project.run(*options("--energy-baseline=main"))
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["REGRESSED: test_dynamic: *"])
+    result.stdout.fnmatch_lines(["REGRESSED +* (limit 3 %): test_dynamic takes *"])
 
 
 def test_one_that_nothing_announces_is_said_not_to_be_compared(project: Project, repository: Path) -> None:
@@ -229,7 +229,7 @@ def test_code_beside_the_tests_in_a_monorepo_is_the_baselines(
     monkeypatch.syspath_prepend(str(repository / "packages/app/src"))
     result = project.run(*options("--energy-baseline=main", "-k", "work"))
     result.assert_outcomes(failed=1)
-    result.stdout.re_match_lines([r"REGRESSED: test_work: .*"])
+    result.stdout.re_match_lines([r"REGRESSED \+.*: test_work takes .*"])
     path = repository / ".tokenpower/accepted/x.toml"
     path.parent.mkdir(parents=True)
     path.write_text(

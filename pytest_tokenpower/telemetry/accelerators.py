@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +77,8 @@ def find_accelerator(
     Boards that the environment hides (CUDA_VISIBLE_DEVICES="", ROCR_VISIBLE_DEVICES="") do not count, nor GPUs that are
     part of a CPU: AMD's are boards with 8 GiB and more of their own.
     """
+    if not sys.platform.startswith("linux"):
+        return None  # What tells it here are Linux's own files.
     env = os.environ if environment is None else environment
     hidden = env.get("CUDA_VISIBLE_DEVICES", "all").strip() in _HIDES
     if model := jetson_model(device_tree):
