@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import stat
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -43,6 +44,11 @@ def hold_devices(device_ids: Iterable[str]) -> Iterator[None]:
 
 def _own_folder() -> Path:
     """The user's folder of locks, which nobody else can write to, so that no lock in it is another's link."""
+    if sys.platform == "win32":
+        # The temporary folder is the user's own there.
+        folder = Path(tempfile.gettempdir()) / "tokenpower-locks"
+        folder.mkdir(exist_ok=True)
+        return folder
     folder = Path(tempfile.gettempdir()) / f"tokenpower-locks-{os.getuid()}"
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
