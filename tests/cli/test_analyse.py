@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from projects import ALONE, Project
 
 from pytest_tokenpower.cli import main
 from pytest_tokenpower.telemetry.recording import read_recording
+from tests.support.projects import ALONE, Project
 
-RECORDINGS = Path(__file__).parent / "data/recordings"
+RECORDINGS = Path(__file__).parents[1] / "data/recordings"
 
 EXAMPLE = """\
 {"type": "recording", "version": 1}

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from baselines.helpers import KEY, TEST, Git, numbers, run
 
 from pytest_tokenpower.core.records import VerdictRecord
 from pytest_tokenpower.gate.verdict import judge_baseline
@@ -16,9 +15,9 @@ from pytest_tokenpower.store.baseline import Baseline, ComparableRuns, Found
 from pytest_tokenpower.store.blessings import FOLDER, read_blessings
 from pytest_tokenpower.store.git import Repository
 from pytest_tokenpower.store.store import Store
-
-from .conftest import Command
-from .histories import OTHER, at_level, regressed, stored_levels, verdict
+from tests.support.commands import Command
+from tests.support.histories import OTHER, at_level, regressed, stored_levels, verdict
+from tests.support.repositories import KEY, TEST, Git, numbers, run
 
 
 def find(git: Git, store: Store, ref: str = "main", test: str = TEST) -> Found:

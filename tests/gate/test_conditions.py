@@ -19,7 +19,7 @@ from pytest_tokenpower.gate.verdict import judge_baseline, settle
 from pytest_tokenpower.stats.temperature import MOST_SHIFT_CELSIUS
 from pytest_tokenpower.store.baseline import ComparableRuns
 
-H100 = Path(__file__).parents[1] / "docs/results/data/h100-gate.json"
+H100 = Path(__file__).parents[2] / "docs/results/data/h100-gate.json"
 
 
 def measured(

@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from levels import SUPPLY, supply
 from numpy.typing import NDArray
-from projects import Project
 
-from pytest_tokenpower.core.records import MeasurementRecord, RoundRecord, VerdictRecord
+from pytest_tokenpower.core.records import MeasurementRecord, VerdictRecord
 from pytest_tokenpower.gate.verdict import judge_baseline, settle
 from pytest_tokenpower.stats.prior import DEFAULT_PRIOR
 from pytest_tokenpower.store.baseline import ComparableRuns
+from tests.support.levels import SUPPLY, supply
+from tests.support.measurements import measured, stored
+from tests.support.projects import Project
 
 
 def holm(p_values: Sequence[float]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
@@ -29,24 +30,6 @@ def holm(p_values: Sequence[float]) -> tuple[NDArray[np.bool_], NDArray[np.float
     with mock.patch("gc.collect"):
         rejected, adjusted, *_ = multipletests(p_values, alpha=0.05, method="holm")
     return rejected, adjusted
-
-
-def measured(test: str, joules_per_token: float, spread: float = 0.001, **more: object) -> MeasurementRecord:
-    rounds = tuple(
-        RoundRecord(
-            start_ns=at, seconds=1.0, joules=joules_per_token * 1000 * math.exp(spread * ((-1) ** at)),
-            stderr_joules=0.01, prompt_tokens=0, generated_tokens=1000,
-        )
-        for at in range(8)
-    )  # fmt: skip
-    return MeasurementRecord(
-        test=test, key={}, provenance="simulated", scope="gpu", method="power ring", rounds=rounds, comparable=True,
-        **more,  # type: ignore[arg-type]
-    )  # fmt: skip
-
-
-def stored(*levels: float) -> ComparableRuns:
-    return ComparableRuns("main", tuple(measured("t", level) for level in levels), tuple(map(str, levels)))
 
 
 def test_a_larger_family_needs_more_certainty() -> None:

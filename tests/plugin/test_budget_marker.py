@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import pytest
-from projects import Project
+
+from tests.support.projects import Project
 
 RAN = "\n\ndef test_ran():\n    open('ran', 'w').close()\n"
 

@@ -6,11 +6,11 @@ import json
 from typing import Any
 
 import pytest
-from projects import Project
 
 from pytest_tokenpower.engines.spec import EngineSpec, SpecWorkload
 from pytest_tokenpower.runner.compare import names_of
 from pytest_tokenpower.workloads.base import Batch
+from tests.support.projects import Project
 
 TEST = """
 def sleeper(seconds):
@@ -90,7 +90,7 @@ from pytest_tokenpower.engines.spec import EngineSpec
 from pytest_tokenpower.workloads import FixedShape
 
 def work(**options):
-    engine = EngineSpec("engines.faulty:FaultyEngine", "tiny", isolated=False, **options)
+    engine = EngineSpec("tests.support.faulty:FaultyEngine", "tiny", isolated=False, **options)
     return engine.workload(FixedShape(1, 4, 2, vocab=500))
 
 def test_batch(energy):

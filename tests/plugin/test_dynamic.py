@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from projects import Project
+from tests.support.projects import Project
 
 TESTS = """
 @pytest.mark.power_budget(joules_per_token=1e-9, min_rounds=2, max_rounds=2)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from xml.etree import ElementTree
 
 import pytest
-from projects import Project
 
 from pytest_tokenpower.core.records import MeasurementRecord, RunRecord
+from tests.support.projects import Project
 
 
 def by_name(run: RunRecord) -> dict[str, MeasurementRecord]:

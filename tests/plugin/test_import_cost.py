@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from projects import ALONE
+
+from tests.support.projects import ALONE
 
 HEAVY = frozenset(
     ["numpy", "scipy", "pynvml", "torch", "msgspec", "tabulate", "httpx", "filelock", "vllm", "transformers"]

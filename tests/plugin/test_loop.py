@@ -7,8 +7,9 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from baselines.helpers import Git
-from projects import ALONE, Project
+
+from tests.support.projects import ALONE, Project
+from tests.support.repositories import Git
 
 WORKLOAD = """
 import time

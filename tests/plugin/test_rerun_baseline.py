@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
-from projects import ALONE, Project
 
 from pytest_tokenpower.runner.child import child_arguments
 from pytest_tokenpower.runner.rerun import moved
+from tests.support.projects import ALONE, Project
 
 TESTS = """
 from engine import SECONDS

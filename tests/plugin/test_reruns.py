@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from levels import SUPPLY, supply
-from projects import Project
 
 from pytest_tokenpower.core.records import RunRecord
+from tests.support.levels import SUPPLY, supply
+from tests.support.projects import Project
 
 TEST = """
 from at_level import at_level
@@ -99,7 +99,9 @@ def test_blocks_of_a_comparison_pool(project: Project) -> None:
     [measured] = run.measurements
     assert measured.attempts == 2
     assert len(measured.rounds) == len(measured.variants["baseline"]) == 8
-    result.stdout.fnmatch_lines(["*4 ABBA blocks in 1 restart*", "*Pooled with an earlier attempt of this run."])
+    result.stdout.fnmatch_lines(
+        ["*4 ABBA blocks in 1 restart*", "*Pooled with an earlier attempt of this run."]
+    )
 
 
 def test_a_regression_is_not_lost_with_another_number_of_tokens(project: Project) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from projects import Project
 
 from pytest_tokenpower.core.records import MeasurementRecord, RunRecord
+from tests.support.projects import Project
 
 HEAD = """
 from pytest_tokenpower.engines.isolated.engine import Timeouts
@@ -17,7 +17,7 @@ WORK = FixedShape(batch=8, prompt_tokens=48, new_tokens=8, vocab=500)
 
 
 def stub(isolated=True, **options):
-    return EngineSpec("engines.faulty:make", "tiny", isolated=isolated, **options)
+    return EngineSpec("tests.support.faulty:make", "tiny", isolated=isolated, **options)
 
 """
 
@@ -43,7 +43,7 @@ def test_it(energy):
     )
     result, run = project.measure()
     result.assert_outcomes(passed=1)
-    result.stdout.fnmatch_lines(["energy: engines.faulty:make engine of tiny: loaded in * s"])
+    result.stdout.fnmatch_lines(["energy: tests.support.faulty:make engine of tiny: loaded in * s"])
     measured = the(run)
     assert measured.comparable
     key = measured.key

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from projects import Project
+
+from tests.support.projects import Project
 
 TEST = "@quick\ndef test_it(energy):\n    open('ran', 'w').close()\n    energy(generate)\n"
 

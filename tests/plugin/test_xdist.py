@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 import pytest
-from projects import ALONE, Project
 
 from pytest_tokenpower.core.records import decode_run
+from tests.support.projects import ALONE, Project
 
 TESTS = """
 @quick

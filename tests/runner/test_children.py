@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 from msgspec.structs import replace
-from test_family import measured
 
 from pytest_tokenpower.core.records import MeasurementRecord, RunRecord, VerdictRecord
 from pytest_tokenpower.errors import UsageError
@@ -22,6 +21,7 @@ from pytest_tokenpower.runner.child import ChildRun, single_test_arguments
 from pytest_tokenpower.runner.compare import CompareArgs
 from pytest_tokenpower.runner.rerun import Rerun
 from pytest_tokenpower.runner.restarts import Case, Escalation
+from tests.support.measurements import measured
 
 if TYPE_CHECKING:
     from collections.abc import Callable

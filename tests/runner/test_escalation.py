@@ -13,9 +13,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from levels import SUPPLY, supply
-from projects import ALONE, Project
-from test_family import measured, stored
 
 from pytest_tokenpower.core.records import MeasurementRecord, VerdictRecord
 from pytest_tokenpower.core.subprocesses import group_members
@@ -23,6 +20,9 @@ from pytest_tokenpower.errors import TokenPowerError
 from pytest_tokenpower.gate.verdict import LOOKS, judge_baseline, settle
 from pytest_tokenpower.runner.child import ChildRun, single_test_arguments
 from pytest_tokenpower.runner.restarts import Case, Escalation
+from tests.support.levels import SUPPLY, supply
+from tests.support.measurements import measured, stored
+from tests.support.projects import ALONE, Project
 
 BASELINE = stored(0.2)
 LIMIT = 0.03

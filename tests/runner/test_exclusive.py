@@ -11,11 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
-from projects import ALONE, Project
 
 from pytest_tokenpower.core import progress
 from pytest_tokenpower.runner import locks as exclusive
 from pytest_tokenpower.runner.locks import hold_devices
+from tests.support.projects import ALONE, Project
 
 
 def _hold(device_id: str, path: str) -> None:

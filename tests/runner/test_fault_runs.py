@@ -7,9 +7,9 @@ import threading
 from typing import Any
 
 import pytest
-from projects import Project
 
 from pytest_tokenpower.telemetry import collector
+from tests.support.projects import Project
 
 TESTS = """
 def measured(energy, seconds):

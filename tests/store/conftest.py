@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from pytest_tokenpower.store.store import Store
-
-from .helpers import Git, plain_git
+from tests.support.repositories import Git, plain_git
 
 
 @pytest.fixture(autouse=True)

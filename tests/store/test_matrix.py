@@ -12,8 +12,7 @@ from pytest_tokenpower.store import git as git_module
 from pytest_tokenpower.store.baseline import Baseline, Found
 from pytest_tokenpower.store.git import Repository, explain_absence
 from pytest_tokenpower.store.store import Store, default_store_path
-
-from .helpers import KEY, TEST, Git, measurement, numbers, run
+from tests.support.repositories import KEY, TEST, Git, measurement, numbers, run
 
 
 def here(git: Git) -> Repository:

@@ -14,8 +14,7 @@ from pytest_tokenpower.store.baseline import Baseline, parse_baseline
 from pytest_tokenpower.store.git import Repository
 from pytest_tokenpower.store.keys import KeyDifference
 from pytest_tokenpower.store.store import Store
-
-from .helpers import KEY, TEST, Git, measurement, numbers, run
+from tests.support.repositories import KEY, TEST, Git, measurement, numbers, run
 
 
 @pytest.fixture

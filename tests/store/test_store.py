@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 from pytest_tokenpower.core.records import RunRecord, encode_run
 from pytest_tokenpower.errors import StoreError, UsageError
 from pytest_tokenpower.store.store import Store, file_name, parse_file_name, validate_name
-
-from .helpers import KEY, TEST, measurement, run, write_many
+from tests.support.repositories import KEY, TEST, measurement, run, write_many
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NAMES = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}", fullmatch=True).filter(

@@ -16,8 +16,7 @@ from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.engines.protocol import EngineIdentity, Generation
 from pytest_tokenpower.errors import EngineError
 from pytest_tokenpower.workloads.base import Batch
-
-from .stub import StubEngine
+from tests.support.stub import StubEngine
 
 
 class FaultyEngine(StubEngine):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 
 import msgspec
-from baselines.helpers import KEY, TEST, Git, measurement, run
 
 from pytest_tokenpower.analysis.figures import figures
 from pytest_tokenpower.core.records import MeasurementRecord, RoundRecord, VerdictRecord
 from pytest_tokenpower.store.store import Store
+from tests.support.repositories import KEY, TEST, Git, measurement, run
 
 OTHER = "tests/energy/test_chat.py::test_summary[fp8]"
 

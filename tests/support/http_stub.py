@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from pytest_tokenpower.engines.protocol import Step
-
-from .stub import VOCAB, FakeScheduler, Request
+from tests.support.stub import VOCAB, FakeScheduler, Request
 
 KEY = "sk-very-secret"
 POSITIONS = 2048

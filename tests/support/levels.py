@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from projects import Project
+from tests.support.projects import Project
 
 SUPPLY = "--energy-source=supply"
 

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from projects import Project
 
 from pytest_tokenpower.analysis.calibration import track_of
 from pytest_tokenpower.analysis.other_scopes import Beside, beside, whole
@@ -31,6 +30,7 @@ from pytest_tokenpower.telemetry.scopes import SCOPES, choose
 from pytest_tokenpower.telemetry.simulation.library import SimulatedBoards
 from pytest_tokenpower.telemetry.timeline import Event, Timeline
 from pytest_tokenpower.telemetry.types import CounterReading, Device, Meter, PowerSamples, Reading
+from tests.support.projects import Project
 
 S = 1_000_000_000
 

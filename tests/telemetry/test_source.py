@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from projects import Project
 
 from pytest_tokenpower.telemetry.collector import Collector
+from tests.support.projects import Project
 
 TEST = "@quick\ndef test_it(energy):\n    open('ran', 'w').close()\n    energy(generate)\n"
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from engines.stub import FakeScheduler, Request
+from tests.support.stub import FakeScheduler, Request
 
 STEP_S = 0.002
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from mii.modeling.tokenizers import HFTokenizer
 
-from engines.standins.core import STEP_S, Core, config_of
+from tests.support.standins.core import STEP_S, Core, config_of
 
 __version__ = "0.3.3 "
 

@@ -15,8 +15,8 @@ from collections.abc import AsyncIterator, Mapping
 from types import SimpleNamespace
 from typing import Any
 
-from engines.standins.core import STEP_S, Core, config_of
-from engines.stub import FakeScheduler, Scheduled
+from tests.support.standins.core import STEP_S, Core, config_of
+from tests.support.stub import FakeScheduler, Scheduled
 
 __version__ = "0.5.23"
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from tensorrt_llm.llmapi import KvCacheConfig
 
-from engines.standins.core import STEP_S, Core
+from tests.support.standins.core import STEP_S, Core
 
 __version__ = "1.2.1"
 
