@@ -258,7 +258,6 @@ def test_without_a_reader_the_log_is_removed(monkeypatch: pytest.MonkeyPatch, tm
 
 MISTAKES = """
 from pytest_tokenpower.engines.spec import EngineSpec
-from pytest_tokenpower.runner.compare import Asked
 from pytest_tokenpower.workloads import FixedShape
 
 WORK = FixedShape(1, 4, 2)
