@@ -6,9 +6,10 @@ import importlib
 import sys
 
 import pytest
-from baselines.helpers import plain_git
 from hypothesis import settings
-from projects import LATE_IMPORTS, Project
+
+from tests.support.projects import LATE_IMPORTS, Project
+from tests.support.repositories import plain_git
 
 # No test is about speed: a busy machine must not fail one.
 settings.register_profile("untimed", deadline=None)

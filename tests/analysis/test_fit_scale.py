@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from readings import MS, SECOND, counter_readings, ring_samples
 
 from pytest_tokenpower.analysis.calibration import SCALE_PRIOR_SD, fit_scale, scaled
 from pytest_tokenpower.analysis.tracks import (
@@ -22,6 +21,7 @@ from pytest_tokenpower.analysis.tracks import (
 from pytest_tokenpower.telemetry.simulation.power_curve import PowerCurve
 from pytest_tokenpower.telemetry.timeline import CounterColumns
 from pytest_tokenpower.telemetry.types import PowerSamples
+from tests.support.readings import MS, SECOND, counter_readings, ring_samples
 
 TICK = 100 * MS
 SECONDS = 60

@@ -10,7 +10,6 @@ from typing import overload
 
 import numpy as np
 import pytest
-from readings import MS, SECOND, counter_readings, ring_of, ring_samples
 
 from pytest_tokenpower.analysis import guards
 from pytest_tokenpower.analysis.cross_checks import counter_disagreement
@@ -24,6 +23,7 @@ from pytest_tokenpower.analysis.tracks import (
 from pytest_tokenpower.telemetry.simulation.power_curve import PowerCurve
 from pytest_tokenpower.telemetry.timeline import CounterColumns, Event
 from pytest_tokenpower.telemetry.types import Conditions, Device
+from tests.support.readings import MS, SECOND, counter_readings, ring_of, ring_samples
 
 GPU = Device("GPU-1", "gpu", "A board", "nvml", "measured", key_facts={"power_limit_watts": 700})
 STAMPS = np.arange(0, 10 * SECOND, 20 * MS, dtype=np.int64)

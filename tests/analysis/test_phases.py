@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from readings import MS, ring_of
 
 from pytest_tokenpower.analysis.phases import step_phases
 from pytest_tokenpower.analysis.step_split import LARGEST_CONDITION, Split, StepColumns, fit_split
 from pytest_tokenpower.analysis.tracks import EnergyTrack, window_energy
 from pytest_tokenpower.core.windows import BETWEEN, DECODE, PREFILL
+from tests.support.readings import MS, ring_of
 
 RING_MS = (20, 20, 12, 28, 20, 19, 21)
 

@@ -8,16 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from readings import (
-    MS,
-    SECOND,
-    Ring,
-    counter_readings,
-    ring_of,
-    ring_samples,
-    rings,
-    rings_with_edges,
-)
 
 from pytest_tokenpower.analysis.tracks import (
     RING_LAG_NS,
@@ -31,6 +21,16 @@ from pytest_tokenpower.analysis.tracks import (
 from pytest_tokenpower.telemetry.simulation.power_curve import PowerCurve
 from pytest_tokenpower.telemetry.timeline import CounterColumns
 from pytest_tokenpower.telemetry.types import PowerSamples
+from tests.support.readings import (
+    MS,
+    SECOND,
+    Ring,
+    counter_readings,
+    ring_of,
+    ring_samples,
+    rings,
+    rings_with_edges,
+)
 
 quickly = settings(deadline=None, max_examples=60)
 

@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from baselines.helpers import Git, plain_git
 
 from pytest_tokenpower.cli import main
 from pytest_tokenpower.store.git import Repository
 from pytest_tokenpower.store.store import Store, default_store_path
-
-Command = Callable[..., "Ended"]
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended, and what it wrote."""
-
-    code: int
-    out: str
-    err: str
+from tests.support.commands import Command, Ended
+from tests.support.repositories import Git, plain_git
 
 
 @pytest.fixture(autouse=True)

@@ -8,17 +8,16 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from baselines.helpers import KEY, TEST, Git, numbers, run
-from verdicts import judge_stored, text
 
 from pytest_tokenpower.core.records import VerdictRecord
 from pytest_tokenpower.store.acceptances import acceptance_file
 from pytest_tokenpower.store.baseline import Baseline, Found, stored_runs
 from pytest_tokenpower.store.git import ACCEPTED_FOLDER, Repository
 from pytest_tokenpower.store.store import Store
-
-from .conftest import Command
-from .histories import OTHER, at_level, regressed, stored_levels, verdict
+from tests.support.commands import Command
+from tests.support.histories import OTHER, at_level, regressed, stored_levels, verdict
+from tests.support.repositories import KEY, TEST, Git, numbers, run
+from tests.support.verdicts import judge_stored, text
 
 LIMIT = 0.03
 

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from baselines.helpers import KEY, TEST, Git, run
 
 from pytest_tokenpower.core.records import encode_run
 from pytest_tokenpower.store.store import Store
-
-from .conftest import Command
-from .histories import OTHER, at_level, regressed, stored_levels, verdict
+from tests.support.commands import Command
+from tests.support.histories import OTHER, at_level, regressed, stored_levels, verdict
+from tests.support.repositories import KEY, TEST, Git, run
 
 
 @pytest.mark.parametrize(

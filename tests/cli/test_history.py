@@ -10,13 +10,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from baselines.helpers import KEY, TEST, Git, run
 
 from pytest_tokenpower.reporting.plot import HEIGHT, WIDTH, Point, render
 from pytest_tokenpower.store.store import Store
-
-from .conftest import Command
-from .histories import OTHER, at_level, regressed, stored_levels
+from tests.support.commands import Command
+from tests.support.histories import OTHER, at_level, regressed, stored_levels
+from tests.support.repositories import KEY, TEST, Git, run
 
 
 def test_a_step_is_found_and_its_commit_named(git: Git, store: Store, tokenpower: Command) -> None:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from baselines.helpers import TEST, Git, run
 from msgspec.structs import replace
 
 from pytest_tokenpower.core.records import encode_run
 from pytest_tokenpower.gate.noise import ReplayedGate
 from pytest_tokenpower.store.store import Store
-
-from .conftest import Command
-from .histories import at_level
-from .test_noise import identical, keep
+from tests.support.commands import Command
+from tests.support.histories import at_level
+from tests.support.kept_records import identical, keep
+from tests.support.repositories import TEST, Git, run
 
 
 def test_a_copied_record_is_no_further_run(tmp_path: Path, tokenpower: Command) -> None:

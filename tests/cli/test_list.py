@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 
 import msgspec
-from baselines.helpers import KEY, TEST, Git, measurement, run
 
 from pytest_tokenpower.store.store import Store
-
-from .conftest import Command
-from .histories import OTHER
+from tests.support.commands import Command
+from tests.support.histories import OTHER
+from tests.support.repositories import KEY, TEST, Git, measurement, run
 
 
 def test_tests_commits_names_boards_and_dates(git: Git, store: Store, tokenpower: Command) -> None:

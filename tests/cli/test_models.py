@@ -13,8 +13,7 @@ from pytest_tokenpower.models import find_model, load_models
 from pytest_tokenpower.models.architecture import FAMILIES
 from pytest_tokenpower.models.registry import MODELS_VARIABLE
 from pytest_tokenpower.telemetry.meters.nvml.devices import GpuMemory
-
-from .conftest import Command
+from tests.support.commands import Command
 
 GIB = 1 << 30
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"

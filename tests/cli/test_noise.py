@@ -17,36 +17,18 @@ from typing import cast
 
 import msgspec
 import pytest
-from baselines.helpers import KEY, TEST, run
-from projects import ALONE
-from verdicts import judge_stored
 
-from pytest_tokenpower.core.records import GateRecord, MeasurementRecord, RoundRecord, RunRecord, encode_run
+from pytest_tokenpower.core.records import GateRecord, MeasurementRecord, RoundRecord, RunRecord
 from pytest_tokenpower.gate.noise import MeasuredNoise, NoAnswer, analyse
 from pytest_tokenpower.reporting.terminal import summary
 from pytest_tokenpower.runner.session import Session
 from pytest_tokenpower.store.baseline import ComparableRuns
-
-from .conftest import Command
-from .histories import OTHER, at_level
-
-GATE = GateRecord(regression=0.03, baseline_runs=5)
-
-
-def identical(
-    runs: int = 8, *, run_sd: float = 0.002, gate: GateRecord | None = GATE, tests: tuple[str, ...] = (TEST,)
-) -> list[RunRecord]:
-    """Runs of identical code, as the plugin records them."""
-    return [
-        run(
-            number,
-            *(
-                msgspec.structs.replace(at_level(test=test, seed=number, run_sd=run_sd), gate=gate)
-                for test in tests
-            ),
-        )
-        for number in range(runs)
-    ]
+from tests.support.commands import Command
+from tests.support.histories import OTHER, at_level
+from tests.support.kept_records import identical, keep
+from tests.support.projects import ALONE
+from tests.support.repositories import KEY, TEST
+from tests.support.verdicts import judge_stored
 
 
 def changed(record: RunRecord, change: Callable[[MeasurementRecord], MeasurementRecord]) -> RunRecord:
@@ -61,13 +43,6 @@ def drifting(record: RunRecord, share: float) -> RunRecord:
         return msgspec.structs.replace(one, joules=one.joules * (1 + share))
 
     return changed(record, lambda each: msgspec.structs.replace(each, rounds=tuple(map(dearer, each.rounds))))
-
-
-def keep(folder: Path, runs: list[RunRecord]) -> str:
-    folder.mkdir()
-    for number, record in enumerate(runs):
-        (folder / f"noise-{number}.json").write_bytes(encode_run(record))
-    return f"--from={folder}"
 
 
 def single(runs: list[RunRecord], threshold: float | None = None) -> MeasuredNoise:

@@ -7,15 +7,14 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from baselines.helpers import KEY, TEST, Git, numbers, run
 
 from pytest_tokenpower.core.records import MeasurementRecord, RunRecord
 from pytest_tokenpower.store.baseline import Baseline
 from pytest_tokenpower.store.git import Repository
 from pytest_tokenpower.store.store import Store
-
-from .conftest import Command
-from .histories import OTHER, at_level, regressed, stored_levels
+from tests.support.commands import Command
+from tests.support.histories import OTHER, at_level, regressed, stored_levels
+from tests.support.repositories import KEY, TEST, Git, numbers, run
 
 # The runs of these tests are of one day of November 2025, so all are old.
 NOW = ("--older-than=0",)

@@ -8,14 +8,13 @@ import re
 from pathlib import Path
 
 import pytest
-from baselines.helpers import Git, measurement, run
 
 from pytest_tokenpower.errors import HistoryError
 from pytest_tokenpower.store.git import GitOutput, Repository
 from pytest_tokenpower.store.remote import ATTEMPTS, BRANCH, StoreBranch, push
 from pytest_tokenpower.store.store import Store, default_store_path
-
-from .conftest import Command
+from tests.support.commands import Command
+from tests.support.repositories import Git, measurement, run
 
 
 class Clone:

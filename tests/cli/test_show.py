@@ -6,13 +6,12 @@ import re
 
 import msgspec
 import pytest
-from baselines.helpers import TEST, Git, run
 
 from pytest_tokenpower.core.records import decode_run
 from pytest_tokenpower.store.store import Store
-
-from .conftest import Command
-from .histories import OTHER, at_level, regressed, stored_levels
+from tests.support.commands import Command
+from tests.support.histories import OTHER, at_level, regressed, stored_levels
+from tests.support.repositories import TEST, Git, run
 
 
 def test_a_run_as_a_person_reads_it(git: Git, store: Store, tokenpower: Command) -> None:

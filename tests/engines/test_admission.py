@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from pytest_tokenpower.engines._arrivals import Admission
 from pytest_tokenpower.errors import EngineError
 from pytest_tokenpower.workloads.arrivals import AllAtOnce, Arrivals, Concurrency, Poisson
-
-from .contract import Nobody
+from tests.support.contract import Nobody
 
 some_arrivals: st.SearchStrategy[Arrivals] = st.one_of(
     st.just(AllAtOnce()),

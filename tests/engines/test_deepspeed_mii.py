@@ -15,10 +15,9 @@ from pytest_tokenpower.engines.deepspeed_mii import MiiEngine
 from pytest_tokenpower.engines.protocol import Engine
 from pytest_tokenpower.errors import EngineError, UsageError
 from pytest_tokenpower.workloads.base import Batch
-
-from .contract import ClosingContract, EngineContract, check_bookkeeping, prompts
-from .standins.core import standing_in, write_model
-from .stub import labels
+from tests.support.contract import ClosingContract, EngineContract, check_bookkeeping, prompts
+from tests.support.standins.core import standing_in, write_model
+from tests.support.stub import labels
 
 BATCH = Batch(prompts(3, 24), 6)
 

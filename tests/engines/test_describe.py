@@ -14,8 +14,7 @@ import pytest
 
 from pytest_tokenpower.engines.identify import describe_callable
 from pytest_tokenpower.engines.protocol import EngineIdentity
-
-from .stub import StubEngine
+from tests.support.stub import StubEngine
 
 
 class Mode(IntEnum):

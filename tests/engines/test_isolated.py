@@ -18,10 +18,9 @@ from pytest_tokenpower.engines.spec import EngineSpec
 from pytest_tokenpower.errors import EngineError, UsageError
 from pytest_tokenpower.workloads import FixedShape, Poisson, PromptSet
 from pytest_tokenpower.workloads.base import Batch
+from tests.support.contract import ClosingContract, EngineContract, check_bookkeeping, prompts
 
-from .contract import ClosingContract, EngineContract, check_bookkeeping, prompts
-
-FAULTY = "engines.faulty:make"
+FAULTY = "tests.support.faulty:make"
 BATCH = Batch(prompts(3, 24), 6)
 SHORT = Timeouts(start_s=20, batch_s=0.5, close_s=5)
 
@@ -150,7 +149,7 @@ def test_progress_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_texts_and_arrivals_reach_an_engine_that_knows_them() -> None:
     work = PromptSet(("three small words", "two words"), 4, arrivals=Poisson(100.0, seed=3))
-    with EngineSpec("engines.faulty:ServingEngine", "tiny", step_s=0.001).start() as engine:
+    with EngineSpec("tests.support.faulty:ServingEngine", "tiny", step_s=0.001).start() as engine:
         run = Execution(engine, work)
         assert run.batch.prompts == ((8, 8, 8), (6, 8))
         check_bookkeeping(run.batch, run())
@@ -178,7 +177,7 @@ def test_in_this_process_where_it_is_asked_for() -> None:
     ("engine", "error", "complaint"),
     [
         ("vlm", UsageError, r"engine 'vlm': use one of vllm, transformers"),
-        ("engines.faulty:absent", EngineError, "engines.faulty:absent' cannot be imported"),
+        ("tests.support.faulty:absent", EngineError, "tests.support.faulty:absent' cannot be imported"),
         ("no_such_module:Engine", EngineError, "No module named 'no_such_module'"),
     ],
 )

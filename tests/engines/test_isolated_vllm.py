@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 
 import pytest
-from projects import Project
 
 from pytest_tokenpower.models import write_random_model
+from tests.support.projects import Project
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from types import FrameType, SimpleNamespace
 
 import pytest
-from projects import Project
 
 from pytest_tokenpower.core.subprocesses import ProcessGroup, group_members
 from pytest_tokenpower.engines._adapter import cannot_load, check_batch
@@ -23,11 +22,11 @@ from pytest_tokenpower.models.checkpoint import model_name, require_model, weigh
 from pytest_tokenpower.runner.compare import CompareArgs
 from pytest_tokenpower.workloads import FixedShape, GivenBatch, Poisson, PromptSet
 from pytest_tokenpower.workloads.base import Batch
+from tests.support.contract import prompts
+from tests.support.projects import Project
+from tests.support.stub import StubEngine
 
-from .contract import prompts
-from .stub import StubEngine
-
-FAULTY = "engines.faulty:FaultyEngine"
+FAULTY = "tests.support.faulty:FaultyEngine"
 BATCH = Batch(prompts(2, 12), 6)
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -209,7 +208,7 @@ def test_the_causes_in_a_log(tmp_path: Path) -> None:
 
 
 VAGUE = """
-from engines.faulty import FaultyEngine
+from tests.support.faulty import FaultyEngine
 from pytest_tokenpower.errors import EngineError
 
 
@@ -266,7 +265,7 @@ WORK = FixedShape(1, 4, 2)
 
 @pytest.fixture
 def engine():
-    with EngineSpec("engines.faulty:FaultyEngine", "tiny", isolated=False, fualt="load").start() as started:
+    with EngineSpec("tests.support.faulty:FaultyEngine", "tiny", isolated=False, fualt="load").start() as started:
         yield started
 
 
@@ -285,7 +284,7 @@ def test_a_mistake_is_told_without_our_frames(project: Project) -> None:
     result.assert_outcomes(failed=1, errors=1)
     result.stdout.fnmatch_lines(
         [
-            "engine 'engines.faulty:FaultyEngine': got an unexpected keyword argument 'fualt'; its options are *",
+            "engine 'tests.support.faulty:FaultyEngine': got an unexpected keyword argument 'fualt'; its options are *",
             "*test_call: energy(EngineSpec): what it measures is called; an engine is measured by energy.run(*",
         ]
     )

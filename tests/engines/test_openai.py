@@ -21,9 +21,8 @@ from pytest_tokenpower.engines.spec import EngineSpec
 from pytest_tokenpower.errors import EngineError, UsageError
 from pytest_tokenpower.workloads import Concurrency, FixedShape, Poisson, PromptSet
 from pytest_tokenpower.workloads.base import Batch
-
-from .contract import ClosingContract, EngineContract, Maker, ServingContract, prompts
-from .http_stub import KEY, StubServer, serving, write_model
+from tests.support.contract import ClosingContract, EngineContract, Maker, ServingContract, prompts
+from tests.support.http_stub import KEY, StubServer, serving, write_model
 
 BATCH = Batch(prompts(3, 24), 6)
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from projects import Project
 
 from pytest_tokenpower.core.types import Provenance
 from pytest_tokenpower.engines.openai.engine import OpenAIEngine
@@ -20,8 +19,8 @@ from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.runner.checks import require_local_meter
 from pytest_tokenpower.telemetry.processes import adopted, is_in_tree, is_this_machine, listener_on
 from pytest_tokenpower.telemetry.types import Device
-
-from .http_stub import StubServer, serving
+from tests.support.http_stub import StubServer, serving
+from tests.support.projects import Project
 
 HEAD = """
 from pytest_tokenpower.engines.openai.engine import OpenAIEngine
@@ -190,7 +189,7 @@ def test_this_machine_is_known_by_its_addresses() -> None:
 OTHER = """
 import sys, time
 sys.path[:0] = {path!r}
-from engines.http_stub import StubServer
+from tests.support.http_stub import StubServer
 print(StubServer().server_address[1], flush=True)
 time.sleep(60)
 """
@@ -200,12 +199,12 @@ time.sleep(60)
 def other_server(tmp_path: Path) -> Iterator[tuple[int, int]]:
     """A server that is nobody's child: the number of its process, and its port."""
     # Its parent ends at once, so that it is not in the tests' tree.
-    tests = str(Path(__file__).parents[1])
+    root = str(Path(__file__).parents[2])
     launcher = (
         "import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', sys.argv[1]]).pid, flush=True)"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", launcher, OTHER.replace("{path!r}", repr([tests, *sys.path]))],
+        [sys.executable, "-c", launcher, OTHER.replace("{path!r}", repr([root, *sys.path]))],
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,

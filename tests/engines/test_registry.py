@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib.util
 
 import pytest
-from projects import Project
 
 from pytest_tokenpower.engines import registry as plugin_engines
 from pytest_tokenpower.engines.registry import ENGINES, factory, reference
 from pytest_tokenpower.errors import UsageError
+from tests.support.projects import Project
 
 ENGINE = '''
 from pytest_tokenpower.workloads.base import Batch

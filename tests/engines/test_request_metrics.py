@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from projects import Project
 
 from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.engines.phase_marks import notes_of, phases_of
 from pytest_tokenpower.engines.protocol import Step
 from pytest_tokenpower.engines.vllm.requests import steps_from_request_metrics, stretches_from_request_metrics
+from tests.support.projects import Project
 
 
 def output(scheduled: float, first: float, last: float, tokens: int = 16) -> SimpleNamespace:

@@ -16,9 +16,16 @@ from pytest_tokenpower.engines.spec import EngineSpec
 from pytest_tokenpower.errors import EngineError
 from pytest_tokenpower.workloads.arrivals import Concurrency
 from pytest_tokenpower.workloads.base import Batch
-
-from .contract import ClosingContract, EngineContract, Every, ServingContract, check_bookkeeping, ids, prompts
-from .standins.core import standing_in, write_model
+from tests.support.contract import (
+    ClosingContract,
+    EngineContract,
+    Every,
+    ServingContract,
+    check_bookkeeping,
+    ids,
+    prompts,
+)
+from tests.support.standins.core import standing_in, write_model
 
 BATCH = Batch(prompts(3, 24), 6)
 

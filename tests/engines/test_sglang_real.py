@@ -19,8 +19,15 @@ from pytest_tokenpower.engines.transformers import TransformersEngine
 from pytest_tokenpower.errors import EngineError
 from pytest_tokenpower.models import write_random_model
 from pytest_tokenpower.workloads.base import Batch
-
-from .contract import ClosingContract, EngineContract, Every, ServingContract, check_bookkeeping, ids, prompts
+from tests.support.contract import (
+    ClosingContract,
+    EngineContract,
+    Every,
+    ServingContract,
+    check_bookkeeping,
+    ids,
+    prompts,
+)
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("sglang") is None, reason="SGLang is not installed"),

@@ -14,9 +14,8 @@ from pytest_tokenpower.engines.protocol import Engine
 from pytest_tokenpower.engines.vllm.steps import StepRecorder
 from pytest_tokenpower.errors import EngineError
 from pytest_tokenpower.workloads.base import Batch
-
-from .contract import ClosingContract, EngineContract, check_bookkeeping, prompts
-from .stub import Cached, FakeScheduler, Scheduled, StubEngine, labels
+from tests.support.contract import ClosingContract, EngineContract, check_bookkeeping, prompts
+from tests.support.stub import Cached, FakeScheduler, Scheduled, StubEngine, labels
 
 batches = st.builds(
     Batch,

@@ -17,9 +17,8 @@ from pytest_tokenpower.engines.protocol import Engine, Step
 from pytest_tokenpower.engines.tensorrt_llm import RequestTimes, TensorrtLlmEngine, steps_between_first_tokens
 from pytest_tokenpower.errors import EngineError
 from pytest_tokenpower.workloads.base import Batch
-
-from .contract import ClosingContract, EngineContract, check_bookkeeping, prompts
-from .standins.core import standing_in, write_model
+from tests.support.contract import ClosingContract, EngineContract, check_bookkeeping, prompts
+from tests.support.standins.core import standing_in, write_model
 
 BATCH = Batch(prompts(3, 24), 6)
 

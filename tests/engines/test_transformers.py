@@ -15,8 +15,7 @@ from pytest_tokenpower.engines.transformers import TransformersEngine
 from pytest_tokenpower.errors import EngineError, UsageError
 from pytest_tokenpower.models import write_random_model
 from pytest_tokenpower.workloads.base import Batch
-
-from .contract import ClosingContract, EngineContract, check_bookkeeping, prompts
+from tests.support.contract import ClosingContract, EngineContract, check_bookkeeping, prompts
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

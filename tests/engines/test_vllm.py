@@ -20,8 +20,7 @@ from pytest_tokenpower.errors import EngineError
 from pytest_tokenpower.models import write_random_model
 from pytest_tokenpower.workloads.arrivals import Concurrency
 from pytest_tokenpower.workloads.base import Batch
-
-from .contract import (
+from tests.support.contract import (
     ClosingContract,
     EngineContract,
     ServingContract,

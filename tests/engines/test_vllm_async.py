@@ -17,8 +17,7 @@ from pytest_tokenpower.errors import EngineError
 from pytest_tokenpower.models import write_random_model
 from pytest_tokenpower.workloads.arrivals import Concurrency
 from pytest_tokenpower.workloads.base import Batch
-
-from .contract import EngineContract, Every, ServingContract, check_bookkeeping, ids, prompts
+from tests.support.contract import EngineContract, Every, ServingContract, check_bookkeeping, ids, prompts
 
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")

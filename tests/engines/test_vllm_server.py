@@ -20,9 +20,8 @@ from pytest_tokenpower.errors import EngineError, UsageError
 from pytest_tokenpower.models import write_random_model
 from pytest_tokenpower.workloads import Concurrency, FixedShape
 from pytest_tokenpower.workloads.base import Batch
-
-from .contract import VOCAB, prompts
-from .http_stub import write_model
+from tests.support.contract import VOCAB, prompts
+from tests.support.http_stub import write_model
 
 BATCH = Batch(prompts(3, 24), 6)
 
@@ -40,7 +39,7 @@ if fault == "module":
     import uvicorn_that_is_not_there
 if fault == "hang":
     time.sleep(600)
-from engines import http_stub
+from tests.support import http_stub
 
 option = dict(zip(sys.argv[1:], sys.argv[2:]))
 model = option["--model"]

@@ -27,8 +27,7 @@ from pytest_tokenpower.telemetry.simulation.scenario import (
 )
 from pytest_tokenpower.telemetry.timeline import Timeline
 from pytest_tokenpower.telemetry.types import CounterReading, PowerSamples, Reading
-
-from .virtual import WORK, Measured, ReplayedGate, judge, measure, rounds_of, work
+from tests.support.virtual import WORK, Measured, ReplayedGate, judge, measure, rounds_of, work
 
 # Without a ring and a counter there is only a one-second average, which must never stand still: no steps.
 GLIDING = work((0.23, 640), (0.81, 420), (0.12, 130), (0.31, 610), (1.17, 455), (0.09, 180), shape="lines")

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
-from projects import Project
 
 from pytest_tokenpower.analysis.calibration import track_of
 from pytest_tokenpower.analysis.rounds import round_records
@@ -23,8 +22,8 @@ from pytest_tokenpower.telemetry.collector import Collector
 from pytest_tokenpower.telemetry.scopes import choose
 from pytest_tokenpower.telemetry.simulation.scenario import Board, Fault, Process, numbered_boards
 from pytest_tokenpower.telemetry.types import Device
-
-from .virtual import SECOND, WORK, Measured, measure, rounds_of
+from tests.support.projects import Project
+from tests.support.virtual import SECOND, WORK, Measured, measure, rounds_of
 
 EXTRA = 171.0
 """What a Grace CPU and its memory draw beside the GPU."""

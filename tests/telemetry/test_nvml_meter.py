@@ -21,8 +21,7 @@ from pytest_tokenpower.telemetry.simulation.board import RING_DELAY_NS
 from pytest_tokenpower.telemetry.simulation.library import SimulatedBoards
 from pytest_tokenpower.telemetry.simulation.scenario import Board, Fault, Process, Scenario, numbered_boards
 from pytest_tokenpower.telemetry.types import Reading
-
-from .virtual import SECOND, WORK, Measured, measure
+from tests.support.virtual import SECOND, WORK, Measured, measure
 
 UUIDS = ["GPU-aa11", "GPU-aa22", "GPU-bb33"]
 ALIKE = ["H100"] * 3

@@ -13,8 +13,7 @@ from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.core.windows import RoundWindow
 from pytest_tokenpower.telemetry.simulation.scenario import Board, Fault
 from pytest_tokenpower.telemetry.timeline import Timeline
-
-from .virtual import SECOND, WORK, Measured, measure, work
+from tests.support.virtual import SECOND, WORK, Measured, measure, work
 
 IDS = tuple(f"GPU-{number}" for number in range(3))
 CURVES = (WORK, work((0.4, 90), (0.9, 600), (0.35, 310)), work((2.3, 250), (0.3, 500)))

@@ -21,8 +21,7 @@ from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
 from pytest_tokenpower.telemetry.clock import Clock
 from pytest_tokenpower.telemetry.meters.prometheus import PrometheusMeter, identity, matrix, refresh_s, step_s
 from pytest_tokenpower.telemetry.types import CounterReading
-
-from .loopback import Request, serving
+from tests.support.loopback import Request, serving
 
 ENERGY = "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION"
 POWER = "DCGM_FI_DEV_POWER_USAGE"

@@ -18,8 +18,7 @@ import pytest
 from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
 from pytest_tokenpower.telemetry.clock import Clock
 from pytest_tokenpower.telemetry.meters.redfish import RedfishMeter
-
-from .loopback import Request, serving
+from tests.support.loopback import Request, serving
 
 DATA = Path(__file__).parents[2] / "data" / "redfish"
 TOKEN = base64.b64encode(b"monitor:secret").decode()

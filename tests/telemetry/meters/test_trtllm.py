@@ -12,8 +12,7 @@ import pytest
 from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
 from pytest_tokenpower.telemetry.clock import Clock
 from pytest_tokenpower.telemetry.meters.trtllm import TrtllmMeter
-
-from .loopback import Request, serving
+from tests.support.loopback import Request, serving
 
 
 class Server:

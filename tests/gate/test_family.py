@@ -1,0 +1,158 @@
+"""Several comparisons in one run: Holm's rule, several baselines, and what one test's noise learns from the others."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+from collections.abc import Sequence
+from unittest import mock
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from pytest_tokenpower.core.records import MeasurementRecord, VerdictRecord
+from pytest_tokenpower.gate.verdict import settle
+from pytest_tokenpower.stats.prior import DEFAULT_PRIOR
+from pytest_tokenpower.store.baseline import ComparableRuns
+from tests.support.levels import SUPPLY, supply
+from tests.support.measurements import measured, stored
+from tests.support.projects import Project
+from tests.support.verdicts import judge_stored, text
+
+
+def holm(p_values: Sequence[float]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """What statsmodels' Holm rejects at 5 %, and its adjusted p-values."""
+    from statsmodels.stats.multitest import multipletests
+
+    # It collects all garbage at every call, which takes longer than this whole file.
+    with mock.patch("gc.collect"):
+        rejected, adjusted, *_ = multipletests(p_values, alpha=0.05, method="holm")
+    return rejected, adjusted
+
+
+def test_a_larger_family_needs_more_certainty() -> None:
+    baseline = stored(0.200, 0.202, 0.198)
+    alone = judge_stored(measured("t", 0.210), baseline, 0.03)
+    among = judge_stored(measured("t", 0.210), baseline, 0.03, family=200)
+    assert alone.kind == "regressed"
+    assert among.kind == "inconclusive"
+    assert among.p_value == alone.p_value
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.floats(0.0001, 0.2), st.sampled_from(["inconclusive", "passed"]), st.floats(-0.1, 0.2)),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_settling_is_holms_rule_over_all_comparisons(members: list[tuple[float, str, float]]) -> None:
+    measurements = [
+        measured(
+            f"t{at}", 0.2,
+            verdicts=(
+                VerdictRecord(kind, "main", change=change, p_value=p, threshold=0.03, baseline_runs=("a",)),
+            ),
+        )
+        for at, (p, kind, change) in enumerate(members)
+    ]  # fmt: skip
+    _, adjusted = holm([p for p, _, _ in members])
+    expected = {
+        (f"t{at}", "main")
+        for at, (_, kind, change) in enumerate(members)
+        if adjusted[at] < 0.05 and kind == "inconclusive" and change > 0.03
+    }
+    settled = settle(measurements)
+    assert set(settled) == expected
+    assert all(verdict.kind == "regressed" for verdict in settled.values())
+
+
+def test_the_first_step_never_contradicts_the_whole_family() -> None:
+    """What a test decided by itself, with the family's size, Holm's rule over all p-values confirms."""
+    baseline = stored(0.200, 0.2005, 0.1995)
+    verdicts = [
+        judge_stored(measured("t", level), baseline, 0.03, family=4) for level in (0.2, 0.207, 0.215, 0.25)
+    ]
+    rejected, _ = holm([v.p_value or math.nan for v in verdicts])
+    assert [v.kind == "regressed" for v in verdicts] == [False, True, True, True]
+    assert all(rejected[at] for at, v in enumerate(verdicts) if v.kind == "regressed")
+
+
+TESTS = """
+from pathlib import Path
+
+from at_level import at_level
+
+@pytest.mark.power_budget(key_ignore="generated_tokens")
+def test_work(energy):
+    at_level(energy, float(Path("level").read_text()))
+"""
+
+
+def test_two_baselines_catch_the_creep_that_each_step_hides(project: Project) -> None:
+    """A rolling baseline (main) moves along with a slow rise; a pinned one (a tag) does not."""
+
+    def git(*arguments: str) -> None:
+        subprocess.run(["git", *arguments], cwd=project.path, check=True)
+
+    supply(project)
+    project.tests(TESTS)
+    project.file(".gitignore", "__pycache__\n")
+    git("init", "--quiet", "--initial-branch=main")
+    for level, tag in ((1.0, "v1"), (1.3, "v2")):
+        project.file("level", str(level))
+        git("add", "--all")
+        git("commit", "--quiet", "--message", tag)
+        git("tag", tag)
+        project.run(SUPPLY, "--energy-autosave").assert_outcomes(passed=1)
+    git("switch", "--quiet", "--create", "change")
+    git("commit", "--quiet", "--allow-empty", "--message", "nothing")
+    result = project.run(SUPPLY, "--energy-baseline=main,v1")
+    result.assert_outcomes(failed=1)
+    result.stdout.re_match_lines(
+        [
+            r"REGRESSED \+(29|30)\.\d % \(limit 3 %\): test_work takes .*; v1@\w+ took .*",
+            r"baseline main@\w+, v1@\w+",
+            r"test_work .* \+(29|30)\.\d % .* REGRESSED",
+        ]
+    )
+    result.stdout.no_re_match_line(r".*REGRESSED .* test_work.* main@.*")
+
+
+def test_a_list_of_baselines_with_a_hole_is_refused(project: Project) -> None:
+    result = project.run("--energy-baseline=main,")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*--energy-baseline=main,: must be different names, separated by commas*"])
+
+
+def test_the_prior_is_sharpened_by_other_tests() -> None:
+    quiet = judge_stored(measured("t", 0.2062), stored(0.2, 0.2001), 0.02)
+    from dataclasses import replace
+
+    learned = replace(DEFAULT_PRIOR, tau0=0.001, nu0=12.0)
+    sharp = judge_stored(measured("t", 0.2062), stored(0.2, 0.2001), 0.02, learned)
+    assert quiet.change == pytest.approx(sharp.change)
+    assert (sharp.change_high or 0) - (sharp.change_low or 0) < (quiet.change_high or 0) - (
+        quiet.change_low or 0
+    )
+
+
+def test_a_candidate_that_throttles_more_than_the_baseline_says_so() -> None:
+    from msgspec.structs import replace
+
+    def capped(record: MeasurementRecord, share: float) -> MeasurementRecord:
+        return replace(
+            record, rounds=tuple(replace(one, limited_shares={"power": share}) for one in record.rounds)
+        )
+
+    baseline = ComparableRuns(
+        "main", tuple(capped(measured("t", 0.2), 0.1) for _ in range(3)), ("1", "2", "3")
+    )
+    more = judge_stored(capped(measured("t", 0.2), 0.55), baseline, 0.03)
+    same = judge_stored(capped(measured("t", 0.2), 0.15), baseline, 0.03)
+    assert "At its power limit for 55 % of the time, the baseline for 10 %" in text(more)
+    assert "power limit" not in text(same)

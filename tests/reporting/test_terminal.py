@@ -1,0 +1,367 @@
+"""What a person reads, to the letter: the energy section, its notes, and the messages of verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from io import StringIO
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from pytest_tokenpower.analysis.figures import figures
+from pytest_tokenpower.core.records import (
+    MeasurementRecord,
+    PhaseRecord,
+    PhaseSplit,
+    RoundRecord,
+    VerdictRecord,
+)
+from pytest_tokenpower.core.types import Fact
+from pytest_tokenpower.gate.verdict import judge_ceilings
+from pytest_tokenpower.reporting.terminal import summary
+from pytest_tokenpower.runner.session import Session
+from pytest_tokenpower.store.baseline import ComparableRuns
+from tests.support.verdicts import judge_stored, text
+
+KEY: dict[str, Fact] = {"gpu.count": 1, "gpu.name": "NVIDIA H100 80GB HBM3"}
+WOBBLE = (1.0, 1.004, 0.997, 1.001, 0.998, 1.0)
+
+
+def measured(
+    test: str = "test_chat",
+    *,
+    watts: float = 500.0,
+    seconds: float = 10.0,
+    prefill: float | None = 0.1,
+    verdicts: Sequence[VerdictRecord] = (),
+    reasons: tuple[str, ...] = (),
+    dropped: tuple[str, ...] = (),
+    provenance: str = "measured",
+    scope: str = "gpu",
+    split: PhaseSplit | None = None,
+    temperature: float | None = None,
+    estimated: bool = False,
+) -> MeasurementRecord:
+    """Six rounds of 20 000 tokens each; ``prefill`` is that phase's share of time and energy."""
+    rounds = tuple(
+        RoundRecord(
+            start_ns=at,
+            seconds=seconds,
+            joules=watts * seconds * factor,
+            stderr_joules=1.0,
+            prompt_tokens=4000,
+            generated_tokens=20_000,
+            responses=40,
+            phases={}
+            if prefill is None
+            else {
+                "prefill": PhaseRecord(watts * prefill, 1.0, prefill, estimated),
+                "decode": PhaseRecord(
+                    watts * (seconds * factor - prefill), 1.0, seconds - prefill, estimated
+                ),
+            },
+            peak_watts=650.0,
+            temperature_celsius=temperature,
+            reasons=dropped if at == 2 else (),
+        )
+        for at, factor in enumerate(WOBBLE)
+    )
+    return MeasurementRecord(
+        test=f"tests/test_energy.py::{test}",
+        key=KEY,
+        provenance=provenance,
+        scope=scope,
+        method="power ring",
+        rounds=rounds,
+        comparable=not reasons,
+        phase_split=split,
+        reasons=reasons,
+        figures={} if reasons else figures(rounds),
+        verdicts=tuple(verdicts),
+    )
+
+
+def compared(kind: str, change: float, *notes: str, provisional: bool = False) -> VerdictRecord:
+    return VerdictRecord(
+        kind,
+        "main@1a2b3c4",
+        value=0.25 * (1 + change),
+        baseline_value=0.25,
+        notes=notes,
+        change=change,
+        change_low=change - 0.014,
+        change_high=change + 0.014,
+        threshold=0.03,
+        baseline_runs=("a",) if provisional else ("a", "b", "c"),
+        provisional=provisional,
+    )
+
+
+def shown(
+    config: pytest.Config,
+    measurements: Sequence[MeasurementRecord],
+    *,
+    baselines: Sequence[str] = (),
+    problems: dict[str, str] | None = None,
+) -> str:
+    """The energy section; what a line ends with and nobody sees is cut off."""
+    out = StringIO()
+    reporter = pytest.TerminalReporter(config, out)
+    session = SimpleNamespace(baselines=[SimpleNamespace(label=label, note="") for label in baselines])
+    summary(reporter, measurements, cast(Session, session), problems or {})
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+
+
+@pytest.fixture(autouse=True)
+def width(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+
+
+NO_BASELINE = VerdictRecord(
+    "no baseline",
+    "main@1a2b3c4",
+    reason="no run is stored in /store",
+    threshold=0.03,
+)
+
+SECTION = """
+======================================================== energy ========================================================
+1x NVIDIA H100 80GB HBM3, power ring (gpu energy)
+baseline main@1a2b3c4
+
+test               J/token    ±95 %    prefill    decode    W    tok/s    change    95 % interval  verdict
+---------------  ---------  -------  ---------  --------  ---  -------  --------  ---------------  ------------
+test_chat[bf16]     0.2499    0.3 %     0.0025    0.2474  500     2000    +0.3 %     [-1.1, +1.7]  passed
+test_chat[fp8]       0.175    0.3 %    0.00175    0.1732  350     2000   -30.1 %   [-31.5, -28.7]  improved
+test_eager          0.3249    0.3 %     0.0025    0.3224  500     1538   +31.0 %   [+29.6, +32.4]  REGRESSED
+test_long           0.2499    0.3 %     0.0025    0.2474  500     2000    +2.1 %     [+0.7, +3.5]  inconclusive
+test_new            0.2499    0.3 %                       500     2000                             no baseline
+test_budget         0.2499    0.3 %                       500     2000    +0.1 %     [-1.3, +1.5]  OVER BUDGET
+test_within         0.2499    0.3 %                       500     2000                             passed
+test_first          0.2499    0.3 %     0.0025    0.2474  500     2000    +0.1 %     [-1.3, +1.5]  passed
+test_hot                                                                                           INVALID
+test_broken                                                                                        failed
+test_shared         0.2501    0.4 %     0.0025    0.2476  500     2000                             measured
+
+improved -30.1 % (limit 3 %): test_chat[fp8] takes 0.1748 J/token; main@1a2b3c4 took 0.25 (3 runs).
+  95 % interval -31.5 % to -28.7 %.
+  A further line.
+inconclusive +2.1 % (limit 3 %): test_long takes 0.2552 J/token; main@1a2b3c4 took 0.25 (3 runs).
+  95 % interval +0.7 % to +3.5 %.
+  Why it was not decided.
+no baseline: test_new: nothing to compare with on main@1a2b3c4: no run is stored in /store
+passed +0.1 % (limit 3 %): test_first takes 0.2502 J/token; main@1a2b3c4 took 0.25 (1 run).
+  95 % interval -1.3 % to +1.5 %.
+  What it rests on.
+  Provisional: only 1 run stored.
+test_shared: 1 of 6 rounds dropped: GPU-1: another process used the GPU (pid 7)
+
+2 stored files skipped:
+  /store/runs/a.json: not readable as JSON (truncated)
+  /store/runs/b: its name is not one of a stored run
+"""
+
+
+def test_the_section_has_a_row_for_every_verdict_and_a_note_for_what_needs_one(
+    pytestconfig: pytest.Config,
+) -> None:
+    over = VerdictRecord("over budget", "joules", change=0.1, change_low=0.05, change_high=0.15)
+    within = VerdictRecord("passed", "joules", change=-0.1, change_low=-0.15, change_high=-0.05)
+    text = shown(
+        pytestconfig,
+        [
+            measured("test_chat[bf16]", verdicts=[compared("passed", 0.003, "…")]),
+            measured("test_chat[fp8]", watts=350, verdicts=[compared("improved", -0.301, "A further line.")]),
+            measured("test_eager", seconds=13, verdicts=[compared("regressed", 0.31, "…")]),
+            measured("test_long", verdicts=[compared("inconclusive", 0.021, "Why it was not decided.")]),
+            measured("test_new", prefill=None, verdicts=[NO_BASELINE]),
+            measured("test_budget", prefill=None, verdicts=[over, compared("passed", 0.001, "…")]),
+            measured("test_within", prefill=None, verdicts=[within]),
+            measured(
+                "test_first", verdicts=[compared("passed", 0.001, "What it rests on.", provisional=True)]
+            ),
+            measured("test_hot", reasons=("too hot",), verdicts=[VerdictRecord("invalid", reason="…")]),
+            measured("test_broken", reasons=("the test failed by itself",)),
+            measured("test_shared", dropped=("GPU-1: another process used the GPU (pid 7)",)),
+        ],
+        baselines=["main@1a2b3c4"],
+        problems={
+            "/store/runs/b": "its name is not one of a stored run",
+            "/store/runs/a.json": "not readable as JSON (truncated)",
+        },
+    )
+    assert text == SECTION.strip("\n")
+
+
+MODELLED = """
+======================================================== energy ========================================================
+MODELLED, not measured: 1x NVIDIA H100 80GB HBM3, power ring (cpu energy)
+
+test         J/token    ±95 %    prefill    decode    W    tok/s  verdict
+---------  ---------  -------  ---------  --------  ---  -------  ---------
+test_chat     0.2499    0.3 %     0.0025    0.2474  500     2000  measured
+"""
+
+
+def test_what_was_not_measured_says_so_first(pytestconfig: pytest.Config) -> None:
+    text = shown(pytestconfig, [measured(provenance="modelled", scope="cpu")])
+    assert text == MODELLED.strip("\n")
+
+
+PHASES = """
+======================================================== energy ========================================================
+1x NVIDIA H100 80GB HBM3, power ring (gpu energy)
+
+test            J/token    ±95 %    prefill    decode    W    tok/s  verdict
+------------  ---------  -------  ---------  --------  ---  -------  ---------
+test_pure        0.2499    0.3 %     0.0025    0.2474  500     2000  measured
+test_server      0.2499    0.3 %    ~0.0025   ~0.2474  500     2000  measured
+test_chunked     0.2499    0.3 %     0.0025    0.2474  500     2000  measured
+test_poisson     0.2499    0.3 %                       500     2000  measured
+
+test_chunked: prefill and decode: 36 % of the steps' energy was in mixed steps, divided by least squares
+test_poisson: prefill and decode not told apart, 98 % of the steps' energy being in mixed steps: all steps look alike
+~ estimated: the phases were marked from outside the engine
+"""
+
+
+def test_phases_say_how_they_were_found_or_why_not(pytestconfig: pytest.Config) -> None:
+    text = shown(
+        pytestconfig,
+        [
+            measured("test_pure"),
+            measured("test_server", estimated=True),
+            measured("test_chunked", split=PhaseSplit(0.36, 2.1)),
+            measured("test_poisson", prefill=None, split=PhaseSplit(0.9812, reason="all steps look alike")),
+        ],
+    )
+    assert text == PHASES.strip("\n")
+
+
+def stored(*watts: float, prefill: float | None = 0.1) -> ComparableRuns:
+    runs = tuple(measured(watts=each, prefill=prefill) for each in watts)
+    return ComparableRuns("main@1a2b3c4", runs, tuple(map(str, watts)))
+
+
+THREE = stored(500, 501, 499)
+
+NEXT = (
+    "  Next: tokenpower history tests/test_energy.py::test_chat; intended? tokenpower accept "
+    "tests/test_energy.py::test_chat --up-to {}% --reason ..., and commit the file that it writes."
+)
+
+MESSAGES = {
+    "slower": (
+        measured(seconds=10.7),
+        THREE,
+        "regressed",
+        """
+REGRESSED +7.0 % (limit 3 %): test_it takes 0.2674 J/token; main@1a2b3c4 took 0.2499 (3 runs).
+  95 % interval +5.7 % to +8.4 %, one-sided p < 0.0001.
+  decode +7.1 %, prefill +0.0 %; power 500 W (+0.0 %), 1869 tok/s (-6.5 %): slower, not hotter.
+"""
+        + NEXT.format(10),
+    ),
+    "hotter": (
+        measured(watts=535),
+        THREE,
+        "regressed",
+        """
+REGRESSED +7.0 % (limit 3 %): test_it takes 0.2674 J/token; main@1a2b3c4 took 0.2499 (3 runs).
+  95 % interval +5.7 % to +8.4 %, one-sided p < 0.0001.
+  decode +7.0 %, prefill +7.0 %; power 535 W (+7.0 %), 2000 tok/s (+0.0 %): hotter, not slower.
+"""
+        + NEXT.format(10),
+    ),
+    "both": (
+        measured(watts=515, seconds=10.4),
+        THREE,
+        "regressed",
+        """
+REGRESSED +7.1 % (limit 3 %): test_it takes 0.2677 J/token; main@1a2b3c4 took 0.2499 (3 runs).
+  95 % interval +5.8 % to +8.5 %, one-sided p < 0.0001.
+  decode +7.2 %, prefill +3.0 %; power 515 W (+3.0 %), 1923 tok/s (-3.8 %): hotter and slower.
+"""
+        + NEXT.format(10),
+    ),
+    "improved": (
+        measured(watts=400),
+        THREE,
+        "improved",
+        """
+improved -20.0 % (limit 3 %): test_it takes 0.1999 J/token; main@1a2b3c4 took 0.2499 (3 runs).
+  95 % interval -21.0 % to -19.0 %.
+  decode -20.0 %, prefill -20.0 %; power 400 W (-20.0 %), 2000 tok/s (+0.0 %): cooler, not faster.
+""",
+    ),
+    "unchanged": (
+        measured(),
+        THREE,
+        "passed",
+        """
+passed +0.0 % (limit 3 %): test_it takes 0.2499 J/token; main@1a2b3c4 took 0.2499 (3 runs).
+  95 % interval -1.2 % to +1.3 %, one-sided p = 0.5.
+  decode +0.0 %, prefill +0.0 %; power 500 W (+0.0 %), 2000 tok/s (+0.0 %): no change.
+""",
+    ),
+    "one run": (
+        measured(seconds=10.7),
+        stored(500),
+        "regressed",
+        """
+REGRESSED +7.0 % (limit 3 %): test_it takes 0.2674 J/token; main@1a2b3c4 took 0.2499 (1 run).
+  95 % interval +3.7 % to +10.4 %, one-sided p = 0.0057.
+  decode +7.1 %, prefill +0.0 %; power 500 W (+0.0 %), 1869 tok/s (-6.5 %): slower, not hotter.
+  Provisional: only 1 run stored.
+"""
+        + NEXT.format(12),
+    ),
+    "noisy": (
+        measured(seconds=10.7, prefill=None),
+        stored(500, 550, 455, prefill=None),
+        "inconclusive",
+        """
+inconclusive +7.0 % (limit 3 %): test_it takes 0.2674 J/token; main@1a2b3c4 took 0.25 (3 runs).
+  95 % interval -13.8 % to +32.7 %, one-sided p = 0.22.
+  power 500 W (+0.0 %), 1869 tok/s (-6.5 %): slower, not hotter.
+  Not decided: this comparison can tell changes from 26 % on; more stored runs of the baseline or more rounds would """
+        """tell smaller ones.
+""",
+    ),
+    "none": (
+        measured(),
+        ComparableRuns("main@1a2b3c4", (), (), "no run is stored in /store"),
+        "no baseline",
+        "no baseline: test_it: nothing to compare with on main@1a2b3c4: no run is stored in /store",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MESSAGES)
+def test_the_message_of_a_comparison(case: str) -> None:
+    measurement, runs, kind, message = MESSAGES[case]
+    verdict = judge_stored(measurement, runs, 0.03)
+    assert verdict.kind == kind
+    assert text(verdict) == message.strip("\n")
+
+
+def test_the_messages_of_absolute_limits() -> None:
+    limits = {
+        "joules_per_token": 0.2,
+        "joules_per_response": 130.0,
+        "joules": 5000.0,
+        "mean_watts": 600.0,
+        "peak_watts": 600.0,
+    }
+    assert [text(verdict) for verdict in judge_ceilings(measured(), limits)] == [
+        "OVER BUDGET 0.2499 J/token (limit 0.2): test_it: joules_per_token exceeds its budget "
+        "(95 % interval 0.2444 to 0.2556).",
+        "passed 125 J / response (limit 130): test_it: joules_per_response stays within its budget "
+        "(95 % interval 122.2 to 127.8).",
+        "inconclusive 4999 J / execution of the workload (limit 5000): test_it: joules cannot be told from its budget "
+        "(95 % interval 4889 to 5111).",
+        "passed 499.9 W (limit 600): test_it: mean_watts stays within its budget "
+        "(95 % interval 488.9 to 511.1).",
+        "OVER BUDGET 650 W (limit 600): test_it: peak_watts exceeds its budget.",
+    ]

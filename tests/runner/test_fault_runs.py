@@ -1,0 +1,138 @@
+"""Faults in a live run of pytest: it ends normally, the test that met one is invalid, and the next one is fine."""
+
+from __future__ import annotations
+
+import json
+import threading
+from typing import Any
+
+import pytest
+
+from pytest_tokenpower.telemetry import collector
+from tests.support.projects import Project
+
+TESTS = """
+def measured(energy, seconds):
+    with energy.measure() as window:
+        time.sleep(seconds)
+        window.tokens(prompt=0, generated=1000)
+
+
+def test_first(energy):
+    measured(energy, {work})
+
+
+def test_second(energy):
+    time.sleep({pause})
+    measured(energy, 0.3)
+"""
+
+SOURCE = "--energy-source=simulated:board.json"
+
+
+@pytest.fixture
+def hurried(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A project whose collector is not patient."""
+    monkeypatch.setattr(collector, "FLUSH_TIMEOUT_S", 0.6)
+    monkeypatch.setattr(collector, "OPEN_TIMEOUT_S", 0.6)
+    return project
+
+
+def play(project: Project, *faults: dict[str, Any], work: float = 0.9, pause: float = 0.0) -> None:
+    project.file("board.json", json.dumps({"faults": faults}))
+    project.tests(TESTS.format(work=work, pause=pause))
+
+
+def text(result: pytest.RunResult) -> str:
+    return " ".join(result.stdout.str().split())
+
+
+def assert_nothing_keeps_the_process() -> None:
+    assert [t.name for t in threading.enumerate() if not t.daemon] == [threading.main_thread().name]
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (
+            {"kind": "lost", "from_s": 0.3, "until_s": 1.8},
+            "nvmlDeviceGetSamples failed: GPU is lost",
+        ),
+        (
+            {"kind": "clock_step", "seconds": -30, "from_s": 0.3},
+            "the realtime clock was set by -30000.0 ms during the measurement (NTP)",
+        ),
+        (
+            {
+                "kind": "error",
+                "call": "nvmlDeviceGetSamples",
+                "error": "NOT_FOUND",
+                "from_s": 0.3,
+                "until_s": 1.8,
+            },
+            "the meter nvml gave no newer reading for 1 s",
+        ),
+        (
+            {
+                "kind": "hang",
+                "call": "nvmlDeviceGetTotalEnergyConsumption",
+                "seconds": 1.2,
+                "from_s": 0.3,
+                "until_s": 1.3,
+            },
+            "the meter nvml did not answer for",
+        ),
+    ],
+    ids=["lost", "clock set", "ring stops", "hangs"],
+)
+def test_the_test_that_met_a_fault_is_invalid_and_the_next_one_is_fine(
+    hurried: Project, fault: dict[str, Any], said: str
+) -> None:
+    play(hurried, fault, pause=1.8)
+    result, run = hurried.measure(SOURCE)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.assert_outcomes(failed=1, passed=1)
+    assert "INVALID: test_first: the measurement is not to be trusted: GPU-51" in text(result)
+    assert said in text(result)
+    first, second = run.measurements
+    assert not first.comparable
+    assert first.figures == {}
+    assert second.comparable
+    assert second.figures["mean_watts"].value == pytest.approx(300, rel=0.02)
+    assert_nothing_keeps_the_process()
+
+
+def test_a_meter_that_never_answers_again_fails_every_test_and_costs_each_little(
+    hurried: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Were each test to wait for it, this would take 14 seconds.
+    monkeypatch.setattr(collector, "FLUSH_TIMEOUT_S", 2.0)
+    play(hurried, {"kind": "hang", "seconds": 25, "from_s": 0.3})
+    more = "".join(f"\n\ndef test_{number}(energy):\n    measured(energy, 0.05)\n" for number in range(5))
+    hurried.tests(TESTS.format(work=0.9, pause=0) + more)
+    result, run = hurried.measure(SOURCE)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.assert_outcomes(failed=7)
+    assert all("did not answer for" in " ".join(each.reasons) for each in run.measurements)
+    assert result.duration < 10
+    assert_nothing_keeps_the_process()
+
+
+def test_a_meter_that_hangs_when_it_is_opened_is_no_meter(hurried: Project) -> None:
+    play(hurried, {"kind": "hang", "call": "nvmlDeviceGetCount", "seconds": 25})
+    result = hurried.run(SOURCE, "-rs")
+    assert result.ret == pytest.ExitCode.OK
+    result.assert_outcomes(skipped=2)
+    assert "the meter nvml did not answer within 1 s" in text(result)
+    hurried.ini("energy_require_hardware = true")
+    result = hurried.run(SOURCE)
+    result.assert_outcomes(failed=2)
+    assert_nothing_keeps_the_process()
+
+
+@pytest.mark.parametrize("call", ["nvmlShutdown", "*"])
+def test_a_hang_at_the_end_does_not_keep_the_process(project: Project, call: str) -> None:
+    play(project, {"kind": "hang", "call": call, "seconds": 600, "from_s": 1.2}, work=0.1)
+    result = project.pytester.runpytest_subprocess(SOURCE, timeout=60)
+    assert result.ret == pytest.ExitCode.OK
+    result.assert_outcomes(passed=2)

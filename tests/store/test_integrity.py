@@ -1,0 +1,80 @@
+"""A stored run is what was written, and can have happened; or it is named and left out."""
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_tokenpower.core.records import MeasurementRecord, RoundRecord, decode_run, encode_run
+from pytest_tokenpower.errors import StoreError
+from pytest_tokenpower.store.store import Store
+from tests.support.repositories import run
+
+GOOD = RoundRecord(
+    start_ns=1, seconds=2.0, joules=30.0, stderr_joules=0.1, prompt_tokens=10, generated_tokens=100
+)
+RUN = msgspec.structs.replace(
+    run(1),
+    measurements=(
+        MeasurementRecord("test_a.py::test_b", {"board": "x"}, "measured", "gpu", "m", (GOOD,), True),
+    ),
+)
+WRITTEN = encode_run(RUN)
+
+
+@given(at=st.integers(0, len(WRITTEN) - 1), bit=st.integers(0, 7))
+def test_a_flipped_bit_changes_nothing_unnoticed(at: int, bit: int) -> None:
+    data = bytearray(WRITTEN)
+    data[at] ^= 1 << bit
+    try:
+        read = decode_run(bytes(data), source="x")
+    except StoreError:
+        return
+    assert read == RUN
+
+
+def test_another_layout_of_the_same_json_is_no_damage() -> None:
+    assert decode_run(msgspec.json.format(WRITTEN, indent=2), source="x") == RUN
+
+
+def test_runs_from_before_the_digest_are_read() -> None:
+    assert decode_run(msgspec.json.encode(RUN), source="x") == RUN
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"joules": 0.0},
+        {"joules": -3.0},
+        {"joules": 1e300},
+        {"seconds": 0.0},
+        {"seconds": -1.0},
+        {"stderr_joules": -1.0},
+        {"generated_tokens": -1},
+        {"generated_tokens": 10**15},
+        {"prompt_tokens": 0, "generated_tokens": 0},
+        {"repeats": 0},
+    ],
+)
+def test_what_cannot_have_happened_is_left_out(change: dict[str, float], store: Store) -> None:
+    bad = msgspec.structs.replace(
+        RUN,
+        measurements=(
+            msgspec.structs.replace(RUN.measurements[0], rounds=(msgspec.structs.replace(GOOD, **change),)),
+        ),
+    )
+    path = store.write(RUN)
+    path.write_bytes(msgspec.json.encode(bad))
+    (entry,) = store.entries()
+    with pytest.raises(StoreError, match=r"impossible: round 1 of test_a\.py::test_b"):
+        store.contents(entry)
+    assert [problem.path for problem in store.problems] == [path]
+
+
+def test_undecodable_bytes_are_named(store: Store) -> None:
+    path = store.write(RUN)
+    path.write_bytes(path.read_bytes().replace(b'"board"', b'"boar\xe4"'))
+    (entry,) = store.entries()
+    for read in (store.contents, store.load):
+        with pytest.raises(StoreError, match=path.name):
+            read(entry)
