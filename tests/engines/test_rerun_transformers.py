@@ -95,7 +95,7 @@ class Run:
         assert git(self.repository, "worktree", "list", "--porcelain").count("worktree ") == 1
         assert git(self.repository, "status", "--porcelain") == ""
         left = {path.name for path in self.temporary.iterdir() if not path.name.startswith("torchinductor")}
-        assert left <= {"tokenpower-locks"}
+        assert left <= {f"tokenpower-locks-{os.getuid()}"}
         return self.process.returncode, output
 
 
