@@ -238,10 +238,12 @@ def test_a_short_workload_is_repeated_until_the_meter_can_resolve_it(project: Pr
     result.assert_outcomes(passed=2)
     short, long = by_name(run).values()
     assert all(one.repeats == 1 for one in long.rounds)
-    assert all(10 < one.repeats <= 25 for one in short.rounds)
-    for measured in (short, long):
+    # A sleep lasts as long as it says, or longer on a busy machine: then fewer of them fill a round.
+    assert all(1 < one.repeats <= 25 for one in short.rounds)
+    for measured, seconds in ((short, 0.01), (long, 0.3)):
         assert all(
-            one.seconds > 0.16 and one.generated_tokens == 1000 * one.repeats for one in measured.rounds
+            one.seconds >= seconds * one.repeats and one.generated_tokens == 1000 * one.repeats
+            for one in measured.rounds
         )
         # Figures are of one execution and of the token, whatever the repeats.
         assert measured.figures["joules"].value == pytest.approx(
