@@ -23,8 +23,7 @@ from pytest_tokenpower.telemetry.meters.rapl import RaplMeter
 from pytest_tokenpower.telemetry.simulation.library import SimulatedBoards
 from pytest_tokenpower.telemetry.simulation.scenario import Board, Fault, Scenario, numbered_boards
 from pytest_tokenpower.telemetry.types import Meter
-
-from .meters import test_amd, test_intel_gpu, test_jetson, test_rapl
+from tests.support.meters import amd, intel_gpu, jetson, rapl
 
 PAGE = Path(__file__).parents[2] / "docs" / "platforms.md"
 
@@ -52,7 +51,7 @@ def of_amd(
     *watts: int, counter: bool = True, environment: dict[str, str] | None = None, **options: Any
 ) -> Said:
     def told(root: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-        node = test_amd.Node(*watts, **options)
+        node = amd.Node(*watts, **options)
         if not counter:
             node.units = dict.fromkeys(node.units, 0)
         monkeypatch.setitem(sys.modules, "amdsmi", node)
@@ -62,23 +61,23 @@ def of_amd(
 
 
 def intel_card(root: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    machine = test_intel_gpu.Machine(root)
+    machine = intel_gpu.Machine(root)
     machine.chip(0, "xe", "0000:03:00.0", energy1="card")
     return said(lambda: machine.meter().open(Clock()))
 
 
 def orin(root: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    return said(lambda: test_jetson.agx_orin(root).open(Clock()))
+    return said(lambda: jetson.agx_orin(root).open(Clock()))
 
 
 def unknown_jetson(root: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    test_jetson.monitor(root, 1, ("VDD_X", 5_000, 1_500))
-    return said(lambda: test_jetson.jetson(root, "NVIDIA Jetson X").open(Clock()))
+    jetson.monitor(root, 1, ("VDD_X", 5_000, 1_500))
+    return said(lambda: jetson.jetson(root, "NVIDIA Jetson X").open(Clock()))
 
 
 def of_rapl(*zones: str, flags: str = "fpu", still: bool = False) -> Said:
     def told(root: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-        machine = test_rapl.Machine(root, flags=flags)
+        machine = rapl.Machine(root, flags=flags)
         for number, name in enumerate(zones):
             machine.zone(f"intel-rapl:{number}", name, 5_000_000_000 + number, still=still)
         return said(lambda: machine.meter().open(machine.clock))
@@ -98,7 +97,7 @@ def of_auto(node: str = "", *faults: Fault, intel: bool = False) -> Said:
             card = drm / "card0" / "device"
             card.mkdir(parents=True)
             (card / "vendor").write_text("0x8086\n")
-        machine = test_rapl.Machine(root / "cpu")
+        machine = rapl.Machine(root / "cpu")
         machine.zone("intel-rapl:0", "package-0")
         absent = Fault(kind="error", call="nvmlInit", error="LIBRARY_NOT_FOUND")
         meters: dict[str, Meter] = {
@@ -152,7 +151,7 @@ PLATFORMS: dict[str, Said] = {
     "AMD MI300X": of_amd(650),
     "AMD in a guest": of_amd(650, counter=False),
     "AMD MI250X": of_amd(650, 0, model="AMD Instinct MI250X"),
-    "AMD MI300X, partitioned": of_amd(650, 650, serials=[test_amd.UNIQUE[0]] * 2),
+    "AMD MI300X, partitioned": of_amd(650, 650, serials=[amd.UNIQUE[0]] * 2),
     "Intel card": intel_card,
     "Jetson AGX Orin": orin,
     "CPU, Intel and AMD": of_rapl("package-0"),
@@ -160,7 +159,7 @@ PLATFORMS: dict[str, Said] = {
     "no GPU, auto": of_auto(),
     "MIG, one slice": of_nvml(boards=(Board(name=H100, mig="on", mig_slices=2),)),
     "AMD, part of a partitioned board": of_amd(
-        650, 650, serials=[test_amd.UNIQUE[0]] * 2, environment={"HIP_VISIBLE_DEVICES": "0"}
+        650, 650, serials=[amd.UNIQUE[0]] * 2, environment={"HIP_VISIBLE_DEVICES": "0"}
     ),
     "a display card beside": of_nvml(
         Fault(kind="zero", call="nvmlDeviceGetPowerUsage", board=1),
