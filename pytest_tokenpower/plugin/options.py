@@ -46,7 +46,7 @@ def add_options(parser: pytest.Parser) -> None:
         "--energy-scope",
         metavar="SCOPE",
         help="whose joules make J/token: gpu, cpu, dram, module, node or rack (default: gpu where one is measured, "
-        "else cpu); other scopes that are measured are shown beside it",
+        "else cpu); other scopes that are measured are shown, too",
     )
     group.addoption(
         "--energy-baseline",

@@ -5,7 +5,7 @@ The way from runs to a verdict::
     runs = [Run(joules_per_token=..., seconds_per_token=..., temperatures_celsius=..., board=..., host=...,
                 occasion=...), ...]                              # runs.py's rounds, one fresh process each
     occasions(starts_s, hosts)           -> tuple[str, ...]      # occasions.py: stretches of time on one host
-    split_levels(runs, starts=blessed)   -> levels               # levels.py: the last one is the baseline
+    split_levels(runs, starts=accepted)  -> levels               # levels.py: the last one is the baseline
     learn_noise(levels_of_each_test, ..) -> {test: Noise}        # scatter.py: what other tests teach
     compare(levels[-1], new, noise, earlier=levels[:-1], waiting=..., calibrations=...)
                                          -> Comparison           # comparison.py: total, work and pace

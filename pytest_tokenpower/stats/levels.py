@@ -1,4 +1,4 @@
-"""Levels of a test's history: where a blessing, an accepted change or a step ends the runs that are a baseline."""
+"""Levels of a test's history: where an accepted change or a step ends the runs that are a baseline."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def split_levels(
 
     Args:
         runs: The history, oldest first.
-        starts: The indices of runs that begin a new level because somebody said so: blessed or accepted changes.
+        starts: The indices of runs that begin a new level because somebody said so: accepted changes.
         noise: What is believed of the scatter.
 
     Returns:

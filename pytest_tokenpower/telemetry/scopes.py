@@ -1,4 +1,4 @@
-"""Scopes: which devices' joules make the figure, what that figure is called, and what is measured beside it."""
+"""Scopes: which devices' joules make the figure, what that figure is called, and what else is measured."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ SCOPES: tuple[Scope, ...] = ("gpu", "cpu", "node", "dram", "rack", "module")
 """All scopes; where none is asked for, the first of them that is measured makes the figure."""
 
 PARTS: tuple[Scope, ...] = ("gpu", "cpu", "dram")
-"""What a node consists of, beside the rest of it, which has no meter of its own."""
+"""What a node consists of, but for the rest of it, which has no meter of its own."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """``devices`` make the figure, called ``label`` in the key; ``others`` are measured beside it."""
+    """``devices`` make the figure, called ``label`` in the key; ``others`` are measured along with them."""
 
     label: str
     devices: tuple[Device, ...]
