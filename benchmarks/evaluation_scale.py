@@ -18,7 +18,7 @@ from pytest_tokenpower import TokenCount
 from pytest_tokenpower.analysis.rounds import evaluate
 from pytest_tokenpower.core.windows import RoundWindow
 from pytest_tokenpower.meters import CounterReading, Device, PowerSamples, Reading
-from pytest_tokenpower.telemetry.timeline import Timeline
+from pytest_tokenpower.meters.timeline import Timeline
 
 PERIOD_NS = 20_000_000
 HOURS = (0.05, 0.5, 2.0)

@@ -34,10 +34,10 @@ from reporting import Results, now, refresh
 
 from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.core.windows import RoundWindow
+from pytest_tokenpower.meters.adapters.nvml.meter import NvmlMeter
+from pytest_tokenpower.meters.collector import Collector
 from pytest_tokenpower.runner.rounds import measured_round
 from pytest_tokenpower.runner.telemetry import TelemetrySession
-from pytest_tokenpower.telemetry.collector import Collector
-from pytest_tokenpower.telemetry.meters.nvml.meter import NvmlMeter
 
 Row = dict[str, Any]
 
@@ -148,9 +148,9 @@ def doctor(fake: bool) -> Row:
     """Run the doctor: what `tokenpower doctor` and `tokenpower doctor --json` print, of one trial."""
     from pytest_tokenpower.analysis.meter_quality import report_of
     from pytest_tokenpower.cli.doctor import subjects_of
+    from pytest_tokenpower.meters.probe import try_meters
     from pytest_tokenpower.reporting.doctor import as_json, exit_code
     from pytest_tokenpower.reporting.doctor import render as text_of
-    from pytest_tokenpower.telemetry.probe import try_meters
 
     source, seconds = ("simulated", 1.0) if fake else (None, 10.0)
     trials, clock = try_meters(subjects_of(source), seconds)
@@ -468,8 +468,8 @@ def _watts(first: tuple[int, int], second: tuple[int, int]) -> float:
 def keep_recording(
     path: Path, telemetry: TelemetrySession, kept: Sequence[tuple[str, Row, RoundWindow]]
 ) -> None:
-    from pytest_tokenpower.telemetry.clock import Clock
-    from pytest_tokenpower.telemetry.recording import RecordedWindow, write_recording
+    from pytest_tokenpower.meters.clock import Clock
+    from pytest_tokenpower.meters.recording import RecordedWindow, write_recording
 
     recorded = [
         RecordedWindow(
@@ -681,7 +681,7 @@ def import_vllm(mode: str) -> Callable[[Path], Any]:
 
 
 def import_fake() -> Callable[[Path], Any]:
-    from pytest_tokenpower.telemetry.simulation.library import SimulatedBoards
+    from pytest_tokenpower.meters.simulation.library import SimulatedBoards
 
     boards: Any = SimulatedBoards()
     boards.nvmlInit()

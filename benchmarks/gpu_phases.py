@@ -50,10 +50,10 @@ from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.core.windows import RoundWindow
 from pytest_tokenpower.engines import Generation
 from pytest_tokenpower.engines.phase_marks import phases_of
+from pytest_tokenpower.meters.clock import Clock
+from pytest_tokenpower.meters.recording import write_recording
+from pytest_tokenpower.meters.types import Device
 from pytest_tokenpower.runner.rounds import measured_round
-from pytest_tokenpower.telemetry.clock import Clock
-from pytest_tokenpower.telemetry.recording import write_recording
-from pytest_tokenpower.telemetry.types import Device
 
 Row = dict[str, Any]
 

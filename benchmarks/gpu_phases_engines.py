@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from pytest_tokenpower.engines import EngineIdentity, EngineSpec, Generation, Step
+from pytest_tokenpower.meters.adapters.nvml.meter import NvmlMeter
+from pytest_tokenpower.meters.collector import Collector
+from pytest_tokenpower.meters.simulation.library import SimulatedBoards
+from pytest_tokenpower.meters.simulation.power_curve import FunctionCurve
+from pytest_tokenpower.meters.simulation.scenario import Board, Scenario, numbered_boards
+from pytest_tokenpower.meters.types import Device
 from pytest_tokenpower.runner.telemetry import TelemetrySession
-from pytest_tokenpower.telemetry.collector import Collector
-from pytest_tokenpower.telemetry.meters.nvml.meter import NvmlMeter
-from pytest_tokenpower.telemetry.simulation.library import SimulatedBoards
-from pytest_tokenpower.telemetry.simulation.power_curve import FunctionCurve
-from pytest_tokenpower.telemetry.simulation.scenario import Board, Scenario, numbered_boards
-from pytest_tokenpower.telemetry.types import Device
 from pytest_tokenpower.workloads import Batch, FixedShape, Poisson
 
 TOKEN_BUDGET = 65536

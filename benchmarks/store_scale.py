@@ -34,11 +34,11 @@ from pytest_tokenpower.core.records import (
 )
 from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.core.types import Fact
+from pytest_tokenpower.meters.types import Device
 from pytest_tokenpower.store.baseline import Baseline
 from pytest_tokenpower.store.git import Repository
 from pytest_tokenpower.store.keys import make_key
 from pytest_tokenpower.store.store import Store, default_store_path, file_name
-from pytest_tokenpower.telemetry.types import Device
 
 GOAL_SECONDS = 0.5
 GOAL_MEGABYTES = 200.0

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from pytest_tokenpower.analysis.calibration import track_of
 from pytest_tokenpower.analysis.tracks import EnergyTrack, window_energy
-from pytest_tokenpower.telemetry.timeline import Timeline
-from pytest_tokenpower.telemetry.types import CounterReading, Device, PowerSamples, Reading
+from pytest_tokenpower.meters.timeline import Timeline
+from pytest_tokenpower.meters.types import CounterReading, Device, PowerSamples, Reading
 
 PERIOD_NS = 20_000_000
 CHUNK_S = 60

@@ -26,7 +26,7 @@ from tabulate import tabulate
 from pytest_tokenpower.analysis.calibration import track_of
 from pytest_tokenpower.analysis.replay import window_records
 from pytest_tokenpower.analysis.tracks import EnergyTrack, ring_track, window_energy
-from pytest_tokenpower.telemetry.recording import Recording, read_recording
+from pytest_tokenpower.meters.recording import Recording, read_recording
 
 Floats = NDArray[np.float64]
 

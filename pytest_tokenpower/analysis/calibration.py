@@ -18,8 +18,8 @@ from pytest_tokenpower.analysis.tracks import (
     polled_track,
     ring_track,
 )
-from pytest_tokenpower.telemetry.timeline import CounterColumns, Stretch, Timeline
-from pytest_tokenpower.telemetry.types import Device
+from pytest_tokenpower.meters.timeline import CounterColumns, Stretch, Timeline
+from pytest_tokenpower.meters.types import Device
 
 
 def track_of(timeline: Timeline | Stretch, device: Device) -> EnergyTrack | None:

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pytest_tokenpower.analysis.tracks import GAP_PERIODS, LARGEST_DISAGREEMENT, EnergyTrack
-from pytest_tokenpower.telemetry.timeline import CounterColumns
-from pytest_tokenpower.telemetry.types import PowerSamples
+from pytest_tokenpower.meters.timeline import CounterColumns
+from pytest_tokenpower.meters.types import PowerSamples
 
 STILL_DISAGREEMENT = 0.01
 """The same for a ring whose value does not move: on an H100 no more than 5 samples in a row are alike (of 9,000)."""

@@ -17,8 +17,8 @@ from pytest_tokenpower.analysis.cross_checks import (
     power_disagreement,
 )
 from pytest_tokenpower.analysis.tracks import GAP_PERIODS, LARGEST_DISAGREEMENT, EnergyTrack, WindowEnergy
-from pytest_tokenpower.telemetry.timeline import CounterColumns, Event
-from pytest_tokenpower.telemetry.types import Conditions, Device, PowerSamples
+from pytest_tokenpower.meters.timeline import CounterColumns, Event
+from pytest_tokenpower.meters.types import Conditions, Device, PowerSamples
 
 LARGEST_RELATIVE_ERROR = 0.10
 """Above this standard error a window is too short for the method that measured it. A ring's windows below 28 ms are,

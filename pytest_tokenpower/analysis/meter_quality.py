@@ -23,10 +23,10 @@ from pytest_tokenpower.analysis.tracks import (
     ring_track,
     window_energy,
 )
-from pytest_tokenpower.telemetry.probe import ClockWatch, ProbeResult
-from pytest_tokenpower.telemetry.probe_nvml import BoardFacts, CallCost
-from pytest_tokenpower.telemetry.timeline import CounterColumns, Timeline
-from pytest_tokenpower.telemetry.types import Device, PowerSamples
+from pytest_tokenpower.meters.probe import ClockWatch, ProbeResult
+from pytest_tokenpower.meters.probe_nvml import BoardFacts, CallCost
+from pytest_tokenpower.meters.timeline import CounterColumns, Timeline
+from pytest_tokenpower.meters.types import Device, PowerSamples
 
 AUTO = ("nvml", "amd", "intel", "jetson", "rapl")
 

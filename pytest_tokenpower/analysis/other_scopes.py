@@ -12,9 +12,9 @@ from pytest_tokenpower.analysis.figures import figures
 from pytest_tokenpower.analysis.rounds import flagged_too_often, round_records
 from pytest_tokenpower.core.records import RoundRecord, ScopeFigure
 from pytest_tokenpower.core.windows import RoundWindow
-from pytest_tokenpower.telemetry.scopes import PARTS
-from pytest_tokenpower.telemetry.timeline import Timeline
-from pytest_tokenpower.telemetry.types import Device
+from pytest_tokenpower.meters.scopes import PARTS
+from pytest_tokenpower.meters.timeline import Timeline
+from pytest_tokenpower.meters.types import Device
 
 
 @dataclass(frozen=True)

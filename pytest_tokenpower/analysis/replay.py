@@ -12,8 +12,8 @@ from pytest_tokenpower.core.records import RoundRecord
 from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.core.windows import MIXED, PhaseWindow, RoundWindow
 from pytest_tokenpower.errors import UsageError
-from pytest_tokenpower.telemetry.recording import RecordedWindow, Recording
-from pytest_tokenpower.telemetry.types import Device
+from pytest_tokenpower.meters.recording import RecordedWindow, Recording
+from pytest_tokenpower.meters.types import Device
 
 
 def recorded_windows(

@@ -15,8 +15,8 @@ from pytest_tokenpower.analysis.phases import StepPhases, phase_records
 from pytest_tokenpower.analysis.tracks import EnergyTrack, WindowEnergy, window_energy
 from pytest_tokenpower.core.records import PhaseRecord, RoundRecord
 from pytest_tokenpower.core.windows import RoundWindow
-from pytest_tokenpower.telemetry.timeline import Stretch, Timeline
-from pytest_tokenpower.telemetry.types import Conditions, Device
+from pytest_tokenpower.meters.timeline import Stretch, Timeline
+from pytest_tokenpower.meters.types import Conditions, Device
 
 NO_DEVICE = "there are no readings of any device"
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pytest_tokenpower.analysis import guards
 from pytest_tokenpower.analysis.tracks import EnergyTrack, WindowEnergy
-from pytest_tokenpower.telemetry.types import Device
+from pytest_tokenpower.meters.types import Device
 
 NEEDED = 2.0
 """A window must be this many resolutions long: what was read in the first of them may be of before the window."""

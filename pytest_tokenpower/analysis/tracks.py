@@ -22,8 +22,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pytest_tokenpower.telemetry.timeline import CounterColumns
-from pytest_tokenpower.telemetry.types import PowerSamples
+from pytest_tokenpower.meters.timeline import CounterColumns
+from pytest_tokenpower.meters.types import PowerSamples
 
 LARGEST_DISAGREEMENT = 0.05
 

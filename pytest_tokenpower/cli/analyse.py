@@ -17,8 +17,8 @@ from pytest_tokenpower.analysis.replay import RoundPhases, stepped_rounds, windo
 from pytest_tokenpower.analysis.tracks import EnergyTrack
 from pytest_tokenpower.core.records import RoundRecord
 from pytest_tokenpower.core.windows import BETWEEN, DECODE, MIXED, PREFILL
-from pytest_tokenpower.telemetry.recording import RecordedWindow, Recording, read_recording
-from pytest_tokenpower.telemetry.types import Device
+from pytest_tokenpower.meters.recording import RecordedWindow, Recording, read_recording
+from pytest_tokenpower.meters.types import Device
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

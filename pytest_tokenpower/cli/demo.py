@@ -105,7 +105,7 @@ class _Demo:
 
 
 def _best_source() -> tuple[str, str]:
-    from pytest_tokenpower.telemetry import sources
+    from pytest_tokenpower.meters import sources
 
     try:
         collector, devices = sources.start("auto")

@@ -12,9 +12,9 @@ from typing import Any
 
 from pytest_tokenpower.analysis.meter_quality import report_of
 from pytest_tokenpower.errors import UsageError
+from pytest_tokenpower.meters.probe import Candidate, try_meters
+from pytest_tokenpower.meters.types import Meter
 from pytest_tokenpower.reporting.doctor import as_json, exit_code
-from pytest_tokenpower.telemetry.probe import Candidate, try_meters
-from pytest_tokenpower.telemetry.types import Meter
 
 EXIT_CODES = """\
 exit codes:
@@ -76,73 +76,73 @@ def _seconds(text: str) -> float:
 
 
 def _pynvml() -> Any:
-    from pytest_tokenpower.telemetry.meters.nvml.library import load_nvml
+    from pytest_tokenpower.meters.adapters.nvml.library import load_nvml
 
     return load_nvml()
 
 
 def _nvml(library: Any) -> Meter:
-    from pytest_tokenpower.telemetry.meters.nvml.meter import NvmlMeter
+    from pytest_tokenpower.meters.adapters.nvml.meter import NvmlMeter
 
     return NvmlMeter(library, visible=os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
 def _amd(_: Any) -> Meter:
-    from pytest_tokenpower.telemetry.meters.amd import AmdMeter
+    from pytest_tokenpower.meters.adapters.amd import AmdMeter
 
     return AmdMeter()
 
 
 def _intel(_: Any) -> Meter:
-    from pytest_tokenpower.telemetry.meters.intel_gpu import IntelGpuMeter
+    from pytest_tokenpower.meters.adapters.intel_gpu import IntelGpuMeter
 
     return IntelGpuMeter()
 
 
 def _jetson(_: Any) -> Meter:
-    from pytest_tokenpower.telemetry.meters.jetson import JetsonMeter
+    from pytest_tokenpower.meters.adapters.jetson import JetsonMeter
 
     return JetsonMeter()
 
 
 def _rapl(_: Any) -> Meter:
-    from pytest_tokenpower.telemetry.meters.rapl import RaplMeter
+    from pytest_tokenpower.meters.adapters.rapl import RaplMeter
 
     return RaplMeter()
 
 
 def _hwmon(_: Any) -> Meter:
-    from pytest_tokenpower.telemetry.meters.hwmon import HwmonMeter
+    from pytest_tokenpower.meters.adapters.hwmon import HwmonMeter
 
     return HwmonMeter()
 
 
 def _ipmi(_: Any) -> Meter:
-    from pytest_tokenpower.telemetry.meters.ipmi import IpmiMeter
+    from pytest_tokenpower.meters.adapters.ipmi import IpmiMeter
 
     return IpmiMeter()
 
 
 def _redfish(_: Any) -> Meter:
-    from pytest_tokenpower.telemetry.meters.redfish import RedfishMeter
+    from pytest_tokenpower.meters.adapters.redfish import RedfishMeter
 
     return RedfishMeter()
 
 
 def _prometheus(_: Any) -> Meter:
-    from pytest_tokenpower.telemetry.meters.prometheus import PrometheusMeter
+    from pytest_tokenpower.meters.adapters.prometheus import PrometheusMeter
 
     return PrometheusMeter()
 
 
 def _trtllm(_: Any) -> Meter:
-    from pytest_tokenpower.telemetry.meters.trtllm import TrtllmMeter
+    from pytest_tokenpower.meters.adapters.trtllm import TrtllmMeter
 
     return TrtllmMeter()
 
 
 def _model(_: Any) -> Meter:
-    from pytest_tokenpower.telemetry.meters.cpu_model import CpuModelMeter
+    from pytest_tokenpower.meters.adapters.cpu_model import CpuModelMeter
 
     return CpuModelMeter()
 
@@ -176,9 +176,9 @@ def subjects_of(source: str | None) -> list[Candidate]:
         )
     # The simulated boards speak through it.
     _pynvml()
-    from pytest_tokenpower.telemetry.meters.nvml.meter import NvmlMeter
-    from pytest_tokenpower.telemetry.simulation.library import SimulatedBoards
-    from pytest_tokenpower.telemetry.simulation.scenario import Scenario, load_scenario
+    from pytest_tokenpower.meters.adapters.nvml.meter import NvmlMeter
+    from pytest_tokenpower.meters.simulation.library import SimulatedBoards
+    from pytest_tokenpower.meters.simulation.scenario import Scenario, load_scenario
 
     played = load_scenario(scenario) if scenario else Scenario()
     return [

@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.engines.protocol import EngineIdentity, Step
 from pytest_tokenpower.errors import EngineError, TokenPowerError, UsageError
+from pytest_tokenpower.meters.adapters.nvml.devices import visible_gpus
 from pytest_tokenpower.models.checkpoint import model_name, require_model, weights_name, weights_note
-from pytest_tokenpower.telemetry.meters.nvml.devices import visible_gpus
 from pytest_tokenpower.workloads.base import Batch
 from pytest_tokenpower.workloads.tokenizers import Encode, tokenizer_of
 

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from pytest_tokenpower.errors import EngineError, UsageError
+from pytest_tokenpower.meters.adapters.nvml.devices import GpuMemory, gpu_memories
 from pytest_tokenpower.models.architecture import WEIGHT_BITS, Architecture, dtype_name
 from pytest_tokenpower.models.checkpoint import model_name
 from pytest_tokenpower.models.memory import GIB, parallel_sizes, weight_bytes
 from pytest_tokenpower.models.registry import load_models
-from pytest_tokenpower.telemetry.meters.nvml.devices import GpuMemory, gpu_memories
 
 _CGROUP = Path("/sys/fs/cgroup/memory.max")
 

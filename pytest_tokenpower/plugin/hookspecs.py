@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from pytest_tokenpower.core.tokens import TokenCount
-    from pytest_tokenpower.telemetry.types import Meter
+    from pytest_tokenpower.meters.types import Meter
 
 
 @pytest.hookspec(firstresult=True)

@@ -21,9 +21,9 @@ from pytest_tokenpower.analysis.meter_quality import (
     span,
     user_id,
 )
-from pytest_tokenpower.telemetry.probe_nvml import BoardFacts, CallCost
+from pytest_tokenpower.meters.probe_nvml import BoardFacts, CallCost
 
-"""The sources that ``--energy-source=auto`` tries, in its order (telemetry/sources.py)."""
+"""The sources that ``--energy-source=auto`` tries, in its order (meters/sources.py)."""
 
 
 def exit_code(report: Report, *, allow_model: bool) -> int:

@@ -8,7 +8,7 @@ from functools import partial
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.engines.protocol import EngineIdentity
 from pytest_tokenpower.errors import UsageError
-from pytest_tokenpower.telemetry.types import Device
+from pytest_tokenpower.meters.types import Device
 
 LOCAL_METERS = frozenset({"nvml", "amd", "rapl", "hwmon", "ipmi", "cpu-model"})
 """Meters (``Device.meter``) of the machine that the tests run on. Others are named by their user, or added by a hook,

@@ -20,18 +20,18 @@ from pytest_tokenpower.core.windows import RoundWindow
 from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
 from pytest_tokenpower.gate.priors import Priors
 from pytest_tokenpower.gate.verdict import Policy
+from pytest_tokenpower.meters import sources
+from pytest_tokenpower.meters.credentials import without_credentials
 from pytest_tokenpower.runner.telemetry import TelemetrySession
 from pytest_tokenpower.store.baseline import Baseline
 from pytest_tokenpower.store.explain import what_was_stored
 from pytest_tokenpower.store.git import Repository, explain_absence
 from pytest_tokenpower.store.identity import root_in
 from pytest_tokenpower.store.store import Store, default_store_path
-from pytest_tokenpower.telemetry import sources
-from pytest_tokenpower.telemetry.credentials import without_credentials
 
 if TYPE_CHECKING:
-    from pytest_tokenpower.telemetry.recording import Recording
-    from pytest_tokenpower.telemetry.types import Meter
+    from pytest_tokenpower.meters.recording import Recording
+    from pytest_tokenpower.meters.types import Meter
 
 
 class Session:
@@ -60,7 +60,7 @@ class Session:
         kind, _, path = self.settings.source.partition(":")
         if kind != "replay":
             return None
-        from pytest_tokenpower.telemetry.recording import read_recording
+        from pytest_tokenpower.meters.recording import read_recording
 
         if not path:
             raise UsageError("--energy-source=replay: name a recording: --energy-source=replay:PATH")
@@ -181,7 +181,7 @@ class Session:
             except MeterError:
                 started.collector.stop()
                 raise
-        from pytest_tokenpower.telemetry.collector import Collector
+        from pytest_tokenpower.meters.collector import Collector
 
         # Without meters a collector adds nothing to its timeline and has nothing to wait for.
         collector = Collector(())
@@ -206,8 +206,8 @@ class Session:
         if record is None or not isinstance(telemetry, TelemetrySession):
             return
         from pytest_tokenpower.analysis.replay import recorded_windows
-        from pytest_tokenpower.telemetry.clock import Clock
-        from pytest_tokenpower.telemetry.recording import write_recording
+        from pytest_tokenpower.meters.clock import Clock
+        from pytest_tokenpower.meters.recording import write_recording
 
         windows = [
             window

@@ -15,12 +15,12 @@ from pytest_tokenpower.analysis.rounds import Evaluation, evaluate, readings_aro
 from pytest_tokenpower.core.records import RoundRecord, ScopeFigure
 from pytest_tokenpower.core.windows import RoundWindow
 from pytest_tokenpower.errors import MeterUnavailable
-from pytest_tokenpower.telemetry.scopes import choose
+from pytest_tokenpower.meters.scopes import choose
 
 if TYPE_CHECKING:
     from pytest_tokenpower.core.types import Scope
-    from pytest_tokenpower.telemetry.collector import Collector
-    from pytest_tokenpower.telemetry.types import Device
+    from pytest_tokenpower.meters.collector import Collector
+    from pytest_tokenpower.meters.types import Device
 
 
 AFTER_NS = 60_000_000

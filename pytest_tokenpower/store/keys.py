@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.errors import UsageError
-from pytest_tokenpower.telemetry.types import Device
+from pytest_tokenpower.meters.types import Device
 
 KEY_VERSION = 1
 """What the fields of a key mean; another meaning of the same figure takes another number."""

@@ -13,9 +13,9 @@ from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.core.types import Provenance
 from pytest_tokenpower.core.windows import RoundWindow
 from pytest_tokenpower.errors import MeterUnavailable
+from pytest_tokenpower.meters.collector import Collector
+from pytest_tokenpower.meters.types import Device
 from pytest_tokenpower.runner.telemetry import TelemetrySession
-from pytest_tokenpower.telemetry.collector import Collector
-from pytest_tokenpower.telemetry.types import Device
 
 ONE, TWO = "GPU-10000000-aaaa-0000-0000-000000000000", "GPU-20000000-aaaa-0000-0000-000000000000"
 AMD = "7cff74a1-0000-1000-8042-000000000000"

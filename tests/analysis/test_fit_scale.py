@@ -18,9 +18,9 @@ from pytest_tokenpower.analysis.tracks import (
     ring_track,
     window_energy,
 )
-from pytest_tokenpower.telemetry.simulation.power_curve import PowerCurve
-from pytest_tokenpower.telemetry.timeline import CounterColumns
-from pytest_tokenpower.telemetry.types import PowerSamples
+from pytest_tokenpower.meters.simulation.power_curve import PowerCurve
+from pytest_tokenpower.meters.timeline import CounterColumns
+from pytest_tokenpower.meters.types import PowerSamples
 from tests.support.readings import MS, SECOND, counter_readings, ring_samples
 
 TICK = 100 * MS

@@ -20,9 +20,9 @@ from pytest_tokenpower.analysis.tracks import (
     ring_track,
     window_energy,
 )
-from pytest_tokenpower.telemetry.simulation.power_curve import PowerCurve
-from pytest_tokenpower.telemetry.timeline import CounterColumns, Event
-from pytest_tokenpower.telemetry.types import Conditions, Device
+from pytest_tokenpower.meters.simulation.power_curve import PowerCurve
+from pytest_tokenpower.meters.timeline import CounterColumns, Event
+from pytest_tokenpower.meters.types import Conditions, Device
 from tests.support.readings import MS, SECOND, counter_readings, ring_of, ring_samples
 
 GPU = Device("GPU-1", "gpu", "A board", "nvml", "measured", key_facts={"power_limit_watts": 700})

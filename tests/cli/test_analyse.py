@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pytest_tokenpower.cli import main
-from pytest_tokenpower.telemetry.recording import read_recording
+from pytest_tokenpower.meters.recording import read_recording
 from tests.support.projects import ALONE, Project
 
 RECORDINGS = Path(__file__).parents[1] / "data/recordings"

@@ -32,21 +32,21 @@ from pytest_tokenpower.analysis.meter_quality import (
 from pytest_tokenpower.analysis.tracks import ring_track
 from pytest_tokenpower.cli import doctor
 from pytest_tokenpower.errors import MeterError, MeterUnavailable
+from pytest_tokenpower.meters import probe_nvml as call_costs
+from pytest_tokenpower.meters import probe_nvml as qualify_nvml
+from pytest_tokenpower.meters import sources
+from pytest_tokenpower.meters.adapters.nvml.meter import NvmlMeter
+from pytest_tokenpower.meters.adapters.rapl import RaplMeter
+from pytest_tokenpower.meters.clock import Clock
+from pytest_tokenpower.meters.probe import Candidate, ClockWatch, ProbeResult, WatchedMeter, try_meters
+from pytest_tokenpower.meters.probe_nvml import BoardFacts, CallLog, inspect_boards
+from pytest_tokenpower.meters.simulation.library import SimulatedBoards
+from pytest_tokenpower.meters.simulation.power_curve import PowerCurve
+from pytest_tokenpower.meters.simulation.scenario import Board, Fault, Process, Scenario, numbered_boards
+from pytest_tokenpower.meters.timeline import Timeline
+from pytest_tokenpower.meters.types import CounterReading, Device, Meter, PowerSamples, Reading
 from pytest_tokenpower.reporting import doctor as doctor_report
 from pytest_tokenpower.reporting.doctor import as_json, exit_code, render
-from pytest_tokenpower.telemetry import probe_nvml as call_costs
-from pytest_tokenpower.telemetry import probe_nvml as qualify_nvml
-from pytest_tokenpower.telemetry import sources
-from pytest_tokenpower.telemetry.clock import Clock
-from pytest_tokenpower.telemetry.meters.nvml.meter import NvmlMeter
-from pytest_tokenpower.telemetry.meters.rapl import RaplMeter
-from pytest_tokenpower.telemetry.probe import Candidate, ClockWatch, ProbeResult, WatchedMeter, try_meters
-from pytest_tokenpower.telemetry.probe_nvml import BoardFacts, CallLog, inspect_boards
-from pytest_tokenpower.telemetry.simulation.library import SimulatedBoards
-from pytest_tokenpower.telemetry.simulation.power_curve import PowerCurve
-from pytest_tokenpower.telemetry.simulation.scenario import Board, Fault, Process, Scenario, numbered_boards
-from pytest_tokenpower.telemetry.timeline import Timeline
-from pytest_tokenpower.telemetry.types import CounterReading, Device, Meter, PowerSamples, Reading
 
 SECOND = 1_000_000_000
 REALTIME_AHEAD = 1_795_000_000_123_456_789

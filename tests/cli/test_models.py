@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from pytest_tokenpower.cli import models as command
+from pytest_tokenpower.meters.adapters.nvml.devices import GpuMemory
 from pytest_tokenpower.models import find_model, load_models
 from pytest_tokenpower.models.architecture import FAMILIES
 from pytest_tokenpower.models.registry import MODELS_VARIABLE
-from pytest_tokenpower.telemetry.meters.nvml.devices import GpuMemory
 from tests.support.commands import Command
 
 GIB = 1 << 30

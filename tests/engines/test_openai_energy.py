@@ -16,9 +16,9 @@ import pytest
 from pytest_tokenpower.core.types import Provenance
 from pytest_tokenpower.engines.openai.engine import OpenAIEngine
 from pytest_tokenpower.errors import UsageError
+from pytest_tokenpower.meters.processes import adopted, is_in_tree, is_this_machine, listener_on
+from pytest_tokenpower.meters.types import Device
 from pytest_tokenpower.runner.checks import require_local_meter
-from pytest_tokenpower.telemetry.processes import adopted, is_in_tree, is_this_machine, listener_on
-from pytest_tokenpower.telemetry.types import Device
 from tests.support.http_stub import StubServer, serving
 from tests.support.projects import Project
 
@@ -113,7 +113,7 @@ def test_compare(energy):
 """
 
 METER = """
-from pytest_tokenpower.telemetry.meters.cpu_model import CpuModelMeter
+from pytest_tokenpower.meters.adapters.cpu_model import CpuModelMeter
 
 class Rack(CpuModelMeter):
     name = "rack-7"

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from pytest_tokenpower.errors import EngineError
+from pytest_tokenpower.meters.adapters.nvml.devices import GpuMemory
 from pytest_tokenpower.models import fit
 from pytest_tokenpower.models.fit import refuse_transformers, refuse_vllm
-from pytest_tokenpower.telemetry.meters.nvml.devices import GpuMemory
 
 GIB = 1 << 30
 H100 = tuple(GpuMemory(index, "NVIDIA H100 80GB HBM3", int(79.2 * GIB)) for index in range(8))

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from pytest_tokenpower.meters.adapters.nvml.devices import GpuMemory, gpu_memories
 from pytest_tokenpower.models import fit as machine
-from pytest_tokenpower.telemetry.meters.nvml.devices import GpuMemory, gpu_memories
 
 
 class _NVMLError(Exception):

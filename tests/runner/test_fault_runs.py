@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pytest_tokenpower.telemetry import collector
+from pytest_tokenpower.meters import collector
 from tests.support.projects import Project
 
 TESTS = """

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.errors import UsageError
+from pytest_tokenpower.meters.types import Device
 from pytest_tokenpower.store.keys import (
     PROTECTED,
     KeyDifference,
@@ -25,7 +26,6 @@ from pytest_tokenpower.store.keys import (
     make_key,
     stated,
 )
-from pytest_tokenpower.telemetry.types import Device
 
 FACTS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 KEYS = st.dictionaries(st.text(max_size=8) | st.sampled_from(["gpu.name", "axis.n"]), FACTS, max_size=6)

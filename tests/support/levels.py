@@ -7,7 +7,7 @@ from tests.support.projects import Project
 SUPPLY = "--energy-source=supply"
 
 METER = """
-from pytest_tokenpower.telemetry.types import CounterReading, Device, Reading
+from pytest_tokenpower.meters.types import CounterReading, Device, Reading
 
 
 class Supply:

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pytest_tokenpower.analysis.tracks import RING_LAG_NS, SMOOTHING_S, EnergyTrack, ring_track
-from pytest_tokenpower.telemetry.simulation.power_curve import Energy, PowerCurve
-from pytest_tokenpower.telemetry.timeline import CounterColumns
-from pytest_tokenpower.telemetry.types import PowerSamples
+from pytest_tokenpower.meters.simulation.power_curve import Energy, PowerCurve
+from pytest_tokenpower.meters.timeline import CounterColumns
+from pytest_tokenpower.meters.types import PowerSamples
 
 MS = 1_000_000
 SECOND = 1_000_000_000

@@ -11,14 +11,14 @@ from pytest_tokenpower.analysis.rounds import round_records
 from pytest_tokenpower.core.records import RoundRecord
 from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.core.windows import RoundWindow
-from pytest_tokenpower.telemetry.clock import Clock
-from pytest_tokenpower.telemetry.collector import poll_once
-from pytest_tokenpower.telemetry.meters.nvml.meter import NvmlMeter
-from pytest_tokenpower.telemetry.simulation.library import SimulatedBoards
-from pytest_tokenpower.telemetry.simulation.power_curve import PowerCurve
-from pytest_tokenpower.telemetry.simulation.scenario import Board, Fault, Scenario
-from pytest_tokenpower.telemetry.timeline import Timeline
-from pytest_tokenpower.telemetry.types import Device
+from pytest_tokenpower.meters.adapters.nvml.meter import NvmlMeter
+from pytest_tokenpower.meters.clock import Clock
+from pytest_tokenpower.meters.collector import poll_once
+from pytest_tokenpower.meters.simulation.library import SimulatedBoards
+from pytest_tokenpower.meters.simulation.power_curve import PowerCurve
+from pytest_tokenpower.meters.simulation.scenario import Board, Fault, Scenario
+from pytest_tokenpower.meters.timeline import Timeline
+from pytest_tokenpower.meters.types import Device
 
 SECOND = 1_000_000_000
 REALTIME_AHEAD = 1_795_000_000_123_456_789

@@ -21,9 +21,8 @@ from pytest_tokenpower.engines.identify import identity_from_config
 from pytest_tokenpower.engines.openai.client import Answer, Client, Endpoint, Limits, Refused, Stream
 from pytest_tokenpower.engines.protocol import EngineIdentity, Generation, Timeouts
 from pytest_tokenpower.errors import EngineError, UsageError
-from pytest_tokenpower.models.checkpoint import model_name, weights_name, weights_note
-from pytest_tokenpower.telemetry.meters.nvml.devices import gpus_of
-from pytest_tokenpower.telemetry.processes import (
+from pytest_tokenpower.meters.adapters.nvml.devices import gpus_of
+from pytest_tokenpower.meters.processes import (
     adopt,
     command_of,
     is_in_tree,
@@ -32,6 +31,7 @@ from pytest_tokenpower.telemetry.processes import (
     release,
     root_of_run,
 )
+from pytest_tokenpower.models.checkpoint import model_name, weights_name, weights_note
 from pytest_tokenpower.workloads.arrivals import AllAtOnce, Arrivals
 from pytest_tokenpower.workloads.base import Batch
 

@@ -24,8 +24,8 @@ from pytest_tokenpower.engines.isolated.engine import PROGRESS_S
 from pytest_tokenpower.engines.openai.engine import OpenAIEngine
 from pytest_tokenpower.engines.protocol import EngineIdentity, Generation, Timeouts
 from pytest_tokenpower.errors import EngineError, UsageError
+from pytest_tokenpower.meters.adapters.nvml.devices import visible_gpus
 from pytest_tokenpower.models.checkpoint import model_name, require_model
-from pytest_tokenpower.telemetry.meters.nvml.devices import visible_gpus
 from pytest_tokenpower.workloads.arrivals import Arrivals
 from pytest_tokenpower.workloads.base import Batch
 from pytest_tokenpower.workloads.tokenizers import tokenizer_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pytest_tokenpower.telemetry.meters.intel_gpu import IntelGpuMeter
+from pytest_tokenpower.meters.adapters.intel_gpu import IntelGpuMeter
 
 
 class Machine:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pytest_tokenpower.telemetry.meters.jetson import JetsonMeter
+from pytest_tokenpower.meters.adapters.jetson import JetsonMeter
 
 
 def jetson(root: Path, model: str = "NVIDIA Jetson AGX Orin Developer Kit") -> JetsonMeter:

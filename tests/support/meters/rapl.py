@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pytest_tokenpower.telemetry.clock import Clock
-from pytest_tokenpower.telemetry.meters.rapl import RaplMeter
+from pytest_tokenpower.meters.adapters.rapl import RaplMeter
+from pytest_tokenpower.meters.clock import Clock
 
 RANGE_UJ = 262_143_328_850
 

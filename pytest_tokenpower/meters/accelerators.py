@@ -1,0 +1,128 @@
+"""Which accelerator a machine has, whether or not it can be measured: its figure must not become the CPU's."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_tokenpower.meters.adapters.jetson import DEVICE_TREE, jetson_model
+
+DEV, DRM, PCI = Path("/dev"), Path("/sys/class/drm"), Path("/sys/bus/pci/devices")
+
+CPU_ALONE = "--energy-scope=cpu measures the CPU alone"
+
+_HIDES = {"", "-1", "NoDevFiles"}
+_INTEGRATED = "0000:00:02."
+"""Where Intel's integrated GPUs are, all of them: what they draw is in the CPU's package, and read by RAPL."""
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """An accelerator in words, the source that would measure it, and what to do where that does not work or is none."""
+
+    name: str
+    source: str | None
+    remedy: str
+
+
+NVIDIA = Accelerator("NVIDIA", "nvml", 'If the tests do not use it, hide it: CUDA_VISIBLE_DEVICES=""')
+NVIDIA_BARE = Accelerator(
+    "NVIDIA, without a driver",
+    "nvml",
+    'Install or load the driver (sudo modprobe nvidia), or hide the GPU: CUDA_VISIBLE_DEVICES=""',
+)
+AMD = Accelerator("AMD", "amd", 'If the tests do not use it, hide it: ROCR_VISIBLE_DEVICES=""')
+INTEL = Accelerator(
+    "Intel", "intel", "A card's energy is given by the driver xe, or by i915 from Linux 6.2 on"
+)
+WSL2 = Accelerator("WSL2's", "nvml", "WSL2 passes few of NVML's readings on: run the tests on Linux itself")
+_OTHERS: tuple[tuple[str, str], ...] = (
+    ("hl[0-9]*", "Gaudi"),
+    ("accel/accel_controlD[0-9]*", "Gaudi"),
+    ("accel[0-9]*", "TPU"),
+    ("neuron[0-9]*", "AWS Neuron"),
+    ("davinci[0-9]*", "Ascend"),
+    ("tenstorrent/[0-9]*", "Tenstorrent"),
+)
+"""Device files of accelerators for which there is no meter here."""
+
+
+def accelerator(name: str) -> Accelerator:
+    """What is known of an accelerator that :func:`find_accelerator` has named."""
+    known = {each.name: each for each in (NVIDIA, NVIDIA_BARE, AMD, INTEL, WSL2)}
+    if name in known:
+        return known[name]
+    if any(name == other for _, other in _OTHERS):
+        return Accelerator(
+            name,
+            None,
+            "There is no meter for it here; where it is scraped, --energy-source=prometheus reads it",
+        )
+    return Accelerator(name, "jetson", "The drivers ina3221 and ina238 give the power of its rails")
+
+
+def find_accelerator(
+    dev: Path = DEV,
+    drm: Path = DRM,
+    pci: Path = PCI,
+    device_tree: Path = DEVICE_TREE,
+    environment: Mapping[str, str] | None = None,
+) -> Accelerator | None:
+    """The accelerator that a driver has brought up here, or that a driver ought to; None without one.
+
+    Boards that the environment hides (CUDA_VISIBLE_DEVICES="", ROCR_VISIBLE_DEVICES="") do not count, nor GPUs that are
+    part of a CPU: AMD's are boards with 8 GiB and more of their own.
+    """
+    if not sys.platform.startswith("linux"):
+        return None  # What tells it here are Linux's own files.
+    env = os.environ if environment is None else environment
+    hidden = env.get("CUDA_VISIBLE_DEVICES", "all").strip() in _HIDES
+    if model := jetson_model(device_tree):
+        return accelerator(model)
+    if not hidden and any(dev.glob("nvidia[0-9]*")):
+        return NVIDIA
+    if not hidden and _without_driver(pci):
+        return NVIDIA_BARE
+    if env.get("ROCR_VISIBLE_DEVICES", "all").strip() not in _HIDES and _has_amd(drm):
+        return AMD
+    if _has_intel(drm):
+        return INTEL
+    for pattern, name in _OTHERS:
+        if any(dev.glob(pattern)):
+            return accelerator(name)
+    return WSL2 if (dev / "dxg").exists() and not hidden else None
+
+
+def _without_driver(pci: Path) -> bool:
+    """Whether an NVIDIA GPU is there that no driver has: none of a CPU-only container, whose host has one."""
+    return any(
+        _text(vendor) == "0x10de"
+        and _text(vendor.with_name("class")).startswith("0x03")
+        and not vendor.with_name("driver").exists()
+        for vendor in pci.glob("*/vendor")
+    )
+
+
+def _has_amd(drm: Path) -> bool:
+    sizes = [_text(memory) for memory in drm.glob("card*/device/mem_info_vram_total")]
+    return any(size.isdecimal() and int(size) >= 8 << 30 for size in sizes)
+
+
+def _has_intel(drm: Path) -> bool:
+    return any(
+        re.fullmatch(r"card\d+", vendor.parent.parent.name) is not None
+        and _text(vendor) == "0x8086"
+        and not vendor.parent.resolve().name.startswith(_INTEGRATED)
+        for vendor in drm.glob("card*/device/vendor")
+    )
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace").strip()
+    except OSError:
+        return ""

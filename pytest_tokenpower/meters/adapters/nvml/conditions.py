@@ -1,0 +1,60 @@
+"""The state of an NVIDIA board beside its energy, through NVML: limits, temperature, clock, processes.
+
+None of it is needed for the energy: what a call does not give, for whatever reason, is absent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pytest_tokenpower.meters.processes import is_in_tree
+from pytest_tokenpower.meters.types import Conditions
+
+LIMIT_FIELDS: Mapping[str, str] = {
+    "power": "NVML_FI_DEV_PERF_POLICY_POWER",
+    "thermal": "NVML_FI_DEV_PERF_POLICY_THERMAL",
+    "board": "NVML_FI_DEV_PERF_POLICY_BOARD_LIMIT",
+    "sw_thermal": "NVML_FI_DEV_CLOCKS_EVENT_REASON_SW_THERM_SLOWDOWN",
+    "hw_thermal": "NVML_FI_DEV_CLOCKS_EVENT_REASON_HW_THERM_SLOWDOWN",
+    "power_brake": "NVML_FI_DEV_CLOCKS_EVENT_REASON_HW_POWER_BRAKE_SLOWDOWN",
+}
+"""Cumulative time under each limit, in nanoseconds (fields 74, 75, 77, 269, 270, 271)."""
+
+
+def optional(nvml: Any, call: str, *arguments: Any) -> Any:
+    """What a call of ``nvml`` answers, or None where it fails (missing, never zero)."""
+    try:
+        return getattr(nvml, call)(*arguments)
+    except nvml.NVMLError:
+        return None
+
+
+def conditions_of(nvml: Any, handle: Any, t_ns: int) -> Conditions:
+    """The conditions of a board; ``t_ns`` is now."""
+    ids = [getattr(nvml, field) for field in LIMIT_FIELDS.values()]
+    values = optional(nvml, "nvmlDeviceGetFieldValues", handle, ids) or ()
+    limited = {
+        name: int(value.value.ullVal)
+        for name, value in zip(LIMIT_FIELDS, values, strict=False)
+        if value.nvmlReturn == nvml.NVML_SUCCESS
+    }
+    # The second is what drivers before NVML 13 have. No die at work is at 0 °C, and no clock at 0 MHz.
+    temperature = optional(nvml, "nvmlDeviceGetTemperatureV", handle, nvml.NVML_TEMPERATURE_GPU) or optional(
+        nvml, "nvmlDeviceGetTemperature", handle, nvml.NVML_TEMPERATURE_GPU
+    )
+    processes = optional(nvml, "nvmlDeviceGetComputeRunningProcesses_v3", handle)
+    ours, foreign = None, None
+    if processes is not None:
+        inside = {process.pid: is_in_tree(process.pid) for process in processes}
+        # A pid that is not in our /proc belongs to another PID namespace: it may well be our own.
+        foreign = tuple(sorted(pid for pid, known in inside.items() if known is False))
+        ours = any(known for known in inside.values()) if None not in inside.values() else None
+    return Conditions(
+        t_ns=t_ns,
+        temperature_celsius=temperature or None,
+        sm_clock_mhz=optional(nvml, "nvmlDeviceGetClockInfo", handle, nvml.NVML_CLOCK_SM) or None,
+        limited_ns=limited,
+        foreign_pids=foreign,
+        own_process=ours,
+    )

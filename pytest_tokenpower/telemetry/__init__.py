@@ -1,1 +1,0 @@
-"""Telemetry: meters, the background collector and the timeline. It knows nothing of tests."""
