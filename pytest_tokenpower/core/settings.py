@@ -56,6 +56,12 @@ LOADED_VARIABLE = "PYTEST_TOKENPOWER_LOADED"
 
 DEFAULT_REGRESSION = 0.03
 
+DEFAULT_ALPHA = 0.01
+"""How often a run of identical code may fail, over all the ways in which it can."""
+
+MOST_ALPHA = 0.025
+"""The tail of the printed 95 % intervals: what has failed or improved excludes 0."""
+
 DEFAULT_WARMUP_ROUNDS = 2
 
 DEFAULT_BASELINE_RUNS = 5
@@ -82,6 +88,7 @@ class Settings(NamedTuple):
     inconclusive: Severity
     key_ignore: tuple[str, ...]
     regression: float
+    alpha: float
     warmup_rounds: int
 
     @property

@@ -23,6 +23,7 @@ from pytest_tokenpower.plugin.state import (
     SESSION,
     SETTINGS,
     SKIPPED,
+    WAYS,
     failure_of,
     may_measure,
     runs_tests,
@@ -95,15 +96,22 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Count the tests that can fail by a comparison; every xdist worker collects, so counts, them all."""
+    """Count the ways in which the run can fail; every xdist worker collects, so counts, all of its tests."""
     config = session.config
     chosen = config.stash[SETTINGS]
-    if not chosen.baselines or config.option.collectonly:
+    gated = [item for item in session.items if may_measure(item)]
+    if not gated or config.option.collectonly:
         return
-    gated = sum(map(may_measure, session.items))
-    session_of(config).gated_tests = max(gated, 1)
+    ceilings = 0
+    for item in gated:
+        # A marker that was added late and is malformed is said when its test comes.
+        with contextlib.suppress(UsageError):
+            ceilings += len(marker.read_budget(item).ceilings)
+    config.stash[WAYS] = (len(gated), ceilings)
+    if not chosen.baselines:
+        return
     # A worker cannot end the run: there each energy test says it.
-    if gated and runs_tests(config) and not chosen.disabled and not hasattr(config, "workerinput"):
+    if runs_tests(config) and not chosen.disabled and not hasattr(config, "workerinput"):
         try:
             _ = session_of(config).baselines
         except TokenPowerError as error:

@@ -86,7 +86,7 @@ class Gatherer:
             complete = True
         finally:
             self._decide(complete)
-        if self._config.stash[MEASUREMENTS] and self._config.stash[SETTINGS].baselines:
+        if self._config.stash[MEASUREMENTS]:
             self._settle()
         return result
 
@@ -107,18 +107,16 @@ class Gatherer:
         from msgspec.structs import replace
 
         from pytest_tokenpower.gate.messages import message
-        from pytest_tokenpower.gate.verdict import settle
+        from pytest_tokenpower.gate.verdict import FAILING, settle
 
         measurements = self._config.stash[MEASUREMENTS]
-        settled = settle(measurements)
+        settled = settle(measurements, self._config.stash[SETTINGS].alpha)
         for at, measured in enumerate(measurements):
             verdicts = tuple(settled.get((measured.test, v.against), v) for v in measured.verdicts)
             if verdicts == measured.verdicts:
                 continue
             measurements[at] = replace(measured, verdicts=verdicts)
-            self._fail(
-                measured, "\n".join(message(v, measured.test) for v in verdicts if v.kind == "regressed")
-            )
+            self._fail(measured, "\n".join(message(v, measured.test) for v in verdicts if v.kind in FAILING))
 
     def _fail(self, measured: MeasurementRecord, complaint: str) -> None:
         """Fail a test that has ended as passed, by a further report; an empty complaint fails none."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import random
 import time
@@ -11,6 +10,8 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
+import numpy as np
+
 from pytest_tokenpower.analysis.rounds import LARGEST_FLAGGED_SHARE
 from pytest_tokenpower.core.progress import warmup_progress
 from pytest_tokenpower.core.records import OTHER_VARIANT, RoundRecord, VerdictRecord
@@ -18,7 +19,8 @@ from pytest_tokenpower.core.settings import fraction
 from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.core.windows import PhaseWindow, RoundWindow
 from pytest_tokenpower.errors import EngineError, TokenCountError, UsageError
-from pytest_tokenpower.gate.verdict import judge_variants
+from pytest_tokenpower.gate.evidence import gating_values
+from pytest_tokenpower.gate.verdict import Policy, judge_variants
 from pytest_tokenpower.runner.rounds import (
     MOST_ROUNDS,
     MOST_SECONDS,
@@ -27,8 +29,10 @@ from pytest_tokenpower.runner.rounds import (
     quick_enough,
     repeats_for,
 )
-from pytest_tokenpower.stats.prior import DEFAULT_PRIOR, Prior
+from pytest_tokenpower.stats.comparison import Blocks, block_differences
+from pytest_tokenpower.stats.pace import Waiting
 from pytest_tokenpower.stats.runs import summarise_blocks
+from pytest_tokenpower.stats.scatter import DEFAULT_NOISE
 
 
 class Startable(Protocol):
@@ -187,7 +191,6 @@ def run_blocks(
     *,
     bench: RoundEvaluator,
     order: random.Random,
-    prior: Prior = DEFAULT_PRIOR,
     names: tuple[str, str] | None = None,
 ) -> tuple[Block, ...]:
     """Warm both variants up, then run ABBA blocks of one restart, each with a first variant drawn from ``order``.
@@ -226,10 +229,10 @@ def run_blocks(
             continue
         if time.monotonic() - began > plan.max_seconds:
             break
-        found = differences(blocks, bench.assess([window for block in blocks for window in block.windows]))
-        if len(found) >= plan.min_blocks:
-            (summary,) = summarise_blocks([found], prior)
-            if summary.squared_error <= (prior.tau0_interleaved / 2) ** 2:
+        found = kept_blocks(blocks, bench.assess([window for block in blocks for window in block.windows]))
+        if found is not None and len(found.joules_per_token) >= plan.min_blocks:
+            (summary,) = summarise_blocks([block_differences(found)])
+            if summary.squared_error <= (DEFAULT_NOISE.interleaved.sd / 2) ** 2:
                 break
     return tuple(blocks)
 
@@ -265,17 +268,19 @@ class Comparison:
         variants = [each for blocks in self.restarts for block in blocks for each in block.variants]
         return tuple(record for each, record in zip(variants, records, strict=True) if each == variant)
 
-    def judge(self, records: Sequence[RoundRecord]) -> VerdictRecord:
-        """The verdict over all restarts; ``records`` as for :meth:`of_variant`."""
+    def judge(
+        self, records: Sequence[RoundRecord], policy: Policy, waiting: Waiting | None = None
+    ) -> VerdictRecord:
+        """The verdict over all restarts; ``records`` as for :meth:`of_variant`, ``waiting`` of the board."""
         found = []
         rest = list(records)
         for blocks in self.restarts:
             size = sum(len(block.windows) for block in blocks)
-            found.append(differences(blocks, rest[:size]))
+            found.append(kept_blocks(blocks, rest[:size]))
             rest = rest[size:]
-        kept = [each for each in found if each]
+        kept = [each for each in found if each is not None]
         total = sum(len(blocks) for blocks in self.restarts)
-        dropped = total - sum(map(len, kept))
+        dropped = total - sum(len(each.joules_per_token) for each in kept)
         if not kept or dropped > LARGEST_FLAGGED_SHARE * total:
             causes = dict.fromkeys(reason for record in records for reason in record.reasons)
             return VerdictRecord(
@@ -285,25 +290,29 @@ class Comparison:
             )
         return judge_variants(
             kept,
+            policy,
             at_least=self.at_least,
             at_most=self.at_most,
             names=self.names,
+            waiting=waiting,
         )
 
 
-def differences(blocks: Sequence[Block], records: Sequence[RoundRecord]) -> list[float]:
-    """Per block the mean ln(J/token) of the candidate less that of the baseline; spoilt blocks are left out.
+def kept_blocks(blocks: Sequence[Block], records: Sequence[RoundRecord]) -> Blocks | None:
+    """The blocks of one restart of which all four rounds are good; None where there is none.
 
     ``records`` are of all the blocks' windows, in their order.
     """
-    found = []
-    rest = iter(records)
-    for block in blocks:
-        values: dict[Variant, list[float]] = {variant: [] for variant in VARIANTS}
-        for variant in block.variants:
-            record = next(rest)
-            if not record.reasons and record.joules is not None:
-                values[variant].append(math.log(record.joules / record.generated_tokens))
-        if all(len(values[variant]) == 2 for variant in VARIANTS):
-            found.append(sum(values["candidate"]) / 2 - sum(values["baseline"]) / 2)
-    return found
+    joules, seconds, candidate = [], [], []
+    for number, block in enumerate(blocks):
+        four = records[4 * number : 4 * number + 4]
+        values = gating_values(four)
+        if len(values) == len(block.variants):
+            joules.append(values)
+            seconds.append(
+                [value * one.seconds / (one.joules or 1.0) for value, one in zip(values, four, strict=True)]
+            )
+            candidate.append([float(variant == "candidate") for variant in block.variants])
+    if not joules:
+        return None
+    return Blocks(np.array(joules), np.array(candidate), np.array(seconds))
