@@ -311,7 +311,12 @@ class Energy:
     @property
     def gpu_ids(self) -> tuple[str, ...]:
         """The GPUs that are measured: nobody else may be measured on them meanwhile."""
-        return tuple(device.gpu_id for device in self._telemetry.devices if device.gpu_id is not None)
+        return tuple(
+            device.gpu_id
+            for device in self._telemetry.devices
+            # Simulated and replayed boards are each run's own.
+            if device.gpu_id is not None and device.provenance == "measured"
+        )
 
     @property
     def used(self) -> bool:
