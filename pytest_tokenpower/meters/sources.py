@@ -152,7 +152,7 @@ def meters_for(source: str) -> Sequence[Meter]:
         from pytest_tokenpower.meters.simulation.scenario import load_scenario
 
         boards = SimulatedBoards(load_scenario(argument)) if argument else SimulatedBoards()
-        return [NvmlMeter(boards, provenance="simulated", realtime_ns=boards.realtime_ns)]
+        return [NvmlMeter(boards, provenance="simulated", clock=boards.clock)]
     raise UsageError(
         f"--energy-source={without_credentials(source)}: the valid sources are {', '.join(SOURCES)}, or several with a "
         "comma between them"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -187,15 +186,15 @@ class Energy:
             raise UsageError(f"{self._test}: energy() and energy.measure() in one test: use one of them")
         declared_config(self._declared, None)
         self._entered = True
-        window = Window()
+        window, now_ns = Window(), self._telemetry.clock.monotonic_ns
         if (wait := device_wait()) is not None:
             wait()
         with sole_window(self._test, frozenset(device.id for device in self._telemetry.devices)):
-            start_ns = time.monotonic_ns()
+            start_ns = now_ns()
             yield window
             if (wait := device_wait()) is not None:
                 wait()
-            end_ns = time.monotonic_ns()
+            end_ns = now_ns()
         if self._replayed is not None:
             self._windows.append(self._next_replayed(self._replayed))
             return
@@ -312,7 +311,12 @@ class Energy:
     @property
     def gpu_ids(self) -> tuple[str, ...]:
         """The GPUs that are measured: nobody else may be measured on them meanwhile."""
-        return tuple(device.gpu_id for device in self._telemetry.devices if device.gpu_id is not None)
+        return tuple(
+            device.gpu_id
+            for device in self._telemetry.devices
+            # Simulated and replayed boards are each run's own.
+            if device.gpu_id is not None and device.provenance == "measured"
+        )
 
     @property
     def used(self) -> bool:

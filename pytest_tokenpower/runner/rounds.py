@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pytest_tokenpower.analysis.rounds import good, log_errors, log_joules_per_token
 from pytest_tokenpower.core.progress import warmup_progress
 from pytest_tokenpower.core.records import RoundRecord
 from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.core.windows import PhaseWindow, RoundWindow
+
+if TYPE_CHECKING:
+    from pytest_tokenpower.meters.clock import Clock
 
 MOST_ROUNDS = 10
 
@@ -69,6 +71,11 @@ class RoundPlan:
 class RoundEvaluator(Protocol):
     """What the orchestrator needs of the telemetry."""
 
+    @property
+    def clock(self) -> Clock:
+        """The clock that windows are on."""
+        ...
+
     def shortest_window_ns(self) -> float:
         """How long a round must be for the meter to resolve it."""
         ...
@@ -94,19 +101,20 @@ def run_rounds(
     last: object = None
     warmup: list[RoundWindow] = []
     tell = warmup_progress()
-    began = time.monotonic()
+    clock = bench.clock
+    began = clock.seconds()
     # Without a warm-up the first round still has to tell how long one is; it is no measurement then.
     while len(warmup) < max(plan.warmup_rounds, 1) or not (
-        len(warmup) >= MOST_ROUNDS or time.monotonic() - began > MOST_SECONDS or _warm(warmup, plan, bench)
+        len(warmup) >= MOST_ROUNDS or clock.seconds() - began > MOST_SECONDS or _warm(warmup, plan, bench)
     ):
-        tell(len(warmup), time.monotonic())
-        last, window = measured_round(execute, count, phases, 1)
+        tell(len(warmup), clock.seconds())
+        last, window = measured_round(execute, count, phases, 1, clock)
         warmup.append(window)
     repeats = repeats_for(min(_seconds(warmup)), bench.shortest_window_ns() / 1e9)
     windows: list[RoundWindow] = []
-    began = time.monotonic()
+    began = clock.seconds()
     while True:
-        last, window = measured_round(execute, count, phases, repeats)
+        last, window = measured_round(execute, count, phases, repeats, clock)
         windows.append(window)
         if len(windows) < plan.min_rounds:
             continue
@@ -114,7 +122,7 @@ def run_rounds(
         kept = len(good(records))
         if kept == 0 or len(windows) >= plan.max_rounds:
             break
-        if time.monotonic() - began > plan.max_seconds and kept >= min(plan.min_rounds, 2):
+        if clock.seconds() - began > plan.max_seconds and kept >= min(plan.min_rounds, 2):
             break
         if kept >= plan.min_rounds and _precise(records, plan):
             break
@@ -152,17 +160,18 @@ def measured_round(
     count: Callable[[object], TokenCount],
     phases: Callable[[object], Sequence[PhaseWindow]],
     repeats: int,
+    clock: Clock,
 ) -> tuple[object, RoundWindow]:
     """One round: ``repeats`` executions in one window, counted after it has closed; the last result goes along."""
     __tracebackhide__ = True
     results: list[object] = []
-    wait = device_wait()
-    start_ns = time.monotonic_ns()
+    wait, now_ns = device_wait(), clock.monotonic_ns
+    start_ns = now_ns()
     for _ in range(repeats):
         results.append(execute())
     if wait is not None:
         wait()
-    end_ns = time.monotonic_ns()
+    end_ns = now_ns()
     tokens = [count(result) for result in results]
     marks = [phases(result) for result in results]
     window = RoundWindow(

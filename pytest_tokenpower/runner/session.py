@@ -8,6 +8,7 @@ import platform
 import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
@@ -206,7 +207,6 @@ class Session:
         if record is None or not isinstance(telemetry, TelemetrySession):
             return
         from pytest_tokenpower.analysis.replay import recorded_windows
-        from pytest_tokenpower.meters.clock import Clock
         from pytest_tokenpower.meters.recording import write_recording
 
         windows = [
@@ -214,7 +214,9 @@ class Session:
             for test, rounds, used in self._measured
             for window in recorded_windows(test, rounds, [d.id for d in used.devices_in_use(rounds)])
         ]
-        write_recording(record, telemetry.collector.timeline, windows, realtime_offset_ns=Clock().offset_ns)
+        # A copy reads the offset anew.
+        offset_ns = replace(telemetry.clock).offset_ns
+        write_recording(record, telemetry.collector.timeline, windows, realtime_offset_ns=offset_ns)
 
     def rest(self) -> None:
         """Measure no more: the timeline stays, and its meters leave the machine to others."""
