@@ -15,14 +15,14 @@ _open: dict[str, list[str]] = {}
 
 @contextmanager
 def sole_window(test: str, boards: frozenset[str]) -> Iterator[None]:
-    """Hold boards for one window; a second window meanwhile is refused, and so is the first where that went unseen.
+    """Hold boards for one measurement; another meanwhile is refused, and so is the first where that went unseen.
 
     Args:
         test: the test that measures.
         boards: ids of the devices that it measures.
 
     Raises:
-        UsageError: another window of a board is open, or was asked for while this one was.
+        UsageError: another measurement of a board is open, or was asked for while this one was.
     """
     asked = [test]
     with _lock:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -78,20 +78,30 @@ class RoundEvaluator(Protocol):
         ...
 
 
-def run_rounds(
-    execute: Callable[[], object],
+@dataclass(frozen=True)
+class Executed:
+    """The executions of one round: what they returned, and the window on the monotonic clock around all of them."""
+
+    results: Sequence[object]
+    start_ns: int
+    end_ns: int
+
+
+Rounds = Generator[int, Executed, tuple[object, tuple[RoundWindow, ...]]]
+"""A measurement under way: it asks for so many executions in one window, and gives the last result and the windows."""
+
+
+def rounds(
     count: Callable[[object], TokenCount],
     phases: Callable[[object], Sequence[PhaseWindow]],
     plan: RoundPlan,
     bench: RoundEvaluator,
-) -> tuple[object, tuple[RoundWindow, ...]]:
+) -> Rounds:
     """Warm up, measure rounds, and return the last result with the windows of the measured rounds.
 
     A workload shorter than the meter resolves is repeated inside each round. Nothing of the measurement runs
     between a round's two clock readings; results are counted after the window has closed.
     """
-    __tracebackhide__ = True
-    last: object = None
     warmup: list[RoundWindow] = []
     tell = warmup_progress()
     began = time.monotonic()
@@ -100,14 +110,14 @@ def run_rounds(
         len(warmup) >= MOST_ROUNDS or time.monotonic() - began > MOST_SECONDS or _warm(warmup, plan, bench)
     ):
         tell(len(warmup), time.monotonic())
-        last, window = measured_round(execute, count, phases, 1)
-        warmup.append(window)
+        ran = yield 1
+        warmup.append(counted_round(ran, count, phases))
     repeats = repeats_for(min(_seconds(warmup)), bench.shortest_window_ns() / 1e9)
     windows: list[RoundWindow] = []
     began = time.monotonic()
     while True:
-        last, window = measured_round(execute, count, phases, repeats)
-        windows.append(window)
+        ran = yield repeats
+        windows.append(counted_round(ran, count, phases))
         if len(windows) < plan.min_rounds:
             continue
         records = bench.assess(windows)
@@ -118,7 +128,52 @@ def run_rounds(
             break
         if kept >= plan.min_rounds and _precise(records, plan):
             break
-    return last, tuple(windows)
+    return ran.results[-1], tuple(windows)
+
+
+def run_rounds(
+    execute: Callable[[], object],
+    count: Callable[[object], TokenCount],
+    phases: Callable[[object], Sequence[PhaseWindow]],
+    plan: RoundPlan,
+    bench: RoundEvaluator,
+) -> tuple[object, tuple[RoundWindow, ...]]:
+    """Run a workload through :func:`rounds`."""
+    __tracebackhide__ = True
+    measuring = rounds(count, phases, plan, bench)
+    repeats = next(measuring)
+    while True:
+        ran = executed(execute, repeats)
+        try:
+            repeats = measuring.send(ran)
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]
+
+
+async def run_rounds_async(
+    execute: Callable[[], Awaitable[object]],
+    count: Callable[[object], TokenCount],
+    phases: Callable[[object], Sequence[PhaseWindow]],
+    plan: RoundPlan,
+    bench: RoundEvaluator,
+) -> tuple[object, tuple[RoundWindow, ...]]:
+    """Run an asynchronous workload through :func:`rounds`, on whatever event loop awaits this."""
+    __tracebackhide__ = True
+    measuring = rounds(count, phases, plan, bench)
+    repeats = next(measuring)
+    while True:
+        results: list[object] = []
+        wait = device_wait()
+        start_ns = time.monotonic_ns()
+        for _ in range(repeats):
+            results.append(await execute())
+        if wait is not None:
+            wait()
+        ran = Executed(results, start_ns, time.monotonic_ns())
+        try:
+            repeats = measuring.send(ran)
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]
 
 
 def _warm(warmup: Sequence[RoundWindow], plan: RoundPlan, bench: RoundEvaluator) -> bool:
@@ -147,13 +202,8 @@ def repeats_for(seconds: float, shortest_seconds: float) -> int:
     return max(1, min(MOST_REPEATS, math.ceil(shortest_seconds / max(seconds, 1e-6))))
 
 
-def measured_round(
-    execute: Callable[[], object],
-    count: Callable[[object], TokenCount],
-    phases: Callable[[object], Sequence[PhaseWindow]],
-    repeats: int,
-) -> tuple[object, RoundWindow]:
-    """One round: ``repeats`` executions in one window, counted after it has closed; the last result goes along."""
+def executed(execute: Callable[[], object], repeats: int) -> Executed:
+    """Run ``repeats`` executions in one window."""
     __tracebackhide__ = True
     results: list[object] = []
     wait = device_wait()
@@ -162,19 +212,38 @@ def measured_round(
         results.append(execute())
     if wait is not None:
         wait()
-    end_ns = time.monotonic_ns()
-    tokens = [count(result) for result in results]
-    marks = [phases(result) for result in results]
-    window = RoundWindow(
-        start_ns=start_ns,
-        end_ns=end_ns,
+    return Executed(results, start_ns, time.monotonic_ns())
+
+
+def counted_round(
+    executed: Executed,
+    count: Callable[[object], TokenCount],
+    phases: Callable[[object], Sequence[PhaseWindow]],
+) -> RoundWindow:
+    """Count the executions of a round whose window has closed."""
+    tokens = [count(result) for result in executed.results]
+    marks = [phases(result) for result in executed.results]
+    return RoundWindow(
+        start_ns=executed.start_ns,
+        end_ns=executed.end_ns,
         tokens=sum(tokens[1:], tokens[0]),
-        repeats=repeats,
+        repeats=len(executed.results),
         executions=frozenset(tokens),
         # One execution without phases would make the others' sums short: then the round has none.
         phases=tuple(phase for each in marks for phase in each) if all(marks) else (),
     )
-    return results[-1], window
+
+
+def measured_round(
+    execute: Callable[[], object],
+    count: Callable[[object], TokenCount],
+    phases: Callable[[object], Sequence[PhaseWindow]],
+    repeats: int,
+) -> tuple[object, RoundWindow]:
+    """One round: ``repeats`` executions in one window, counted after it has closed; the last result goes along."""
+    __tracebackhide__ = True
+    ran = executed(execute, repeats)
+    return ran.results[-1], counted_round(ran, count, phases)
 
 
 def device_wait() -> Callable[[], object] | None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
@@ -24,9 +23,6 @@ from pytest_tokenpower.runner.rerun import Rerun
 from pytest_tokenpower.runner.restarts import Case, Escalation
 from tests.support.measurements import measured
 from tests.support.verdicts import text
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 TEST = "x.py::t"
 
@@ -144,29 +140,30 @@ def report(test: str, verdict: VerdictRecord, outcome: str = "passed", **more: o
     )  # fmt: skip
 
 
-@pytest.fixture
-def failed(pytester: pytest.Pytester) -> Callable[[Gatherer], list[tuple[str, str]]]:
-    """What the end of a run's loop fails."""
+def told(
+    config: pytest.Config, reports: Sequence[pytest.TestReport], error: BaseException | None = None
+) -> list[tuple[str, str, str]]:
+    """What another plugin hears of the tests of a run: test, outcome and complaint of each report, in their order."""
+    heard: list[tuple[str, str, str]] = []
 
-    def after(gatherer: Gatherer, error: BaseException | None = None) -> list[tuple[str, str]]:
-        seen: list[tuple[str, str]] = []
+    class Listener:
+        def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+            heard.append((report.nodeid, report.outcome, str(report.longrepr or "")))
 
-        class Recorder:
-            def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-                seen.append((report.nodeid, str(report.longrepr)))
-
-        gatherer._config.pluginmanager.register(Recorder())
-        loop = gatherer.pytest_runtestloop()
-        next(loop)
-        if error is not None:
-            with pytest.raises(type(error)):
-                loop.throw(error)
-        else:
-            with pytest.raises(StopIteration):
-                loop.send(True)
-        return seen
-
-    return after
+    config.pluginmanager.register(Listener())
+    gatherer = Gatherer(config)
+    config.pluginmanager.register(gatherer)
+    loop = gatherer.pytest_runtestloop()
+    next(loop)
+    for each in reports:
+        config.hook.pytest_runtest_logreport(report=each)
+    if error is not None:
+        with pytest.raises(type(error)):
+            loop.throw(error)
+    else:
+        with pytest.raises(StopIteration):
+            loop.send(True)
+    return heard
 
 
 UNDECIDED = VerdictRecord(
@@ -176,34 +173,41 @@ UNDECIDED = VerdictRecord(
 CERTAIN = replace(UNDECIDED, kind="regressed", p_value=0.001)
 
 
-def test_settling_fails_what_passed_and_nothing_else(
-    pytester: pytest.Pytester, failed: Callable[[Gatherer], list[tuple[str, str]]]
-) -> None:
+def test_settling_fails_what_passed_and_nothing_else(pytester: pytest.Pytester) -> None:
     config = pytester.parseconfigure("--energy-baseline=main", *QUIET)
-    gatherer = Gatherer(config)
-    for each in (
-        report("x.py::certain", CERTAIN, "failed"),
-        report("x.py::settled", UNDECIDED),
-        report("x.py::expected", replace(UNDECIDED, p_value=0.003), wasxfail="known"),
-        report("x.py::budget", replace(UNDECIDED, p_value=0.002), "failed"),
-    ):
-        gatherer.pytest_runtest_logreport(each)
-    [(test, said)] = failed(gatherer)
-    assert test == "x.py::settled"
-    assert said.splitlines() == [
+    heard = told(
+        config,
+        [
+            report("x.py::certain", CERTAIN, "failed"),
+            report("x.py::settled", UNDECIDED),
+            report("x.py::expected", replace(UNDECIDED, p_value=0.003), wasxfail="known"),
+            report("x.py::budget", replace(UNDECIDED, p_value=0.002), "failed"),
+        ],
+    )
+    assert [(test, outcome) for test, outcome, _ in heard] == [
+        ("x.py::certain", "failed"), ("x.py::expected", "passed"), ("x.py::budget", "failed"),
+        ("x.py::settled", "failed"),
+    ]  # fmt: skip
+    assert heard[-1][2].splitlines() == [
         "REGRESSED +9.0 % (limit 3 %): settled takes 1.09 J/token; main took 1 (1 run).",
         "  95 % interval -10.0 % to +20.0 %, one-sided p = 0.03.",
         "  Settled with all comparisons of this run (Holm).",
         "  Provisional: only 1 run stored.",
     ]
-    kinds = [one.verdicts[0].kind for one in config.stash[MEASUREMENTS]]
-    assert kinds == ["regressed"] * 4
+    found = {
+        one.test.rpartition(":")[2]: [v.kind for v in one.verdicts] for one in config.stash[MEASUREMENTS]
+    }
+    # What failed though its verdict does not fail it has failed by itself.
+    assert found == {
+        "certain": ["regressed"],
+        "settled": ["regressed"],
+        "expected": ["regressed"],
+        "budget": [],
+    }
 
 
 def test_an_interrupt_fails_what_it_left_regressed(
-    pytester: pytest.Pytester,
-    monkeypatch: pytest.MonkeyPatch,
-    failed: Callable[..., list[tuple[str, str]]],
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def decide(
         self: PendingRestarts,
@@ -216,9 +220,11 @@ def test_an_interrupt_fails_what_it_left_regressed(
         decided.update({one.test: replace(one, verdicts=(CERTAIN,)) for one in measurements})
 
     monkeypatch.setattr(PendingRestarts, "decide", decide)
-    gatherer = Gatherer(pytester.parseconfigure("--energy-baseline=main", *QUIET))
-    gatherer.pytest_runtest_logreport(report("x.py::t", replace(UNDECIDED, kind="doubtful")))
-    assert [test for test, _ in failed(gatherer, KeyboardInterrupt())] == ["x.py::t"]
+    config = pytester.parseconfigure("--energy-baseline=main", *QUIET)
+    [(test, outcome, _)] = told(
+        config, [report("x.py::t", replace(UNDECIDED, kind="doubtful"))], KeyboardInterrupt()
+    )
+    assert (test, outcome) == ("x.py::t", "failed")
 
 
 @pytest.mark.parametrize(
