@@ -137,10 +137,15 @@ def energy(request: pytest.FixtureRequest) -> Generator[Energy | DisabledEnergy,
     While the test lasts no other process of this user measures on the same GPUs (an xdist worker, another job).
     """
     from pytest_tokenpower.runner.locks import hold_devices
+    from pytest_tokenpower.runner.open_windows import own_boards
 
     fixture = _energy(request)
+    boards: frozenset[str] = getattr(fixture, "boards", frozenset())
     try:
-        with hold_devices(getattr(fixture, "gpu_ids", ())):
+        with (
+            own_boards(request.node.nodeid, boards, waits_for_threads=True),
+            hold_devices(getattr(fixture, "gpu_ids", ())),
+        ):
             yield fixture
     finally:
         # A plugin may run the item again.

@@ -62,6 +62,11 @@ class Window:
         self._tokens: TokenCount | None = None
         self._phases: tuple[PhaseWindow, ...] = ()
 
+    @property
+    def counted(self) -> bool:
+        """Whether tokens were counted in it."""
+        return self._tokens is not None
+
     def tokens(self, *, prompt: int, generated: int, responses: int = 1) -> None:
         """Add the tokens of what ran in this window."""
         self._add(lambda energy: TokenCount(prompt, generated, responses))
@@ -188,7 +193,7 @@ class Energy:
 
     @contextmanager
     def _window(self) -> Iterator[None]:
-        with sole_window(self._test, self._boards):
+        with sole_window(self._test, self.boards):
             self._open += 1
             try:
                 yield
@@ -288,7 +293,9 @@ class Energy:
                 try:
                     yield window
                 except GeneratorExit:
-                    self._refusals.append(f"{self._test}: an energy.measure() block was begun and never ended")
+                    self._refusals.append(
+                        f"{self._test}: an energy.measure() block was begun and never ended"
+                    )
                     raise
                 if (wait := device_wait()) is not None:
                     wait()
@@ -461,7 +468,8 @@ class Energy:
         return "; ".join(self._refusals[self._refused_before :]) if self._ended else ""
 
     @property
-    def _boards(self) -> frozenset[str]:
+    def boards(self) -> frozenset[str]:
+        """The devices whose energy is measured: one measurement at a time has them."""
         return frozenset(device.id for device in self._telemetry.devices)
 
     @property

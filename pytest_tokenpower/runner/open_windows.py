@@ -43,6 +43,36 @@ def sole_window(test: str, boards: frozenset[str]) -> Iterator[None]:
         raise UsageError(_overlap(asked[1], test))
 
 
+_held: dict[str, tuple[str, int]] = {}
+"""Who keeps a board for itself for longer than a window, and in which thread."""
+
+
+@contextmanager
+def own_boards(test: str, boards: frozenset[str], *, waits_for_threads: bool) -> Iterator[None]:
+    """Keep boards for a test or a script's block, with or without open windows.
+
+    Args:
+        test: the test that measures.
+        boards: ids of the devices that it measures.
+        waits_for_threads: who keeps a board in another thread lets it go without this one's help.
+
+    Raises:
+        UsageError: a board is kept already, by one that would be waited for without end.
+    """
+    me = threading.get_ident()
+    with _lock:
+        for holder, thread in (_held[board] for board in boards if board in _held):
+            if thread == me or not waits_for_threads:
+                raise UsageError(_overlap(test, holder))
+        _held.update(dict.fromkeys(boards, (test, me)))
+    try:
+        yield
+    finally:
+        with _lock:
+            for board in boards:
+                _held.pop(board, None)
+
+
 def _overlap(test: str, holder: str) -> str:
     return (
         f"{test}: a measurement began while another of the same board was open (by {holder}); each would be charged "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pytest_tokenpower.core.records import Figure, MeasurementRecord, RoundRecord
+from pytest_tokenpower.core.records import Figure, MeasurementRecord, RoundRecord, VerdictRecord
 from pytest_tokenpower.errors import MeterError
 
 
@@ -34,7 +34,8 @@ class Result:
     """The figures of a measurement, its rounds, and the reasons why it is not to be trusted, where there are any.
 
     ``figures`` are by name (``joules_per_token``, ``tokens_per_second``, ...), in the unit that the name says, each
-    with its standard error; an invalid measurement has none.
+    with its standard error; an invalid measurement has none. After ``energy.compare`` they are the candidate's, and
+    ``verdicts`` has what the comparison gave.
     """
 
     figures: Mapping[str, Quantity]
@@ -43,6 +44,7 @@ class Result:
     provenance: str
     scope: str
     method: str
+    verdicts: tuple[VerdictRecord, ...] = ()
 
     @classmethod
     def of(cls, measured: MeasurementRecord) -> Result:
@@ -54,6 +56,7 @@ class Result:
             measured.provenance,
             measured.scope,
             measured.method,
+            measured.verdicts,
         )
 
     @property
