@@ -50,12 +50,26 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
     pluginmanager.add_hookspecs(hookspecs)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None, object, object]:
+    """In a child run, take back what other plugins would begin with at once: measuring coverage."""
+    if CHILD_VARIABLE in os.environ:
+        from pytest_tokenpower.plugin.child import leave_alone
+
+        leave_alone(early_config.known_args_namespace)
+    return (yield)
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Read and check the settings."""
     config.addinivalue_line("markers", marker.MARKER)
     config.stash[MEASUREMENTS] = []
     config.add_cleanup(registry.register_source(lambda: _engines(config)))
     if CHILD_VARIABLE in os.environ:
+        from pytest_tokenpower.plugin.child import leave_alone
+
+        leave_alone(config.option)
         _end_with_parent()
     try:
         config.stash[SETTINGS] = options.read_settings(config)

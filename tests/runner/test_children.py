@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from msgspec.structs import replace
 
 from pytest_tokenpower.core.records import OTHER_VARIANT, MeasurementRecord, RunRecord, VerdictRecord
 from pytest_tokenpower.errors import UsageError
+from pytest_tokenpower.gate.messages import message
 from pytest_tokenpower.gate.operating_point import unlikeness
 from pytest_tokenpower.gate.verdict import Policy
 from pytest_tokenpower.plugin.restarts import PendingRestarts
@@ -124,20 +126,73 @@ def test_a_child_knows_the_options_of_the_cache_and_leaves_none_behind(
         "def test_it(engine): pass\n"
         "def test_fine(): pass\n"
     )
-    before = {path.name for path in tmp_path.iterdir()}
+    before = files(tmp_path)
     quick = [part for name in ("hypothesispytest", "xdist", "rerunfailures") for part in ("-p", f"no:{name}")]
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     found = ChildRun(tmp_path, quick).run(tmp_path / "run.json", "a restart")
     assert found.failures == {"test_it.py::test_it": "OSError: no engine"}
-    assert {path.name for path in tmp_path.iterdir()} - before == {"run.json", "run.log"}
+    assert {path.name for path in {*files(tmp_path)} - {*before}} == {"run.json", "run.log"}
 
 
 def report(test: str, verdict: VerdictRecord, outcome: str = "passed", **more: object) -> pytest.TestReport:
     found = replace(measured(test, 0.2), verdicts=(verdict,))
+    complaint = message(verdict, test, failing=True) if verdict.kind == "regressed" else None
     return pytest.TestReport(
-        test, ("x.py", None, test), {}, outcome, None, "call", energy=msgspec.to_builtins(found), **more  # type: ignore[arg-type]
+        test, ("x.py", None, test), {}, outcome, complaint, "call", energy=msgspec.to_builtins(found), **more  # type: ignore[arg-type]
     )  # fmt: skip
+
+
+def files(folder: Path) -> list[Path]:
+    """All that is in a folder, but for what pytest-benchmark makes wherever it is loaded."""
+    return sorted(path for path in folder.rglob("*") if ".benchmarks" not in path.parts)
+
+
+@pytest.mark.parametrize("where", ["command line", "ini", "environment"])
+def test_a_child_leaves_the_files_of_its_parent_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    folder = tmp_path / "project"
+    kept = [folder / name for name in ("report.xml", "run.log", ".coverage", "temporary/left", "report.html")]
+    (folder / "temporary").mkdir(parents=True)
+    for path in kept:
+        path.write_text("of the parent")
+    (folder / "test_it.py").write_text(
+        "import logging\n"
+        "def test_it(tmp_path):\n    logging.getLogger().warning('heard')\n    (tmp_path / 'x').touch()\n"
+    )
+    options = [
+        "--junitxml=report.xml",
+        "--log-file=run.log",
+        "--basetemp=temporary",
+        "--lf",
+        "--lfnf=none",
+        "--sw",
+    ]
+    if importlib.util.find_spec("pytest_cov"):
+        options += ["--cov=test_it", "--cov-report="]
+    if importlib.util.find_spec("pytest_html"):
+        options += ["--html=report.html"]
+    given = " ".join(options)
+    (folder / "pytest.ini").write_text(
+        f"[pytest]\nlog_file = run.log\n{f'addopts = {given}' * (where == 'ini')}\n"
+    )
+    (folder / "coveragerc").write_text("[run]\nbranch = true\n")
+    for name in ("COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG", "COV_CORE_CONFIG"):
+        monkeypatch.setenv(name, str(folder / "coveragerc"))
+    monkeypatch.setenv("COV_CORE_SOURCE", str(folder))
+    monkeypatch.setenv("COV_CORE_DATAFILE", str(folder / ".coverage"))
+    if where == "environment":
+        monkeypatch.setenv("PYTEST_ADDOPTS", given)
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    before = files(folder)
+    found = ChildRun(folder, options if where == "command line" else []).run(
+        tmp_path / "run.json", "a restart"
+    )
+    assert found.failures == {}
+    assert "1 passed" in (tmp_path / "run.log").read_text()
+    assert files(folder) == before
+    assert [path.read_text() for path in kept] == ["of the parent"] * len(kept)
 
 
 def told(

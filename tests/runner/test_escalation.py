@@ -324,7 +324,7 @@ def test_a_child_ends_with_the_run_that_waits_for_it(tmp_path: Path, handler: si
 
 
 def test_a_restart_repeats_the_command_line_for_one_test_alone() -> None:
-    given = "-x -k chat -m gpu --rootdir tests --energy-autosave --energy-max-seconds 60 --basetemp b --lf"
+    given = "-x -k chat -m gpu --rootdir tests --energy-autosave --energy-max-seconds 60"
     given += " tests a.py::t"
     arguments = single_test_arguments(
         given.split(), ["tests", "a.py::t"], "sub/a.py::t[x-1]", Path("/r"), Path("/r/tox.ini")
