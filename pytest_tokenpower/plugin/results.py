@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Generator
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,6 +14,7 @@ from pytest_tokenpower.core.settings import CHILD_VARIABLE
 from pytest_tokenpower.core.text import plural
 from pytest_tokenpower.errors import TokenPowerError
 from pytest_tokenpower.plugin.options import layout_of
+from pytest_tokenpower.plugin.reserved import ReservedReports
 from pytest_tokenpower.plugin.restarts import PendingRestarts
 from pytest_tokenpower.plugin.state import (
     MEASUREMENTS,
@@ -48,6 +50,9 @@ class Gatherer:
         self._rerun: set[str] = set()
         self._failures: dict[str, str] = {}
         self._saved: list[str] = []
+        self._reserved = ReservedReports(config, self)
+        self._tests: dict[str, str] = {}
+        self._failed: set[str] = set()
         self._skipped: Counter[str] = Counter()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -61,14 +66,30 @@ class Gatherer:
             and not getattr(report, "energy", {}).get("verdicts")
         ):
             self._failures.setdefault(report.nodeid, _first_line(report))
+        by_verdict = False
         if report.when == "call" and hasattr(report, "energy"):
             import msgspec
 
             from pytest_tokenpower.core.records import MeasurementRecord
 
-            self._keep_measurement(msgspec.convert(report.energy, MeasurementRecord))
+            measured = msgspec.convert(report.energy, MeasurementRecord)
+            self._tests[report.nodeid] = measured.test
+            self._keep_measurement(measured)
             if report.outcome == "rerun":  # type: ignore[comparison-overlap]
                 self._rerun.add(report.energy["test"])
+            complaint = failure_of(_name(measured), measured, self._config.stash[SETTINGS])
+            by_verdict = bool(complaint) and complaint in report.longreprtext
+        if report.failed and not by_verdict:
+            self._failed.add(report.nodeid)
+        if report.nodeid in self._failed and report.nodeid in self._tests:
+            self._discredit(self._tests[report.nodeid])
+
+    def _discredit(self, test: str) -> None:
+        """Leave nothing to compare with of a test that failed by itself, in whichever of its reports that was said."""
+        from pytest_tokenpower.runner.outcome import failed_by_itself
+
+        measurements = self._config.stash[MEASUREMENTS]
+        measurements[:] = [failed_by_itself(one) if one.test == test else one for one in measurements]
 
     def _keep_measurement(self, measured: MeasurementRecord) -> None:
         measurements = self._config.stash[MEASUREMENTS]
@@ -81,17 +102,18 @@ class Gatherer:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self) -> Generator[None, object, object]:
         complete = False
-        try:
-            result = yield
-            complete = True
-        finally:
-            self._decide(complete)
-        if self._config.stash[MEASUREMENTS] and self._config.stash[SETTINGS].baselines:
-            self._settle()
+        with self._reserved.open() if self._config.stash[SETTINGS].baselines else nullcontext():
+            try:
+                result = yield
+                complete = True
+            finally:
+                self._decide(complete)
+            if self._config.stash[MEASUREMENTS]:
+                self._settle()
         return result
 
     def _decide(self, complete: bool) -> None:
-        """Decide what was left doubtful, and fail the passed tests that did not pass in the end."""
+        """Decide what was left doubtful, and fail the tests that do not pass in the end."""
         measurements = self._config.stash[MEASUREMENTS]
         decided: dict[str, MeasurementRecord] = {}
         try:
@@ -100,7 +122,8 @@ class Gatherer:
             # Also when it is interrupted: a table that says regressed goes with a test that failed.
             measurements[:] = [decided.get(measured.test, measured) for measured in measurements]
             for measured in decided.values():
-                self._fail(measured, failure_of(_name(measured), measured, self._config.stash[SETTINGS]))
+                complaint = failure_of(_name(measured), measured, self._config.stash[SETTINGS])
+                self._reserved.settle(measured, complaint)
 
     def _settle(self) -> None:
         """Fail the tests that the whole family's p-values show to have regressed, and theirs alone did not."""
@@ -116,24 +139,10 @@ class Gatherer:
             if verdicts == measured.verdicts:
                 continue
             measurements[at] = replace(measured, verdicts=verdicts)
-            self._fail(
-                measured, "\n".join(message(v, measured.test) for v in verdicts if v.kind == "regressed")
+            self._reserved.settle(
+                measurements[at],
+                "\n".join(message(v, measured.test) for v in verdicts if v.kind == "regressed"),
             )
-
-    def _fail(self, measured: MeasurementRecord, complaint: str) -> None:
-        """Fail a test that has ended as passed, by a further report; an empty complaint fails none."""
-        if not complaint or not self._doubts.passed(measured.test):
-            return
-        self._config.hook.pytest_runtest_logreport(
-            report=pytest.TestReport(
-                nodeid=measured.test,
-                location=(measured.test.partition("::")[0], None, _name(measured)),
-                keywords={},
-                outcome="failed",
-                longrepr=complaint,
-                when="call",
-            )
-        )
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:

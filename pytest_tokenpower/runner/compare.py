@@ -18,6 +18,7 @@ from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.core.windows import PhaseWindow, RoundWindow
 from pytest_tokenpower.errors import EngineError, TokenCountError, UsageError
 from pytest_tokenpower.gate.verdict import judge_variants
+from pytest_tokenpower.runner.coroutines import blocking
 from pytest_tokenpower.runner.rounds import (
     MOST_ROUNDS,
     MOST_SECONDS,
@@ -108,7 +109,10 @@ def annotate_errors(variant: str, names: tuple[str, str] | None) -> Iterator[Non
 
 def started(variant: Callable[[], object] | Startable, stack: ExitStack) -> Callable[[], object]:
     """What runs one execution of a variant; one that has to be started ends with ``stack``."""
-    return stack.enter_context(variant.start()) if hasattr(variant, "start") else variant
+    running: AbstractContextManager[Callable[[], object]] = (
+        variant.start() if hasattr(variant, "start") else blocking(variant)
+    )
+    return stack.enter_context(running)
 
 
 def names_of(baseline: object, candidate: object) -> tuple[str, str] | None:
