@@ -176,6 +176,7 @@ class Gatherer:
             self._keep(f"recorded in {chosen.record}", session_of(self._config).write_recording)
         if not (stores or chosen.json or self._losses):
             return
+        from pytest_tokenpower.core.files import write_whole
         from pytest_tokenpower.core.records import encode_run
 
         run = session_of(self._config).run_record(measurements, self._failures)
@@ -183,7 +184,7 @@ class Gatherer:
             session_ = session_of(self._config)
             self._keep("stored", lambda: self._saved.append(session_.saved(run)))
         if (path := chosen.json) is not None:
-            self._keep(f"written to {path}", lambda: path.write_bytes(encode_run(run)))
+            self._keep(f"written to {path}", lambda: write_whole(path, encode_run(run)))
         if self._losses and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
             session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
 

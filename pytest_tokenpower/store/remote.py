@@ -316,7 +316,7 @@ def _local_files(store: Store) -> Iterator[tuple[str, Path]]:
 def _unsound(store: Store, file: Path) -> str:
     """Why a file of ours is not worth sharing; empty if it is."""
     try:
-        store.contents(store.open_file(file))
+        store.load(store.open_file(file))
     except (TokenPowerError, OSError) as error:
         return str(error).removeprefix(f"{file}: ")
     return ""
