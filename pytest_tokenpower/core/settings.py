@@ -62,7 +62,7 @@ DEFAULT_BASELINE_RUNS = 5
 
 
 class Settings(NamedTuple):
-    """What the command line and the ini file ask for."""
+    """What the command line and the ini file ask for; ``given`` are the options as a record keeps them."""
 
     disabled: bool
     source: str
@@ -83,6 +83,7 @@ class Settings(NamedTuple):
     key_ignore: tuple[str, ...]
     regression: float
     warmup_rounds: int
+    given: tuple[str, ...] = ()
 
     @property
     def stores(self) -> bool:

@@ -14,6 +14,7 @@ from pytest_tokenpower.core.settings import CHILD_VARIABLE
 from pytest_tokenpower.engines import registry
 from pytest_tokenpower.errors import HistoryError, MeterError, StoreError, TokenPowerError, UsageError
 from pytest_tokenpower.plugin import hookspecs, marker, options
+from pytest_tokenpower.plugin.edge import fail, faults_end_in, refuse, said
 from pytest_tokenpower.plugin.state import (
     ATTEMPTS,
     ENERGY,
@@ -57,7 +58,7 @@ def pytest_configure(config: pytest.Config) -> None:
         if any(config.getoption(f"--energy-{name}") != default for name, default in options.PLAIN_LAYOUT):
             options.layout_of(config)
     except TokenPowerError as error:
-        raise pytest.UsageError(str(error)) from None
+        refuse(error)
 
 
 def _engines(config: pytest.Config) -> Mapping[str, str]:
@@ -90,7 +91,7 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
                 complaints[str(error)] = None
     if complaints:
         # A UsageError from here would be an internal error on an xdist worker.
-        report.outcome, report.longrepr, report.result = "failed", "\n".join(complaints), []
+        report.outcome, report.longrepr, report.result = "failed", said("\n".join(complaints)), []
     return report
 
 
@@ -105,9 +106,10 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     # A worker cannot end the run: there each energy test says it.
     if gated and runs_tests(config) and not chosen.disabled and not hasattr(config, "workerinput"):
         try:
-            _ = session_of(config).baselines
+            with faults_end_in(refuse):
+                _ = session_of(config).baselines
         except TokenPowerError as error:
-            raise pytest.UsageError(f"ini energy_baseline: {error}") from None
+            refuse(f"ini energy_baseline: {error}")
 
 
 @pytest.fixture
@@ -118,7 +120,8 @@ def energy(request: pytest.FixtureRequest) -> Generator[Energy | DisabledEnergy,
     """
     from pytest_tokenpower.runner.locks import hold_devices
 
-    fixture = _energy(request)
+    with faults_end_in(fail):
+        fixture = _energy(request)
     try:
         with hold_devices(getattr(fixture, "gpu_ids", ())):
             yield fixture
@@ -153,15 +156,10 @@ def _energy(request: pytest.FixtureRequest) -> Energy | DisabledEnergy:
         if chosen.require_hardware:
             item.stash[NO_METER] = f"energy_require_hardware is set, and {error}"
             return DisabledEnergy()
-        item.stash[SKIPPED] = str(error)
-        pytest.skip(str(error))
+        item.stash[SKIPPED] = said(error)
+        pytest.skip(said(error))
     except (UsageError, HistoryError, StoreError) as error:
-        raise _failure(error) from None
-
-
-def _failure(error: TokenPowerError) -> BaseException:
-    """A failure of the test in the error's words alone, without a traceback into the plugin."""
-    return pytest.fail.Exception(str(error), pytrace=False)
+        fail(error)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -170,7 +168,7 @@ def pytest_runtest_setup() -> Generator[None, object, object]:
     try:
         return (yield)
     except TokenPowerError as error:
-        raise _failure(error) from None
+        fail(error)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -184,9 +182,10 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     except BaseException as error:
         fixture = item.stash.get(ENERGY, None)
         if fixture is not None and fixture.used and not isinstance(error, UsageError):
-            item.stash[MEASUREMENT] = fixture.finish(failed=True)
+            with faults_end_in(fail):
+                item.stash[MEASUREMENT] = fixture.finish(failed=True)
         if fixture is not None and isinstance(error, TokenPowerError):
-            raise _failure(error) from None
+            fail(error)
         raise
     # A test may ask for the fixture in its body: request.getfixturevalue("energy").
     _check_meter(item)
@@ -194,25 +193,25 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     if fixture is None:
         return result
     if not fixture.used:
-        pytest.fail(
+        fail(
             f"{item.nodeid} asks for the energy fixture and measures nothing: call energy(fn, ...) or enter "
-            "energy.measure()",
-            pytrace=False,
+            "energy.measure()"
         )
-    item.stash[MEASUREMENT] = measured = fixture.finish(failed=False)
+    with faults_end_in(fail):
+        item.stash[MEASUREMENT] = measured = fixture.finish(failed=False)
     # Should a plugin run this test again, its rounds are judged together: another roll would hide half of what is
     # found. A measurement that is not to be trusted says nothing, and is left out.
     if all(verdict.kind != "invalid" for verdict in measured.verdicts):
         item.stash[ATTEMPTS] = fixture.attempts
     complaint = failure_of(item.name, measured, item.config.stash[SETTINGS])
     if complaint:
-        pytest.fail(complaint, pytrace=False)
+        fail(complaint)
     return result
 
 
 def _check_meter(item: pytest.Item) -> None:
     if (reason := item.stash.get(NO_METER, None)) is not None:
-        pytest.fail(reason, pytrace=False)
+        fail(reason)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -263,18 +262,19 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     if chosen.disabled or not runs_tests(config):
         return
     try:
-        if not hasattr(config, "workerinput"):
-            show_progress(config)
-            if chosen.baselines:
-                config.pluginmanager.register(AbsentTests(config), "tokenpower-absent-tests")
-            if chosen.rerun_baseline:
-                config.pluginmanager.register(Rerunner(config), "tokenpower-rerunner")
-        if chosen.source not in options.PLAIN_SOURCES:
-            session_of(config).check_source()
-        if chosen.stores or chosen.baselines or chosen.json is not None or chosen.record is not None:
-            session_of(config).prepare()
+        with faults_end_in(refuse):
+            if not hasattr(config, "workerinput"):
+                show_progress(config)
+                if chosen.baselines:
+                    config.pluginmanager.register(AbsentTests(config), "tokenpower-absent-tests")
+                if chosen.rerun_baseline:
+                    config.pluginmanager.register(Rerunner(config), "tokenpower-rerunner")
+            if chosen.source not in options.PLAIN_SOURCES:
+                session_of(config).check_source()
+            if chosen.stores or chosen.baselines or chosen.json is not None or chosen.record is not None:
+                session_of(config).prepare()
     except TokenPowerError as error:
-        raise pytest.UsageError(str(error)) from None
+        refuse(error)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
