@@ -7,7 +7,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import redirect_stderr, redirect_stdout, suppress
+from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
 from types import ModuleType
 from typing import TextIO, cast
 
@@ -15,6 +15,7 @@ from pytest_tokenpower import __version__
 from pytest_tokenpower.core.credentials import without_credentials
 from pytest_tokenpower.core.faults import describe_fault, trace
 from pytest_tokenpower.core.shown import ShownStream
+from pytest_tokenpower.core.signals import interrupt_when_terminated
 from pytest_tokenpower.errors import TokenPowerError
 
 COMMANDS = {
@@ -47,9 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand; the exit code is 0, what the command says, 4 for a user's mistake, 3 for ours."""
     # All that a command prints goes through one door: the names in it are others'.
     with (
+        ExitStack() as stack,
         redirect_stdout(cast("TextIO", ShownStream(sys.stdout))) as out,
         redirect_stderr(cast("TextIO", ShownStream(sys.stderr))),
     ):
+        stack.callback(interrupt_when_terminated())
         try:
             code = _main(list(sys.argv[1:] if argv is None else argv))
             out.flush()
@@ -91,8 +94,8 @@ def _main(given: list[str]) -> int:
     except TokenPowerError as error:
         _complain(command, without_credentials(str(error)))
         return 4
-    except KeyboardInterrupt:
-        _complain(command, "interrupted")
+    except KeyboardInterrupt as error:
+        _complain(command, f"interrupted{f' ({error})' if error.args else ''}")
         return 130
     except Exception as error:
         if traced:

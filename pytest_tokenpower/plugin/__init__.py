@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_tokenpower.core.settings import CHILD_VARIABLE
+from pytest_tokenpower.core.signals import interrupt_when_terminated
 from pytest_tokenpower.engines import registry
 from pytest_tokenpower.errors import HistoryError, MeterError, StoreError, TokenPowerError, UsageError
 from pytest_tokenpower.plugin import hookspecs, marker, options
@@ -71,6 +72,9 @@ def _end_with_parent() -> None:
     """Have a child run interrupted when the run that waits for it is killed: it would hold the GPU for nobody."""
     import ctypes
 
+    from pytest_tokenpower.core.subprocesses import keep_descendants
+
+    keep_descendants()
     # A shell has what it starts in the background ignore Ctrl-C, and so would the child.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -261,6 +265,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     chosen = config.stash[SETTINGS]
     if chosen.disabled or not runs_tests(config):
         return
+    # Engines, work trees and folders that are made for a run are to be gone after it, however it ends.
+    config.add_cleanup(interrupt_when_terminated())
     try:
         with faults_end_in(refuse):
             if not hasattr(config, "workerinput"):
