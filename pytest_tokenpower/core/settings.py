@@ -62,7 +62,10 @@ DEFAULT_BASELINE_RUNS = 5
 
 
 class Settings(NamedTuple):
-    """What the command line and the ini file ask for; the defaults are those of a script, which has neither."""
+    """What the command line and the ini file ask for; the defaults are those of a script, which has neither.
+
+    ``given`` are the options as a record keeps them.
+    """
 
     disabled: bool = False
     source: str = "auto"
@@ -83,6 +86,7 @@ class Settings(NamedTuple):
     key_ignore: tuple[str, ...] = ()
     regression: float = DEFAULT_REGRESSION
     warmup_rounds: int = DEFAULT_WARMUP_ROUNDS
+    given: tuple[str, ...] = ()
 
     @property
     def stores(self) -> bool:

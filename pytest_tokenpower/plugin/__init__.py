@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_tokenpower.core.settings import CHILD_VARIABLE
+from pytest_tokenpower.core.signals import interrupt_when_terminated
 from pytest_tokenpower.engines import registry
 from pytest_tokenpower.errors import HistoryError, MeterError, StoreError, TokenPowerError, UsageError
 from pytest_tokenpower.plugin import hookspecs, marker, options, outcome
+from pytest_tokenpower.plugin.edge import fail, faults_end_in, refuse, said
 from pytest_tokenpower.plugin.state import (
     ATTEMPTS,
     ENERGY,
@@ -78,7 +80,7 @@ def pytest_configure(config: pytest.Config) -> None:
         if any(config.getoption(f"--energy-{name}") != default for name, default in options.PLAIN_LAYOUT):
             options.layout_of(config)
     except TokenPowerError as error:
-        raise pytest.UsageError(str(error)) from None
+        refuse(error)
 
 
 def _engines(config: pytest.Config) -> Mapping[str, str]:
@@ -91,6 +93,9 @@ def _end_with_parent() -> None:
     """Have a child run interrupted when the run that waits for it is killed: it would hold the GPU for nobody."""
     import ctypes
 
+    from pytest_tokenpower.core.subprocesses import keep_descendants
+
+    keep_descendants()
     # A shell has what it starts in the background ignore Ctrl-C, and so would the child.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -111,7 +116,7 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
                 complaints[str(error)] = None
     if complaints:
         # A UsageError from here would be an internal error on an xdist worker.
-        report.outcome, report.longrepr, report.result = "failed", "\n".join(complaints), []
+        report.outcome, report.longrepr, report.result = "failed", said("\n".join(complaints)), []
     return report
 
 
@@ -129,16 +134,17 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     config.stash[TWICE] = twice
     # A worker cannot end the run: there each test says it.
     if twice and runs_tests(config) and not hasattr(config, "workerinput"):
-        raise pytest.UsageError(_twice(min(twice)))
+        refuse(_twice(min(twice)))
     if not chosen.baselines:
         return
     gated = measuring.total()
     session_of(config).gated_tests = max(gated, 1)
     if gated and runs_tests(config) and not hasattr(config, "workerinput"):
         try:
-            _ = session_of(config).baselines
+            with faults_end_in(refuse):
+                _ = session_of(config).baselines
         except TokenPowerError as error:
-            raise pytest.UsageError(f"ini energy_baseline: {error}") from None
+            refuse(f"ini energy_baseline: {error}")
 
 
 def _twice(test: str) -> str:
@@ -157,7 +163,8 @@ def energy(request: pytest.FixtureRequest) -> Generator[Energy | DisabledEnergy,
     from pytest_tokenpower.runner.locks import hold_devices
     from pytest_tokenpower.runner.open_windows import own_boards
 
-    fixture = _energy(request)
+    with faults_end_in(fail):
+        fixture = _energy(request)
     boards: frozenset[str] = getattr(fixture, "boards", frozenset())
     try:
         with (
@@ -203,10 +210,10 @@ def _energy(request: pytest.FixtureRequest) -> Energy | DisabledEnergy:
         if chosen.require_hardware:
             item.stash[NO_METER] = f"energy_require_hardware is set, and {error}"
             return DisabledEnergy(pytest.skip)
-        item.stash[SKIPPED] = str(error)
-        pytest.skip(str(error))
+        item.stash[SKIPPED] = said(error)
+        pytest.skip(said(error))
     except (UsageError, HistoryError, StoreError) as error:
-        raise _failure(error) from None
+        fail(error)
 
 
 def _workers_of_each(config: pytest.Config) -> int:
@@ -221,11 +228,6 @@ def pytest_configure_node(node: Any) -> None:
         node.workerinput[EACH] = node.workerinput["workercount"]
 
 
-def _failure(error: TokenPowerError) -> BaseException:
-    """A failure of the test in the error's words alone, without a traceback into the plugin."""
-    return pytest.fail.Exception(str(error), pytrace=False)
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
     """Say what a fixture could not start, an engine most of all, in the error's own words."""
@@ -233,7 +235,7 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
     try:
         return (yield)
     except TokenPowerError as error:
-        raise _failure(error) from None
+        fail(error)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -244,7 +246,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     try:
         return (yield)
     except TokenPowerError as error:
-        raise _failure(error) from None
+        fail(error)
     finally:
         item.stash[outcome.BODY].ended = True
 
@@ -256,7 +258,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object
     try:
         result = yield
     except TokenPowerError as error:
-        raise _failure(error) from None
+        fail(error)
     if fixture is not None and (refused := fixture.refused_late):
         pytest.fail(refused, pytrace=False)
     return result
@@ -291,19 +293,22 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     chosen = config.stash[SETTINGS]
     if chosen.disabled or not runs_tests(config):
         return
+    # Engines, work trees and folders that are made for a run are to be gone after it, however it ends.
+    config.add_cleanup(interrupt_when_terminated())
     try:
-        if not hasattr(config, "workerinput"):
-            show_progress(config)
-            if chosen.baselines:
-                config.pluginmanager.register(AbsentTests(config), "tokenpower-absent-tests")
-            if chosen.rerun_baseline:
-                config.pluginmanager.register(Rerunner(config), "tokenpower-rerunner")
-        if chosen.source not in options.PLAIN_SOURCES:
-            session_of(config).check_source()
-        if chosen.stores or chosen.baselines or chosen.json is not None or chosen.record is not None:
-            session_of(config).prepare()
+        with faults_end_in(refuse):
+            if not hasattr(config, "workerinput"):
+                show_progress(config)
+                if chosen.baselines:
+                    config.pluginmanager.register(AbsentTests(config), "tokenpower-absent-tests")
+                if chosen.rerun_baseline:
+                    config.pluginmanager.register(Rerunner(config), "tokenpower-rerunner")
+            if chosen.source not in options.PLAIN_SOURCES:
+                session_of(config).check_source()
+            if chosen.stores or chosen.baselines or chosen.json is not None or chosen.record is not None:
+                session_of(config).prepare()
     except TokenPowerError as error:
-        raise pytest.UsageError(str(error)) from None
+        refuse(error)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

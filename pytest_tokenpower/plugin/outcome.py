@@ -14,6 +14,7 @@ import pytest
 
 from pytest_tokenpower.errors import TokenPowerError
 from pytest_tokenpower.plugin import marker
+from pytest_tokenpower.plugin.edge import fail, faults_end_in
 from pytest_tokenpower.plugin.state import (
     ATTEMPTS,
     ENERGY,
@@ -40,7 +41,7 @@ BODY: pytest.StashKey[Body] = pytest.StashKey()
 def check_meter(item: pytest.Item) -> None:
     """Fail the test where nothing can measure and that is a failure."""
     if (reason := item.stash.get(NO_METER, None)) is not None:
-        pytest.fail(reason, pytrace=False)
+        fail(reason)
 
 
 def judged(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> pytest.TestReport:
@@ -86,32 +87,31 @@ def _judge(item: pytest.Item) -> None:
     fixture = item.stash.get(ENERGY, None)
     if fixture is None:
         if item.get_closest_marker("power_budget") is not None:
-            pytest.fail(
+            fail(
                 f"{item.nodeid} has a power_budget and measures nothing: name the energy fixture as an argument and "
-                "call energy(fn, ...), or take the marker away",
-                pytrace=False,
+                "call energy(fn, ...), or take the marker away"
             )
         return
     if not fixture.used:
-        pytest.fail(
+        fail(
             f"{item.nodeid} asks for the energy fixture and measures nothing: call energy(fn, ...) or enter "
-            "energy.measure()",
-            pytrace=False,
+            "energy.measure()"
         )
     if refusal := fixture.refusal:
         _keep_failed(item)
-        pytest.fail(refusal, pytrace=False)
+        fail(refusal)
     try:
-        item.stash[MEASUREMENT] = measured = fixture.finish(failed=False)
+        with faults_end_in(fail):
+            item.stash[MEASUREMENT] = measured = fixture.finish(failed=False)
     except TokenPowerError as error:
-        pytest.fail(str(error), pytrace=False)
+        fail(error)
     # Should a plugin run this test again, its rounds are judged together: another roll would hide half of what is
     # found. A measurement that is not to be trusted says nothing, and is left out.
     if all(verdict.kind != "invalid" for verdict in measured.verdicts):
         item.stash[ATTEMPTS] = fixture.attempts
     complaint = failure_of(item.name, measured, item.config.stash[SETTINGS])
     if complaint:
-        pytest.fail(complaint, pytrace=False)
+        fail(complaint)
 
 
 def _keep_failed(item: pytest.Item) -> None:

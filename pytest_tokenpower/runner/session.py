@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_tokenpower import __version__
+from pytest_tokenpower.core.credentials import without_credentials
 from pytest_tokenpower.core.records import MeasurementRecord, RunRecord
 from pytest_tokenpower.core.settings import Limits, Settings
 from pytest_tokenpower.core.windows import RoundWindow
@@ -22,7 +22,6 @@ from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
 from pytest_tokenpower.gate.priors import Priors
 from pytest_tokenpower.gate.verdict import Policy
 from pytest_tokenpower.meters import sources
-from pytest_tokenpower.meters.credentials import without_credentials
 from pytest_tokenpower.runner.telemetry import TelemetrySession
 from pytest_tokenpower.store.baseline import Baseline
 from pytest_tokenpower.store.explain import what_was_stored
@@ -258,6 +257,6 @@ class Session:
             root=self.root,
             host={"hostname": platform.node(), "machine": platform.machine(), "cpus": os.cpu_count()},
             versions=versions,
-            command=tuple(without_credentials(argument) for argument in sys.argv[1:]),
+            command=tuple(map(without_credentials, self.settings.given)),
             failures=dict(failures or {}),
         )
