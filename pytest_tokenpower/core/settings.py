@@ -61,6 +61,34 @@ DEFAULT_WARMUP_ROUNDS = 2
 DEFAULT_BASELINE_RUNS = 5
 
 
+class ReportTarget(NamedTuple):
+    """A report to be written: in which format (reporting/formats.py), and where."""
+
+    format: str
+    path: Path
+
+
+class Factors(NamedTuple):
+    """From kilowatt-hours to money and carbon; None: not asked for. ``carbon_source`` says where the intensity is from.
+
+    ``price`` is in ``currency`` per kWh, ``carbon`` in gCO2e per kWh, ``pue`` the data centre's total over its IT
+    energy.
+    """
+
+    price: float | None = None
+    currency: str = ""
+    carbon: float | None = None
+    carbon_source: str = ""
+    pue: float | None = None
+
+    def __bool__(self) -> bool:
+        """Whether anything is to be worked out."""
+        return self.price is not None or self.carbon is not None
+
+
+NO_FACTORS = Factors()
+
+
 class Settings(NamedTuple):
     """What the command line and the ini file ask for."""
 
@@ -72,6 +100,7 @@ class Settings(NamedTuple):
     storage: Path | None
     json: Path | None
     record: Path | None
+    reports: tuple[ReportTarget, ...]
     baselines: tuple[str, ...]
     baselines_of_ini: bool
     baseline_runs: int
@@ -83,6 +112,7 @@ class Settings(NamedTuple):
     key_ignore: tuple[str, ...]
     regression: float
     warmup_rounds: int
+    factors: Factors
 
     @property
     def stores(self) -> bool:

@@ -24,6 +24,7 @@ from pytest_tokenpower.plugin.state import (
     SETTINGS,
     failure_of,
     may_measure,
+    parameters,
     runs_tests,
     session_of,
     test_id,
@@ -218,15 +219,22 @@ def pytest_runtest_makereport(
     if call.when == "call" and (measured := item.stash.get(MEASUREMENT, None)) is not None:
         import msgspec
 
+        from pytest_tokenpower.reporting.formats import FORMATS
         from pytest_tokenpower.reporting.junit import properties
 
         # A plugin that reruns tests makes several reports of one item: each has its own measurement.
         del item.stash[MEASUREMENT]
+        measured = msgspec.structs.replace(measured, facts={**measured.facts, **parameters(item)})
         item.user_properties[:] = [
             each for each in item.user_properties if not each[0].startswith("energy.")
         ] + properties(measured)
         report = yield
         report.energy = msgspec.to_builtins(measured)  # type: ignore[attr-defined]
+        if any(FORMATS[target.format].draws for target in item.config.stash[SETTINGS].reports):
+            # The readings are in this process alone; the controller of xdist has none.
+            report.energy_curves = msgspec.to_builtins(  # type: ignore[attr-defined]
+                session_of(item.config).curves(measured.test)
+            )
         if any(verdict.kind == "doubtful" for verdict in measured.verdicts):
             # The controller, which decides it in the end, has no items to read this from.
             chosen, session = item.config.stash[SETTINGS], session_of(item.config)
@@ -262,7 +270,13 @@ def pytest_sessionstart(session: pytest.Session) -> None:
                 config.pluginmanager.register(Rerunner(config), "tokenpower-rerunner")
         if chosen.source not in options.PLAIN_SOURCES:
             session_of(config).check_source()
-        if chosen.stores or chosen.baselines or chosen.json is not None or chosen.record is not None:
+        if (
+            chosen.stores
+            or chosen.baselines
+            or chosen.json is not None
+            or chosen.record is not None
+            or chosen.reports
+        ):
             session_of(config).prepare()
     except TokenPowerError as error:
         raise pytest.UsageError(str(error)) from None

@@ -10,6 +10,7 @@ import pytest
 
 from pytest_tokenpower.core.settings import CHILD_VARIABLE
 from pytest_tokenpower.errors import TokenPowerError
+from pytest_tokenpower.plugin.reports import report_of, tell_github, write_report
 from pytest_tokenpower.plugin.restarts import PendingRestarts
 from pytest_tokenpower.plugin.state import (
     MEASUREMENTS,
@@ -21,7 +22,8 @@ from pytest_tokenpower.plugin.state import (
 )
 
 if TYPE_CHECKING:
-    from pytest_tokenpower.core.records import MeasurementRecord
+    from pytest_tokenpower.analysis.power_curves import PowerCurves
+    from pytest_tokenpower.core.records import MeasurementRecord, RunRecord
 
 
 def _name(measured: MeasurementRecord) -> str:
@@ -45,6 +47,7 @@ class Gatherer:
         self._rerun: set[str] = set()
         self._failures: dict[str, str] = {}
         self._saved: list[str] = []
+        self._curves: dict[str, PowerCurves] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self._doubts.note(report)
@@ -61,6 +64,10 @@ class Gatherer:
             from pytest_tokenpower.core.records import MeasurementRecord
 
             self._keep_measurement(msgspec.convert(report.energy, MeasurementRecord))
+            if (drawn := getattr(report, "energy_curves", None)) is not None:
+                from pytest_tokenpower.analysis.power_curves import PowerCurves
+
+                self._curves[report.energy["test"]] = msgspec.convert(drawn, PowerCurves)
             if report.outcome == "rerun":  # type: ignore[comparison-overlap]
                 self._rerun.add(report.energy["test"])
 
@@ -155,7 +162,7 @@ class Gatherer:
             return
         if chosen.record is not None and SESSION in self._config.stash:
             self._keep(f"recorded in {chosen.record}", session_of(self._config).write_recording)
-        if not (stores or chosen.json or self._losses):
+        if not (stores or chosen.json or chosen.reports or self._losses):
             return
         from pytest_tokenpower.core.records import encode_run
 
@@ -165,8 +172,17 @@ class Gatherer:
             self._keep("stored", lambda: self._saved.append(session_.saved(run)))
         if (path := chosen.json) is not None:
             self._keep(f"written to {path}", lambda: path.write_bytes(encode_run(run)))
+        if chosen.reports:
+            self._keep("reported", lambda: self._report(run))
         if self._losses and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
             session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
+
+    def _report(self, run: RunRecord) -> None:
+        report = report_of(self._config, run, self._curves)
+        for target in self._config.stash[SETTINGS].reports:
+            self._saved.append(write_report(target, report))
+            if target.format == "markdown":
+                self._saved += tell_github(report, os.environ)
 
     def _keep(self, what: str, write: Callable[[], object]) -> None:
         # Raised from here, an error would cost the reader all of pytest's summary.
