@@ -129,7 +129,8 @@ def layout_of(config: pytest.Config) -> Layout:
     """Read how the table is to look; raises UsageError."""
     from pytest_tokenpower.reporting.columns import layout
 
-    return layout(*(config.getoption(f"--energy-{name}") for name, _ in PLAIN_LAYOUT))
+    found = layout(*(config.getoption(f"--energy-{name}") for name, _ in PLAIN_LAYOUT))
+    return found._replace(factors=_factors(config))
 
 
 _Kind = Literal["string", "bool", "int", "float", "args"]

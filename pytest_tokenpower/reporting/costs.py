@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -56,11 +56,11 @@ def cost_of(measured: MeasurementRecord, factors: Factors) -> Cost | None:
     )
 
 
-def explained(factors: Factors, scopes: tuple[str, ...]) -> list[str]:
+def explained(factors: Factors, scopes: Iterable[str]) -> list[str]:
     """Where each factor is from, and which parts were not measured and so are missing from the result."""
     if not factors:
         return []
-    lines = []
+    lines = ["Mtok: a million generated tokens."]
     if factors.price is not None:
         lines.append(f"Price: {factors.price:g} {factors.currency}/kWh, as configured (energy_price).")
     if factors.carbon is not None:

@@ -91,7 +91,7 @@ def _summary(report: Report, entries: Sequence[Reported], rows: int) -> str:
     parts += [block(said) for each in entries[:rows] if (said := _said(each))]
     scopes = tuple(dict.fromkeys(each.measured.scope for each in entries))
     if lines := explained(report.factors, scopes):
-        parts.append(block("Per million generated tokens (Mtok).\n" + "\n".join(lines)))
+        parts.append(block("\n".join(lines)))
     parts.append("\n".join(_sources(report, entries)))
     return "\n\n".join(part for part in parts if part) + "\n"
 

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pytest_tokenpower.analysis.power_curves import PowerCurves
-from pytest_tokenpower.core.records import MeasurementRecord, RunRecord
+from pytest_tokenpower.core.records import MeasurementRecord, RunRecord, VerdictRecord
 from pytest_tokenpower.core.settings import NO_FACTORS, Factors
 from pytest_tokenpower.errors import TokenPowerError
 from pytest_tokenpower.gate.history import History, Series, collect
-from pytest_tokenpower.gate.verdict import FAILING, gravest
+from pytest_tokenpower.gate.verdict import FAILING
+from pytest_tokenpower.reporting.columns import status
 from pytest_tokenpower.store.access import StoreContext
 from pytest_tokenpower.store.identity import repository_test
 from pytest_tokenpower.store.keys import differences
@@ -36,10 +37,7 @@ class Reported:
     @property
     def kind(self) -> str:
         """The verdict that the test is shown with."""
-        verdict = gravest(self.measured.verdicts)
-        if verdict is not None:
-            return verdict.kind
-        return "failed" if self.measured.reasons else "measured"
+        return status(self.measured)
 
     @property
     def failing(self) -> bool:
@@ -76,6 +74,13 @@ class Report:
         """How the numbers came about: anything but ``measured`` has to be said."""
         found = (kind for each in self for kind in each.measured.provenance.split("+"))
         return tuple(dict.fromkeys(found))
+
+
+def parts_of_change(verdict: VerdictRecord) -> dict[str, tuple[float, float, float]]:
+    """The parts of a verdict's change that are known, each with its 95 % interval: work and pace."""
+    # Records of gates that divide a change have them.
+    found = {name: getattr(verdict, name, None) for name in ("work", "pace")}
+    return {name: (part.change, part.low, part.high) for name, part in found.items() if part is not None}
 
 
 def histories(place: StoreContext, tests: Iterable[str]) -> dict[str, History]:

@@ -55,7 +55,7 @@ no baseline: test_new: nothing to compare with on main: none
 ```
 
 ```text
-Per million generated tokens (Mtok).
+Mtok: a million generated tokens.
 Price: 0.3 EUR/kWh, as configured (energy_price).
 Carbon: 380 gCO2e/kWh, as configured (carbon_intensity).
 PUE: 1.2, as configured (energy_pue).

@@ -7,14 +7,16 @@ import hashlib
 import json
 import re
 from html.parser import HTMLParser
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_tokenpower.core.records import VerdictRecord
 from pytest_tokenpower.reporting.page import page, script_safe
 from pytest_tokenpower.reporting.page.content import content
-from pytest_tokenpower.reporting.report import Report
+from pytest_tokenpower.reporting.report import Report, parts_of_change
 from tests.support.reports import HOSTILE, hostile, many, measured, ordinary, report, run
 
 
@@ -131,3 +133,10 @@ def test_a_few_tests_are_drawn_reading_by_reading() -> None:
 
 def test_a_run_without_measurements_has_a_page() -> None:
     assert carried(page(Report((run(),))))["tests"] == []
+
+
+def test_the_parts_of_a_change_are_drawn_where_a_record_has_them() -> None:
+    part = SimpleNamespace(change=0.05, low=0.04, high=0.06)
+    verdict = cast(VerdictRecord, SimpleNamespace(work=part, pace=None))
+    assert parts_of_change(verdict) == {"work": (0.05, 0.04, 0.06)}
+    assert parts_of_change(VerdictRecord("passed")) == {}

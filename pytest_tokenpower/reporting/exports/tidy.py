@@ -10,7 +10,7 @@ from pytest_tokenpower.analysis.rounds import good
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.gate.verdict import against_baseline
 from pytest_tokenpower.reporting.costs import cost_of
-from pytest_tokenpower.reporting.report import Report, Reported
+from pytest_tokenpower.reporting.report import Report, Reported, parts_of_change
 
 _FIRST = ("run", "created", "commit", "branch", "dirty", "test", "provenance", "scope", "method")
 
@@ -72,6 +72,8 @@ def _row(each: Reported, report: Report) -> dict[str, Fact]:
             "change_high": compared.change_high,
             "limit": compared.threshold,
         }
+        for name, (change, low, high) in parts_of_change(compared).items():
+            row |= {name: change, f"{name}_low": low, f"{name}_high": high}
     if (cost := cost_of(measured, report.factors)) is not None:
         row |= {
             "kwh_per_million_tokens": cost.kwh,

@@ -17,7 +17,7 @@ from pytest_tokenpower.gate.history import History, Series
 from pytest_tokenpower.gate.messages import message, word
 from pytest_tokenpower.gate.verdict import FAILING, against_baseline
 from pytest_tokenpower.reporting.costs import cost_of, explained
-from pytest_tokenpower.reporting.report import Report, Reported
+from pytest_tokenpower.reporting.report import Report, Reported, parts_of_change
 from pytest_tokenpower.stats.changepoints import ChangePoint
 from pytest_tokenpower.store.access import when
 
@@ -27,11 +27,6 @@ STEPS_OF_A_PAGE = 60_000
 MOST_STEPS, LEAST_STEPS = 6000, 200
 
 SPANS_OF_A_PAGE, MOST_SPANS, LEAST_SPANS = 20_000, 1000, 60
-
-_CHANGE = ("change", "change_low", "change_high")
-
-_PARTS = (("work", "work"), ("pace", "pace"))
-"""The parts of a change: how a row is called, and the prefix of its fields in the verdict."""
 
 
 def content(report: Report) -> dict[str, Any]:
@@ -94,7 +89,7 @@ def _test(each: Reported, report: Report, run: int, *, steps: int, spans: int) -
         "reasons": measured.reasons,
         "figures": {name: [figure.value, 1.96 * figure.stderr] for name, figure in measured.figures.items()},
         "estimated": any(phase.estimated for one in measured.rounds for phase in one.phases.values()),
-        "change": None if compared is None else _interval(compared, _CHANGE),
+        "change": None if compared is None else _interval(compared),
         "cost": None if cost is None else [cost.kwh, cost.money, cost.grams],
         "verdicts": [_verdict(verdict, measured) for verdict in measured.verdicts],
         "rounds": _rounds(measured.rounds),
@@ -116,9 +111,10 @@ def _test(each: Reported, report: Report, run: int, *, steps: int, spans: int) -
     }
 
 
-def _interval(verdict: VerdictRecord, fields: Sequence[str]) -> list[float | None] | None:
-    values = [getattr(verdict, name, None) for name in fields]
-    return None if values[0] is None else values
+def _interval(verdict: VerdictRecord) -> list[float | None] | None:
+    if verdict.change is None:
+        return None
+    return [verdict.change, verdict.change_low, verdict.change_high]
 
 
 def _verdict(verdict: VerdictRecord, measured: MeasurementRecord) -> dict[str, Any]:
@@ -126,7 +122,7 @@ def _verdict(verdict: VerdictRecord, measured: MeasurementRecord) -> dict[str, A
     failing = verdict.kind in FAILING
     budget = verdict.against in FIGURES
     rows: list[dict[str, Any]] = []
-    if (total := _interval(verdict, _CHANGE)) is not None:
+    if (total := _interval(verdict)) is not None:
         rows.append(
             {
                 "name": verdict.against if budget else "total",
@@ -135,10 +131,10 @@ def _verdict(verdict: VerdictRecord, measured: MeasurementRecord) -> dict[str, A
                 "limit": 0.0 if budget else verdict.threshold,
             }
         )
-        for name, prefix in _PARTS:
-            part = _interval(verdict, [f"{prefix}_{end}" for end in _CHANGE])
-            if part is not None:
-                rows.append({"name": name, "interval": part, "limit": None})
+        rows += [
+            {"name": name, "interval": list(part), "limit": None}
+            for name, part in parts_of_change(verdict).items()
+        ]
     return {
         "kind": verdict.kind,
         "word": word(verdict.kind),
