@@ -10,6 +10,7 @@ from pytest_tokenpower.analysis.power_curves import PowerCurves, recorded_curves
 from pytest_tokenpower.cli.store_access import add_storage
 from pytest_tokenpower.core.records import RunRecord
 from pytest_tokenpower.errors import UsageError
+from pytest_tokenpower.gate.history import History
 from pytest_tokenpower.meters.recording import read_recording
 from pytest_tokenpower.reporting.costs import read_factors
 from pytest_tokenpower.reporting.formats import FORMATS, render
@@ -88,11 +89,12 @@ def _by_suffix(output: Path | None) -> str:
 def _report(arguments: argparse.Namespace, chosen: str) -> Report:
     place, records = _runs(arguments)
     curves = _curves(arguments.recording, records)
-    past = {}
+    past: dict[str, History] = {}
+    reason = ""
     if FORMATS[chosen].looks_back:
-        past = histories(place, tests_of(records))
+        past, reason = histories(place, tests_of(records))
     factors = read_factors(arguments.price, arguments.currency, arguments.carbon_intensity, arguments.pue)
-    return Report(tuple(records), curves, past, factors)
+    return Report(tuple(records), curves, past, reason, factors)
 
 
 def _runs(arguments: argparse.Namespace) -> tuple[StoreContext, list[RunRecord]]:

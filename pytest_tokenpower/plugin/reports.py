@@ -15,6 +15,7 @@ from pytest_tokenpower.plugin.state import SETTINGS, session_of
 if TYPE_CHECKING:
     from pytest_tokenpower.analysis.power_curves import PowerCurves
     from pytest_tokenpower.core.records import RunRecord
+    from pytest_tokenpower.gate.history import History
     from pytest_tokenpower.reporting.report import Report
 
 
@@ -25,10 +26,15 @@ def report_of(config: pytest.Config, run: RunRecord, curves: Mapping[str, PowerC
     from pytest_tokenpower.store.access import StoreContext
 
     chosen, session = config.stash[SETTINGS], session_of(config)
-    past = {}
+    past: dict[str, History] = {}
+    reason = ""
     if any(FORMATS[target.format].looks_back for target in chosen.reports):
-        past = histories(StoreContext(session.store, session.repository, session.rootdir), tests_of([run]))
-    return Report((run,), {(run.id, test): each for test, each in curves.items()}, past, chosen.factors)
+        past, reason = histories(
+            StoreContext(session.store, session.repository, session.rootdir), tests_of([run])
+        )
+    return Report(
+        (run,), {(run.id, test): each for test, each in curves.items()}, past, reason, chosen.factors
+    )
 
 
 def write_report(target: ReportTarget, report: Report) -> str:

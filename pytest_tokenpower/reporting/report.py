@@ -9,7 +9,7 @@ from pytest_tokenpower.analysis.power_curves import PowerCurves
 from pytest_tokenpower.core.records import MeasurementRecord, RunRecord, VerdictRecord
 from pytest_tokenpower.core.settings import NO_FACTORS, Factors
 from pytest_tokenpower.errors import TokenPowerError
-from pytest_tokenpower.gate.history import History, Series, collect
+from pytest_tokenpower.gate.history import History, Series, collect, read_line
 from pytest_tokenpower.gate.verdict import FAILING
 from pytest_tokenpower.reporting.columns import status
 from pytest_tokenpower.store.access import StoreContext
@@ -53,11 +53,15 @@ class Reported:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that a page, a summary or an export is made of. ``factors`` turn joules into money and carbon."""
+    """Everything that a page, a summary or an export is made of.
+
+    ``no_history`` is why there is none; ``factors`` turn joules into money and carbon.
+    """
 
     runs: tuple[RunRecord, ...]
     curves: Mapping[tuple[str, str], PowerCurves] = field(default_factory=dict)
     histories: Mapping[str, History] = field(default_factory=dict)
+    no_history: str = ""
     factors: Factors = NO_FACTORS
 
     def __iter__(self) -> Iterator[Reported]:
@@ -83,15 +87,19 @@ def parts_of_change(verdict: VerdictRecord) -> dict[str, tuple[float, float, flo
     return {name: (part.change, part.low, part.high) for name, part in found.items() if part is not None}
 
 
-def histories(place: StoreContext, tests: Iterable[str]) -> dict[str, History]:
-    """The stored history of each test (named from the repository's top level) that has one."""
-    found = {}
+def histories(place: StoreContext, tests: Iterable[str]) -> tuple[dict[str, History], str]:
+    """The stored history of each test (named from the repository's top level) that has one, or why none has."""
+    found: dict[str, History] = {}
+    try:
+        line = read_line(place, None, HISTORY_RUNS)
+    except TokenPowerError as error:
+        return found, str(error)
     for test in dict.fromkeys(tests):
         try:
-            found[test] = collect(place, test, None, HISTORY_RUNS)
+            found[test] = collect(place, test, line)
         except TokenPowerError:
-            continue  # Nothing stored, or no level in it: a report without that history.
-    return found
+            continue  # Nothing of this test is stored, or nothing with a level.
+    return found, ""
 
 
 def tests_of(runs: Sequence[RunRecord]) -> tuple[str, ...]:

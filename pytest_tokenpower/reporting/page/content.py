@@ -44,6 +44,7 @@ def content(report: Report) -> dict[str, Any]:
         "carbon": report.factors.carbon is not None,
         "factors": explained(report.factors, scopes),
         "units": dict(FIGURES),
+        "no_history": report.no_history,
         "tests": [
             _test(each, report, report.runs.index(each.run), steps=steps, spans=spans) for each in entries
         ],

@@ -200,7 +200,7 @@
   const historyChart = (test) => {
     const { points, steps } = test.history;
     const at = points.map((_, index) => index);
-    return chart(`Stored runs of ${test.name} on ${test.history.line}`,
+    return chart(`Stored runs of ${test.name}${test.history.line === "by time" ? " by time" : ` on ${test.history.line}`}`,
       `${plural(points.length, "run")}, ${plural(steps.length, "step")}`,
       (t) => {
         const pick = (column) => points.map((point) => point[column]);
@@ -240,9 +240,10 @@
   const head = document.getElementById("head"), main = document.getElementById("main");
   const unreal = data.provenances.filter((kind) => kind !== "measured");
   if (unreal.length) head.append(el("p", { class: "banner" }, `${unreal.map((kind) => kind.toUpperCase()).join(" and ")}: ${data.provenances.length > 1 ? "not everything" : "nothing"} on this page was measured on hardware by this run.`));
-  data.runs.forEach((run) => head.append(facts([
-    ["run", `${run.id.slice(0, 8)}${run.name ? ` (${run.name})` : ""}, ${run.created.slice(0, 16).replace("T", " ")} UTC`],
-    ["commit", run.commit ? `${run.commit.slice(0, 12)}${run.branch ? ` on ${run.branch}` : ""}${run.dirty ? ", with uncommitted changes" : ""}` : "outside git"],
+  head.append(facts(data.runs.map((run) => [
+    `run ${run.id.slice(0, 8)}`,
+    `${run.name ? `${run.name}, ` : ""}${run.created.slice(0, 16).replace("T", " ")} UTC, ${run.commit
+      ? `commit ${run.commit.slice(0, 12)}${run.branch ? ` on ${run.branch}` : ""}${run.dirty ? ", with uncommitted changes" : ""}` : "outside git"}`,
   ])));
 
   const counts = new Map();
@@ -252,7 +253,9 @@
     : el("p", {}, "No test measured energy in this run."));
 
   const many = data.runs.length > 1;
-  const label = (test) => (many ? `${data.runs[test.run].id.slice(0, 8)} ${test.name}` : test.name);
+  const twice = (test) => data.tests.some((other) => other !== test && other.id === test.id);
+  const labels = new Map(data.tests.map((test) => [test, many && twice(test) ? `${test.name} (run ${data.runs[test.run].id.slice(0, 8)})` : test.name]));
+  const label = (test) => labels.get(test);
   const MOST_ROWS = 40;
   const compared = data.tests.filter((test) => test.change).map((test) => ({
     name: label(test), interval: test.change, failing: test.failing,
@@ -265,24 +268,22 @@
 
   const section = el("section", { id: "tests", "aria-labelledby": "tests-head" }, el("h2", { id: "tests-head" }, "Tests"));
   main.append(section);
-  const heads = ["test", "J/token", "±95 %", "prefill", "decode", "W", "tok/s", "change", "95 % interval"];
+  const heads = ["test", "verdict", "J/token", "±95 %", "prefill", "decode", "W", "tok/s", "change", "95 % interval"];
   if (data.currency) heads.push(`${data.currency}/Mtok`);
   if (data.carbon) heads.push("gCO2e/Mtok");
-  heads.push("verdict");
   const figure = (test, name, digits) => figures(test.figures[name]?.[0], digits);
   const cells = (test, at) => {
     const main = test.figures.joules_per_token, mark = test.estimated ? "~" : "";
     const phase = (name) => (figure(test, name) ? mark + figure(test, name) : "");
     return [
-      el("a", { href: `#t${at}` }, label(test)), figure(test, "joules_per_token"), main ? `${(100 * main[1] / main[0]).toFixed(1)} %` : "",
+      el("a", { href: `#t${at}` }, label(test)), el("span", { class: kindClass(test.kind) }, test.word), figure(test, "joules_per_token"), main ? `${(100 * main[1] / main[0]).toFixed(1)} %` : "",
       phase("prefill_joules_per_token"), phase("decode_joules_per_token"), figure(test, "mean_watts", 3), figure(test, "tokens_per_second"),
-      test.change ? percent(test.change[0]) : "", test.change ? range(test.change) : "",
+      test.change ? percent(test.change[0]) : "", test.change && test.change[1] !== null ? `[${[1, 2].map((i) => percent(test.change[i]).replace(" %", "")).join(", ")}]` : "",
       ...(data.currency ? [figures(test.cost?.[1], 3)] : []), ...(data.carbon ? [figures(test.cost?.[2], 3)] : []),
-      el("span", { class: kindClass(test.kind) }, test.word),
     ];
   };
   if (data.tests.length) {
-    const wrap = table(`${plural(data.tests.length, "test")}. J/token: per generated token${data.tests.some((test) => test.estimated) ? "; ~ phases marked from outside the engine" : ""}.`, heads, data.tests.map(cells));
+    const wrap = table(`${plural(data.tests.length, "test")}. J/token: per generated token${data.tests.some((test) => test.estimated) ? "; ~ phases marked from outside the engine" : ""}.`, heads, data.tests.map(cells), [0, 1]);
     const rows = [...wrap.querySelectorAll("tbody tr")];
     const text = el("input", { type: "search", id: "filter", autocomplete: "off" });
     const kinds = el("select", { id: "kinds" }, el("option", { value: "" }, "all"), [...counts].map(([kind, [, word]]) => el("option", { value: kind }, word)));
@@ -328,8 +329,12 @@
     });
     if (test.history) {
       parts.push(historyChart(test), el("p", { class: "quiet small" }, "Green rings: the baseline's runs; amber: regressed and accepted; red: this run; line: the level between steps."),
-        test.history.steps.length ? el("ul", {}, test.history.steps.map(([at, text]) => el("li", {}, `Run ${at + 1}: ${text}`))) : el("p", { class: "small" }, "No step can be told from the noise."));
+        test.history.steps.length ? el("ul", {}, test.history.steps.map(([at, text]) => el("li", {}, `Run ${at + 1}: ${text}`))) : el("p", { class: "small" }, "No step can be told from the noise."),
+      el("details", {}, el("summary", {}, `All ${plural(test.history.points.length, "run")} as a table`), table(`Stored runs of ${test.name}`,
+        ["commit", "time (UTC)", "J/token", "95 % interval", "verdict", ""],
+        test.history.points.map(([commit, time, value, low, high, , verdict, part]) => [commit, time, figures(value), `${figures(low)} to ${figures(high)}`, verdict, part]), [0, 1, 4, 5])));
     }
+    if (!test.history) parts.push(el("p", { class: "quiet small" }, `No history: ${data.no_history || "no comparable run of this test is stored"}.`));
     parts.push(table(`Figures of ${test.name}`, ["figure", "value", "± (95 %)", "unit"],
       Object.entries(test.figures).map(([name, [value, half]]) => [name.replaceAll("_", " "), figures(value), half ? figures(half, 2) : "", data.units[name] ?? ""]), [0, 3]));
     parts.push(el("h4", {}, "How it was measured"), facts([
