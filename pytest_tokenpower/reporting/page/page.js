@@ -24,7 +24,7 @@
   const drawn = [];
   const theme = () => ({
     text: colour("text"), quiet: colour("quiet"), line: colour("line"), curve: colour("curve"), band: colour("band"),
-    level: colour("level"), good: colour("good"), bad: colour("bad"), warn: colour("warn"), dropped: colour("dropped"),
+    level: colour("level"), interval: colour("interval"), good: colour("good"), bad: colour("bad"), warn: colour("warn"), dropped: colour("dropped"),
     phases: { prefill: colour("prefill"), decode: colour("decode"), mixed: colour("mixed") },
     devices: [colour("curve"), colour("level"), colour("second"), colour("third"), colour("fourth")],
   });
@@ -214,7 +214,7 @@
               { size: 36, label: "commit", splits: () => at.filter((i) => i % Math.ceil(points.length / 8) === 0), values: (_, v) => v.map((i) => points[i]?.[0] || points[i]?.[1].slice(5, 10) || "") },
               { label: "J/token", size: 64, values: (_, v) => v.map((x) => figures(x, 5)) }),
             series: [{ label: "run", value: (_, i) => (points[i] ? `${points[i][0]} ${points[i][1]} ${points[i][6]}` : "") },
-              { label: "95 %", stroke: t.line, fill: t.line, width: 0, points: { show: false }, value: (_, v, s, i) => (points[i] ? `${figures(points[i][3])} to ${figures(points[i][4])}` : ""),
+              { label: "95 %", stroke: t.interval, fill: t.interval, width: 0, points: { show: false }, value: (_, v, s, i) => (points[i] ? `${figures(points[i][3])} to ${figures(points[i][4])}` : ""),
                 paths: uPlot.paths.bars({ size: [0.35, 8], disp: { y0: { unit: 1, values: () => pick(3) }, y1: { unit: 1, values: () => pick(4) } } }) },
               { label: "J/token", ...dots(t.text, t.text, 6) },
               { label: "level", stroke: t.level, width: 1.5, paths: uPlot.paths.stepped({ align: 1 }), points: { show: false } },
