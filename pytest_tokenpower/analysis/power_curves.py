@@ -135,7 +135,7 @@ def _curve(device: str, track: EnergyTrack, start_ns: int, end_ns: int) -> Drawn
         missing = np.zeros(max(len(t_ns) - 1, 0), dtype=np.bool_)
     if len(t_ns) < 2:
         return None
-    watts = np.diff(joules) / np.diff(t_ns) * 1e9 if read is None else read
+    watts = np.diff(joules) / np.maximum(np.diff(t_ns), 1) * 1e9 if read is None else read
     first = int(np.searchsorted(t_ns, start_ns, "right"))
     last = int(np.searchsorted(t_ns, end_ns, "right"))
     steps = slice(max(first - 1, 0), last)

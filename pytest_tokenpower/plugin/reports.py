@@ -60,5 +60,5 @@ def tell_github(report: Report, environment: Mapping[str, str]) -> list[str]:
         return []
     if path := environment.get("GITHUB_STEP_SUMMARY"):
         with Path(path).open("a", encoding="utf-8") as out:
-            out.write(summary(report))
+            out.write(summary(report, out.tell()))
     return annotation(report).splitlines()

@@ -60,9 +60,9 @@ def block(text: str) -> str:
     return f"{fence}text\n{shown}\n{fence}"
 
 
-def summary(report: Report) -> str:
-    """Say what came out, in less than a job summary may have."""
-    return _within(report, SUMMARY_BYTES)
+def summary(report: Report, before_bytes: int = 0) -> str:
+    """Say what came out, in less than a job summary may have beside the ``before_bytes`` that it has already."""
+    return _within(report, SUMMARY_BYTES - before_bytes)
 
 
 def comment(report: Report) -> str:

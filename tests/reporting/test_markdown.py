@@ -130,6 +130,10 @@ def test_however_many_tests_it_fits(render: object, most: int) -> None:
     assert "none of them graver than these." in text
 
 
+def test_what_a_step_has_said_before_takes_room() -> None:
+    assert len(summary(many(200), SUMMARY_BYTES - 5000).encode()) <= 5000
+
+
 def test_an_annotation_is_one_line_of_one_command() -> None:
     for each in (ordinary(), hostile(), many(30), report()):
         line, end = annotation(each).split("\n")

@@ -11,7 +11,7 @@ import pytest
 from pytest_tokenpower.reporting.page import page
 from pytest_tokenpower.reporting.report import Report
 from tests.support.browser import chromium, opened
-from tests.support.reports import hostile, many, ordinary
+from tests.support.reports import hostile, many, odd, ordinary
 
 WIDE = {"viewport": {"width": 1280, "height": 900}}
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
@@ -78,6 +78,21 @@ def test_axe_finds_nothing_serious(browser: Any, file: Path, options: Any) -> No
         open_all(found.page)
         violations = axe.Axe().run(found.page).response["violations"]
         assert [(one["id"], one["impact"], one["nodes"][0]["html"][:200]) for one in violations] == []
+
+
+def test_what_is_missing_is_left_out_of_the_drawings(browser: Any, tmp_path: Path) -> None:
+    with opened(browser, written(tmp_path, odd()), **WIDE) as found:
+        open_all(found.page)
+        # A ceiling without an interval, power of two tests, rounds of one, of two variants and of a restart.
+        assert inked(found.page) == [True] * 7
+        text = found.page.inner_text("main")
+        assert "50000 readings in 12000 steps" in text
+        assert "Earlier attempts and restarts are not drawn." in text
+        assert "3 of 4 rounds dropped" in text
+        assert "No history: no run is stored in /store." in text
+        assert "NaN" not in text
+        assert "undefined" not in text
+        assert found.complaints == []
 
 
 def test_hostile_data_is_shown_and_does_nothing(browser: Any, tmp_path: Path) -> None:

@@ -157,3 +157,35 @@ def hostile() -> Report:
         command=(HOSTILE,),
     )  # fmt: skip
     return Report((one,), {(one.id, HOSTILE): drawn}, factors=Factors(0.3, HOSTILE, 380.0, HOSTILE))
+
+
+def odd() -> Report:
+    """What can be missing: joules, tokens, an interval, rounds, readings; and two boards with readings in buckets."""
+    plain = measured()
+    lost = msgspec.structs.replace(
+        plain.rounds[1], joules=None, stderr_joules=None, temperature_celsius=None, reasons=("lost",)
+    )
+    idle = msgspec.structs.replace(
+        plain.rounds[3], generated_tokens=0, prompt_tokens=0, reasons=("no tokens",)
+    )
+    peak = VerdictRecord("passed", "peak_watts", value=650.0, change=-0.07, threshold=700.0)
+    first = msgspec.structs.replace(
+        plain, rounds=(plain.rounds[0], lost, plain.rounds[2], idle), verdicts=(peak,), attempts=2
+    )
+    compared = measured("t.py::variants", variants={"baseline": plain.rounds}, restarts=(plain.rounds, ()))
+    none = measured("t.py::none", rounds=0, comparable=False, reasons=("no round was measured",))
+    one = run(first, compared, none, commit=None, branch=None, dirty=None)
+    drawn = curves(25_000)
+    gap = (None,) * 100
+    holed = msgspec.structs.replace(
+        drawn.devices[0], device="GPU-1", mean=gap + drawn.devices[0].mean[100:],
+        low=gap + drawn.devices[0].low[100:], high=gap + drawn.devices[0].high[100:],
+    )  # fmt: skip
+    return Report(
+        (one,),
+        {
+            (one.id, first.test): msgspec.structs.replace(drawn, devices=(drawn.devices[0], holed)),
+            (one.id, "t.py::variants"): curves(1, spans=2),
+        },
+        no_history="no run is stored in /store",
+    )

@@ -166,14 +166,14 @@
     if (power.devices.some((device) => device.method === "energy counter")) said.push("Power is the counter's rise from reading to reading.");
     if (power.estimated) said.push("The phases are estimates: they were marked from outside the engine.");
     if (power.spans.length) said.push(`Stretches under ${figures(power.shortest_ms)} ms are drawn with the phase before them.`);
-    if (test.attempts > 1 || test.more_rounds.length) said.push("Rounds of other attempts, variants or restarts may not be drawn.");
+    if (test.attempts > 1 || test.more_rounds.some((more) => more.name.startsWith("restart"))) said.push("Earlier attempts and restarts are not drawn.");
     figure.append(el("p", { class: "quiet small" }, said.join(" ")));
     return figure;
   };
 
   const roundsChart = (test, rounds, name) => {
     const lost = rounds.dropped.map((reasons) => reasons.length > 0);
-    const main = test.figures.joules_per_token;
+    const main = rounds === test.rounds ? test.figures.joules_per_token : null;
     const known = rounds.per_token.filter((value) => value !== null).length;
     return chart(`${name} of ${test.name}`,
       `${plural(rounds.at.length, "round")}, ${lost.filter(Boolean).length} dropped${main ? `, ${figures(main[0])} joules per token` : ""}`,
@@ -182,7 +182,7 @@
         const celsius = rounds.celsius.some((value) => value !== null);
         return {
           options: {
-            height: 200, scales: { x: { time: false }, y: {}, c: {} },
+            height: 200, scales: { x: { time: false }, y: {}, c: { range: (_, low, high) => [low - 1, high + 1] } },
             axes: [...axes(t, { label: "seconds since the first round", size: 36 }, { label: "J/token", size: 64, values: (_, v) => v.map((x) => figures(x, 5)) }),
               ...(celsius ? axes(t, {}, { scale: "c", side: 1, label: "°C", size: 44, grid: { show: false } }).slice(1) : [])],
             series: [{ label: "s", value: (_, v) => figures(v, 4) },
