@@ -36,7 +36,7 @@ _UNSEEN = re.compile(
 )
 """Control characters, and those that turn or hide the text around them."""
 
-_ORDER = ("failed", *SEVERITY, "measured")
+_ORDER = ("failed", *SEVERITY, "measured", "modelled", "replayed", "simulated")
 
 
 def code(text: str) -> str:

@@ -36,8 +36,10 @@ class Reported:
 
     @property
     def kind(self) -> str:
-        """The verdict that the test is shown with."""
-        return status(self.measured)
+        """The verdict that the test is shown with; without one, how its figure came about."""
+        found = status(self.measured)
+        # A simulated figure is never called measured.
+        return self.measured.provenance if found == "measured" else found
 
     @property
     def failing(self) -> bool:

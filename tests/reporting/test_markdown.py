@@ -83,6 +83,7 @@ def test_a_summary_says_the_gravest_first_and_what_it_rests_on() -> None:
 
 def test_what_was_not_measured_says_so_first() -> None:
     lines = summary(report(measured(provenance="simulated"))).splitlines()
+    assert lines[0] == "### Energy per token: 1 simulated"
     assert lines[2] == "**Not measured on hardware by this run:** `simulated`."
 
 

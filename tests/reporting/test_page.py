@@ -114,6 +114,8 @@ def test_what_was_not_measured_says_so() -> None:
     found = content(report(measured(provenance="simulated"), measured("t.py::other")))
     assert found["provenances"] == ("simulated", "measured")
     assert [test["provenance"] for test in found["tests"]] == ["simulated", "measured"]
+    # Without a verdict a test is shown by how its figure came about.
+    assert [test["word"] for test in found["tests"]] == ["simulated", "measured"]
 
 
 def test_a_page_of_200_tests_is_under_3_mb_and_says_what_it_put_together() -> None:

@@ -336,7 +336,7 @@
     }
     if (!test.history) parts.push(el("p", { class: "quiet small" }, `No history: ${data.no_history || "no comparable run of this test is stored"}.`));
     parts.push(table(`Figures of ${test.name}`, ["figure", "value", "± (95 %)", "unit"],
-      Object.entries(test.figures).map(([name, [value, half]]) => [name.replaceAll("_", " "), figures(value), half ? figures(half, 2) : "", data.units[name] ?? ""]), [0, 3]));
+      Object.entries(test.figures).map(([name, [value, half]]) => [name.replaceAll("_", " "), (test.estimated && /^(prefill|decode|between)/.test(name) ? "~" : "") + figures(value), half ? figures(half, 2) : "", data.units[name] ?? ""]), [0, 3]));
     parts.push(el("h4", {}, "How it was measured"), facts([
       ["provenance", test.provenance], ["method", test.method || "nothing"], ["scope", `${test.scope} energy`],
       ...(test.cost ? [["a million tokens", `${figures(test.cost[0])} kWh${test.cost[1] === null ? "" : `, ${figures(test.cost[1], 3)} ${data.currency}`}${test.cost[2] === null ? "" : `, ${figures(test.cost[2], 3)} gCO2e`}`]] : []),
