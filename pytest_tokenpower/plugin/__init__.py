@@ -305,7 +305,13 @@ def pytest_sessionstart(session: pytest.Session) -> None:
                     config.pluginmanager.register(Rerunner(config), "tokenpower-rerunner")
             if chosen.source not in options.PLAIN_SOURCES:
                 session_of(config).check_source()
-            if chosen.stores or chosen.baselines or chosen.json is not None or chosen.record is not None:
+            if (
+                chosen.stores
+                or chosen.baselines
+                or chosen.json is not None
+                or chosen.record is not None
+                or chosen.reports
+            ):
                 session_of(config).prepare()
     except TokenPowerError as error:
         refuse(error)

@@ -30,6 +30,7 @@ from pytest_tokenpower.store.identity import root_in
 from pytest_tokenpower.store.store import Store, default_store_path
 
 if TYPE_CHECKING:
+    from pytest_tokenpower.analysis.power_curves import PowerCurves
     from pytest_tokenpower.meters.recording import Recording
     from pytest_tokenpower.meters.types import Meter
 
@@ -139,6 +140,9 @@ class Session:
                 )
             if self.recording is not None:
                 raise UsageError("--energy-record: a replay measures nothing that could be recorded")
+        for target in self.settings.reports:
+            if not target.path.parent.is_dir() or target.path.is_dir():
+                raise UsageError(f"--energy-report={target.path}: must be a file in a folder that exists")
         _ = self.recording
         # The ini file speaks for all runs: only one that has energy tests needs what it names.
         if not self.settings.baselines_of_ini:
@@ -199,6 +203,15 @@ class Session:
     def keep(self, test: str, windows: Sequence[RoundWindow], telemetry: TelemetrySession) -> None:
         """Remember a test's rounds for --energy-record, and by which devices they are measured."""
         self._measured.append((test, tuple(windows), telemetry))
+
+    def curves(self, test: str) -> PowerCurves | None:
+        """The power and phases of what a test has measured last in this process; None where it has not."""
+        from pytest_tokenpower.analysis.power_curves import power_curves
+
+        for name, windows, telemetry in reversed(self._measured):
+            if name == test:
+                return power_curves(telemetry.collector.timeline, telemetry.devices_in_use(windows), windows)
+        return None
 
     def write_recording(self) -> None:
         """Write what --energy-record asks for; nothing where no energy test has run in this process."""
