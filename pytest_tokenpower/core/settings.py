@@ -83,6 +83,8 @@ class Settings(NamedTuple):
     key_ignore: tuple[str, ...]
     regression: float
     warmup_rounds: int
+    resume: bool = False
+    simulated_engines: bool = False
 
     @property
     def stores(self) -> bool:

@@ -6,14 +6,16 @@ import contextlib
 import os
 import signal
 from collections.abc import Generator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_tokenpower.core.settings import CHILD_VARIABLE
 from pytest_tokenpower.engines import registry
-from pytest_tokenpower.errors import HistoryError, MeterError, StoreError, TokenPowerError, UsageError
+from pytest_tokenpower.errors import TokenPowerError, UsageError
 from pytest_tokenpower.plugin import hookspecs, marker, options
+from pytest_tokenpower.plugin.opening import failure, open_energy
 from pytest_tokenpower.plugin.state import (
     ATTEMPTS,
     ENERGY,
@@ -26,7 +28,6 @@ from pytest_tokenpower.plugin.state import (
     may_measure,
     runs_tests,
     session_of,
-    test_id,
 )
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Read and check the settings."""
     config.addinivalue_line("markers", marker.MARKER)
+    config.addinivalue_line("markers", marker.CELL_MARKER)
     config.stash[MEASUREMENTS] = []
     config.add_cleanup(registry.register_source(lambda: _engines(config)))
     if CHILD_VARIABLE in os.environ:
@@ -71,6 +73,15 @@ def _end_with_parent() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGINT)  # PR_SET_PDEATHSIG
+
+
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+    """Collect suites (``*.energy.toml``), whose cells are tests."""
+    if not file_path.name.endswith(".energy.toml"):
+        return None
+    from pytest_tokenpower.plugin.suites import SuiteFile
+
+    return SuiteFile.from_parent(parent, path=file_path)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -112,51 +123,8 @@ def energy(request: pytest.FixtureRequest) -> Generator[Energy | DisabledEnergy,
 
     While the test lasts no other process of this user measures on the same GPUs (an xdist worker, another job).
     """
-    from pytest_tokenpower.runner.locks import hold_devices
-
-    fixture = _energy(request)
-    try:
-        with hold_devices(getattr(fixture, "gpu_ids", ())):
-            yield fixture
-    finally:
-        # A plugin may run the item again.
-        for key in (ENERGY, NO_METER):
-            if key in request.node.stash:
-                del request.node.stash[key]
-
-
-def _energy(request: pytest.FixtureRequest) -> Energy | DisabledEnergy:
-    from pytest_tokenpower.runner.fixture import DisabledEnergy, Energy
-
-    item, config = request.node, request.config
-    chosen = config.stash[SETTINGS]
-    if chosen.disabled:
-        return DisabledEnergy()
-    try:
-        session = session_of(config)
-        _ = session.baselines
-        item.stash[ENERGY] = fixture = Energy(
-            test_id(item),
-            marker.read_budget(item),
-            session,
-            lambda result, args, kwargs, fn: item.ihook.pytest_tokenpower_count_tokens(
-                result=result, args=args, kwargs=kwargs
-            ),
-            item.stash.get(ATTEMPTS, ()),
-        )
-        return fixture
-    except MeterError as error:
-        if chosen.require_hardware:
-            item.stash[NO_METER] = f"energy_require_hardware is set, and {error}"
-            return DisabledEnergy()
-        pytest.skip(str(error))
-    except (UsageError, HistoryError, StoreError) as error:
-        raise _failure(error) from None
-
-
-def _failure(error: TokenPowerError) -> BaseException:
-    """A failure of the test in the error's words alone, without a traceback into the plugin."""
-    return pytest.fail.Exception(str(error), pytrace=False)
+    with open_energy(request.node) as fixture:
+        yield fixture
 
 
 @pytest.hookimpl(wrapper=True)
@@ -165,7 +133,7 @@ def pytest_runtest_setup() -> Generator[None, object, object]:
     try:
         return (yield)
     except TokenPowerError as error:
-        raise _failure(error) from None
+        raise failure(error) from None
 
 
 @pytest.hookimpl(wrapper=True)
@@ -181,7 +149,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
         if fixture is not None and fixture.used and not isinstance(error, UsageError):
             item.stash[MEASUREMENT] = fixture.finish(failed=True)
         if fixture is not None and isinstance(error, TokenPowerError):
-            raise _failure(error) from None
+            raise failure(error) from None
         raise
     # A test may ask for the fixture in its body: request.getfixturevalue("energy").
     _check_meter(item)
@@ -243,6 +211,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     from pytest_tokenpower.plugin.progress import show_progress
     from pytest_tokenpower.plugin.rerun import Rerunner
     from pytest_tokenpower.plugin.results import Gatherer, Sender
+    from pytest_tokenpower.plugin.sweeps import SweepJournals
 
     config = session.config
     # Results are gathered on the controller (or the only process); xdist's workers only send theirs.
@@ -250,6 +219,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         config.pluginmanager.register(Sender(config), "tokenpower-sender")
     else:
         config.pluginmanager.register(Gatherer(config), "tokenpower-gatherer")
+        config.pluginmanager.register(SweepJournals(config), "tokenpower-sweeps")
     chosen = config.stash[SETTINGS]
     if chosen.disabled or not runs_tests(config):
         return
