@@ -21,6 +21,7 @@ from pytest_tokenpower.plugin.state import MEASUREMENT, SETTINGS, failure_of, se
 from pytest_tokenpower.plugin.sweeps import journal_of
 from pytest_tokenpower.runner.outcome import judge_again
 from pytest_tokenpower.suites.build import declared, engine_of, work_of
+from pytest_tokenpower.suites.claims import instances
 from pytest_tokenpower.suites.estimate import Estimate, Machine, estimate, load_seconds
 from pytest_tokenpower.suites.grid import Cell, Suite
 from pytest_tokenpower.suites.order import Visit, visits
@@ -40,6 +41,7 @@ class SuiteFile(pytest.File):
         """Read the file and make its cells; raises CollectError that names the line."""
         try:
             self.suite = Suite.read(self.path)
+            instances(self.suite)
         except UsageError as error:
             raise self.CollectError(str(error)) from None
         if not self.config.pluginmanager.has_plugin("tokenpower-engines"):

@@ -1,8 +1,9 @@
-"""What becomes of a suite's cells on the controller: the journal that a sweep is resumed from."""
+"""What becomes of suites on the controller: the journal that a sweep is resumed from, and the claims."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Generator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,10 +12,10 @@ import pytest
 
 from pytest_tokenpower.core.settings import CHILD_VARIABLE
 from pytest_tokenpower.errors import StoreError, TokenPowerError, UsageError
-from pytest_tokenpower.plugin.state import SETTINGS, session_of
+from pytest_tokenpower.plugin.state import MEASUREMENTS, SESSION, SETTINGS, session_of
 
 if TYPE_CHECKING:
-    from pytest_tokenpower.core.records import MeasurementRecord
+    from pytest_tokenpower.core.records import ClaimRecord, MeasurementRecord
     from pytest_tokenpower.suites.resume import Begun, Journal
 
 _FOUND: pytest.StashKey[dict[str, Journal]] = pytest.StashKey()
@@ -58,8 +59,12 @@ def _beginning(config: pytest.Config, suite: str) -> Begun:
     )
 
 
-class SweepJournals:
-    """Writes each cell down as soon as it is measured; on the controller, from what the reports carry."""
+def _is_cell(test: str) -> bool:
+    return test.partition("::")[0].endswith(".energy.toml")
+
+
+class Sweeps:
+    """Writes each cell down as soon as it is measured, from what the reports carry; judges the claims in the end."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
@@ -70,7 +75,7 @@ class SweepJournals:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when != "call" or not hasattr(report, "energy") or CHILD_VARIABLE in os.environ:
             return
-        if not str(report.energy["test"]).partition("::")[0].endswith(".energy.toml"):
+        if not _is_cell(report.energy["test"]):
             return
         import msgspec
 
@@ -116,7 +121,52 @@ class SweepJournals:
         scratch.replace(path)
         return path
 
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtestloop(self) -> Generator[None, object, object]:
+        result = yield
+        measurements = self._config.stash[MEASUREMENTS]
+        if CHILD_VARIABLE not in os.environ and any(_is_cell(measured.test) for measured in measurements):
+            self._judge(measurements)
+        return result
+
+    def _judge(self, measurements: Sequence[MeasurementRecord]) -> None:
+        """Judge the claims of every suite of which something was measured; a claim may fail the run."""
+        from pytest_tokenpower.suites.claims import REFUTED, judge_claims, runs_of
+        from pytest_tokenpower.suites.grid import Suite
+
+        files = dict.fromkeys(one.test.partition("::")[0] for one in measurements if _is_cell(one.test))
+        claims: list[ClaimRecord] = []
+        for file in files:
+            suite = Suite.read(self._config.rootpath / file)
+            inside = [one for one in measurements if one.test.partition("::")[0] == file]
+            claims += judge_claims(suite, runs_of(suite, inside), file)
+        session_of(self._config).claims = tuple(claims)
+        for claim in claims:
+            if claim.word == REFUTED and claim.severity == "fail":
+                self._fail(claim)
+
+    def _fail(self, claim: ClaimRecord) -> None:
+        from pytest_tokenpower.reporting.suites import claim_line
+
+        self._config.hook.pytest_runtest_logreport(
+            report=pytest.TestReport(
+                nodeid=f"{claim.suite}::claim: {claim.name}",
+                location=(claim.suite, None, f"claim: {claim.name}"),
+                keywords={},
+                outcome="failed",
+                longrepr=claim_line(claim),
+                when="call",
+            )
+        )
+
+    @pytest.hookimpl(trylast=True)
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if SESSION in self._config.stash and (claims := session_of(self._config).claims):
+            from pytest_tokenpower.reporting.suites import claims_table
+
+            terminalreporter.write_line("")
+            for line in claims_table(claims):
+                terminalreporter.write_line(line)
         for suite, count in self._taken.items():
             begun = journal_of(self._config, suite).begun
             since = f" of {begun.created}" if begun is not None else ""

@@ -151,7 +151,8 @@ def test_each_value_is_found_on_its_own_line(tables: list[tuple[bool, str, list[
         places[place] = len(lines)
         for key in keys:
             lines.append(f"{key} = 1")
-            places[(*place, key)] = len(lines)
+            inner: tuple[Any, ...] = (*place, key)
+            places[inner] = len(lines)
     text = "\n".join(lines)
     tomllib.loads(text)
     for place, line in places.items():
