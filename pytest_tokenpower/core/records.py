@@ -177,6 +177,10 @@ class MeasurementRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     gate: GateRecord | None = None
 
 
+NOT_MEASURED = "not measured: "
+"""Begins the reason of a claim that lacks cells."""
+
+
 class ClaimRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     """What became of a suite's claim.
 

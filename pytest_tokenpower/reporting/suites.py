@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pytest_tokenpower.core.records import ClaimRecord
+from pytest_tokenpower.core.records import NOT_MEASURED, ClaimRecord
+from pytest_tokenpower.core.text import plural
 
 
 def claims_table(claims: Sequence[ClaimRecord]) -> list[str]:
@@ -29,7 +30,13 @@ def claims_table(claims: Sequence[ClaimRecord]) -> list[str]:
         tablefmt="simple",
         disable_numparse=True,
     ).splitlines()
-    notes = [f"{claim.name}: {claim.word}: {claim.reason}" for claim in claims if claim.reason]
+    notes = [
+        f"{claim.name}: {claim.word}: {claim.reason}"
+        for claim in claims
+        if claim.reason and not claim.reason.startswith(NOT_MEASURED)
+    ]
+    if lacking := sum(claim.reason.startswith(NOT_MEASURED) for claim in claims):
+        notes.append(f"{plural(lacking, 'claim')} not testable here, as not all their cells were measured")
     return [
         *lines,
         *([""] if notes else []),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from pytest_tokenpower.engines.registry import OPTION_OF
 from pytest_tokenpower.engines.spec import EngineSpec
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.models.random_weights import write_random_model
-from pytest_tokenpower.models.registry import load_models
+from pytest_tokenpower.models.registry import architecture, load_models
 from pytest_tokenpower.suites.grid import Cell, Suite, Values
 from pytest_tokenpower.suites.schema import SETTINGS, Arrival
 from pytest_tokenpower.workloads.arrivals import AllAtOnce, Arrivals, Concurrency, Poisson
@@ -79,6 +80,12 @@ def checkpoint(suite: Suite, name: str) -> str:
     if model.random is None:
         return model.hub or str(suite.folder(str(model.path)))
     folder = Path(os.environ.get(WEIGHTS_VARIABLE) or Path.home() / ".cache" / "tokenpower" / "weights")
+    if not model.weights:
+        folder = folder / f"{model.random}-config" / model.random
+        folder.mkdir(parents=True, exist_ok=True)
+        config = architecture(model.random).hub_config(model.dtype)
+        (folder / "config.json").write_text(json.dumps(config, indent=1), "utf-8")
+        return str(folder)
     return str(
         write_random_model(
             folder / f"{model.random}-{model.dtype}-{model.seed}",

@@ -7,14 +7,16 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import get_args
 
 from msgspec.structs import replace
 
 from pytest_tokenpower.analysis.figures import FIGURES, round_values
 from pytest_tokenpower.analysis.rounds import log_errors
-from pytest_tokenpower.core.records import ClaimRecord, MeasurementRecord
+from pytest_tokenpower.core.records import NOT_MEASURED, ClaimRecord, MeasurementRecord
 from pytest_tokenpower.core.settings import fraction
 from pytest_tokenpower.core.text import percent, signed
+from pytest_tokenpower.core.types import Scope
 from pytest_tokenpower.stats.change import Change
 from pytest_tokenpower.stats.decision import holm
 from pytest_tokenpower.stats.ratio import log_ratio
@@ -34,8 +36,11 @@ BOARD_SCATTER = 0.015
 Runs = Mapping[str, Sequence[MeasurementRecord]]
 """The measurements of each cell by its name, one a run."""
 
-_Changes = Callable[[int, int], Change]
-"""The change from one of an instance's cells (the second) to another (the first)."""
+_Changes = Callable[[int, int | None], Change]
+"""The change from one of an instance's cells (the second) to another (the first); without the second, the first."""
+
+SHARE = "share_of_"
+"""``share_of_node``: the figure's own scope as a share of another that was measured along with it."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +98,8 @@ def _settled(record: ClaimRecord, p_value: float) -> ClaimRecord:
 
 def _instances(suite: Suite, at: int, claim: Claim) -> list[Instance]:
     for name in _terms(claim.figure):
-        if name not in FIGURES:
-            valid = ", ".join(FIGURES)
+        if name not in FIGURES and name.removeprefix(SHARE) not in get_args(Scope):
+            valid = ", ".join((*FIGURES, f"{SHARE}node"))
             raise suite.wrong(
                 ("claim", at, "figure"),
                 f"{name!r} is no figure; there are {valid}, and quotients of them ('a / b')",
@@ -107,11 +112,15 @@ def _terms(figure: str) -> list[str]:
 
 
 def _ratios(suite: Suite, at: int, claim: Claim) -> list[Instance]:
-    assert claim.of is not None
-    assert claim.to is not None
-    named = {*claim.of.given(), *claim.to.given()}
+    wanted = [(name, axes) for name, axes in (("of", claim.of), ("to", claim.to)) if axes is not None]
+    named = {name for _, axes in wanted for name in axes.given()}
+    if claim.to is None:
+        cells = suite.matching(claim.where, *(axes for _, axes in wanted))
+        if not cells:
+            raise suite.wrong(("claim", at), "no cell of the grid is as of has it")
+        return [Instance(claim, _label(claim, cell, cells, set()), (cell,), _limit(claim)) for cell in cells]
     sides: list[dict[tuple[object, ...], Cell]] = []
-    for field_, axes in (("of", claim.of), ("to", claim.to)):
+    for field_, axes in wanted:
         found: dict[tuple[object, ...], Cell] = {}
         for cell in suite.matching(claim.where, axes):
             rest = _rest(cell, named)
@@ -205,7 +214,7 @@ def _judge(instance: Instance, runs: Runs, file: str, scatter: float) -> ClaimRe
     )
     if missing := [cell.name for cell in cells if not runs.get(cell.name)]:
         more = f" and {len(missing) - 2} more" if len(missing) > 2 else ""
-        return replace(record, reason=f"not measured: {', '.join(missing[:2])}{more}")
+        return replace(record, reason=f"{NOT_MEASURED}{', '.join(missing[:2])}{more}")
     measured = [runs[cell.name] for cell in cells]
     kinds = {one.provenance for each in measured for one in each}
     if len(kinds) > 1:
@@ -226,8 +235,8 @@ def _judge(instance: Instance, runs: Runs, file: str, scatter: float) -> ClaimRe
             f"One process each: what processes differ by is not in its rounds; {percent(scatter)} is allowed for it."
         )
 
-    def change(of: int, to: int) -> Change:
-        return log_ratio(summaries[of], summaries[to], scatter)
+    def change(of: int, to: int | None) -> Change:
+        return log_ratio(summaries[of], () if to is None else summaries[to], scatter)
 
     evidence, shown = (
         _ratio_evidence(claim, change) if claim.shape is None else _shape_evidence(instance, change)
@@ -261,7 +270,18 @@ class _Unknown(Exception):
     """A figure that a cell does not have."""
 
 
+def _share(measured: MeasurementRecord, scope: str) -> RunSummary:
+    own = measured.figures["joules_per_token"]
+    for other in measured.other_scopes:
+        if other.scope == scope and (whole := other.joules_per_token) is not None:
+            error = (own.stderr / own.value) ** 2 + (whole.stderr / whole.value) ** 2
+            return RunSummary(math.log(own.value / whole.value), error, len(measured.rounds))
+    raise _Unknown(f"no energy of the {scope} was measured along with {measured.test.rpartition('::')[2]}")
+
+
 def _summary(measured: MeasurementRecord, figure: str) -> RunSummary:
+    if figure.startswith(SHARE):
+        return _share(measured, figure.removeprefix(SHARE))
     values = round_values(measured.rounds)
     terms = _terms(figure)
     for name in terms:
@@ -276,7 +296,7 @@ def _summary(measured: MeasurementRecord, figure: str) -> RunSummary:
 
 
 def _ratio_evidence(claim: Claim, change: _Changes) -> tuple[list[Evidence], Change]:
-    found = change(0, 1)
+    found = change(0, None if claim.to is None else 1)
     evidence = []
     if claim.at_most is not None:
         limit = math.log(claim.at_most)

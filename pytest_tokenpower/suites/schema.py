@@ -99,6 +99,8 @@ class ModelTable(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
     """A hub id."""
     seed: int = 0
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    weights: bool = True
+    """False writes the configuration alone, for an engine that makes weights up (vLLM's load_format = "dummy")."""
 
     def __post_init__(self) -> None:
         if sum(each is not None for each in (self.random, self.path, self.hub)) != 1:
@@ -172,8 +174,8 @@ class Claim(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True,
     """What is held against the cells.
 
     Either a ratio, of the cells ``of`` to those of ``to`` that are like them otherwise, with ``at_most`` or
-    ``at_least``; or a shape: along an axis the figure falls, rises or is flat (``within`` so much), perhaps ``until``
-    a value and ``then`` otherwise.
+    ``at_least`` (without ``to`` these limit the figure itself); or a shape: along an axis the figure falls, rises or is
+    flat (``within`` so much), perhaps ``until`` a value and ``then`` otherwise.
     """
 
     name: Text
@@ -195,7 +197,7 @@ class Claim(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True,
         ratio, shape = self.of is not None or self.to is not None, self.shape is not None
         if ratio == shape:
             raise ValueError("either a ratio (of, to) or a shape (along, shape) is wanted")
-        if ratio and (self.of is None or self.to is None or not (self.at_most or self.at_least)):
+        if ratio and (self.of is None or not (self.at_most or self.at_least)):
             raise ValueError("a ratio wants of, to, and at_most or at_least")
         if shape and self.along is None:
             raise ValueError("a shape wants along, the axis that it is seen on")

@@ -267,3 +267,62 @@ def test_a_journal_line_of_a_hand_is_not_believed(project: Project) -> None:
     assert read_journal(data + line) == found
     assert read_journal(data[:-1]).finished == {}
     assert test in found.finished
+
+
+CLAIMS = """
+[[claim]]
+name = "FP8 saves"
+of = { variant = "fp8" }
+to = { variant = "bf16" }
+at_most = 0.9
+paper = "-30 %"
+
+[[claim]]
+name = "FP8 costs"
+where = { batch = 8 }
+of = { variant = "fp8" }
+to = { variant = "bf16" }
+at_least = 1.1
+"""
+
+
+def test_claims_are_judged_when_all_cells_are_measured(project: Project) -> None:
+    write(project, SUITE + CLAIMS)
+    result, run = project.measure(*SIMULATED)
+    result.assert_outcomes(passed=4)
+    assert {claim.name: claim.word for claim in run.claims} == {
+        "FP8 saves [batch=8]": "confirmed",
+        "FP8 saves [batch=64]": "confirmed",
+        "FP8 costs": "refuted",
+    }
+    result.stdout.fnmatch_lines(
+        [
+            "FP8 saves [[]batch=64] *≤ 0.9 *0.* [[]0.*, 0.*] * -30 % * confirmed",
+            "FP8 costs *  REFUTED",
+            "One process each: what processes differ by is not in its rounds; 1 % is allowed for it.",
+        ]
+    )
+    # A part of the suite leaves claims open, and says so.
+    result, run = project.measure(*SIMULATED, "-k", "b8")
+    assert [claim.word for claim in run.claims] == ["confirmed", "not testable here", "refuted"]
+    result.stdout.fnmatch_lines(["1 claim not testable here, as not all their cells were measured"])
+
+
+def test_a_claim_can_fail_the_run(project: Project) -> None:
+    write(project, SUITE + CLAIMS.replace("at_least = 1.1", 'at_least = 1.1\nseverity = "fail"'))
+    result = project.run(*SIMULATED, "-k", "b8")
+    result.assert_outcomes(passed=2, failed=1)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(
+        [
+            "REFUTED: FP8 costs (joules_per_token ≥ 1.1); found 0.* [[]*]",
+            "FAILED suites/precision.energy.toml::claim: FP8 costs*",
+        ]
+    )
+
+
+def test_a_claim_of_no_cell_is_an_error_of_collection(project: Project) -> None:
+    write(project, SUITE + CLAIMS.replace("batch = 8", "batch = 9"))
+    result = project.run("--collect-only")
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    result.stdout.fnmatch_lines(["*:21: claim[[]1]: no two cells of the grid are as of and to have it*"])
