@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 
 def plural(number: int, what: str) -> str:
     """The number with its noun: "1 run", "2 runs"."""
@@ -21,3 +23,18 @@ def percent(share: float, digits: int = 3) -> str:
 def short_test_name(test: str) -> str:
     """What people call a test: the part of its id after the file and class."""
     return test.rpartition("::")[2]
+
+
+class EnergyUnit(NamedTuple):
+    """A unit of energy that is easy to read: its name, and its size in joules."""
+
+    name: str
+    joules: float
+
+
+def energy_unit(joules: float) -> EnergyUnit:
+    """Choose the unit in which ``joules`` reads as a number from 1 to 1000 or so: µJ, mJ, J or Wh."""
+    for unit in (EnergyUnit("µJ", 1e-6), EnergyUnit("mJ", 1e-3), EnergyUnit("J", 1.0)):
+        if joules < {"µJ": 1e-3, "mJ": 1.0, "J": 36_000.0}[unit.name]:
+            return unit
+    return EnergyUnit("Wh", 3600.0)

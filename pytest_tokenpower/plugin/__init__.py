@@ -24,6 +24,7 @@ from pytest_tokenpower.plugin.state import (
     NO_METER,
     SESSION,
     SETTINGS,
+    SKIPPED,
     failure_of,
     may_measure,
     runs_tests,
@@ -54,6 +55,9 @@ def pytest_configure(config: pytest.Config) -> None:
         _end_with_parent()
     try:
         config.stash[SETTINGS] = options.read_settings(config)
+        # Importing what checks it is for those who ask for it.
+        if any(config.getoption(f"--energy-{name}") != default for name, default in options.PLAIN_LAYOUT):
+            options.layout_of(config)
     except TokenPowerError as error:
         raise pytest.UsageError(str(error)) from None
 
@@ -201,7 +205,11 @@ def pytest_runtest_makereport(
             ignore = (*chosen.key_ignore, *marker.read_budget(item).key_ignore)
             report.energy_doubt = {"family": session.family, "ignore": ignore}  # type: ignore[attr-defined]
         return report
-    return (yield)
+    report = yield
+    if report.skipped and (reason := item.stash.get(SKIPPED, None)) is not None:
+        report.energy_skipped = reason  # type: ignore[attr-defined]
+        del item.stash[SKIPPED]
+    return report
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -10,7 +10,7 @@ import pytest
 
 from pytest_tokenpower.errors import HistoryError, MeterError, StoreError, TokenPowerError, UsageError
 from pytest_tokenpower.plugin import marker
-from pytest_tokenpower.plugin.state import ATTEMPTS, ENERGY, NO_METER, SETTINGS, session_of, test_id
+from pytest_tokenpower.plugin.state import ATTEMPTS, ENERGY, NO_METER, SETTINGS, SKIPPED, session_of, test_id
 
 if TYPE_CHECKING:
     from pytest_tokenpower.runner.fixture import DisabledEnergy, Energy
@@ -60,6 +60,7 @@ def _energy(item: pytest.Item) -> Energy | DisabledEnergy:
         if chosen.require_hardware:
             item.stash[NO_METER] = f"energy_require_hardware is set, and {error}"
             return DisabledEnergy()
+        item.stash[SKIPPED] = str(error)
         pytest.skip(str(error))
     except (UsageError, HistoryError, StoreError) as error:
         raise failure(error) from None

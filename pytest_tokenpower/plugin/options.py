@@ -26,6 +26,7 @@ from pytest_tokenpower.errors import UsageError
 
 if TYPE_CHECKING:
     from pytest_tokenpower.core.types import Scope
+    from pytest_tokenpower.reporting.columns import Layout
 
 
 PLAIN_SOURCES = frozenset({"auto", "nvml", "amd", "rapl", "hwmon", "ipmi", "model", "simulated"})
@@ -76,6 +77,25 @@ def add_options(parser: pytest.Parser) -> None:
         metavar="PATH",
         help="where runs are stored (default: tokenpower in the repository's git folder, which `git clean` keeps)",
     )
+    group.addoption(
+        "--energy-columns",
+        metavar="NAMES",
+        default="",
+        help="columns of the table, with commas between them: test, joules_per_token, error, prefill, decode, watts, "
+        "change, interval, verdict, and every figure by its name (default: as many as the terminal is wide)",
+    )
+    group.addoption(
+        "--energy-sort",
+        metavar="BY",
+        default="run",
+        help="order of the table: run (default), name, joules_per_token, change or verdict",
+    )
+    group.addoption(
+        "--energy-group-by",
+        metavar="BY",
+        default="none",
+        help="groups in the table: none (default), file, func or param",
+    )
     group.addoption("--energy-json", metavar="PATH", help="write this run's record to a file")
     group.addoption(
         "--energy-record",
@@ -100,6 +120,17 @@ def add_options(parser: pytest.Parser) -> None:
     )
     for name, (kind, default, _, text) in INI.items():
         parser.addini(name, f"{text}; default: {default or 'none'}", type=kind, default=None)
+
+
+PLAIN_LAYOUT = (("columns", ""), ("sort", "run"), ("group-by", "none"))
+"""The options of the table, each with its default."""
+
+
+def layout_of(config: pytest.Config) -> Layout:
+    """Read how the table is to look; raises UsageError."""
+    from pytest_tokenpower.reporting.columns import layout
+
+    return layout(*(config.getoption(f"--energy-{name}") for name, _ in PLAIN_LAYOUT))
 
 
 _Kind = Literal["string", "bool", "int", "float", "args"]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_tokenpower.core.settings import CHILD_VARIABLE
+from pytest_tokenpower.core.text import plural
 from pytest_tokenpower.errors import TokenPowerError
+from pytest_tokenpower.plugin.options import layout_of
 from pytest_tokenpower.plugin.restarts import PendingRestarts
 from pytest_tokenpower.plugin.state import (
     MEASUREMENTS,
@@ -45,8 +48,11 @@ class Gatherer:
         self._rerun: set[str] = set()
         self._failures: dict[str, str] = {}
         self._saved: list[str] = []
+        self._skipped: Counter[str] = Counter()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if reason := getattr(report, "energy_skipped", None):
+            self._skipped[reason] += 1
         self._doubts.note(report)
         # A failing verdict is passed anew by the run that has started this one; it needs to know of other failures.
         if (
@@ -140,7 +146,20 @@ class Gatherer:
             from pytest_tokenpower.reporting.terminal import summary
 
             session = session_of(self._config)
-            summary(terminalreporter, measurements, session, {**session.problems, **self._problems})
+            summary(
+                terminalreporter,
+                measurements,
+                session,
+                {**session.problems, **self._problems},
+                layout=layout_of(self._config),
+                width=terminalreporter._tw.fullwidth,
+                verbosity=self._config.get_verbosity(),
+            )
+        # pytest gives reasons of skips under -rs only, and an energy test that did not measure guards nothing.
+        for reason, count in self._skipped.items():
+            terminalreporter.write_line(
+                f"energy: {plural(count, 'test')} skipped, not measured: {reason}", yellow=True
+            )
         for line in self._saved:
             terminalreporter.write_line(line)
         for loss in self._losses:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 SETTINGS: pytest.StashKey[Settings] = pytest.StashKey()
 SESSION: pytest.StashKey[Session] = pytest.StashKey()
 ENERGY: pytest.StashKey[Energy] = pytest.StashKey()
+SKIPPED: pytest.StashKey[str] = pytest.StashKey()
 NO_METER: pytest.StashKey[str] = pytest.StashKey()
 MEASUREMENTS: pytest.StashKey[list[MeasurementRecord]] = pytest.StashKey()
 MEASUREMENT: pytest.StashKey[MeasurementRecord] = pytest.StashKey()

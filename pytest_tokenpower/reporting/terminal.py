@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from pytest_tokenpower.core.records import MeasurementRecord
-from pytest_tokenpower.core.text import short_test_name, signed
+from pytest_tokenpower.core.text import short_test_name
 from pytest_tokenpower.gate.messages import message, word
-from pytest_tokenpower.gate.verdict import FAILING, against_baseline, gravest
+from pytest_tokenpower.gate.verdict import FAILING, SEVERITY
+from pytest_tokenpower.reporting.columns import ESTIMATED, Layout, is_estimated, status, table
 from pytest_tokenpower.reporting.junit import scope_label
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 class Reporter(Protocol):
     """What is needed of pytest's terminal reporter."""
 
-    def write_sep(self, sep: str, title: str) -> None:
+    def write_sep(self, sep: str, title: str, **markup: bool) -> None:
         """Write a line across the terminal with a title in it."""
         ...
 
@@ -27,21 +28,9 @@ class Reporter(Protocol):
         ...
 
 
-COLUMNS = (
-    "test",
-    "J/token",
-    "±95 %",
-    "prefill",
-    "decode",
-    "W",
-    "tok/s",
-    "change",
-    "95 % interval",
-    "verdict",
+LEGEND = (
+    "Per generated token. ±95 %: by this run's rounds alone; what differs between runs is in the interval."
 )
-
-ESTIMATED = "~"
-"""Stands before a phase's figure whose marks do not come from the engine itself."""
 
 MOST_PROBLEMS = 10
 """So many files that were skipped are named; the others are only counted."""
@@ -52,21 +41,38 @@ def summary(
     measurements: Sequence[MeasurementRecord],
     session: Session,
     problems: Mapping[str, str],
+    *,
+    layout: Layout,
+    width: int,
+    verbosity: int = 0,
 ) -> None:
-    """Write the energy section; ``problems`` are the stored files that were skipped, each with the reason."""
-    reporter.write_sep("=", "energy")
+    """Write the energy section, the news in its first line.
+
+    Args:
+        reporter: Where it is written.
+        measurements: The tests that were measured, in the order of the run.
+        session: The run, for the baselines that it compares with.
+        problems: The stored files that were skipped, each with the reason.
+        layout: Which columns, and in which order the tests.
+        width: Columns of the terminal.
+        verbosity: pytest's: at -2 (``-qq``) and below the news is all.
+    """
+    news, grave = headline(measurements, width - 14)
+    reporter.write_sep("=", f"energy: {news}", **_markup(grave), bold=True)
+    if verbosity < -1:
+        for measured in measurements:
+            if measured.provenance != "measured":
+                reporter.write_line(_source(measured))
+                break
+        return
     for line in header(measurements, session):
         reporter.write_line(line)
     reporter.write_line("")
-    for line, kind in table(measurements):
-        markup = (
-            {"red": True}
-            if kind in FAILING
-            else {"yellow": True}
-            if kind in ("inconclusive", "no baseline")
-            else {}
-        )
-        reporter.write_line(line, **markup)
+    lines = table(measurements, layout, width)
+    for line, kind in lines:
+        reporter.write_line(line, **_markup(kind))
+    if verbosity >= 0 and "±95 %" in lines[0][0]:
+        reporter.write_line(LEGEND)
     notes = [
         line
         for measured in measurements
@@ -78,7 +84,7 @@ def summary(
         )
     ]
     notes += absences(measurements)
-    if any(map(_estimated, measurements)):
+    if any(map(is_estimated, measurements)):
         notes.append(f"{ESTIMATED} estimated: the phases were marked from outside the engine")
     if notes:
         reporter.write_line("")
@@ -92,6 +98,25 @@ def summary(
         reporter.write_line("")
     for line in skipped(problems):
         reporter.write_line(line, yellow=True)
+
+
+def headline(measurements: Sequence[MeasurementRecord], width: int) -> tuple[str, str | None]:
+    """Return the news in at most ``width`` characters, the gravest first, and the verdict that colours it."""
+    kinds = list(map(status, measurements))
+    order = [*SEVERITY[:3], "failed", *SEVERITY[3:], "measured"]
+    counts = {kind: kinds.count(kind) for kind in sorted(set(kinds), key=order.index)}
+    news = ", ".join(f"{count} {word(kind)}" for kind, count in counts.items())
+    if len(news) > width:
+        news = news[: news.rindex(",", 0, width)] + ", …"
+    return news, next(iter(counts), None)
+
+
+def _markup(kind: str | None) -> dict[str, bool]:
+    if kind in FAILING or kind == "failed":
+        return {"red": True}
+    if kind in ("inconclusive", "no baseline", "doubtful"):
+        return {"yellow": True}
+    return {"green": True} if kind == "improved" else {}
 
 
 def header(measurements: Sequence[MeasurementRecord], session: Session) -> list[str]:
@@ -116,55 +141,6 @@ def _source(measured: MeasurementRecord) -> str:
     honest = "" if measured.provenance == "measured" else f"{measured.provenance.upper()}, not measured: "
     scope = f"energy of {measured.scope}" if "+" in measured.scope else f"{measured.scope} energy"
     return f"{honest}{', '.join(names)}, {measured.method} ({scope})"
-
-
-def table(measurements: Sequence[MeasurementRecord]) -> list[tuple[str, str | None]]:
-    """The table's lines, each with the verdict that colours it."""
-    from tabulate import tabulate
-
-    rows = [row(measured) for measured in measurements]
-    used = [i for i in range(len(COLUMNS)) if i in (0, 1) or any(each[i] for each in rows)]
-    text = tabulate(
-        [[each[i] for i in used] for each in rows],
-        headers=[COLUMNS[i] for i in used],
-        tablefmt="simple",
-        disable_numparse=True,
-        colalign=["left" if COLUMNS[i] in ("test", "verdict") else "right" for i in used],
-    ).splitlines()
-    kinds = [getattr(gravest(measured.verdicts), "kind", None) for measured in measurements]
-    return list(zip(text, [None, None, *kinds], strict=True))
-
-
-def row(measured: MeasurementRecord) -> list[str]:
-    """One test's cells, in the order of COLUMNS; what is not known stays empty."""
-
-    def figure(name: str) -> str:
-        return f"{measured.figures[name].value:.4g}" if name in measured.figures else ""
-
-    def phase(name: str) -> str:
-        return ESTIMATED + figure(name) if figure(name) and _estimated(measured) else figure(name)
-
-    main = measured.figures.get("joules_per_token")
-    verdict = gravest(measured.verdicts)
-    compared = against_baseline(measured.verdicts)
-    return [
-        short_test_name(measured.test),
-        figure("joules_per_token"),
-        f"{196 * main.stderr / main.value:.1f} %" if main else "",
-        phase("prefill_joules_per_token"),
-        phase("decode_joules_per_token"),
-        f"{measured.figures['mean_watts'].value:.0f}" if "mean_watts" in measured.figures else "",
-        figure("tokens_per_second"),
-        signed(compared.change) if compared and compared.change is not None else "",
-        f"[{100 * (compared.change_low or 0):+.1f}, {100 * (compared.change_high or 0):+.1f}]"
-        if compared
-        else "",
-        word(verdict.kind) if verdict else ("failed" if measured.reasons else "measured"),
-    ]
-
-
-def _estimated(measured: MeasurementRecord) -> bool:
-    return any(phase.estimated for one in measured.rounds for phase in one.phases.values())
 
 
 def mixed_steps(measured: MeasurementRecord) -> list[str]:

@@ -20,6 +20,7 @@ import pytest
 
 from pytest_tokenpower.core.records import GateRecord, MeasurementRecord, RoundRecord, RunRecord
 from pytest_tokenpower.gate.noise import MeasuredNoise, NoAnswer, analyse
+from pytest_tokenpower.reporting.columns import Layout
 from pytest_tokenpower.reporting.terminal import summary
 from pytest_tokenpower.runner.session import Session
 from pytest_tokenpower.store.baseline import ComparableRuns
@@ -209,6 +210,8 @@ def test_the_gate_itself_warns_whatever_its_verdict(
             [msgspec.structs.replace(measured, verdicts=(judged,))],
             cast(Session, SimpleNamespace(baselines=[])),
             {},
+            layout=Layout(),
+            width=120,
         )
         return judged.kind, out.getvalue()
 

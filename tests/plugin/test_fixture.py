@@ -545,3 +545,17 @@ def test_a_malformed_token_hook_is_named(project: Project) -> None:
     result = project.run()
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*pytest_tokenpower_count_tokens returned 12: *TokenCount*"])
+
+
+def test_a_skip_for_want_of_a_meter_says_its_reason_without_rs(project: Project) -> None:
+    project.tests("def test_a(energy): energy(generate)\ndef test_b(energy): energy(generate)")
+    result = project.run("--energy-source=redfish:http://127.0.0.1:9")
+    result.assert_outcomes(skipped=2)
+    result.stdout.fnmatch_lines(["energy: 2 tests skipped, not measured: *127.0.0.1:9*"])
+
+
+def test_a_column_that_there_is_not_is_a_usage_error(project: Project) -> None:
+    project.tests("def test_a(energy): energy(generate)")
+    result = project.run("--energy-columns=watt")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*--energy-columns: no column watt: valid are *"])

@@ -107,9 +107,7 @@ def test_cells_are_measured_as_tests_and_say_what_they_are(project: Project) -> 
     assert set(found) == CELLS
     # A simulated board draws what it draws, so that joules follow the forecast's seconds.
     for batch in (8, 64):
-        assert (
-            0.3 < found[f"llama-3.1-8b-vllm-fp8-b{batch}"] / found[f"llama-3.1-8b-vllm-bf16-b{batch}"] < 1
-        )
+        assert 0.3 < found[f"llama-3.1-8b-vllm-fp8-b{batch}"] / found[f"llama-3.1-8b-vllm-bf16-b{batch}"] < 1
     for one in run.measurements:
         assert one.provenance == "simulated"
         assert one.facts["suite.file"] == "suites/precision.energy.toml"

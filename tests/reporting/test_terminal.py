@@ -17,9 +17,12 @@ from pytest_tokenpower.core.records import (
     RoundRecord,
     VerdictRecord,
 )
+from pytest_tokenpower.core.text import energy_unit
 from pytest_tokenpower.core.types import Fact
+from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.gate.verdict import judge_ceilings
-from pytest_tokenpower.reporting.terminal import summary
+from pytest_tokenpower.reporting.columns import Layout, layout
+from pytest_tokenpower.reporting.terminal import LEGEND, summary
 from pytest_tokenpower.runner.session import Session
 from pytest_tokenpower.store.baseline import ComparableRuns
 from tests.support.verdicts import judge_stored, text
@@ -104,12 +107,23 @@ def shown(
     *,
     baselines: Sequence[str] = (),
     problems: dict[str, str] | None = None,
+    layout: Layout = Layout(),  # noqa: B008
+    width: int = 120,
+    verbosity: int = 0,
 ) -> str:
     """The energy section; what a line ends with and nobody sees is cut off."""
     out = StringIO()
     reporter = pytest.TerminalReporter(config, out)
     session = SimpleNamespace(baselines=[SimpleNamespace(label=label, note="") for label in baselines])
-    summary(reporter, measurements, cast(Session, session), problems or {})
+    summary(
+        reporter,
+        measurements,
+        cast(Session, session),
+        problems or {},
+        layout=layout,
+        width=width,
+        verbosity=verbosity,
+    )
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
 
@@ -126,23 +140,24 @@ NO_BASELINE = VerdictRecord(
 )
 
 SECTION = """
-======================================================== energy ========================================================
+=== energy: 1 INVALID, 1 REGRESSED, 1 OVER BUDGET, 1 failed, 1 inconclusive, 1 no baseline, 1 improved, 3 passed, … ====
 1x NVIDIA H100 80GB HBM3, power ring (gpu energy)
 baseline main@1a2b3c4
 
-test               J/token    ±95 %    prefill    decode    W    tok/s    change    95 % interval  verdict
----------------  ---------  -------  ---------  --------  ---  -------  --------  ---------------  ------------
-test_chat[bf16]     0.2499    0.3 %     0.0025    0.2474  500     2000    +0.3 %     [-1.1, +1.7]  passed
-test_chat[fp8]       0.175    0.3 %    0.00175    0.1732  350     2000   -30.1 %   [-31.5, -28.7]  improved
-test_eager          0.3249    0.3 %     0.0025    0.3224  500     1538   +31.0 %   [+29.6, +32.4]  REGRESSED
-test_long           0.2499    0.3 %     0.0025    0.2474  500     2000    +2.1 %     [+0.7, +3.5]  inconclusive
-test_new            0.2499    0.3 %                       500     2000                             no baseline
-test_budget         0.2499    0.3 %                       500     2000    +0.1 %     [-1.3, +1.5]  OVER BUDGET
-test_within         0.2499    0.3 %                       500     2000                             passed
-test_first          0.2499    0.3 %     0.0025    0.2474  500     2000    +0.1 %     [-1.3, +1.5]  passed
-test_hot                                                                                           INVALID
-test_broken                                                                                        failed
-test_shared         0.2501    0.4 %     0.0025    0.2476  500     2000                             measured
+test             mJ/token  ±95 %  prefill  decode    W  tok/s   change   95 % interval  verdict
+----------------------------------------------------------------------------------------------------
+test_chat[bf16]     249.9  0.3 %      2.5   247.4  500   2000   +0.3 %    [-1.1, +1.7]  passed
+test_chat[fp8]        175  0.3 %     1.75   173.2  350   2000  -30.1 %  [-31.5, -28.7]  improved
+test_eager          324.9  0.3 %      2.5   322.4  500   1538  +31.0 %  [+29.6, +32.4]  REGRESSED
+test_long           249.9  0.3 %      2.5   247.4  500   2000   +2.1 %    [+0.7, +3.5]  inconclusive
+test_new            249.9  0.3 %                   500   2000                           no baseline
+test_budget         249.9  0.3 %                   500   2000   +0.1 %    [-1.3, +1.5]  OVER BUDGET
+test_within         249.9  0.3 %                   500   2000                           passed
+test_first          249.9  0.3 %      2.5   247.4  500   2000   +0.1 %    [-1.3, +1.5]  passed
+test_hot                                                                                INVALID
+test_broken                                                                             failed
+test_shared         250.1  0.4 %      2.5   247.6  500   2000                           measured
+Per generated token. ±95 %: by this run's rounds alone; what differs between runs is in the interval.
 
 improved -30.1 % (limit 3 %): test_chat[fp8] takes 0.1748 J/token; main@1a2b3c4 took 0.25 (3 runs).
   95 % interval -31.5 % to -28.7 %.
@@ -195,12 +210,13 @@ def test_the_section_has_a_row_for_every_verdict_and_a_note_for_what_needs_one(
 
 
 MODELLED = """
-======================================================== energy ========================================================
+================================================== energy: 1 measured ==================================================
 MODELLED, not measured: 1x NVIDIA H100 80GB HBM3, power ring (cpu energy)
 
-test         J/token    ±95 %    prefill    decode    W    tok/s  verdict
----------  ---------  -------  ---------  --------  ---  -------  ---------
-test_chat     0.2499    0.3 %     0.0025    0.2474  500     2000  measured
+test       mJ/token  ±95 %  prefill  decode    W  tok/s  verdict
+-----------------------------------------------------------------
+test_chat     249.9  0.3 %      2.5   247.4  500   2000  measured
+Per generated token. ±95 %: by this run's rounds alone; what differs between runs is in the interval.
 """
 
 
@@ -210,15 +226,16 @@ def test_what_was_not_measured_says_so_first(pytestconfig: pytest.Config) -> Non
 
 
 PHASES = """
-======================================================== energy ========================================================
+================================================== energy: 4 measured ==================================================
 1x NVIDIA H100 80GB HBM3, power ring (gpu energy)
 
-test            J/token    ±95 %    prefill    decode    W    tok/s  verdict
-------------  ---------  -------  ---------  --------  ---  -------  ---------
-test_pure        0.2499    0.3 %     0.0025    0.2474  500     2000  measured
-test_server      0.2499    0.3 %    ~0.0025   ~0.2474  500     2000  measured
-test_chunked     0.2499    0.3 %     0.0025    0.2474  500     2000  measured
-test_poisson     0.2499    0.3 %                       500     2000  measured
+test          mJ/token  ±95 %  prefill  decode    W  tok/s  verdict
+--------------------------------------------------------------------
+test_pure        249.9  0.3 %      2.5   247.4  500   2000  measured
+test_server      249.9  0.3 %     ~2.5  ~247.4  500   2000  measured
+test_chunked     249.9  0.3 %      2.5   247.4  500   2000  measured
+test_poisson     249.9  0.3 %                   500   2000  measured
+Per generated token. ±95 %: by this run's rounds alone; what differs between runs is in the interval.
 
 test_chunked: prefill and decode: 36 % of the steps' energy was in mixed steps, divided by least squares
 test_poisson: prefill and decode not told apart, 98 % of the steps' energy being in mixed steps: all steps look alike
@@ -365,3 +382,110 @@ def test_the_messages_of_absolute_limits() -> None:
         "(95 % interval 488.9 to 511.1).",
         "OVER BUDGET 650 W (limit 600): test_it: peak_watts exceeds its budget.",
     ]
+
+
+def test_at_80_columns_the_least_needed_columns_go_and_no_line_of_the_table_is_wider(
+    pytestconfig: pytest.Config,
+) -> None:
+    tests = [
+        measured("test_chat[bf16]", verdicts=[compared("passed", 0.003, "…")]),
+        measured("test_eager", seconds=13, verdicts=[compared("regressed", 0.31, "…")]),
+    ]
+    wide, narrow = (shown(pytestconfig, tests, width=width).splitlines() for width in (120, 80))
+    [head] = [line for line in narrow if line.startswith("test ")]
+    assert head.split() == [
+        "test",
+        "mJ/token",
+        "prefill",
+        "decode",
+        "change",
+        "95",
+        "%",
+        "interval",
+        "verdict",
+    ]
+    assert any("tok/s" in line for line in wide)
+    at = narrow.index(head)
+    assert max(map(len, narrow[at : at + 4])) <= 80
+
+
+def test_columns_order_and_groups_are_as_asked_for(pytestconfig: pytest.Config) -> None:
+    tests = [
+        measured("test_b[fp8]", watts=350),
+        measured("test_a[bf16]"),
+        measured("test_a[fp8]", watts=600),
+    ]
+
+    def table(**asked: str) -> list[str]:
+        options = {
+            "columns": "test,joules-per-response,peak_watts",
+            "sort": "run",
+            "group_by": "none",
+        } | asked
+        lines = shown(pytestconfig, tests, layout=layout(**options), width=40).splitlines()
+        return lines[3:-1] if lines[-1] == LEGEND else lines[3:]
+
+    assert table() == [
+        "test          J_per_response  peak_watts",
+        "----------------------------------------",
+        "test_b[fp8]            87.48         650",
+        "test_a[bf16]             125         650",
+        "test_a[fp8]              150         650",
+    ]
+    assert [line.split()[0] for line in table(sort="name")[2:]] == [
+        "test_a[bf16]",
+        "test_a[fp8]",
+        "test_b[fp8]",
+    ]
+    assert [line.split()[0] for line in table(sort="joules_per_token")[2:]] == [
+        "test_a[fp8]",
+        "test_a[bf16]",
+        "test_b[fp8]",
+    ]
+    assert [line.split()[0] for line in table(group_by="param")[2:]] == [
+        "fp8:",
+        "test_b[fp8]",
+        "test_a[fp8]",
+        "bf16:",
+        "test_a[bf16]",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (("joules,watt", "run", "none"), "no column watt: valid are"),
+        (("", "size", "none"), "--energy-sort=size: must be one of run, name"),
+        (("", "run", "colour"), "--energy-group-by=colour: must be one of none, file"),
+    ],
+)
+def test_an_unknown_column_order_or_group_is_named_with_the_valid_ones(
+    asked: tuple[str, str, str], said: str
+) -> None:
+    with pytest.raises(UsageError, match=said):
+        layout(*asked)
+
+
+def test_under_qq_the_news_is_one_line_and_what_is_not_measured_is_still_said(
+    pytestconfig: pytest.Config,
+) -> None:
+    tests = [measured("test_a"), measured("test_b", provenance="simulated")]
+    assert shown(pytestconfig, tests, width=80, verbosity=-2).splitlines()[1:] == [
+        "SIMULATED, not measured: 1x NVIDIA H100 80GB HBM3, power ring (gpu energy)"
+    ]
+    assert len(shown(pytestconfig, tests[:1], width=80, verbosity=-2).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("joules", "unit", "shown"),
+    [
+        (2e-5, "µJ", "20"),
+        (0.1567, "mJ", "156.7"),
+        (0.9996, "mJ", "999.6"),
+        (1.0, "J", "1"),
+        (7.2e4, "Wh", "20"),
+    ],
+)
+def test_energy_is_shown_in_a_unit_that_is_easy_to_read(joules: float, unit: str, shown: str) -> None:
+    found = energy_unit(joules)
+    assert (found.name, f"{joules / found.joules:.4g}") == (unit, shown)
