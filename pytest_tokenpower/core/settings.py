@@ -117,6 +117,8 @@ class Settings(NamedTuple):
     warmup_rounds: int = DEFAULT_WARMUP_ROUNDS
     given: tuple[str, ...] = ()
     factors: Factors = NO_FACTORS
+    resume: bool = False
+    simulated_engines: bool = False
 
     @property
     def stores(self) -> bool:

@@ -16,6 +16,10 @@ MARKER = (
     "regression is the rise over the baseline that fails it, such as '3%'"
 )
 
+CELL_MARKER = (
+    "energy_cell(**axes): a cell of a suite, with its values; -m 'energy_cell(batch=8)' selects by them"
+)
+
 
 def read_budget(item: pytest.Item) -> Limits:
     """The limits of a test; a marker nearer to it overrides one of its class or module, argument by argument.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from pytest_tokenpower import __version__
 from pytest_tokenpower.core.credentials import without_credentials
-from pytest_tokenpower.core.records import MeasurementRecord, RunRecord
+from pytest_tokenpower.core.records import ClaimRecord, MeasurementRecord, RunRecord
 from pytest_tokenpower.core.settings import Limits, Settings
 from pytest_tokenpower.core.windows import RoundWindow
 from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
@@ -39,6 +39,7 @@ class Session:
     """The settings of this run and what they stand for. Telemetry starts at the first energy test, not before.
 
     ``gated_tests`` is how many tests of the run can fail by a comparison: the family that Holm's rule is over.
+    ``claims`` are what became of the claims of its suites.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Session:
         self._telemetry: TelemetrySession | MeterError | None = None
         self._priors = Priors()
         self.gated_tests = 1
+        self.claims: tuple[ClaimRecord, ...] = ()
         self._measured: list[tuple[str, tuple[RoundWindow, ...], TelemetrySession]] = []
 
     @cached_property
@@ -272,4 +274,5 @@ class Session:
             versions=versions,
             command=tuple(map(without_credentials, self.settings.given)),
             failures=dict(failures or {}),
+            claims=self.claims,
         )
