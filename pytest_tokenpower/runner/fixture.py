@@ -128,10 +128,14 @@ class Energy:
             lambda result: self._count(result, args, dict(kwargs), fn),
             phases_of,
             # A slow meter has a single figure for all of it: one round that is as long as it takes.
-            RoundPlan(self._session.settings.warmup_rounds, 1, 1, budget.max_seconds)
+            RoundPlan(self._session.settings.warmup_rounds, 1, 1, budget.max_seconds, budget.per)
             if self._telemetry.slow
             else RoundPlan(
-                self._session.settings.warmup_rounds, budget.min_rounds, budget.max_rounds, budget.max_seconds
+                self._session.settings.warmup_rounds,
+                budget.min_rounds,
+                budget.max_rounds,
+                budget.max_seconds,
+                budget.per,
             ),
             self._telemetry,
         )
@@ -199,12 +203,13 @@ class Energy:
         if self._replayed is not None:
             self._windows.append(self._next_replayed(self._replayed))
             return
-        if window._tokens is None or window._tokens.generated == 0:
+        if window._tokens is None:
             raise TokenCountError(
-                f"{self._test}: nothing says how many tokens were generated in the energy.measure() block: call "
-                "window.count(result) or window.tokens(prompt=..., generated=...) inside it, with at least one "
-                "generated token"
+                f"{self._test}: nothing says how many tokens were read and generated in the energy.measure() block: "
+                "call window.count(result) or window.tokens(prompt=..., generated=...) inside it"
             )
+        if not any((window._tokens.prompt, window._tokens.generated, window._tokens.responses)):
+            raise TokenCountError(f"{self._test}: it says that nothing was read and nothing generated")
         self._windows.append(RoundWindow(start_ns, end_ns, window._tokens, 1, window._phases))
 
     def compare(
@@ -242,6 +247,7 @@ class Energy:
             max(2, rounds.min_rounds // 2),
             max(2, rounds.max_rounds // 2),
             rounds.max_seconds,
+            rounds.per,
         )
         finished = []
         for _ in range(asked.restarts):
@@ -299,15 +305,9 @@ class Energy:
                 "TokenCount, or None for what it does not know"
             )
         try:
-            count = count_tokens(result if counted is None else counted, args, kwargs, fn)
+            return count_tokens(result if counted is None else counted, args, kwargs, fn)
         except TokenCountError as error:
             raise TokenCountError(f"{self._test}: {error}") from None
-        if count.generated == 0:
-            raise TokenCountError(
-                f"{self._test}: the workload generated no tokens ({count.prompt} prompt tokens): joules per token "
-                "needs at least one; return a TokenCount with what it generated"
-            )
-        return count
 
     @property
     def gpu_ids(self) -> tuple[str, ...]:

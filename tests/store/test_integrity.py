@@ -52,7 +52,8 @@ def test_runs_from_before_the_digest_are_read() -> None:
         {"stderr_joules": -1.0},
         {"generated_tokens": -1},
         {"generated_tokens": 10**15},
-        {"prompt_tokens": 0, "generated_tokens": 0},
+        {"prompt_tokens": 0, "generated_tokens": 0, "responses": 0},
+        {"cached_prompt_tokens": 10**6},
         {"repeats": 0},
     ],
 )
