@@ -7,8 +7,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pytest_tokenpower.analysis.rounds import good, log_errors, log_joules_per_token
-from pytest_tokenpower.core.records import MeasurementRecord, RoundRecord, WaitingRecord
+from pytest_tokenpower.analysis.rounds import gated, good
+from pytest_tokenpower.core.denominators import denominator
+from pytest_tokenpower.core.records import MeasurementRecord, WaitingRecord
 from pytest_tokenpower.stats.boards import Calibration
 from pytest_tokenpower.stats.comparison import Run
 from pytest_tokenpower.stats.occasions import occasions
@@ -23,11 +24,6 @@ class Boards:
 
     waiting: Mapping[str, WaitingRecord] = field(default_factory=dict)
     calibrations: Mapping[str, Calibration] = field(default_factory=dict)
-
-
-def gating_values(rounds: Sequence[RoundRecord]) -> list[float]:
-    """The figure of each good round that a test is compared by."""
-    return [math.exp(value) for value in log_joules_per_token(rounds)]
 
 
 def devices_of(measurement: MeasurementRecord) -> tuple[str, ...]:
@@ -72,16 +68,13 @@ def runs_of(measurements: Sequence[MeasurementRecord]) -> list[Run]:
 
 
 def _run(one: MeasurementRecord, board: str, host: str, occasion: str) -> Run:
-    kept = good(one.rounds)
-    values = gating_values(one.rounds)
-    celsius = [each.record.temperature_celsius for each in kept]
+    parts = gated(one.rounds, denominator(one.key))
+    celsius = [each.record.temperature_celsius for each in good(one.rounds)]
     return Run(
-        joules_per_token=tuple(values),
-        seconds_per_token=tuple(
-            value * each.record.seconds / each.joules for value, each in zip(values, kept, strict=True)
-        ),
+        joules_per_token=tuple(each.joules / each.units for each in parts),
+        seconds_per_token=tuple(each.seconds / each.units for each in parts),
         temperatures_celsius=() if None in celsius else tuple(each for each in celsius if each is not None),
-        meter_errors=tuple(log_errors(one.rounds)),
+        meter_errors=tuple(each.stderr_joules / each.joules for each in parts),
         board=board,
         host=host,
         occasion=occasion,

@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 
 from pytest_tokenpower.analysis.rounds import good, log_errors, log_joules_per_token
+from pytest_tokenpower.core.denominators import denominator, figure_per
 from pytest_tokenpower.core.records import MeasurementRecord, RunRecord
 from pytest_tokenpower.core.settings import DEFAULT_BASELINE_RUNS, DEFAULT_REGRESSION
 from pytest_tokenpower.gate.evidence import Boards, runs_of, waiting_of
@@ -69,16 +70,18 @@ class ReplayedGate:
 class MeasuredNoise:
     """What identical runs of one test scatter by, and what a limit may be there.
 
-    ``raw`` is as read; ``adjusted`` at one GPU temperature, None where ``refusal`` says why not; ``parts`` tells
-    occasions, pace and boards apart. ``holds`` is the smallest limit that keeps the gate's promises
-    (``stats.planning.smallest_limit``) at the spread that was found, ``holds_surely`` at its one-sided 95 % upper
-    limit: both fractions, against ``baseline_runs`` stored runs, in a ``family`` of so many tests.
+    ``value`` is of the ``figure`` that the test is compared by. ``raw`` is as read; ``adjusted`` at one temperature,
+    None where ``refusal`` says why not; ``parts`` tells occasions, pace and boards apart. ``holds`` is the smallest
+    limit that keeps the gate's promises (``stats.planning.smallest_limit``) at the spread that was found,
+    ``holds_surely`` at its one-sided 95 % upper limit: both fractions, against ``baseline_runs`` stored runs, in a
+    ``family`` of so many tests.
     """
 
     test: str
     provenance: str
     method: str
-    joules_per_token: float
+    figure: str
+    value: float
     runs: int
     left_out: tuple[str, ...]
     raw: RunNoise
@@ -197,8 +200,8 @@ def _analyse(
     gate = valid[-1].gate
     limit = threshold or (gate.regression if gate else DEFAULT_REGRESSION)
     stored = baseline_runs or (gate.baseline_runs if gate else DEFAULT_BASELINE_RUNS)
-    values = [log_joules_per_token(one.rounds) for one in valid]
-    errors = [log_errors(one.rounds) for one in valid]
+    values = [log_joules_per_token(one.rounds, denominator(one.key)) for one in valid]
+    errors = [log_errors(one.rounds, denominator(one.key)) for one in valid]
     raw = estimate_noise(values, meter_errors_per_run=errors)
     adjusted, refusal = _adjusted(values, [gpu_temperatures(one) for one in valid], errors)
     parts = noise_parts(runs_of(valid), waiting_of(valid, Boards()))
@@ -211,7 +214,8 @@ def _analyse(
         test=test,
         provenance=valid[0].provenance,
         method=valid[0].method,
-        joules_per_token=math.exp(float(np.mean([run.location for run in summarise_runs(values)]))),
+        figure=figure_per(denominator(valid[0].key)),
+        value=math.exp(float(np.mean([run.location for run in summarise_runs(values)]))),
         runs=len(valid),
         left_out=tuple(left_out),
         raw=raw,

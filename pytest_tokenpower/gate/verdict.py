@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from pytest_tokenpower.analysis.figures import figures, round_values
+from pytest_tokenpower.analysis.figures import figures, meter_errors, round_values
+from pytest_tokenpower.core.denominators import denominator, figure_per
 from pytest_tokenpower.core.records import OTHER_VARIANT, ChangeRecord, MeasurementRecord, VerdictRecord
 from pytest_tokenpower.core.settings import DEFAULT_ALPHA
 from pytest_tokenpower.gate import remarks
@@ -127,12 +128,14 @@ def judge(
         kind = "doubtful"
     here, there = averages(side.new_records), averages(side.level_records)
     low, high = found.total.change_interval()
+    figure = figure_per(denominator(measurement.key))
     return VerdictRecord(
         kind=kind,
         against=stored.label,
         reason=drift.invalid,
-        value=here["joules_per_token"],
-        baseline_value=there["joules_per_token"],
+        figure=figure,
+        value=here[figure],
+        baseline_value=there[figure],
         change=found.total.change,
         change_low=low,
         change_high=high,
@@ -266,8 +269,7 @@ def judge_ceilings(
                 VerdictRecord(kind, name, value=peak, change=peak / ceiling - 1, threshold=ceiling)
             )
             continue
-        [run] = runs_of([measurement])
-        new = Run(tuple(values[name]), meter_errors=run.meter_errors, board=run.board)
+        new = Run(tuple(values[name]), meter_errors=tuple(meter_errors(measurement.rounds, name)))
         found = compare_ceiling([new], ceiling)
         decision = rule.decide(found, policy.of_rule(0.0))
         low, high = found.total.change_interval()

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import os
 import random
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
+import msgspec
 import numpy as np
 
-from pytest_tokenpower.analysis.rounds import LARGEST_FLAGGED_SHARE
+from pytest_tokenpower.analysis.rounds import LARGEST_FLAGGED_SHARE, denominator_of, gated, unknown_figure
+from pytest_tokenpower.core.denominators import figure_per
 from pytest_tokenpower.core.progress import warmup_progress
 from pytest_tokenpower.core.records import OTHER_VARIANT, RoundRecord, VerdictRecord
 from pytest_tokenpower.core.settings import fraction
 from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.core.windows import PhaseWindow, RoundWindow
 from pytest_tokenpower.errors import EngineError, TokenCountError, UsageError
-from pytest_tokenpower.gate.evidence import gating_values
 from pytest_tokenpower.gate.verdict import Policy, judge_variants
+from pytest_tokenpower.runner.coroutines import blocking
 from pytest_tokenpower.runner.rounds import (
     MOST_ROUNDS,
     MOST_SECONDS,
@@ -113,7 +114,10 @@ def annotate_errors(variant: str, names: tuple[str, str] | None) -> Iterator[Non
 
 def started(variant: Callable[[], object] | Startable, stack: ExitStack) -> Callable[[], object]:
     """What runs one execution of a variant; one that has to be started ends with ``stack``."""
-    return stack.enter_context(variant.start()) if hasattr(variant, "start") else variant
+    running: AbstractContextManager[Callable[[], object]] = (
+        variant.start() if hasattr(variant, "start") else blocking(variant)
+    )
+    return stack.enter_context(running)
 
 
 def names_of(baseline: object, candidate: object) -> tuple[str, str] | None:
@@ -173,6 +177,7 @@ class BlockPlan:
     min_blocks: int
     max_blocks: int
     max_seconds: float
+    per: str | None = None
 
 
 @dataclass(frozen=True)
@@ -198,27 +203,28 @@ def run_blocks(
     The warm-up goes on while a variant still gets faster; a drift of both falls out of the blocks. It stops on
     precision, never on the difference itself. ``names`` are what the variants are called where one fails.
     """
+    clock = bench.clock
 
     def run(variant: Variant, repeats: int) -> RoundWindow:
         with annotate_errors(variant, names):
-            return measured_round(execute[variant], count, phases, repeats)[1]
+            return measured_round(execute[variant], count, phases, repeats, clock)[1]
 
     seconds: dict[Variant, list[float]] = {variant: [] for variant in VARIANTS}
-    began = time.monotonic()
+    began = clock.seconds()
     tell = warmup_progress()
     while (done := len(seconds["candidate"])) < max(plan.warmup_rounds, 1) or not (
         done >= MOST_ROUNDS
-        or time.monotonic() - began > MOST_SECONDS
+        or clock.seconds() - began > MOST_SECONDS
         or all(map(quick_enough, seconds.values()))
     ):
-        tell(done, time.monotonic())
+        tell(done, clock.seconds())
         for variant in VARIANTS:
             window = run(variant, 1)
             seconds[variant].append((window.end_ns - window.start_ns) / 1e9)
     shortest = bench.shortest_window_ns() / 1e9
     repeats = {variant: repeats_for(min(seconds[variant]), shortest) for variant in VARIANTS}
     blocks: list[Block] = []
-    began = time.monotonic()
+    began = clock.seconds()
     while len(blocks) < plan.max_blocks:
         lead = order.choice(VARIANTS)
         other = VARIANTS[1 - VARIANTS.index(lead)]
@@ -227,9 +233,10 @@ def run_blocks(
         blocks.append(Block(variants, windows))
         if len(blocks) < plan.min_blocks:
             continue
-        if time.monotonic() - began > plan.max_seconds:
+        if clock.seconds() - began > plan.max_seconds:
             break
-        found = kept_blocks(blocks, bench.assess([window for block in blocks for window in block.windows]))
+        records = bench.assess([window for block in blocks for window in block.windows])
+        found = kept_blocks(blocks, records, plan.per or denominator_of(records))
         if found is not None and len(found.joules_per_token) >= plan.min_blocks:
             (summary,) = summarise_blocks([block_differences(found)])
             if summary.squared_error <= (DEFAULT_NOISE.interleaved.sd / 2) ** 2:
@@ -269,26 +276,35 @@ class Comparison:
         return tuple(record for each, record in zip(variants, records, strict=True) if each == variant)
 
     def judge(
-        self, records: Sequence[RoundRecord], policy: Policy, waiting: Waiting | None = None
+        self, records: Sequence[RoundRecord], per: str, policy: Policy, waiting: Waiting | None = None
     ) -> VerdictRecord:
-        """The verdict over all restarts; ``records`` as for :meth:`of_variant`, ``waiting`` of the board."""
+        """The verdict over all restarts.
+
+        Args:
+            records: as for :meth:`of_variant`.
+            per: their denominator.
+            policy: what it is judged by.
+            waiting: the waiting watts of the board.
+        """
         found = []
         rest = list(records)
         for blocks in self.restarts:
             size = sum(len(block.windows) for block in blocks)
-            found.append(kept_blocks(blocks, rest[:size]))
+            found.append(kept_blocks(blocks, rest[:size], per))
             rest = rest[size:]
         kept = [each for each in found if each is not None]
         total = sum(len(blocks) for blocks in self.restarts)
         dropped = total - sum(len(each.joules_per_token) for each in kept)
         if not kept or dropped > LARGEST_FLAGGED_SHARE * total:
             causes = dict.fromkeys(reason for record in records for reason in record.reasons)
+            if unknown := unknown_figure(records, per):
+                causes.setdefault(unknown)
             return VerdictRecord(
                 "invalid",
                 OTHER_VARIANT,
                 reason=f"{dropped} of {total} ABBA blocks could not be measured: {'; '.join(causes)}",
             )
-        return judge_variants(
+        verdict = judge_variants(
             kept,
             policy,
             at_least=self.at_least,
@@ -296,22 +312,20 @@ class Comparison:
             names=self.names,
             waiting=waiting,
         )
+        return msgspec.structs.replace(verdict, figure=figure_per(per))
 
 
-def kept_blocks(blocks: Sequence[Block], records: Sequence[RoundRecord]) -> Blocks | None:
+def kept_blocks(blocks: Sequence[Block], records: Sequence[RoundRecord], per: str) -> Blocks | None:
     """The blocks of one restart of which all four rounds are good; None where there is none.
 
-    ``records`` are of all the blocks' windows, in their order.
+    ``records`` are of all the blocks' windows, in their order; ``per`` is their denominator.
     """
     joules, seconds, candidate = [], [], []
     for number, block in enumerate(blocks):
-        four = records[4 * number : 4 * number + 4]
-        values = gating_values(four)
-        if len(values) == len(block.variants):
-            joules.append(values)
-            seconds.append(
-                [value * one.seconds / (one.joules or 1.0) for value, one in zip(values, four, strict=True)]
-            )
+        parts = gated(records[4 * number : 4 * number + 4], per)
+        if len(parts) == len(block.variants):
+            joules.append([each.joules / each.units for each in parts])
+            seconds.append([each.seconds / each.units for each in parts])
             candidate.append([float(variant == "candidate") for variant in block.variants])
     if not joules:
         return None
