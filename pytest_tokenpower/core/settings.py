@@ -74,6 +74,9 @@ DEFAULT_ALPHA = 0.01
 MOST_ALPHA = 0.025
 """The tail of the printed 95 % intervals: what has failed or improved excludes 0."""
 
+DEFAULT_LENGTH_TOLERANCE = 0.10
+"""How far token counts may lie apart, as a share, to be compared at equal lengths."""
+
 DEFAULT_WARMUP_ROUNDS = 2
 
 DEFAULT_BASELINE_RUNS = 5
@@ -133,6 +136,7 @@ class Settings(NamedTuple):
     key_ignore: tuple[str, ...] = ()
     regression: float = DEFAULT_REGRESSION
     alpha: float = DEFAULT_ALPHA
+    length_tolerance: float = DEFAULT_LENGTH_TOLERANCE
     warmup_rounds: int = DEFAULT_WARMUP_ROUNDS
     given: tuple[str, ...] = ()
     factors: Factors = NO_FACTORS

@@ -12,9 +12,11 @@ from pytest_tokenpower.core.records import MeasurementRecord
 from pytest_tokenpower.core.settings import DEFAULT_REGRESSION
 from pytest_tokenpower.core.text import plural
 from pytest_tokenpower.errors import StoreError, UsageError
+from pytest_tokenpower.gate.evidence import Boards
 from pytest_tokenpower.gate.priors import Priors
 from pytest_tokenpower.gate.verdict import Policy, against_baseline, judge, settle
 from pytest_tokenpower.store.baseline import Baseline
+from pytest_tokenpower.store.calibrations import read_calibrations
 from pytest_tokenpower.store.keys import differences
 
 _MOST_RUNS = 20
@@ -59,6 +61,7 @@ def compare(
             tuple(ignore),
             len(both),
             priors=priors,
+            boards=Boards.of(read_calibrations(candidate.store.path)),
             # A run is never its own baseline.
             left_out=frozenset(run_ids),
         )

@@ -4,26 +4,54 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pytest_tokenpower.analysis.rounds import gated, good
 from pytest_tokenpower.core.denominators import denominator
 from pytest_tokenpower.core.records import MeasurementRecord, WaitingRecord
-from pytest_tokenpower.stats.boards import Calibration
+from pytest_tokenpower.stats.boards import Calibration, calibration
 from pytest_tokenpower.stats.comparison import Run
 from pytest_tokenpower.stats.occasions import occasions
 from pytest_tokenpower.stats.pace import Waiting, assumed_waiting, measured_waiting
+from pytest_tokenpower.store.calibrations import STALE_DAYS, CalibrationRecord
 
 _UUID = re.compile(r"(GPU-)?[0-9a-f]{8}-", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Boards:
-    """What calibrations tell of devices, by their ids: the watts of waiting, and what fixed work takes."""
+    """What calibrations tell of devices, by their ids: the watts of waiting, and what fixed work takes.
+
+    Each holds for the driver that it was made with; ``stale`` are those that are too old to be used.
+    """
 
     waiting: Mapping[str, WaitingRecord] = field(default_factory=dict)
     calibrations: Mapping[str, Calibration] = field(default_factory=dict)
+    drivers: Mapping[str, str] = field(default_factory=dict)
+    stale: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, found: Iterable[CalibrationRecord]) -> Boards:
+        """What stored calibrations tell now."""
+        every = list(found)
+        fresh = [one for one in every if one.days_old() <= STALE_DAYS]
+        return cls(
+            {one.device: one.waiting for one in fresh},
+            {
+                one.device: calibration(
+                    {name: (each.value, each.stderr) for name, each in one.pieces.items()}
+                )
+                for one in fresh
+            },
+            {one.device: one.driver for one in fresh},
+            frozenset(one.device for one in every) - {one.device for one in fresh},
+        )
+
+    def holds_for(self, measurement: MeasurementRecord, device: str) -> bool:
+        """Whether a device was calibrated with the driver that a measurement was made with."""
+        driver = measurement.facts.get(f"{device}.driver")
+        return driver is None or device not in self.drivers or str(driver) == self.drivers[device]
 
 
 def devices_of(measurement: MeasurementRecord) -> tuple[str, ...]:
@@ -88,7 +116,8 @@ def waiting_of(measurements: Sequence[MeasurementRecord], boards: Boards) -> dic
     guessed: dict[str, Waiting] = {}
     for one in measurements:
         board, devices = board_of(one), devices_of(one)
-        if (calibrated := _of_devices(devices, boards.waiting)) is not None:
+        held = {name: each for name, each in boards.waiting.items() if boards.holds_for(one, name)}
+        if (calibrated := _of_devices(devices, held)) is not None:
             found[board] = calibrated
         elif (own := _of_devices(devices, one.waiting)) is not None:
             seen.setdefault(board, []).append(own)
@@ -120,7 +149,9 @@ def calibrations_of(measurements: Sequence[MeasurementRecord], boards: Boards) -
     """The calibration of each board that has one; of several devices the mean."""
     found = {}
     for one in measurements:
-        each = [boards.calibrations.get(name) for name in devices_of(one)]
+        each = [
+            boards.calibrations.get(name) if boards.holds_for(one, name) else None for name in devices_of(one)
+        ]
         known = [one for one in each if one is not None]
         if known and len(known) == len(each):
             found[board_of(one)] = Calibration(

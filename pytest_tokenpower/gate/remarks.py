@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from pytest_tokenpower.core.text import percent, plural
 from pytest_tokenpower.stats.comparison import FEWEST_PACE_OCCASIONS, Comparison
@@ -14,15 +14,18 @@ BOARD_SD = 0.015
 """How much boards of one model differ (eight H100s)."""
 
 
-def of_comparison(found: Comparison, left_out: int, started: Sequence[float]) -> tuple[str, ...]:
+def of_comparison(
+    found: Comparison, left_out: int, started: Sequence[float], stale: Collection[str] = ()
+) -> tuple[str, ...]:
     """The board, the sitting, and restarts that say nothing here.
 
     Args:
         found: the comparison.
         left_out: how many restarts were on another board.
         started: when the stored runs of the level began.
+        stale: devices whose calibration is too old.
     """
-    lines = [_other_board(found), _sitting(found, started)]
+    lines = [_other_board(found, stale), _sitting(found, started)]
     if left_out:
         lines.append(f"{plural(left_out, 'run')} of this code on another board left out.")
     return tuple(line for line in lines if line)
@@ -73,13 +76,18 @@ def _remedy(found: Comparison) -> str:
     )
 
 
-def _other_board(found: Comparison) -> str:
+def _other_board(found: Comparison, stale: Collection[str]) -> str:
     if not found.other_board:
         return ""
     there = ", ".join(found.baseline_boards) or "boards that are not known"
     where = f"Another board: this run is on {found.board}, the stored runs on {there}."
     if found.calibrated:
         return f"{where} What their calibrations foretell of the difference is taken out."
+    old = [
+        name for name in stale if name in found.board or any(name in each for each in found.baseline_boards)
+    ]
+    if old:
+        where += f" The calibration of {', '.join(old)} is too old."
     return (
         f"{where} Boards of one model differ by about {percent(BOARD_SD)}, which the interval counts; `tokenpower "
         "calibrate` on each takes most of that out."

@@ -14,6 +14,7 @@ from pytest_tokenpower.core.records import OTHER_VARIANT, ChangeRecord, Measurem
 from pytest_tokenpower.core.settings import DEFAULT_ALPHA
 from pytest_tokenpower.gate import remarks
 from pytest_tokenpower.gate.acceptance import acceptance_notes, allowed_change, made_use, next_step
+from pytest_tokenpower.gate.equal_lengths import EqualLengths, at_equal_lengths
 from pytest_tokenpower.gate.evidence import Boards, calibrations_of, runs_of, waiting_of
 from pytest_tokenpower.gate.operating_point import compare_conditions
 from pytest_tokenpower.gate.priors import Priors
@@ -27,11 +28,13 @@ from pytest_tokenpower.stats.comparison import (
     compare_ceiling,
     compare_figures,
 )
+from pytest_tokenpower.stats.lengths import TOLERANCE
 from pytest_tokenpower.stats.levels import split_levels
 from pytest_tokenpower.stats.multiplicity import holm
 from pytest_tokenpower.stats.pace import Waiting
 from pytest_tokenpower.stats.scatter import DEFAULT_NOISE, Noise
 from pytest_tokenpower.store.baseline import Baseline, ComparableRuns, stored_runs
+from pytest_tokenpower.store.keys import ignoring
 
 SEVERITY = (
     "invalid", "regressed", "over budget", "doubtful", "inconclusive", "no baseline", "improved", "passed",
@@ -60,6 +63,7 @@ class Policy:
         alpha: how often a run of identical code may fail, over all of them.
         priors: what is known of the noise of the baseline's other tests.
         boards: what calibrations tell of the boards.
+        length_tolerance: how far token counts may lie apart, as a share, where the key's do not agree.
         left_out: ids of runs that are no baseline: those that are judged themselves.
     """
 
@@ -69,6 +73,7 @@ class Policy:
     alpha: float = DEFAULT_ALPHA
     priors: Priors = field(default_factory=Priors)
     boards: Boards = field(default_factory=Boards)
+    length_tolerance: float = TOLERANCE
     left_out: frozenset[str] = frozenset()
 
     def of_rule(self, limit: float, look: int | None = None) -> rule.Policy:
@@ -113,13 +118,29 @@ def judge(
         )
     limit = allowed_change(policy.regression_limit, stored)
     side = _Sides.of(stored, (measurement, *restarts), noise)
+    ignored = any(
+        "generated_tokens" not in ignoring({"generated_tokens": 1}, [each]) for each in policy.key_ignore
+    )
+    lengths = (
+        EqualLengths(side.level)
+        if ignored
+        else at_equal_lengths(side.level, side.level_records, measurement, policy.length_tolerance)
+    )
+    if lengths.refusal:
+        return VerdictRecord(
+            "no baseline",
+            against=stored.label,
+            reason=f"not comparable: {lengths.refusal}",
+            threshold=policy.regression_limit,
+        )
     found = compare(
-        side.level,
+        lengths.runs,
         side.new,
         noise,
         earlier=side.before,
         waiting=waiting_of(side.records, policy.boards),
         calibrations=calibrations_of(side.records, policy.boards),
+        extra_squared_error=lengths.squared_error,
     )
     decision = rule.decide(found, policy.of_rule(limit, look))
     drift = compare_conditions(side.new_records, side.level_records, found.temperature.refused)
@@ -163,8 +184,9 @@ def judge(
         accepted=made_use(found.total.change, policy.regression_limit, stored),
         next_step=next_step(stored.test or measurement.test, found.total.change, high),
         notes=(
+            *([lengths.note] if lengths.note else []),
             *drift.lines,
-            *remarks.of_comparison(found, side.left_out, side.started),
+            *remarks.of_comparison(found, side.left_out, side.started, policy.boards.stale),
             *([stored.note] if stored.note else []),
             *acceptance_notes(kind, found.total.change, policy.regression_limit, stored),
         ),

@@ -195,6 +195,12 @@ INI: dict[str, tuple[_Kind, object, str, str]] = {
         "a share in quotes of at most 2.5 %, such as '1%'",
         "how often a run of identical code may fail, over all its comparisons together",
     ),
+    "energy_length_tolerance": (
+        "string",
+        "10%",
+        "a share in quotes, such as '10%', or '0%' for equal lengths only",
+        "how far the token counts of a run and its baseline may lie apart to be compared at equal lengths",
+    ),
     "energy_baseline_runs": (
         "int",
         DEFAULT_BASELINE_RUNS,
@@ -292,6 +298,7 @@ def read_settings(config: pytest.Config) -> Settings:
             [name for each in _ini(config, "energy_key_ignore") for name in each.replace(",", " ").split()]
         ),
         regression=fraction("energy_regression", _ini(config, "energy_regression")),
+        length_tolerance=_tolerance(_ini(config, "energy_length_tolerance")),
         alpha=_alpha(_ini(config, "energy_alpha")),
         warmup_rounds=_at_least(0, config, "energy_warmup_rounds"),
         given=_given_options(config),
@@ -391,6 +398,10 @@ def _seconds(name: str, value: str) -> float:
     if not 0 <= seconds < float("inf"):
         raise UsageError(f"{name}={value}: must be a number of seconds, 0 for no restarts")
     return seconds
+
+
+def _tolerance(value: object) -> float:
+    return 0.0 if str(value).strip() in ("0", "0%") else fraction("energy_length_tolerance", value)
 
 
 def _alpha(value: object) -> float:

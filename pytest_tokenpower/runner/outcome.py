@@ -264,7 +264,7 @@ def _key(taken: MeasuredTest, method: str, per: str | None) -> dict[str, Fact]:
             generated=sum(one.generated for one in tokens),
             prefilled=sum(one.prompt - one.cached_prompt for one in tokens),
         ),
-        tokens=next(iter(counts)) if len(counts) == 1 else None,
+        tokens=counts,
     )
 
 

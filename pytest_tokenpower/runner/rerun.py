@@ -29,6 +29,7 @@ from pytest_tokenpower.store.acceptances import Acceptances
 from pytest_tokenpower.store.baseline import ComparableRuns
 from pytest_tokenpower.store.git import Repository, changed_files, check_out_submodules, run_git
 from pytest_tokenpower.store.identity import repository_test
+from pytest_tokenpower.store.keys import LENGTHS
 
 ORDER = ("baseline", "candidate", "candidate", "baseline")
 
@@ -95,7 +96,7 @@ class Rerun:
                 return ComparableRuns(
                     self.label, (), why=f"two runs of the same code are not comparable: {unlike}"
                 )
-        held = [(one, unlikeness(first, one, ignore)) for one in baseline if one.comparable]
+        held = [(one, unlikeness(first, one, (*ignore, *LENGTHS))) for one in baseline if one.comparable]
         alike = tuple(one for one, unlike in held if not unlike)
         if not baseline:
             why = "its commit has no such test"

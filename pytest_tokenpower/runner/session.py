@@ -19,11 +19,13 @@ from pytest_tokenpower.core.records import ClaimRecord, MeasurementRecord, RunRe
 from pytest_tokenpower.core.settings import Limits, Settings
 from pytest_tokenpower.core.windows import RoundWindow
 from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
+from pytest_tokenpower.gate.evidence import Boards
 from pytest_tokenpower.gate.priors import Priors
 from pytest_tokenpower.gate.verdict import Policy
 from pytest_tokenpower.meters import sources
 from pytest_tokenpower.runner.telemetry import TelemetrySession
 from pytest_tokenpower.store.baseline import Baseline
+from pytest_tokenpower.store.calibrations import read_calibrations
 from pytest_tokenpower.store.explain import what_was_stored
 from pytest_tokenpower.store.git import Repository, explain_absence
 from pytest_tokenpower.store.identity import root_in
@@ -86,6 +88,11 @@ class Session:
         return Store(self.settings.storage or default_store_path(self.repository, self.rootdir))
 
     @cached_property
+    def boards(self) -> Boards:
+        """What calibrations in the store tell of boards."""
+        return Boards.of(read_calibrations(self.store.path))
+
+    @cached_property
     def baselines(self) -> tuple[Baseline, ...]:
         """What --energy-baseline names, in its order; raises UsageError, HistoryError or StoreError."""
         return tuple(
@@ -112,6 +119,8 @@ class Session:
             key_ignore=(*self.settings.key_ignore, *limits.key_ignore),
             family=self.family,
             alpha=self.settings.alpha,
+            boards=self.boards,
+            length_tolerance=self.settings.length_tolerance,
             priors=self._priors,
         )
 

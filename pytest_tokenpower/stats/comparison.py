@@ -50,6 +50,8 @@ FEWEST_PACE_OCCASIONS = 3
 FIGURE_CAUTION = 0.05
 """The run-to-run SD that speed and power are taken to have while a test's own runs do not tell."""
 
+USUAL_SDS = 2.0
+
 OTHER_BOARD_WATTS_SD = 6.0
 """How much the waiting watts of boards of one model differ: 115 to 124 W and 120 to 134 W on eight H100s."""
 
@@ -542,13 +544,13 @@ def _paced(
 
 
 def _unseen_pace(stored: FloatArray, new: FloatArray) -> float:
-    """The squared shift of the pace beyond the stored runs' own scatter of it.
+    """The squared shift of the pace beyond what the stored runs' own scatter of it makes usual, two of its SDs.
 
     What waiting watts that are a little wrong make of a usual shift is in the scatter of the stored runs already.
     """
     shift = float(new.mean() - stored.mean())
     usual = float(stored.var(ddof=1)) * (1 + 1 / len(stored)) if len(stored) > FEWEST_DF else 0.0
-    return max(shift**2 - usual, 0.0)
+    return max(shift**2 - USUAL_SDS**2 * usual, 0.0)
 
 
 def _temperature(plan: _Plan, rounds: Sequence[FloatArray]) -> tuple[list[FloatArray], Temperature, float]:

@@ -61,13 +61,13 @@ DEFAULT_NOISE = Noise(
     work=Scatter(0.005, 2.0),
     interleaved=Scatter(0.0025, 3.0),
     board=Scatter(0.015, 2.0),
-    calibrated_board=Scatter(0.004, 7.0),
+    calibrated_board=Scatter(0.005, 14.0),
     occasion_share=0.5,
     source="default",
 )
-"""Of eight H100s: boards differ by 1.48 %, which counts for little on other models; calibrated by 0.29 % (on six
-degrees of freedom its upper limit is 0.5 %). Runs: see ``types.DEFAULT_PRIOR``. That occasions share half of the
-variance of runs is assumed."""
+"""Of eight H100s: boards differ by 1.48 %, which counts for little on other models; calibrated by 0.29 %. On eight
+H200s calibration leaves 0.66 %, as J/token differs there by 1.7 times what the fixed work does: both together make 0.5
+%. Runs: see ``types.DEFAULT_PRIOR``. That occasions share half of the variance of runs is assumed."""
 
 
 @dataclass(frozen=True)
@@ -137,10 +137,10 @@ def accounts(
 
     - the moderated variance (nu0 tau0² + SS)/(nu0 + df), as in limma (Smyth 2004, Stat. Appl. Genet. Mol. Biol. 3:3):
       never trust a few runs that happen to agree;
-    - the test's own variance SS/df, but nothing wider than the cautious SD where it looks at most half as large. Its
-      degrees of freedom grow by a learned belief's, at most their own number, as far as the two agree,
-      min(1, tau0²/s²): a test noisier than its neighbours is judged by its own runs (as limma's robust rule takes
-      the prior from hypervariable genes; Phipson et al. 2016, Ann. Appl. Stat. 10:946).
+    - the test's own variance SS/df, but nothing wider than the cautious SD where it looks at most half as large. A
+      learned belief moderates it, too, with at most as many degrees of freedom as there are runs, and only as far as
+      the two agree, (min(1, tau0²/s²))²: a test noisier than its neighbours is judged by its own runs (as limma's
+      robust rule takes the prior from hypervariable genes; Phipson et al. 2016, Ann. Appl. Stat. 10:946).
     """
     if df < FEWEST_DF:
         own = math.sqrt(squares / df) if df else 0.0
@@ -148,9 +148,11 @@ def accounts(
     variance = squares / df
     moderated = (believed.df * believed.sd**2 + squares) / (believed.df + df)
     sd = math.sqrt(variance)
-    agreement = min(believed.df, df) * (min(1.0, believed.sd**2 / variance) if variance > 0 else 1.0)
+    agreement = min(1.0, believed.sd**2 / variance) ** 2 if variance > 0 else 1.0
+    weight = min(believed.df, df) * agreement if learned else 0.0
+    own = (weight * believed.sd**2 + squares) / (weight + df)
     quiet = max(caution.sd, believed.sd) if sd <= QUIET * caution.sd else math.inf
     return [
         StudentError(math.sqrt(moderated), believed.df + df),
-        StudentError(sd, df + (agreement if learned else 0.0), quiet),
+        StudentError(math.sqrt(own), df + weight, quiet),
     ]

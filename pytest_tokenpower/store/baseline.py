@@ -16,7 +16,7 @@ from pytest_tokenpower.store.acceptances import Acceptances, PlacedAcceptance
 from pytest_tokenpower.store.explain import NoBaseline, measured_commits, why_no_history, why_not_found
 from pytest_tokenpower.store.git import Repository, explain_absence, first_parent_history
 from pytest_tokenpower.store.identity import file_of, in_file, repository_test
-from pytest_tokenpower.store.keys import KeyDifference, differences, ignoring
+from pytest_tokenpower.store.keys import LENGTHS, KeyDifference, differences, ignoring, only_lengths
 from pytest_tokenpower.store.store import (
     COMMIT_LENGTH,
     Contents,
@@ -251,6 +251,8 @@ class Baseline:
     ) -> Found:
         """The newest comparable runs of ``test`` whose key equals ``key``, fields in ``ignore`` left out.
 
+        Where there is none, those that differ in the lengths of prompts and answers alone.
+
         ``existing`` are the tests that were collected: a stored one that is not among them may be this one under
         an older name, which ``why`` then suggests and nothing assumes. Raises UsageError for an ignore pattern
         that names a protected field.
@@ -297,6 +299,9 @@ class Baseline:
             return replace(
                 complete, earlier=tuple(tuple(earlier[at]) for at in sorted(earlier) if earlier[at])
             )
+        if only_lengths(seen.nearest):
+            # None is exact: those of other lengths are compared at equal ones.
+            return self.find(test, key, (*patterns, *LENGTHS), existing=existing)
         return Found((), self._why(test, seen, existing), seen.nearest)
 
     def _found(

@@ -6,7 +6,7 @@ import math
 import numbers
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -17,6 +17,12 @@ from pytest_tokenpower.meters.types import Device
 
 KEY_VERSION = 1
 """What the fields of a key mean; another meaning of the same figure takes another number."""
+
+VARY = "vary"
+"""Stands for a token count that differs between the executions of one run."""
+
+LENGTHS = ("prompt_tokens", "generated_tokens", "cached_prompt_tokens")
+"""Fields in which runs may differ and still be compared: at equal lengths, from the baseline's own phases."""
 
 PROTECTED = ("schema", "provenance", "scope")
 """Fields that no ignore pattern removes: a modelled joule never meets a measured one, nor a GPU's a node's."""
@@ -68,7 +74,7 @@ def make_key(
     axes: Mapping[str, Fact] | None = None,
     workload: str | None = None,
     denominator: str | None = None,
-    tokens: TokenCount | None = None,
+    tokens: Collection[TokenCount] = (),
     schema: int = KEY_VERSION,
 ) -> dict[str, Fact]:
     """The key of a measurement: flat, in the order of its field names, equal to itself after a trip through JSON.
@@ -78,8 +84,9 @@ def make_key(
     read (power ring, energy counter, power polling): on short windows each has a bias of its own. ``weights`` says that
     they are none of a trained model (random, dummy), which draw another power. The engine's version is cut to
     major.minor; ``denominator`` is what the joules are divided by, where that is not generated tokens; ``axes``
-    (dtype, quantization: what the test or the engine declares) become ``axis.NAME``; ``tokens`` are those of one
-    execution of the workload. What is None is left out: unknown equals unknown only.
+    (dtype, quantization: what the test or the engine declares) become ``axis.NAME``; ``tokens`` are those of single
+    executions of the workload: a count that is not the same in all of them says VARY. What is None is left out: unknown
+    equals unknown only.
     Raises UsageError for a value that is no Fact.
     """
     fields: dict[str, object] = {
@@ -95,16 +102,26 @@ def make_key(
         "denominator": None if denominator == "token" else denominator,
         **{f"{_AXIS}{name}": value for name, value in (axes or {}).items()},
     }
-    if tokens is not None:
+    if tokens:
         fields |= {
-            "prompt_tokens": tokens.prompt,
-            "generated_tokens": tokens.generated,
-            "responses": tokens.responses,
-            "cached_prompt_tokens": tokens.cached_prompt or None,
+            "prompt_tokens": _constant([each.prompt for each in tokens]),
+            "generated_tokens": _constant([each.generated for each in tokens]),
+            "responses": _constant([each.responses for each in tokens]),
+            "cached_prompt_tokens": _constant([each.cached_prompt for each in tokens]) or None,
         }
     fields |= _device_fields(devices, provenance)
     facts = {canonical_text(name): canonical_fact(value, name) for name, value in fields.items()}
     return {name: facts[name] for name in sorted(facts) if facts[name] is not None}
+
+
+def _constant(counts: Collection[int]) -> Fact:
+    """A count that all executions have in common, or that it varies."""
+    return next(iter(counts)) if len(set(counts)) == 1 else VARY
+
+
+def only_lengths(found: Collection[KeyDifference]) -> bool:
+    """Whether two keys differ in nothing but the lengths of prompts and answers."""
+    return bool(found) and all(each.field in LENGTHS for each in found)
 
 
 def major_minor(version: str) -> str:

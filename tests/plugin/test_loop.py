@@ -73,15 +73,15 @@ def test_a_pull_request_that_costs_more_energy_fails_its_build(project: Project,
     unchanged.stdout.fnmatch_lines(["baseline main@???????", "test_chat *"])
     unchanged.stdout.no_fnmatch_line("*REGRESSED*")
 
-    git.commit("slower", test_energy=workload(0.06, budget="max_rounds=6"))
+    git.commit("slower", test_energy=workload(0.12, budget="max_rounds=6"))
     slower = project.run("--energy-baseline=main", "--junit-xml=report.xml")
     assert slower.ret == pytest.ExitCode.TESTS_FAILED
     slower.assert_outcomes(failed=1)
     slower.stdout.fnmatch_lines(
         [
             "REGRESSED +* (limit 3 %): test_chat takes * J/token; main@??????? took * (3 runs).",
-            "*power 300 W (*), * tok/s (-1*): slower, not hotter.",
-            "test_chat *+[12]?.? % * REGRESSED",
+            "*power 300 W (*), * tok/s (-*): slower, not hotter.",
+            "test_chat *+*.? % * REGRESSED",
         ]
     )
     [failure] = ElementTree.parse(project.path / "report.xml").iter("failure")
@@ -92,7 +92,7 @@ def test_a_pull_request_that_costs_more_energy_fails_its_build(project: Project,
     }
     assert properties["energy.verdict"] == "regressed"
     assert properties["energy.provenance"] == "simulated"
-    assert 0.1 < float(properties["energy.change"] or 0) < 0.3
+    assert 0.5 < float(properties["energy.change"] or 0) < 2
 
     git.commit("fixed", test_energy=workload(0.05, budget="max_rounds=6"))
     assert project.run("--energy-baseline=main").ret == 0
@@ -177,8 +177,16 @@ def test_a_dirty_run_is_no_baseline(project: Project, git: Git) -> None:
 @pytest.mark.parametrize(
     ("file", "more", "difference"),
     [
-        (workload(generated=500), [], "generated tokens per round: 500 here, 1000 there"),
-        (workload(), ["--energy-source=simulated:board.json"], "GPU power limit: 450 W here, 700 W there"),
+        (
+            workload(generated=500),
+            [],
+            "0 prefilled and 500 generated tokens here, 0 prefilled and 1000 generated tokens there",
+        ),
+        (
+            workload(),
+            ["--energy-source=simulated:board.json"],
+            "is not comparable: GPU power limit: 450 W here, 700 W there",
+        ),
     ],
     ids=["tokens", "board"],
 )
@@ -190,7 +198,7 @@ def test_no_comparable_run_is_said_with_what_differs(
     result = project.run("--energy-baseline=main", *more)
     assert result.ret == 0
     result.stdout.fnmatch_lines(["test_chat * no baseline", "no baseline: test_chat: *"])
-    assert f"is not comparable: {difference}" in text(result)
+    assert difference in text(result)
 
 
 def test_a_missing_baseline_fails_where_the_ini_says_so(project: Project, git: Git) -> None:

@@ -53,7 +53,7 @@ def test_the_key_of_a_measurement() -> None:
         model="llama-3-8b",
         axes={"quantization": "fp8", "tensor_parallel": 2},
         workload="1f2e",
-        tokens=TokenCount(4096, 2048, 32),
+        tokens=[TokenCount(4096, 2048, 32)],
     )
     assert key == {
         "axis.quantization": "fp8",
@@ -262,7 +262,7 @@ def test_fields_have_names_for_people(field: str, expected: str) -> None:
 
 def test_cached_prompt_tokens_are_in_the_key_where_there_are_any() -> None:
     base = {"devices": (), "provenance": "measured", "scope": "gpu"}
-    plain = make_key(**base, tokens=TokenCount(100, 10))  # type: ignore[arg-type]
-    cached = make_key(**base, tokens=TokenCount(100, 10, cached_prompt=80))  # type: ignore[arg-type]
+    plain = make_key(**base, tokens=[TokenCount(100, 10)])  # type: ignore[arg-type]
+    cached = make_key(**base, tokens=[TokenCount(100, 10, cached_prompt=80)])  # type: ignore[arg-type]
     assert "cached_prompt_tokens" not in plain
     assert cached == {**plain, "cached_prompt_tokens": 80}

@@ -1,0 +1,120 @@
+"""Stored runs whose answers have other lengths: their figures at the counts of the run that is judged. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from pytest_tokenpower.analysis.rounds import good, prefilled_tokens
+from pytest_tokenpower.core.denominators import denominator
+from pytest_tokenpower.core.records import MeasurementRecord
+from pytest_tokenpower.core.text import percent
+from pytest_tokenpower.stats.comparison import Run
+from pytest_tokenpower.stats.lengths import Counts, NotComparable, PhaseFigures, at_lengths
+
+REMEDIES = (
+    "fix the lengths (min_tokens == max_tokens), store runs at the new lengths, or compare both variants in one test "
+    "with energy.compare"
+)
+
+
+@dataclass(frozen=True)
+class EqualLengths:
+    """Stored runs at the counts of another run.
+
+    ``squared_error`` is what that leaves uncertain in ln(J/token), ``note`` says it; ``refusal`` says why it cannot be
+    done. Equal counts are exact: nothing is changed, and there is nothing to say.
+    """
+
+    runs: tuple[Run, ...]
+    squared_error: float = 0.0
+    note: str = ""
+    refusal: str = ""
+
+
+def at_equal_lengths(
+    runs: Sequence[Run],
+    records: Sequence[MeasurementRecord],
+    judged: MeasurementRecord,
+    tolerance: float,
+) -> EqualLengths:
+    """Re-express stored runs at the counts of the run that is judged.
+
+    Args:
+        runs: the stored runs as the statistics see them.
+        records: their measurements.
+        judged: whose counts are taken.
+        tolerance: how far counts may lie apart, as a share.
+    """
+    wanted = counts_of(judged)
+    per = denominator(judged.key)
+    changed: list[Run] = []
+    errors: list[float] = []
+    apart: Counts | None = None
+    for run, record in zip(runs, records, strict=True):
+        figures = _figures(record)
+        units = units_of(wanted, per) / units_of(figures.counts, per)
+        found = at_lengths(figures, wanted, tolerance=tolerance, units=units)
+        if isinstance(found, NotComparable):
+            return EqualLengths(
+                tuple(runs),
+                refusal=f"{_stated(wanted)} here, {_stated(figures.counts)} there: {found.reason}; {REMEDIES}",
+            )
+        if found.log_shift or found.stderr:
+            apart = figures.counts
+        factor = math.exp(found.log_shift)
+        errors.append(found.stderr)
+        changed.append(
+            replace(
+                run,
+                joules_per_token=tuple(factor * each for each in run.joules_per_token),
+                seconds_per_token=tuple(factor * each for each in run.seconds_per_token),
+            )
+        )
+    if apart is None:
+        return EqualLengths(tuple(runs))
+    error = max(errors)
+    return EqualLengths(
+        tuple(changed),
+        error**2,
+        f"Compared at equal lengths: the stored runs had {_stated(apart)}, this one {_stated(wanted)}; their figures "
+        f"are re-expressed from their own phases, which leaves ±{percent(1.96 * error, 2)} uncertain.",
+    )
+
+
+def counts_of(measurement: MeasurementRecord) -> Counts:
+    """The mean counts of one execution over the good rounds."""
+    kept = [one.record for one in good(measurement.rounds)]
+    executions = sum(one.repeats for one in kept)
+    return Counts(
+        sum(map(prefilled_tokens, kept)) / executions, sum(one.generated_tokens for one in kept) / executions
+    )
+
+
+def units_of(counts: Counts, per: str) -> float:
+    """What the joules of an execution are divided by."""
+    return {
+        "token": counts.generated,
+        "prompt_token": counts.prefilled,
+        "total_token": counts.prefilled + counts.generated,
+        "response": 1.0,
+    }[per]
+
+
+def _figures(record: MeasurementRecord) -> PhaseFigures:
+    """The joules of all good rounds, and the prefill's where it is known in each of them."""
+    kept = good(record.rounds)
+    total = sum(one.joules for one in kept)
+    prefill = [one.record.phases.get("prefill") for one in kept]
+    known = [each for each in prefill if each is not None]
+    return PhaseFigures(
+        counts_of(record),
+        total,
+        sum(each.joules for each in known) if len(known) == len(kept) else None,
+        math.hypot(*(each.stderr_joules for each in known)) if known else 0.0,
+    )
+
+
+def _stated(counts: Counts) -> str:
+    return f"{counts.prefilled:.6g} prefilled and {counts.generated:.6g} generated tokens"

@@ -1,0 +1,93 @@
+"""Answers of another length: compared at equal lengths from the baseline's phases, with the uncertainty that leaves."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec.structs import replace
+
+from pytest_tokenpower.core.records import MeasurementRecord, PhaseRecord
+from pytest_tokenpower.store.baseline import ComparableRuns
+from tests.support.measurements import measured
+from tests.support.verdicts import judge_stored, text
+
+PREFILL, DECODE = 0.05, 0.4
+"""Joules a token of each."""
+
+
+def run(
+    generated: float = 200,
+    prompt: int = 512,
+    *,
+    dearer: float = 1.0,
+    phases: bool = True,
+    wobble: float = 1.0,
+) -> MeasurementRecord:
+    """Eight rounds of one execution each; a fraction of a token makes the counts vary from round to round."""
+    found = measured("t", 1.0)
+    rounds = []
+    for at, one in enumerate(found.rounds):
+        tokens = int(generated) + (at % 8 < round(8 * (generated % 1)))
+        prefill = PREFILL * prompt * dearer * wobble
+        joules = prefill + DECODE * tokens * dearer * wobble
+        rounds.append(
+            replace(
+                one,
+                joules=joules * (1 + 0.001 * (-1) ** at),
+                prompt_tokens=prompt,
+                generated_tokens=tokens,
+                phases={"prefill": PhaseRecord(prefill, 0.02 * prefill, 0.2)} if phases else {},
+            )
+        )
+    return replace(found, rounds=tuple(rounds))
+
+
+def stored(**more: object) -> ComparableRuns:
+    runs = tuple(run(wobble=each, **more) for each in (0.999, 1.001, 1.0, 1.0015, 0.9985))  # type: ignore[arg-type]
+    return ComparableRuns("main", runs, tuple("abcde"))
+
+
+@pytest.mark.parametrize("generated", [201, 215, 190, 200.5])
+@pytest.mark.parametrize("prompt", [512, 530])
+def test_thirty_percent_more_is_found_at_other_lengths(generated: float, prompt: int) -> None:
+    verdict = judge_stored(run(generated, prompt, dearer=1.3), stored(), 0.03)
+    assert verdict.kind == "regressed"
+    assert verdict.change == pytest.approx(0.3, abs=0.005)
+    assert "Compared at equal lengths: the stored runs had 512 prefilled and 200 generated tokens" in text(
+        verdict
+    )
+
+
+@pytest.mark.parametrize("generated", [190, 200.5, 201, 215])
+def test_the_same_work_at_another_length_is_no_change(generated: float) -> None:
+    verdict = judge_stored(run(generated), stored(), 0.03)
+    assert verdict.kind in ("passed", "inconclusive")
+    assert verdict.change == pytest.approx(0.0, abs=0.002)
+    assert (verdict.change_low or 0) < 0 < (verdict.change_high or 0)
+
+
+def test_equal_counts_are_exact_and_not_worth_a_word() -> None:
+    same = judge_stored(run(), stored(), 0.03)
+    assert "equal lengths" not in text(same)
+    # What re-expressing leaves uncertain is in the interval.
+    other = judge_stored(run(215), stored(), 0.03)
+    assert (other.change_high or 0) - (other.change_low or 0) > (same.change_high or 0) - (
+        same.change_low or 0
+    )
+
+
+def test_without_phases_a_token_more_is_bounded_and_more_is_refused() -> None:
+    dearer = judge_stored(run(201, dearer=1.3, phases=False), stored(phases=False), 0.03)
+    assert dearer.kind == "regressed"
+    assert dearer.change == pytest.approx(0.3, abs=0.005)
+    refused = judge_stored(run(210, phases=False), stored(phases=False), 0.03)
+    assert refused.kind == "no baseline"
+    assert "prefill and decode were not told apart" in text(refused)
+
+
+@pytest.mark.parametrize(("generated", "prompt"), [(230, 512), (200, 400)])
+def test_beyond_the_tolerance_three_remedies_are_named(generated: int, prompt: int) -> None:
+    said = text(judge_stored(run(generated, prompt), stored(), 0.03))
+    assert said.startswith("no baseline: test_it: nothing to compare with on main: not comparable: ")
+    assert "more than the tolerance of 10%" in said
+    for remedy in ("min_tokens == max_tokens", "store runs at the new lengths", "energy.compare"):
+        assert remedy in said
