@@ -104,12 +104,14 @@ def _stored_lines(verdict: VerdictRecord) -> list[str]:
 def intervals(verdict: VerdictRecord) -> str:
     """A change and its two parts, where they are known, each with its 95 % interval."""
     total = ChangeRecord(verdict.change or 0.0, verdict.change_low or 0.0, verdict.change_high or 0.0)
+    parts = _parts(verdict)
+    return f"{_with_interval(total)}{parts} (95 % interval{'s' if parts else ''})"
+
+
+def _parts(verdict: VerdictRecord) -> str:
     if verdict.work is None or verdict.pace is None:
-        return f"{_with_interval(total)} (95 % interval)"
-    return (
-        f"{_with_interval(total)}: work {_with_interval(verdict.work)}, pace {_with_interval(verdict.pace)} "
-        "(95 % intervals)"
-    )
+        return ""
+    return f": work {_with_interval(verdict.work)}, pace {_with_interval(verdict.pace)}"
 
 
 def _with_interval(change: ChangeRecord) -> str:
@@ -208,6 +210,7 @@ def _variants(verdict: VerdictRecord) -> str:
     )
     return (
         f"{candidate} {'saves' if saves else 'costs'} {100 * abs(change):.1f} % ± {50 * (high - low):.1f}"
-        f"{'' if saves else ' more'}{_of_figure(verdict)}{against} ({intervals(verdict)}; "
+        f"{'' if saves else ' more'}{_of_figure(verdict)}{against} "
+        f"(95 % interval {100 * low:+.1f} to {100 * high:+.1f} %{_parts(verdict)}; "
         f"{verdict.blocks} ABBA blocks in {plural(verdict.runs, 'restart')}); {limit}."
     )
