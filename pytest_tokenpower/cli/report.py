@@ -11,6 +11,7 @@ from pytest_tokenpower.cli.store_access import add_storage
 from pytest_tokenpower.core.records import RunRecord
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.gate.history import History
+from pytest_tokenpower.gate.verdict import SEVERITY
 from pytest_tokenpower.meters.recording import read_recording
 from pytest_tokenpower.reporting.costs import read_factors
 from pytest_tokenpower.reporting.formats import FORMATS, render
@@ -107,6 +108,12 @@ def _runs(arguments: argparse.Namespace) -> tuple[StoreContext, list[RunRecord]]
         if not found.entries:
             raise UsageError(f"{found.label} holds no run")
         records.append(found.store.load(found.entries[0]))
+    for record in records:
+        for kind in (verdict.kind for one in record.measurements for verdict in one.verdicts):
+            if kind not in SEVERITY:
+                raise UsageError(
+                    f"run {record.id[:8]}: {kind!r} is no verdict that this pytest-tokenpower knows"
+                )
     return place, list({record.id: record for record in records}.values())
 
 

@@ -27,7 +27,9 @@ def trace(report: Report) -> str:
 
 def _events(process: int, each: Reported) -> Iterator[dict[str, Any]]:
     measured = each.measured
-    honest = "" if measured.provenance in ("measured", each.kind) else f" ({measured.provenance}, not measured)"
+    honest = (
+        "" if measured.provenance in ("measured", each.kind) else f" ({measured.provenance}, not measured)"
+    )
     yield _meta(process, "process_name", 0, f"{short_test_name(measured.test)}: {word(each.kind)}{honest}")
     yield _meta(process, "thread_name", _ROUNDS, "rounds")
     for number, one in enumerate(measured.rounds, 1):
