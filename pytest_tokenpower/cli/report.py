@@ -89,6 +89,7 @@ def _by_suffix(output: Path | None) -> str:
 
 def _report(arguments: argparse.Namespace, chosen: str) -> Report:
     place, records = _runs(arguments)
+    _check_verdicts(records)
     curves = _curves(arguments.recording, records)
     past: dict[str, History] = {}
     reason = ""
@@ -108,13 +109,16 @@ def _runs(arguments: argparse.Namespace) -> tuple[StoreContext, list[RunRecord]]
         if not found.entries:
             raise UsageError(f"{found.label} holds no run")
         records.append(found.store.load(found.entries[0]))
+    return place, list({record.id: record for record in records}.values())
+
+
+def _check_verdicts(records: list[RunRecord]) -> None:
     for record in records:
         for kind in (verdict.kind for one in record.measurements for verdict in one.verdicts):
             if kind not in SEVERITY:
                 raise UsageError(
                     f"run {record.id[:8]}: {kind!r} is no verdict that this pytest-tokenpower knows"
                 )
-    return place, list({record.id: record for record in records}.values())
 
 
 def _curves(paths: list[Path], records: list[RunRecord]) -> dict[tuple[str, str], PowerCurves]:
