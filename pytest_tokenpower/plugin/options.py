@@ -115,6 +115,18 @@ def add_options(parser: pytest.Parser) -> None:
         "--energy-source=replay:PATH; each xdist worker writes its own, with its name before the suffix",
     )
     group.addoption(
+        "--energy-resume",
+        action="store_true",
+        default=None,
+        help="suites: take over the cells that an interrupted run has finished, and measure the others",
+    )
+    group.addoption(
+        "--energy-simulated-engines",
+        action="store_true",
+        default=None,
+        help="suites: have a forecast stand for every engine, to try a suite out with --energy-source=simulated",
+    )
+    group.addoption(
         "--energy-disable", action="store_true", default=None, help="run energy tests once, without measuring"
     )
     for name, (kind, default, _, text) in INI.items():
@@ -274,8 +286,22 @@ def read_settings(config: pytest.Config) -> Settings:
         ),
         regression=fraction("energy_regression", _ini(config, "energy_regression")),
         warmup_rounds=_at_least(0, config, "energy_warmup_rounds"),
+        given=_given_options(config),
         factors=_factors(config),
+        resume=not child and bool(config.getoption("--energy-resume")),
+        simulated_engines=_simulated_engines(config, text("--energy-source", "energy_source")),
     )
+
+
+def _given_options(config: pytest.Config) -> tuple[str, ...]:
+    """Our own options, wherever they were given; others' may hold what is nobody's business."""
+    plain = {f"energy_{name.replace('-', '_')}": default for name, default in PLAIN_LAYOUT}
+    found = []
+    for name, value in sorted(vars(config.option).items()):
+        if name.startswith("energy_") and value is not None and value != plain.get(name):
+            option = f"--{name.replace('_', '-')}"
+            found.append(option if value is True else f"{option}={value}")
+    return tuple(found)
 
 
 def _reports(config: pytest.Config) -> tuple[ReportTarget, ...]:
@@ -294,6 +320,16 @@ def _factors(config: pytest.Config) -> Factors:
     from pytest_tokenpower.reporting.costs import read_factors
 
     return read_factors(*values)
+
+
+def _simulated_engines(config: pytest.Config, source: str) -> bool:
+    chosen = bool(config.getoption("--energy-simulated-engines"))
+    if chosen and source.partition(":")[0] != "simulated":
+        raise UsageError(
+            f"--energy-simulated-engines with --energy-source={source}: what no engine does cannot be measured; use "
+            "--energy-source=simulated"
+        )
+    return chosen
 
 
 def _of_worker(path: Path, config: pytest.Config) -> Path:
