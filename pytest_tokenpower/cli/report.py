@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pytest_tokenpower.analysis.power_curves import PowerCurves, recorded_curves
 from pytest_tokenpower.cli.store_access import add_storage
+from pytest_tokenpower.core.files import write_whole
 from pytest_tokenpower.core.records import RunRecord
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.gate.history import History
@@ -67,10 +68,12 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         text = render(chosen, _report(arguments, chosen))
     if arguments.output is None:
-        sys.stdout.write(text)
+        # An annotation is a command that is meant.
+        out = getattr(sys.stdout, "plain", sys.stdout) if chosen == "annotation" else sys.stdout
+        out.write(text)
         return 0
     try:
-        arguments.output.write_text(text, "utf-8")
+        write_whole(arguments.output, text.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise UsageError(
             f"--output={arguments.output}: cannot be written: {error.strerror or error}"

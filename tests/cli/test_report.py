@@ -79,6 +79,14 @@ def test_cost_and_carbon_by_factors_of_the_command_line(git: Git, store: Store, 
     )
 
 
+def test_an_annotation_is_printed_as_the_command_that_it_is(
+    git: Git, store: Store, tokenpower: Command
+) -> None:
+    store.write(run(3, at_level(verdicts=regressed("main@1234567")), commit=git.commit("a")))
+    ended = tokenpower("report", "--format=annotation")
+    assert ended.out.startswith("::error title=Energy per token%3A 1 REGRESSED::REGRESSED: test_chat[bf16]")
+
+
 def test_a_recording_of_another_run_is_refused(
     git: Git, store: Store, tokenpower: Command, tmp_path: Path
 ) -> None:
