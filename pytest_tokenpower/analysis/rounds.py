@@ -271,6 +271,15 @@ def units_per(per: str, one: RoundRecord) -> int:
     }[per]
 
 
+def joules_per_unit(one: RoundRecord, per: str) -> float | None:
+    """What a round's part of the figure with this denominator is, dropped or not; None where it is not known."""
+    part: RoundRecord | PhaseRecord | None = one
+    if per == "prompt_token" and one.generated_tokens:
+        part = one.phases.get("prefill")
+    units = units_per(per, one)
+    return None if part is None or part.joules is None or units <= 0 else part.joules / units
+
+
 def unknown_figure(rounds: Sequence[RoundRecord], per: str) -> str:
     """Say why there is no figure to compare by; empty where there is one, and where no round is good."""
     kept = [one.record for one in good(rounds)]
