@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_tokenpower.core.settings import CHILD_VARIABLE
+from pytest_tokenpower.core.settings import CHILD_VARIABLE, EVENTS_VARIABLE
 from pytest_tokenpower.engines import registry
 from pytest_tokenpower.errors import TokenPowerError, UsageError
 from pytest_tokenpower.plugin import hookspecs, marker, options
@@ -51,7 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", marker.CELL_MARKER)
     config.stash[MEASUREMENTS] = []
     config.add_cleanup(registry.register_source(lambda: _engines(config)))
-    if CHILD_VARIABLE in os.environ:
+    if CHILD_VARIABLE in os.environ or EVENTS_VARIABLE in os.environ:
         _end_with_parent()
     try:
         config.stash[SETTINGS] = options.read_settings(config)
