@@ -64,28 +64,62 @@ DEFAULT_WARMUP_ROUNDS = 2
 DEFAULT_BASELINE_RUNS = 5
 
 
-class Settings(NamedTuple):
-    """What the command line and the ini file ask for."""
+class ReportTarget(NamedTuple):
+    """A report to be written: in which format (reporting/formats.py), and where."""
 
-    disabled: bool
-    source: str
-    scope: Scope | None
-    save: str | None
-    autosave: bool
-    storage: Path | None
-    json: Path | None
-    record: Path | None
-    baselines: tuple[str, ...]
-    baselines_of_ini: bool
-    baseline_runs: int
-    rerun_baseline: bool
-    restart_seconds: float
-    require_hardware: bool
-    missing_baseline: Severity
-    inconclusive: Severity
-    key_ignore: tuple[str, ...]
-    regression: float
-    warmup_rounds: int
+    format: str
+    path: Path
+
+
+class Factors(NamedTuple):
+    """From kilowatt-hours to money and carbon; None: not asked for. ``carbon_source`` says where the intensity is from.
+
+    ``price`` is in ``currency`` per kWh, ``carbon`` in gCO2e per kWh, ``pue`` the data centre's total over its IT
+    energy.
+    """
+
+    price: float | None = None
+    currency: str = ""
+    carbon: float | None = None
+    carbon_source: str = ""
+    pue: float | None = None
+
+    def __bool__(self) -> bool:
+        """Whether anything is to be worked out."""
+        return self.price is not None or self.carbon is not None
+
+
+NO_FACTORS = Factors()
+
+
+class Settings(NamedTuple):
+    """What the command line and the ini file ask for; the defaults are those of a script, which has neither.
+
+    ``given`` are the options as a record keeps them.
+    """
+
+    disabled: bool = False
+    source: str = "auto"
+    scope: Scope | None = None
+    save: str | None = None
+    autosave: bool = False
+    storage: Path | None = None
+    json: Path | None = None
+    record: Path | None = None
+    reports: tuple[ReportTarget, ...] = ()
+    baselines: tuple[str, ...] = ()
+    baselines_of_ini: bool = False
+    baseline_runs: int = DEFAULT_BASELINE_RUNS
+    rerun_baseline: bool = False
+    restart_seconds: float = 0.0
+    require_hardware: bool = False
+    missing_baseline: Severity = "warn"
+    inconclusive: Severity = "warn"
+    key_ignore: tuple[str, ...] = ()
+    regression: float = DEFAULT_REGRESSION
+    warmup_rounds: int = DEFAULT_WARMUP_ROUNDS
+    given: tuple[str, ...] = ()
+    factors: Factors = NO_FACTORS
     resume: bool = False
     simulated_engines: bool = False
 
