@@ -53,7 +53,7 @@ def as_json(history: History) -> dict[str, Any]:
                         "id": point.run_id,
                         "commit": point.commit,
                         "created": point.entry.created,
-                        "joules_per_token": point.joules_per_token,
+                        series.figure: point.value,
                         "interval": list(point.interval()),
                         "level": level,
                         "verdict": point.verdict,

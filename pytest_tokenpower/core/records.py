@@ -97,6 +97,7 @@ class VerdictRecord(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Attributes:
         kind: the verdict's word.
+        figure: what is compared with a baseline or the other variant.
         against: the baseline's label, OTHER_VARIANT, or the figure that has a ceiling.
         reason: why there is no comparison, or why it is not to be trusted.
         value: the figure of this run, ``baseline_value`` that of what it is held against.
@@ -117,6 +118,7 @@ class VerdictRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     kind: str
     against: str = ""
     reason: str = ""
+    figure: str = "joules_per_token"
     value: float | None = None
     baseline_value: float | None = None
     change: float | None = None
@@ -384,8 +386,10 @@ def _impossible_round(one: RoundRecord) -> Iterator[str]:
         yield f"{one.seconds} seconds"
     if min(one.prompt_tokens, one.generated_tokens) < 0 or tokens > MOST_TOKENS:
         yield f"{one.prompt_tokens} prompt and {one.generated_tokens} generated tokens"
-    if good and tokens == 0:
-        yield "no tokens"
+    if good and tokens == 0 and not one.responses:
+        yield "no tokens and no responses"
+    if not 0 <= one.cached_prompt_tokens <= one.prompt_tokens:
+        yield f"{one.cached_prompt_tokens} cached of {one.prompt_tokens} prompt tokens"
     if one.repeats < 1 or one.responses < 0 or one.start_ns < 0:
         yield f"{one.repeats} repeats, {one.responses} responses, begun at {one.start_ns} ns"
     if one.joules is not None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from pytest_tokenpower.core.denominators import PER, figure_per
 from pytest_tokenpower.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,9 +22,14 @@ DEFAULT_MAX_SECONDS = 120.0
 
 
 class Limits(NamedTuple):
-    """The limits that a test declares with ``@pytest.mark.power_budget``; None: not limited."""
+    """The limits that a test declares with ``@pytest.mark.power_budget``; None: not limited.
+
+    ``per`` is the denominator (core.denominators.PER) by which it is compared; None: it follows from the counts.
+    """
 
     joules_per_token: float | None = None
+    joules_per_prompt_token: float | None = None
+    joules_per_total_token: float | None = None
     joules_per_response: float | None = None
     joules: float | None = None
     mean_watts: float | None = None
@@ -33,6 +39,7 @@ class Limits(NamedTuple):
     max_rounds: int = DEFAULT_MAX_ROUNDS
     max_seconds: float = DEFAULT_MAX_SECONDS
     key_ignore: tuple[str, ...] = ()
+    per: str | None = None
 
     @property
     def ceilings(self) -> Mapping[str, float]:
@@ -41,7 +48,12 @@ class Limits(NamedTuple):
         return {name: value for name, value in values.items() if value is not None}
 
 
-CEILINGS = ("joules_per_token", "joules_per_response", "joules", "mean_watts", "peak_watts")
+CEILINGS = (
+    *map(figure_per, PER),
+    "joules",
+    "mean_watts",
+    "peak_watts",
+)
 
 Severity = Literal["warn", "fail"]
 

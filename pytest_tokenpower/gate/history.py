@@ -9,6 +9,7 @@ from itertools import pairwise
 from statistics import median
 
 from pytest_tokenpower.analysis.rounds import log_errors, log_joules_per_token
+from pytest_tokenpower.core.denominators import denominator, figure_per
 from pytest_tokenpower.core.records import MeasurementRecord
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.errors import StoreError, UsageError
@@ -37,13 +38,13 @@ class StoredPoint:
     verdict: str
 
     def interval(self) -> tuple[float, float]:
-        """The 95 % interval of J/token by the spread of the run's own rounds."""
+        """The 95 % interval of the figure by the spread of the run's own rounds."""
         half = 1.96 * math.sqrt(self.summary.squared_error)
         return math.exp(self.summary.location - half), math.exp(self.summary.location + half)
 
     @property
-    def joules_per_token(self) -> float:
-        """The run's J/token."""
+    def value(self) -> float:
+        """The run's joules per unit of what it is compared by."""
         return math.exp(self.summary.location)
 
 
@@ -54,6 +55,11 @@ class Series:
     key: Mapping[str, Fact]
     points: tuple[StoredPoint, ...]
     changes: tuple[ChangePoint, ...]
+
+    @property
+    def figure(self) -> str:
+        """The figure that its runs are compared by."""
+        return figure_per(denominator(self.key))
 
     def levels(self) -> list[float]:
         """The level that each point belongs to: the median between two steps, which a stray run does not move."""
@@ -121,7 +127,7 @@ def collect(place: StoreContext, test: str, line: Line) -> History:
             measurement = place.store.measurement(entry, chosen)
         except StoreError:
             continue
-        if inside.comparable and log_joules_per_token(measurement.rounds):
+        if inside.comparable and log_joules_per_token(measurement.rounds, denominator(measurement.key)):
             found.append((entry, measurement))
         else:
             invalid += 1
@@ -161,8 +167,10 @@ def _by_key(
 ) -> tuple[Series, ...]:
     """The measurements by key, the key of the newest run first."""
     summaries = summarise_runs(
-        [log_joules_per_token(measured.rounds) for _, measured in found],
-        meter_errors_per_run=[log_errors(measured.rounds) for _, measured in found],
+        [log_joules_per_token(measured.rounds, denominator(measured.key)) for _, measured in found],
+        meter_errors_per_run=[
+            log_errors(measured.rounds, denominator(measured.key)) for _, measured in found
+        ],
     )
     groups: list[tuple[Mapping[str, Fact], list[StoredPoint]]] = []
     for (entry, measured), summary in zip(found, summaries, strict=True):

@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 from pytest_tokenpower.analysis.figures import FIGURES
+from pytest_tokenpower.core.denominators import PER, denominator, figure_per, unit_of
 from pytest_tokenpower.core.records import MeasurementRecord
 from pytest_tokenpower.core.settings import NO_FACTORS, Factors
 from pytest_tokenpower.core.text import EnergyUnit, energy_unit, short_test_name, signed
@@ -50,6 +51,11 @@ def is_estimated(measured: MeasurementRecord) -> bool:
     return any(phase.estimated for one in measured.rounds for phase in one.phases.values())
 
 
+def compared_figure(measured: MeasurementRecord) -> str:
+    """Return the name of the figure that a test is compared by."""
+    return figure_per(denominator(measured.key))
+
+
 def _energy(figure: str, heading: str) -> _Column:
     def cell(measured: MeasurementRecord, unit: EnergyUnit) -> str:
         if figure not in measured.figures:
@@ -58,7 +64,7 @@ def _energy(figure: str, heading: str) -> _Column:
         estimated = ESTIMATED if re.match("prefill|decode|between", figure) and is_estimated(measured) else ""
         return f"{estimated}{measured.figures[figure].value / unit.joules:.4g}"
 
-    scale = "joules_per_token" if figure.endswith("joules_per_token") else figure
+    scale = "joules_per_token" if figure.endswith("_token") else figure
     return _Column(lambda unit: heading.replace("J", unit.name, 1), cell, scale=scale)
 
 
@@ -72,7 +78,7 @@ def _plain(figure: str, heading: str, digits: str) -> _Column:
 
 
 def _error(measured: MeasurementRecord, _: EnergyUnit) -> str:
-    main = measured.figures.get("joules_per_token")
+    main = measured.figures.get(compared_figure(measured))
     return f"{196 * main.stderr / main.value:.1f} %" if main else ""
 
 
@@ -95,6 +101,8 @@ def status(measured: MeasurementRecord) -> str:
 
 
 def _of_figure(name: str) -> _Column:
+    if name in map(figure_per, PER):
+        return _energy(name, unit_of(name))
     if FIGURES[name].startswith("J "):
         return _energy(name, name.replace("joules", "J", 1))
     return _plain(name, name, ".4g")
@@ -172,7 +180,7 @@ def table(
         width: Columns of the terminal.
     """
     ordered = _ordered(measurements, layout)
-    names = layout.columns or tuple(_DEFAULT)
+    names = layout.columns or _default_columns(ordered)
     columns = {**COLUMNS, "cost": _cost(layout.factors), "carbon": _carbon(layout.factors)}
     text = _aligned(ordered, names, columns)
     spared = [] if layout.columns else list(_SPARED)
@@ -190,6 +198,12 @@ def table(
     return grouped
 
 
+def _default_columns(measurements: Sequence[MeasurementRecord]) -> tuple[str, ...]:
+    """The table's own columns; tests that are compared by another figure than J/token show that one, too."""
+    compared = dict.fromkeys(["joules_per_token", *sorted(map(compared_figure, measurements))])
+    return ("test", *compared, *(name for name in _DEFAULT if name not in ("test", *compared)))
+
+
 def _aligned(
     ordered: Sequence[MeasurementRecord], names: Sequence[str], columns: Mapping[str, _Column]
 ) -> list[str]:
@@ -197,7 +211,8 @@ def _aligned(
 
     units = {name: _unit(ordered, columns[name].scale) for name in names}
     cells = {name: [columns[name].cell(measured, units[name]) for measured in ordered] for name in names}
-    used = [name for name in names if name in ("test", "joules_per_token") or any(cells[name])]
+    compared = {"test", *map(compared_figure, ordered)}
+    used = [name for name in names if name in compared or any(cells[name])]
     # As a row of their own, headings are not padded, and more columns fit.
     headings = [columns[name].heading(units[name]) for name in used]
     lines = tabulate(
@@ -217,7 +232,7 @@ def _unit(measurements: Sequence[MeasurementRecord], figure: str) -> EnergyUnit:
 def _ordered(measurements: Sequence[MeasurementRecord], layout: Layout) -> list[MeasurementRecord]:
     def key(measured: MeasurementRecord) -> tuple[float, str]:
         verdict, compared = gravest(measured.verdicts), against_baseline(measured.verdicts)
-        figure = measured.figures.get("joules_per_token")
+        figure = measured.figures.get(compared_figure(measured))
         return {
             "run": (0.0, ""),
             "name": (0.0, measured.test),

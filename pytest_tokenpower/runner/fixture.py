@@ -227,8 +227,8 @@ class Energy:
         budget, warmup = self._budget, self._session.settings.warmup_rounds
         if self._telemetry.slow:
             # A slow meter has a single figure for all of it: one round that is as long as it takes.
-            return RoundPlan(warmup, 1, 1, budget.max_seconds)
-        return RoundPlan(warmup, budget.min_rounds, budget.max_rounds, budget.max_seconds)
+            return RoundPlan(warmup, 1, 1, budget.max_seconds, budget.per)
+        return RoundPlan(warmup, budget.min_rounds, budget.max_rounds, budget.max_seconds, budget.per)
 
     def _keep(self, last: object, windows: Sequence[RoundWindow]) -> object:
         self._windows.extend(windows)
@@ -311,12 +311,13 @@ class Energy:
         if self._replayed is not None:
             self._windows.append(self._next_replayed(self._replayed))
             return
-        if window._tokens is None or window._tokens.generated == 0:
+        if window._tokens is None:
             raise TokenCountError(
-                f"{self._test}: nothing says how many tokens were generated in the energy.measure() block: call "
-                "window.count(result) or window.tokens(prompt=..., generated=...) inside it, with at least one "
-                "generated token"
+                f"{self._test}: nothing says how many tokens were read and generated in the energy.measure() block: "
+                "call window.count(result) or window.tokens(prompt=..., generated=...) inside it"
             )
+        if not any((window._tokens.prompt, window._tokens.generated, window._tokens.responses)):
+            raise TokenCountError(f"{self._test}: it says that nothing was read and nothing generated")
         self._windows.append(RoundWindow(start_ns, end_ns, window._tokens, 1, window._phases))
 
     def compare(
@@ -355,6 +356,7 @@ class Energy:
                 max(2, rounds.min_rounds // 2),
                 max(2, rounds.max_rounds // 2),
                 rounds.max_seconds,
+                rounds.per,
             )
             finished = []
             for _ in range(asked.restarts):
@@ -430,13 +432,7 @@ class Energy:
         kwargs: Mapping[str, object],
         fn: Callable[..., object],
     ) -> TokenCount:
-        count = self._counted(result, args, kwargs, fn)
-        if count.generated == 0:
-            raise TokenCountError(
-                f"{self._test}: the workload generated no tokens ({count.prompt} prompt tokens): joules per token "
-                "needs at least one; return a TokenCount with what it generated"
-            )
-        return count
+        return self._counted(result, args, kwargs, fn)
 
     @property
     def result(self) -> Result:

@@ -59,13 +59,15 @@ MOST_REPEATS = 10_000
 class RoundPlan:
     """How many rounds: ``min_rounds`` always, then more while precision asks for them and time allows.
 
-    Before them ``warmup_rounds``, then more until the last two are alike (see the module warmup).
+    Before them ``warmup_rounds``, then more until the last two are alike. ``per`` is the denominator of what has to be
+    precise; None: it follows from the counts.
     """
 
     warmup_rounds: int
     min_rounds: int
     max_rounds: int
     max_seconds: float
+    per: str | None = None
 
 
 class RoundEvaluator(Protocol):
@@ -200,7 +202,7 @@ def _seconds(windows: Sequence[RoundWindow]) -> list[float]:
 def _precise(records: Sequence[RoundRecord], plan: RoundPlan) -> bool:
     from pytest_tokenpower.stats.stopping import enough
 
-    values, errors = log_joules_per_token(records), log_errors(records)
+    values, errors = log_joules_per_token(records, plan.per), log_errors(records, plan.per)
     meter = sum(error**2 for error in errors) / len(errors) ** 2
     return enough(values, meter, fewest=plan.min_rounds, most=plan.max_rounds)
 

@@ -388,7 +388,7 @@ def test_the_messages_of_absolute_limits() -> None:
     assert [text(verdict) for verdict in judge_ceilings(measured(), limits)] == [
         "OVER BUDGET 0.2499 J/token (limit 0.2): test_it: joules_per_token exceeds its budget "
         "(95 % interval 0.2444 to 0.2556).",
-        "passed 125 J / response (limit 130): test_it: joules_per_response stays within its budget "
+        "passed 125 J/response (limit 130): test_it: joules_per_response stays within its budget "
         "(95 % interval 122.2 to 127.8).",
         "inconclusive 4999 J / execution of the workload (limit 5000): test_it: joules cannot be told from its budget "
         "(95 % interval 4889 to 5111).",
@@ -437,14 +437,14 @@ def test_columns_order_and_groups_are_as_asked_for(pytestconfig: pytest.Config) 
             "group_by": "none",
         } | asked
         lines = shown(pytestconfig, tests, layout=layout(**options), width=40).splitlines()
-        return lines[3:-1] if lines[-1] == LEGEND else lines[3:]
+        return lines[3:-1] if lines[-1] == LEGEND.format(per="Per generated token") else lines[3:]
 
     assert table() == [
-        "test          J_per_response  peak_watts",
-        "----------------------------------------",
-        "test_b[fp8]            87.48         650",
-        "test_a[bf16]             125         650",
-        "test_a[fp8]              150         650",
+        "test          J/response  peak_watts",
+        "------------------------------------",
+        "test_b[fp8]        87.48         650",
+        "test_a[bf16]         125         650",
+        "test_a[fp8]          150         650",
     ]
     assert [line.split()[0] for line in table(sort="name")[2:]] == [
         "test_a[bf16]",

@@ -16,6 +16,7 @@ from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.gate.history import History, Series
 from pytest_tokenpower.gate.messages import message, word
 from pytest_tokenpower.gate.verdict import FAILING, against_baseline
+from pytest_tokenpower.reporting.columns import compared_figure
 from pytest_tokenpower.reporting.costs import cost_of, explained
 from pytest_tokenpower.reporting.report import Report, Reported, parts_of_change
 from pytest_tokenpower.stats.changepoints import ChangePoint
@@ -233,13 +234,13 @@ def _curve(curve: DrawnCurve) -> dict[str, Any]:
 def _history(each: Reported, history: History, series: Series) -> dict[str, Any]:
     """The stored runs as columns, oldest first, and this run after them where it is not one of them."""
     baseline = {run for verdict in each.measured.verdicts for run in verdict.baseline_runs}
-    figure = each.measured.figures.get("joules_per_token")
+    figure = each.measured.figures.get(compared_figure(each.measured))
     stored = any(point.run_id == each.run.id for point in series.points)
     points = [
         [
             (point.commit or "")[:7],
             when(point.entry.created),
-            *(_digits(value) for value in (point.joules_per_token, *point.interval(), level)),
+            *(_digits(value) for value in (point.value, *point.interval(), level)),
             point.verdict,
             "this run" if point.run_id == each.run.id else "baseline" if point.run_id in baseline else "",
         ]
