@@ -51,8 +51,8 @@ engine = ["vllm", "transformers"]
 batch = {batches}
 
 [limits]
-min_rounds = 2
-max_rounds = 2
+min_rounds = 8
+max_rounds = 8
 """
 
 
@@ -99,7 +99,7 @@ def killed(kills: int, lot: random.Random) -> list[str]:
     """Kill a sweep at random moments and resume it each time; say what is wrong in the end."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "killed.energy.toml").write_text(KILLED.format(batches=list(range(1, 13))))
+        (folder / "killed.energy.toml").write_text(KILLED.format(batches=list(range(1, 51))))
         (folder / "pytest.ini").write_text("[pytest]\n")
         command = [*PYTEST, *SIMULATED, "--energy-resume", "--energy-json=record.json", "-q"]
         done: list[tuple[str, ...]] = [()]
@@ -110,7 +110,7 @@ def killed(kills: int, lot: random.Random) -> list[str]:
             os.killpg(child.pid, signal.SIGKILL)
             child.wait()
             done.append(finished(folder))
-            print(f"killed with {len(done[-1])} of 24 cells finished", flush=True)
+            print(f"killed with {len(done[-1])} of 100 cells finished", flush=True)
         wrong = [
             "a finished cell was lost, or measured again"
             for before, after in pairwise(done)
@@ -124,10 +124,10 @@ def killed(kills: int, lot: random.Random) -> list[str]:
                 sorted((one["test"], one["figures"]["joules_per_token"]["value"]) for one in measured)
             )
         lines = finished(folder)
-        print(f"after {kills} kills: {len(lines)} cells, each once: {len(set(lines)) == len(lines) == 24}")
-        if not len(set(lines)) == len(lines) == 24:
+        print(f"after {kills} kills: {len(lines)} cells, each once: {len(set(lines)) == len(lines) == 100}")
+        if not len(set(lines)) == len(lines) == 100:
             wrong.append("a cell was measured twice, or is missing")
-        if tables[0] != tables[1] or len(tables[0]) != 24:
+        if tables[0] != tables[1] or len(tables[0]) != 100:
             wrong.append("the table is not the same")
         return wrong
 

@@ -11,6 +11,7 @@ import pytest
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.engines.protocol import Engine
 from pytest_tokenpower.errors import EngineError, UsageError
+from pytest_tokenpower.meters.simulation.virtual_time import VIRTUAL_TIME
 from pytest_tokenpower.models.memory import GIB
 from pytest_tokenpower.plugin.marker import read_budget
 from pytest_tokenpower.plugin.opening import open_energy
@@ -95,7 +96,11 @@ class LoadedEngine:
         if self._engine is None:
             chosen = self._config.stash[SETTINGS]
             try:
-                spec = engine_of(self.suite, self.visit.cells, simulated=chosen.simulated_engines)
+                clock = None
+                if chosen.simulated_engines:
+                    nothing = VIRTUAL_TIME.clock
+                    clock = nothing if chosen.disabled else session_of(self._config).telemetry().clock
+                spec = engine_of(self.suite, self.visit.cells, simulated=clock)
                 self._engine = spec.load()
             except EngineError as error:
                 self._broken = error
