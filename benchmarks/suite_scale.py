@@ -29,7 +29,16 @@ from pytest_tokenpower.suites.resume import read_journal
 ROOT = Path(__file__).resolve().parent.parent
 
 
-PYTEST = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--color=no"]
+OTHERS = ("cacheprovider", "hypothesispytest", "anyio", "platformdirs", "rerunfailures", "xdist")
+"""Plugins that may be installed, and whose own time is not asked for here."""
+
+PYTEST = [
+    sys.executable,
+    "-m",
+    "pytest",
+    "--color=no",
+    *(part for name in OTHERS for part in ("-p", f"no:{name}")),
+]
 SIMULATED = ["--energy-source=simulated", "--energy-simulated-engines"]
 CELLS = """\
 [axes]

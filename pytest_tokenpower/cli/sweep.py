@@ -28,9 +28,9 @@ from pytest_tokenpower.reporting.suites import (
     live_table,
     results_table,
 )
-from pytest_tokenpower.suites.claims import instances
 from pytest_tokenpower.suites.estimate import this_machine
 from pytest_tokenpower.suites.grid import Suite
+from pytest_tokenpower.suites.instances import instances
 from pytest_tokenpower.suites.progress import Event, Progress, plan
 from pytest_tokenpower.suites.schema import json_schema
 

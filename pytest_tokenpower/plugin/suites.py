@@ -18,11 +18,10 @@ from pytest_tokenpower.plugin.opening import open_energy
 from pytest_tokenpower.plugin.state import MEASUREMENT, SETTINGS, failure_of, session_of, test_id
 from pytest_tokenpower.plugin.sweeps import journal_of
 from pytest_tokenpower.reporting.suites import duration
-from pytest_tokenpower.runner.outcome import judge_again
 from pytest_tokenpower.suites.build import declared, engine_of, work_of
-from pytest_tokenpower.suites.claims import instances
 from pytest_tokenpower.suites.estimate import Estimate, Machine, estimate, load_seconds, this_machine
 from pytest_tokenpower.suites.grid import Cell, Suite
+from pytest_tokenpower.suites.instances import instances
 from pytest_tokenpower.suites.order import Visit, visits
 from pytest_tokenpower.suites.resume import FILE, FINGERPRINT
 from pytest_tokenpower.suites.schema import SUFFIX
@@ -180,6 +179,8 @@ class CellItem(pytest.Item):
     def runtest(self) -> None:
         """Measure the cell, or judge what an interrupted sweep has measured of it."""
         if self._finished is not None:
+            from pytest_tokenpower.runner.outcome import judge_again
+
             chosen = self.config.stash[SETTINGS]
             measured = judge_again(self._finished, read_budget(self), session_of(self.config))
             self.stash[MEASUREMENT] = measured
