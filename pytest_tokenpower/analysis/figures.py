@@ -29,6 +29,8 @@ def round_values(rounds: Sequence[RoundRecord]) -> dict[str, list[float]]:
         if one.generated_tokens:
             values["tokens_per_second"].append(one.generated_tokens / one.seconds)
         values["seconds"].append(one.seconds / one.repeats)
+        for name, value in one.latency.items():
+            values[name].append(value)
         if one.peak_watts is not None:
             values["peak_watts"].append(one.peak_watts)
         if one.responses:

@@ -26,11 +26,14 @@ from pytest_tokenpower.reporting.suites import (
     duration,
     frontier,
     live_table,
+    objective_lines,
     results_table,
 )
+from pytest_tokenpower.suites.claims import runs_of
 from pytest_tokenpower.suites.estimate import this_machine
 from pytest_tokenpower.suites.grid import Suite
 from pytest_tokenpower.suites.instances import instances
+from pytest_tokenpower.suites.objectives import judge_objectives
 from pytest_tokenpower.suites.progress import Event, Progress, plan
 from pytest_tokenpower.suites.schema import json_schema
 
@@ -83,6 +86,8 @@ def run(arguments: argparse.Namespace) -> int:
     print("\n".join(("", *results_table(record.measurements))))
     if record.claims:
         print("\n".join(("", *claims_table(record.claims))))
+    for outcome in judge_objectives(suite, runs_of(suite, record.measurements)):
+        print("\n".join(("", *objective_lines(outcome))))
     rows = cell_rows(record.measurements)
     if arguments.pareto:
         print("\n".join(("", *frontier(rows, arguments.pareto))))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+PERCENTILES = (50, 90, 99)
+"""Of the latencies of a round's requests."""
+
 FIGURES: Mapping[str, str] = {
     "joules_per_token": "J / generated token",
     "joules_per_prompt_token": "J of prefill / prefilled prompt token",
@@ -25,4 +28,6 @@ FIGURES: Mapping[str, str] = {
     "joule_seconds_per_response": "J / response x s / execution (energy-delay product)",
     "power_imbalance": "the GPU that drew most, above their mean",
     "seconds": "s / execution of the workload",
+    **{f"ttft_p{each}_seconds": f"s to the first token, {each} of 100 requests" for each in PERCENTILES},
+    **{f"tpot_p{each}_seconds": f"s / further token, {each} of 100 requests" for each in PERCENTILES},
 }

@@ -8,13 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from pytest_tokenpower.core.types import Fact
+from pytest_tokenpower.core.windows import Latency
 from pytest_tokenpower.engines._adapter import require_batch
 from pytest_tokenpower.engines.protocol import EngineIdentity, Generation, Step
 from pytest_tokenpower.errors import EngineError
 from pytest_tokenpower.meters.clock import Clock
 from pytest_tokenpower.models.fit import stored_weights
 from pytest_tokenpower.models.registry import load_models
-from pytest_tokenpower.models.roofline import H100, HOST_SECONDS, forecast
+from pytest_tokenpower.models.roofline import H100, HOST_SECONDS, Forecast, forecast
 from pytest_tokenpower.workloads.arrivals import Arrivals
 from pytest_tokenpower.workloads.base import Batch
 
@@ -74,29 +75,42 @@ class SimulatedEngine:
     def generate(self, batch: Batch) -> Generation:
         """Wait for as long as the batch would take, with the marks of one prefill and each step of decoding."""
         require_batch(batch)
-        return self._after(batch, 0.0)
+        took = self._foretold(batch, len(batch.prompts))
+        each = Latency(took.prefill_seconds, took.step_seconds if took.steps else None)
+        return self._after(batch, took, 0.0, [each] * len(batch.prompts))
 
     def serve(self, batch: Batch, arrivals: Arrivals) -> Generation:
-        """Wait until the last prompt has arrived, too; the batch is one all the same."""
+        """Prefill prompts one after another as they arrive, and decode with as many as are usually under way."""
         require_batch(batch)
-        return self._after(batch, arrivals.seconds(len(batch.prompts))[-1])
+        count = len(batch.prompts)
+        due, alone = arrivals.seconds(count), self._foretold(batch, 1)
+        under_way = count * alone.seconds / max(due[-1], alone.seconds)
+        took = self._foretold(batch, max(1, min(round(under_way), arrivals.limit or count)))
+        latencies, ready = [], 0.0
+        for at in due:
+            ready = max(ready, at) + alone.prefill_seconds
+            latencies.append(Latency(ready - at, took.step_seconds if took.steps else None))
+        return self._after(batch, took, ready - took.prefill_seconds, latencies)
 
     def close(self) -> None:
         """Nothing is held."""
 
-    def _after(self, batch: Batch, arrived_s: float) -> Generation:
-        count = len(batch.prompts)
-        longest = max(map(len, batch.prompts))
-        took = forecast(
+    def _foretold(self, batch: Batch, under_way: int) -> Forecast:
+        return forecast(
             self._shape,
-            batch=count,
-            prompt_tokens=longest,
+            batch=under_way,
+            prompt_tokens=max(map(len, batch.prompts)),
             new_tokens=batch.new_tokens,
             dtype=self._weights,
             kv_dtype=self._cache,
             boards=self._boards,
             speed=self._host,
         )
+
+    def _after(
+        self, batch: Batch, took: Forecast, arrived_s: float, latencies: Sequence[Latency]
+    ) -> Generation:
+        count = len(batch.prompts)
         at = self._clock.monotonic_ns()
         self._clock.sleep(arrived_s + took.seconds)
         # Stretched to what the clock says: the system may wake late.
@@ -108,4 +122,4 @@ class SimulatedEngine:
             end = at + round(length * stretch)
             steps.append(Step(at, end, 0 if index else batch.tokens.prompt, count if index else 0))
             at = end
-        return Generation([[1] * batch.new_tokens] * count, batch.tokens, steps)
+        return Generation([[1] * batch.new_tokens] * count, batch.tokens, steps, latencies=latencies)

@@ -16,6 +16,7 @@ from pytest_tokenpower.plugin.state import MEASUREMENTS, SESSION, SETTINGS, sess
 
 if TYPE_CHECKING:
     from pytest_tokenpower.core.records import ClaimRecord, MeasurementRecord
+    from pytest_tokenpower.suites.objectives import Outcome
     from pytest_tokenpower.suites.resume import Begun, Journal
 
 _FOUND: pytest.StashKey[dict[str, Journal]] = pytest.StashKey()
@@ -76,6 +77,7 @@ class Sweeps:
         self._open: dict[str, Path] = {}
         self._problems: dict[str, str] = {}
         self._taken: dict[str, int] = {}
+        self._objectives: list[Outcome] = []
         self._events = os.environ.get(EVENTS_VARIABLE) if CHILD_VARIABLE not in os.environ else None
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
@@ -171,13 +173,16 @@ class Sweeps:
         """Judge the claims of every suite of which something was measured; a claim may fail the run."""
         from pytest_tokenpower.suites.claims import REFUTED, judge_claims, runs_of
         from pytest_tokenpower.suites.grid import Suite
+        from pytest_tokenpower.suites.objectives import judge_objectives
 
         files = dict.fromkeys(one.test.partition("::")[0] for one in measurements if _is_cell(one.test))
         claims: list[ClaimRecord] = []
         for file in files:
             suite = Suite.read(self._config.rootpath / file)
             inside = [one for one in measurements if one.test.partition("::")[0] == file]
-            claims += judge_claims(suite, runs_of(suite, inside), file)
+            runs = runs_of(suite, inside)
+            claims += judge_claims(suite, runs, file)
+            self._objectives += judge_objectives(suite, runs)
         session_of(self._config).claims = tuple(claims)
         for claim in claims:
             if claim.word == REFUTED and claim.severity == "fail":
@@ -204,6 +209,12 @@ class Sweeps:
 
             terminalreporter.write_line("")
             for line in claims_table(claims):
+                terminalreporter.write_line(line)
+        for outcome in self._objectives:
+            from pytest_tokenpower.reporting.suites import objective_lines
+
+            terminalreporter.write_line("")
+            for line in objective_lines(outcome):
                 terminalreporter.write_line(line)
         for suite, count in self._taken.items():
             begun = journal_of(self._config, suite).begun

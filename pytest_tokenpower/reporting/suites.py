@@ -11,6 +11,7 @@ from pytest_tokenpower.core.text import plural, short_test_name
 from pytest_tokenpower.errors import UsageError
 
 if TYPE_CHECKING:
+    from pytest_tokenpower.suites.objectives import Outcome
     from pytest_tokenpower.suites.progress import Progress
 
 MAIN = "joules_per_token"
@@ -193,3 +194,34 @@ def live_table(progress: Progress, now: float, *, rows: int, width: int) -> list
             what = step.foretold.skipped and f"will be skipped, {step.foretold.skipped}"
         lines.append(f"  {step.cell:<{longest}}  {what}"[:width].rstrip())
     return lines
+
+
+def objective_lines(outcome: Outcome) -> list[str]:
+    """The operating points of an SLO, the cheapest first, under what was found."""
+    from tabulate import tabulate
+
+    names = [
+        f"{name.partition('_')[0].upper()} p{outcome.objective.percentile}" for name, _ in outcome.limits
+    ]
+    limits = [f"{name} ≤ {1e3 * limit:g} ms" for name, (_, limit) in zip(names, outcome.limits, strict=True)]
+    said = f"SLO {outcome.objective.name} ({', '.join(limits)}): "
+    if outcome.best is not None:
+        best = outcome.best
+        said += f"cheapest is {best.cell.name}, {best.joules_per_token:.4g} J/token"
+    else:
+        known = [point for point in outcome.points if point.holds is not None]
+        said += "no cell holds it" if known else "no latency was measured"
+    words = {True: "holds", False: "too slow", None: "not known"}
+    rows = [
+        [
+            point.cell.name,
+            f"{point.joules_per_token:.4g}",
+            *("" if each is None else f"{1e3 * each.value:.4g}" for each in point.latencies),
+            words[point.holds],
+        ]
+        for point in outcome.points
+    ]
+    head = ["cell", "J/token", *(f"{name}, ms" for name in names), ""]
+    if not rows:
+        return [said]
+    return [said, *tabulate(rows, headers=head, tablefmt="simple", disable_numparse=True).splitlines()]

@@ -10,8 +10,7 @@ from itertools import pairwise
 
 from msgspec.structs import replace
 
-from pytest_tokenpower.analysis.figures import round_values
-from pytest_tokenpower.analysis.rounds import log_errors
+from pytest_tokenpower.analysis.figures import meter_errors, round_values
 from pytest_tokenpower.core.records import NOT_MEASURED, ClaimRecord, MeasurementRecord
 from pytest_tokenpower.core.settings import fraction
 from pytest_tokenpower.core.text import percent, signed
@@ -167,7 +166,8 @@ def _summary(measured: MeasurementRecord, figure: str) -> RunSummary:
     logs = [math.log(value) for value in values[terms[0]]]
     if len(terms) > 1:
         logs = [log - math.log(value) for log, value in zip(logs, values[terms[1]], strict=True)]
-    meter = [log_errors(measured.rounds)] if terms == ["joules_per_token"] else None
+    errors = meter_errors(measured.rounds, figure)
+    meter = [errors] if errors else None
     [summary] = summarise_runs([logs], meter_errors_per_run=meter)
     return summary
 
