@@ -14,8 +14,9 @@ from pytest_tokenpower.analysis.calibration import counters_of, track_of
 from pytest_tokenpower.analysis.phases import StepPhases, phase_records
 from pytest_tokenpower.analysis.tracks import EnergyTrack, WindowEnergy, window_energy
 from pytest_tokenpower.core.denominators import PER, followed
+from pytest_tokenpower.core.figures import PERCENTILES
 from pytest_tokenpower.core.records import PhaseRecord, RoundRecord
-from pytest_tokenpower.core.windows import RoundWindow
+from pytest_tokenpower.core.windows import Latency, RoundWindow
 from pytest_tokenpower.meters.timeline import Stretch, Timeline
 from pytest_tokenpower.meters.types import Conditions, Device
 
@@ -134,12 +135,27 @@ def evaluate(timeline: Timeline, devices: Sequence[Device], rounds: Sequence[Rou
                 else None,
                 temperature_celsius=_over_devices(conditions, "temperature_celsius", one),
                 sm_clock_mhz=_over_devices(conditions, "sm_clock_mhz", one),
+                latency=_percentiles(one.latencies),
                 limited_shares=_limits(conditions, one),
                 # A meter that fails says so at every poll.
                 reasons=tuple(dict.fromkeys(reasons[at])),
             )
         )
     return Evaluation(tuple(records), frozenset(methods), split)
+
+
+def _percentiles(latencies: Sequence[Latency]) -> dict[str, float]:
+    """The percentiles of a round's latencies by the names of their figures."""
+    each = {
+        "ttft": [one.first_token_s for one in latencies],
+        "tpot": [one.per_token_s for one in latencies if one.per_token_s is not None],
+    }
+    return {
+        f"{name}_p{at}_seconds": float(np.percentile(values, at))
+        for name, values in each.items()
+        for at in PERCENTILES
+        if values
+    }
 
 
 def _finite(value: float) -> float | None:

@@ -42,7 +42,7 @@ class RoundRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     ``cached_prompt_tokens`` of the prompt tokens came from a prefix cache and were not prefilled. ``joules`` is None
     where the meter could not say. ``reasons`` is empty for a good round; otherwise the guards that
     dropped it. ``limited_shares`` is the share of the window's time under each limit (``power`` is information,
-    thermal ones drop the round); a limit that was not read is absent.
+    thermal ones drop the round); a limit that was not read is absent. ``latency`` are percentiles over its requests.
     """
 
     start_ns: int
@@ -59,6 +59,7 @@ class RoundRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     peak_watts: float | None = None
     temperature_celsius: float | None = None
     sm_clock_mhz: float | None = None
+    latency: dict[str, float] = {}
     limited_shares: dict[str, float] = {}
     reasons: tuple[str, ...] = ()
 

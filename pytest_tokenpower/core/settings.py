@@ -60,6 +60,9 @@ Severity = Literal["warn", "fail"]
 CHILD_VARIABLE = "PYTEST_TOKENPOWER_CHILD"
 """Set in a pytest run that another one has started: it measures, and stores, compares and starts nothing itself."""
 
+EVENTS_VARIABLE = "PYTEST_TOKENPOWER_EVENTS"
+"""The file that a run tells of its suites' cells as it goes along."""
+
 FOREIGN_TREE_VARIABLE = "PYTEST_TOKENPOWER_FOREIGN_TREE"
 """The work tree that a child run must import nothing from."""
 

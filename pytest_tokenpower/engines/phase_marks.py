@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pytest_tokenpower.core.types import Fact
-from pytest_tokenpower.core.windows import DECODE, MIXED, PREFILL, PhaseWindow
+from pytest_tokenpower.core.windows import DECODE, MIXED, PREFILL, Latency, PhaseWindow
 from pytest_tokenpower.engines.protocol import Generation, Step
 from pytest_tokenpower.engines.vllm.requests import (
     cached_tokens,
@@ -36,6 +36,11 @@ def phases_of(result: object) -> tuple[PhaseWindow, ...]:
         if marks.decode_end_ns > marks.prefill_end_ns
         else (prefill,)
     )
+
+
+def latencies_of(result: object) -> tuple[Latency, ...]:
+    """Read the latencies of an execution's requests off its result; empty where it does not tell them."""
+    return tuple(result.latencies) if isinstance(result, Generation) else ()
 
 
 def notes_of(result: object) -> dict[str, Fact]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_tokenpower.core.settings import CHILD_VARIABLE
+from pytest_tokenpower.core.settings import CHILD_VARIABLE, EVENTS_VARIABLE
 from pytest_tokenpower.core.signals import interrupt_when_terminated
 from pytest_tokenpower.engines import registry
 from pytest_tokenpower.errors import TokenPowerError, UsageError
@@ -69,6 +69,7 @@ def pytest_configure(config: pytest.Config) -> None:
         from pytest_tokenpower.plugin.child import leave_alone
 
         leave_alone(config.option)
+    if CHILD_VARIABLE in os.environ or EVENTS_VARIABLE in os.environ:
         _end_with_parent()
     try:
         config.stash[SETTINGS] = options.read_settings(config)

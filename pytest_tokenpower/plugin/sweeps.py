@@ -6,16 +6,17 @@ import os
 from collections.abc import Generator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_tokenpower.core.settings import CHILD_VARIABLE
+from pytest_tokenpower.core.settings import CHILD_VARIABLE, EVENTS_VARIABLE
 from pytest_tokenpower.errors import StoreError, TokenPowerError, UsageError
 from pytest_tokenpower.plugin.state import MEASUREMENTS, SESSION, SETTINGS, session_of
 
 if TYPE_CHECKING:
     from pytest_tokenpower.core.records import ClaimRecord, MeasurementRecord
+    from pytest_tokenpower.suites.objectives import Outcome
     from pytest_tokenpower.suites.resume import Begun, Journal
 
 _FOUND: pytest.StashKey[dict[str, Journal]] = pytest.StashKey()
@@ -59,8 +60,13 @@ def _beginning(config: pytest.Config, suite: str) -> Begun:
     )
 
 
+CLAIM = "claim: "
+"""Begins the names of the reports by which claims fail a run."""
+
+
 def _is_cell(test: str) -> bool:
-    return test.partition("::")[0].endswith(".energy.toml")
+    file, _, name = test.partition("::")
+    return file.endswith(".energy.toml") and not name.startswith(CLAIM)
 
 
 class Sweeps:
@@ -71,8 +77,42 @@ class Sweeps:
         self._open: dict[str, Path] = {}
         self._problems: dict[str, str] = {}
         self._taken: dict[str, int] = {}
+        self._objectives: list[Outcome] = []
+        self._events = os.environ.get(EVENTS_VARIABLE) if CHILD_VARIABLE not in os.environ else None
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        if _is_cell(nodeid):
+            self._tell(nodeid)
+
+    def _tell(self, test: str, **what: Any) -> None:
+        """Tell whoever shows this run."""
+        if self._events is None:
+            return
+        import msgspec
+
+        from pytest_tokenpower.suites.progress import Event
+
+        with open(self._events, "ab") as stream:
+            stream.write(msgspec.json.encode(Event(test.rpartition("::")[2], **what)) + b"\n")
+
+    def _tell_end(self, report: pytest.TestReport) -> None:
+        if report.when != "call" and (report.when != "setup" or report.passed):
+            return
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longreprtext)
+        figures = {
+            name: each["value"] for name, each in getattr(report, "energy", {}).get("figures", {}).items()
+        }
+        self._tell(
+            report.nodeid,
+            outcome=report.outcome,
+            reason=next(iter(reason.splitlines()), "").removeprefix("Skipped: "),
+            seconds=report.duration,
+            figures=figures,
+        )
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if _is_cell(report.nodeid):
+            self._tell_end(report)
         if report.when != "call" or not hasattr(report, "energy") or CHILD_VARIABLE in os.environ:
             return
         if not _is_cell(report.energy["test"]):
@@ -133,13 +173,16 @@ class Sweeps:
         """Judge the claims of every suite of which something was measured; a claim may fail the run."""
         from pytest_tokenpower.suites.claims import REFUTED, judge_claims, runs_of
         from pytest_tokenpower.suites.grid import Suite
+        from pytest_tokenpower.suites.objectives import judge_objectives
 
         files = dict.fromkeys(one.test.partition("::")[0] for one in measurements if _is_cell(one.test))
         claims: list[ClaimRecord] = []
         for file in files:
             suite = Suite.read(self._config.rootpath / file)
             inside = [one for one in measurements if one.test.partition("::")[0] == file]
-            claims += judge_claims(suite, runs_of(suite, inside), file)
+            runs = runs_of(suite, inside)
+            claims += judge_claims(suite, runs, file)
+            self._objectives += judge_objectives(suite, runs)
         session_of(self._config).claims = tuple(claims)
         for claim in claims:
             if claim.word == REFUTED and claim.severity == "fail":
@@ -150,8 +193,8 @@ class Sweeps:
 
         self._config.hook.pytest_runtest_logreport(
             report=pytest.TestReport(
-                nodeid=f"{claim.suite}::claim: {claim.name}",
-                location=(claim.suite, None, f"claim: {claim.name}"),
+                nodeid=f"{claim.suite}::{CLAIM}{claim.name}",
+                location=(claim.suite, None, f"{CLAIM}{claim.name}"),
                 keywords={},
                 outcome="failed",
                 longrepr=claim_line(claim),
@@ -166,6 +209,12 @@ class Sweeps:
 
             terminalreporter.write_line("")
             for line in claims_table(claims):
+                terminalreporter.write_line(line)
+        for outcome in self._objectives:
+            from pytest_tokenpower.reporting.suites import objective_lines
+
+            terminalreporter.write_line("")
+            for line in objective_lines(outcome):
                 terminalreporter.write_line(line)
         for suite, count in self._taken.items():
             begun = journal_of(self._config, suite).begun

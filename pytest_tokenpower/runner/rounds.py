@@ -13,9 +13,11 @@ from pytest_tokenpower.core.progress import warmup_progress
 from pytest_tokenpower.core.records import RoundRecord
 from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.core.windows import PhaseWindow, RoundWindow
+from pytest_tokenpower.engines.phase_marks import latencies_of
 
 if TYPE_CHECKING:
-    from pytest_tokenpower.meters.clock import Clock
+    from pytest_tokenpower.engines.phase_marks import latencies_of
+from pytest_tokenpower.meters.clock import Clock
 
 MOST_ROUNDS = 10
 
@@ -241,6 +243,7 @@ def counted_round(
         executions=frozenset(tokens),
         # One execution without phases would make the others' sums short: then the round has none.
         phases=tuple(phase for each in marks for phase in each) if all(marks) else (),
+        latencies=tuple(each for result in executed.results for each in latencies_of(result)),
     )
 
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import pytest
 from msgspec.structs import replace
 
-from pytest_tokenpower.analysis.figures import FIGURES, figures
+from pytest_tokenpower.analysis.figures import figures
 from pytest_tokenpower.analysis.rounds import denominator_of, gated, unknown_figure
+from pytest_tokenpower.core.figures import FIGURES
 from pytest_tokenpower.core.records import PhaseRecord, RoundRecord
 from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.core.types import Provenance

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from pytest_tokenpower.core.windows import Latency
 from pytest_tokenpower.engines._adapter import check_batch, check_counts, check_steps
 from pytest_tokenpower.engines.protocol import Generation, Step
 from pytest_tokenpower.errors import EngineError
@@ -206,7 +207,26 @@ def generation_of(
     check_counts(batch, token_ids, engine="vLLM")
     if steps is not None:
         check_steps(batch, steps, engine="vLLM")
-    return Generation(token_ids=token_ids, tokens=batch.tokens, steps=tuple(steps or ()), steps_exact=exact)
+    latencies = tuple(latency_of(output) for output in outputs)
+    return Generation(
+        token_ids=token_ids,
+        tokens=batch.tokens,
+        steps=tuple(steps or ()),
+        steps_exact=exact,
+        latencies=tuple(each for each in latencies if each is not None) if all(latencies) else (),
+    )
+
+
+def latency_of(output: Any) -> Latency | None:
+    """Read what a request waited from when it was queued; None where vLLM does not tell."""
+    metrics = getattr(output, "metrics", None)
+    queued, first, last = (
+        _seconds(metrics, name) for name in ("queued_ts", "first_token_ts", "last_token_ts")
+    )
+    if queued is None or first is None or last is None or not queued <= first <= last:
+        return None
+    further = len(output.outputs[0].token_ids) - 1
+    return Latency(first - queued, (last - first) / further if further else None)
 
 
 def _vocab_size(config: Any) -> int | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from pytest_tokenpower.analysis.figures import FIGURES
+from pytest_tokenpower.core.figures import FIGURES
 from pytest_tokenpower.reporting.costs import cost_of
 from pytest_tokenpower.reporting.report import Report, Reported
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 from io import StringIO
 
-from pytest_tokenpower.analysis.figures import FIGURES
 from pytest_tokenpower.analysis.rounds import good
+from pytest_tokenpower.core.figures import FIGURES
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.gate.verdict import against_baseline
 from pytest_tokenpower.reporting.costs import cost_of

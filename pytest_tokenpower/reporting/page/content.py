@@ -8,10 +8,10 @@ from itertools import pairwise
 from typing import Any
 
 from pytest_tokenpower import __version__
-from pytest_tokenpower.analysis.figures import FIGURES
 from pytest_tokenpower.analysis.power_curves import DrawnCurve, PowerCurves, coarser
 from pytest_tokenpower.analysis.rounds import joules_per_unit
 from pytest_tokenpower.core.denominators import denominator
+from pytest_tokenpower.core.figures import FIGURES
 from pytest_tokenpower.core.records import MeasurementRecord, RoundRecord, RunRecord, VerdictRecord
 from pytest_tokenpower.core.text import short_test_name, signed
 from pytest_tokenpower.core.types import Fact
