@@ -269,8 +269,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     config.add_cleanup(interrupt_when_terminated())
     try:
         with faults_end_in(refuse):
+            show_progress(config)
             if not hasattr(config, "workerinput"):
-                show_progress(config)
                 if chosen.baselines:
                     config.pluginmanager.register(AbsentTests(config), "tokenpower-absent-tests")
                 if chosen.rerun_baseline:
