@@ -27,15 +27,17 @@ COMMANDS = {
     "history": "the stored runs of a test: a plot, and where its level changed",
     "compare": "two refs, saved runs or run files, test by test; exit code 1 on a regression",
     "show": "one stored run: figures, rounds, conditions, verdicts",
+    "report": "a page, a summary or an export of stored runs",
     "accept": "let a test rise by so much, in a file that is committed with the change",
     "list": "what is stored: tests, commits, names, boards, dates",
     "prune": "remove old runs that no baseline needs",
+    "serve-meter": "hand this machine's meters out over HTTP, read-only, for tests that run elsewhere",
     "push": "add this store's runs to a branch of a git remote",
     "pull": "fetch the runs that others pushed",
 }
 """Name and help of each subcommand; its module offers ``add_arguments(parser)`` and ``run(arguments) -> int``."""
 
-_MODULES = {"push": "sync", "pull": "sync", "list": "contents"}
+_MODULES = {"serve-meter": "serve_meter", "push": "sync", "pull": "sync", "list": "contents"}
 """The module of a subcommand, where it has another name."""
 
 _BLESS = (

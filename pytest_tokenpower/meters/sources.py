@@ -32,6 +32,8 @@ SOURCES = (
     "redfish or redfish:URL",
     "prometheus or prometheus:URL",
     "trtllm or trtllm:URL",
+    "remote:URL",
+    "ray or ray:SOURCE",
     "model",
     "simulated",
     "simulated:SCENARIO.json",
@@ -126,6 +128,16 @@ def meters_for(source: str) -> Sequence[Meter]:
         return [RedfishMeter(argument or None)]
     if name == "prometheus":
         return [_prometheus(argument or None)]
+    if name == "remote":
+        from pytest_tokenpower.meters.adapters.served import HttpTransport
+        from pytest_tokenpower.meters.remote import RemoteMeter
+
+        transport = HttpTransport(argument or None)
+        return [RemoteMeter(transport.name, transport)]
+    if name == "ray":
+        from pytest_tokenpower.meters.adapters.ray_nodes import ray_meters
+
+        return ray_meters(argument or "auto", start)
     if name == "model" and not argument:
         from pytest_tokenpower.meters.adapters.cpu_model import CpuModelMeter
 
@@ -140,7 +152,7 @@ def meters_for(source: str) -> Sequence[Meter]:
         from pytest_tokenpower.meters.simulation.scenario import load_scenario
 
         boards = SimulatedBoards(load_scenario(argument)) if argument else SimulatedBoards()
-        return [NvmlMeter(boards, provenance="simulated", realtime_ns=boards.realtime_ns)]
+        return [NvmlMeter(boards, provenance="simulated", clock=boards.clock)]
     raise UsageError(
         f"--energy-source={without_credentials(source)}: the valid sources are {', '.join(SOURCES)}, or several with a "
         "comma between them"

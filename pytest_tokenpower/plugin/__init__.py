@@ -5,32 +5,34 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from collections import Counter
 from collections.abc import Generator, Mapping
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_tokenpower.core.settings import CHILD_VARIABLE
 from pytest_tokenpower.core.signals import interrupt_when_terminated
 from pytest_tokenpower.engines import registry
-from pytest_tokenpower.errors import HistoryError, MeterError, StoreError, TokenPowerError, UsageError
-from pytest_tokenpower.plugin import hookspecs, marker, options
+from pytest_tokenpower.errors import TokenPowerError, UsageError
+from pytest_tokenpower.plugin import hookspecs, marker, options, outcome
 from pytest_tokenpower.plugin.edge import fail, faults_end_in, refuse, said
+from pytest_tokenpower.plugin.opening import EACH, TWICE, open_energy, twice
 from pytest_tokenpower.plugin.state import (
-    ATTEMPTS,
     ENERGY,
-    MEASUREMENT,
     MEASUREMENTS,
-    NO_METER,
     SESSION,
     SETTINGS,
     SKIPPED,
-    failure_of,
     may_measure,
     runs_tests,
     session_of,
     test_id,
 )
+
+ITEM: pytest.StashKey[pytest.Item] = pytest.StashKey()
+"""The test that runs, or ran last: hooks are asked as conftest files see it."""
 
 if TYPE_CHECKING:
     from pytest_tokenpower.runner.fixture import DisabledEnergy, Energy
@@ -46,12 +48,27 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
     pluginmanager.add_hookspecs(hookspecs)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None, object, object]:
+    """In a child run, take back what other plugins would begin with at once: measuring coverage."""
+    if CHILD_VARIABLE in os.environ:
+        from pytest_tokenpower.plugin.child import leave_alone
+
+        leave_alone(early_config.known_args_namespace)
+    return (yield)
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Read and check the settings."""
     config.addinivalue_line("markers", marker.MARKER)
+    config.addinivalue_line("markers", marker.CELL_MARKER)
     config.stash[MEASUREMENTS] = []
     config.add_cleanup(registry.register_source(lambda: _engines(config)))
     if CHILD_VARIABLE in os.environ:
+        from pytest_tokenpower.plugin.child import leave_alone
+
+        leave_alone(config.option)
         _end_with_parent()
     try:
         config.stash[SETTINGS] = options.read_settings(config)
@@ -65,7 +82,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def _engines(config: pytest.Config) -> Mapping[str, str]:
     from pytest_tokenpower.plugin.engines import added_engines
 
-    return added_engines(config)
+    return added_engines(config.stash.get(ITEM, None) or config)
 
 
 def _end_with_parent() -> None:
@@ -80,6 +97,15 @@ def _end_with_parent() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGINT)  # PR_SET_PDEATHSIG
+
+
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+    """Collect suites (``*.energy.toml``), whose cells are tests."""
+    if not file_path.name.endswith(".energy.toml"):
+        return None
+    from pytest_tokenpower.plugin.suites import SuiteFile
+
+    return SuiteFile.from_parent(parent, path=file_path)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -100,15 +126,25 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Count the tests that can fail by a comparison; every xdist worker collects, so counts, them all."""
+    """Look at the energy tests of this run before the first of them: no two of one id, and how many can fail.
+
+    Every xdist worker collects, so counts, them all.
+    """
     config = session.config
     chosen = config.stash[SETTINGS]
-    if not chosen.baselines or config.option.collectonly:
+    if chosen.disabled or config.option.collectonly:
         return
-    gated = sum(map(may_measure, session.items))
+    measuring = Counter(test_id(item) for item in session.items if may_measure(item))
+    doubled: frozenset[str] = frozenset(test for test, times in measuring.items() if times > 1)
+    config.stash[TWICE] = doubled
+    # A worker cannot end the run: there each test says it.
+    if doubled and runs_tests(config) and not hasattr(config, "workerinput"):
+        refuse(twice(min(doubled)))
+    if not chosen.baselines:
+        return
+    gated = measuring.total()
     session_of(config).gated_tests = max(gated, 1)
-    # A worker cannot end the run: there each energy test says it.
-    if gated and runs_tests(config) and not chosen.disabled and not hasattr(config, "workerinput"):
+    if gated and runs_tests(config) and not hasattr(config, "workerinput"):
         try:
             with faults_end_in(refuse):
                 _ = session_of(config).baselines
@@ -122,53 +158,21 @@ def energy(request: pytest.FixtureRequest) -> Generator[Energy | DisabledEnergy,
 
     While the test lasts no other process of this user measures on the same GPUs (an xdist worker, another job).
     """
-    from pytest_tokenpower.runner.locks import hold_devices
-
-    with faults_end_in(fail):
-        fixture = _energy(request)
-    try:
-        with hold_devices(getattr(fixture, "gpu_ids", ())):
-            yield fixture
-    finally:
-        # A plugin may run the item again.
-        for key in (ENERGY, NO_METER):
-            if key in request.node.stash:
-                del request.node.stash[key]
+    with open_energy(request.node) as fixture:
+        yield fixture
 
 
-def _energy(request: pytest.FixtureRequest) -> Energy | DisabledEnergy:
-    from pytest_tokenpower.runner.fixture import DisabledEnergy, Energy
-
-    item, config = request.node, request.config
-    chosen = config.stash[SETTINGS]
-    if chosen.disabled:
-        return DisabledEnergy()
-    try:
-        session = session_of(config)
-        _ = session.baselines
-        item.stash[ENERGY] = fixture = Energy(
-            test_id(item),
-            marker.read_budget(item),
-            session,
-            lambda result, args, kwargs, fn: item.ihook.pytest_tokenpower_count_tokens(
-                result=result, args=args, kwargs=kwargs
-            ),
-            item.stash.get(ATTEMPTS, ()),
-        )
-        return fixture
-    except MeterError as error:
-        if chosen.require_hardware:
-            item.stash[NO_METER] = f"energy_require_hardware is set, and {error}"
-            return DisabledEnergy()
-        item.stash[SKIPPED] = said(error)
-        pytest.skip(said(error))
-    except (UsageError, HistoryError, StoreError) as error:
-        fail(error)
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell an xdist worker that others run the same tests, which it cannot know."""
+    if node.config.getoption("dist") == "each":
+        node.workerinput[EACH] = node.workerinput["workercount"]
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_setup() -> Generator[None, object, object]:
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
     """Say what a fixture could not start, an engine most of all, in the error's own words."""
+    item.config.stash[ITEM] = item
     try:
         return (yield)
     except TokenPowerError as error:
@@ -177,71 +181,36 @@ def pytest_runtest_setup() -> Generator[None, object, object]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """Judge an energy test when its body has ended, and fail the test itself."""
-    _check_meter(item)
+    """Say what the fixture refuses in its own words."""
+    outcome.check_meter(item)
+    item.stash[outcome.BODY] = outcome.Body()
     try:
-        result = yield
-    except (KeyboardInterrupt, pytest.exit.Exception, pytest.skip.Exception):
-        raise
-    except BaseException as error:
-        fixture = item.stash.get(ENERGY, None)
-        if fixture is not None and fixture.used and not isinstance(error, UsageError):
-            with faults_end_in(fail):
-                item.stash[MEASUREMENT] = fixture.finish(failed=True)
-        if fixture is not None and isinstance(error, TokenPowerError):
-            fail(error)
-        raise
-    # A test may ask for the fixture in its body: request.getfixturevalue("energy").
-    _check_meter(item)
-    fixture = item.stash.get(ENERGY, None)
-    if fixture is None:
-        return result
-    if not fixture.used:
-        fail(
-            f"{item.nodeid} asks for the energy fixture and measures nothing: call energy(fn, ...) or enter "
-            "energy.measure()"
-        )
-    with faults_end_in(fail):
-        item.stash[MEASUREMENT] = measured = fixture.finish(failed=False)
-    # Should a plugin run this test again, its rounds are judged together: another roll would hide half of what is
-    # found. A measurement that is not to be trusted says nothing, and is left out.
-    if all(verdict.kind != "invalid" for verdict in measured.verdicts):
-        item.stash[ATTEMPTS] = fixture.attempts
-    complaint = failure_of(item.name, measured, item.config.stash[SETTINGS])
-    if complaint:
-        fail(complaint)
-    return result
-
-
-def _check_meter(item: pytest.Item) -> None:
-    if (reason := item.stash.get(NO_METER, None)) is not None:
-        fail(reason)
+        return (yield)
+    except TokenPowerError as error:
+        fail(error)
+    finally:
+        item.stash[outcome.BODY].ended = True
 
 
 @pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
+    """Say what a fixture was refused as it was torn down in the error's own words, also where it has caught it."""
+    fixture = item.stash.get(ENERGY, None)
+    try:
+        result = yield
+    except TokenPowerError as error:
+        fail(error)
+    if fixture is not None and (refused := fixture.refused_late):
+        pytest.fail(refused, pytrace=False)
+    return result
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Send the measurement along with the report: that is how it travels from an xdist worker."""
-    if call.when == "call" and (measured := item.stash.get(MEASUREMENT, None)) is not None:
-        import msgspec
-
-        from pytest_tokenpower.reporting.junit import properties
-
-        # A plugin that reruns tests makes several reports of one item: each has its own measurement.
-        del item.stash[MEASUREMENT]
-        item.user_properties[:] = [
-            each for each in item.user_properties if not each[0].startswith("energy.")
-        ] + properties(measured)
-        report = yield
-        report.energy = msgspec.to_builtins(measured)  # type: ignore[attr-defined]
-        if any(verdict.kind == "doubtful" for verdict in measured.verdicts):
-            # The controller, which decides it in the end, has no items to read this from.
-            chosen, session = item.config.stash[SETTINGS], session_of(item.config)
-            ignore = (*chosen.key_ignore, *marker.read_budget(item).key_ignore)
-            report.energy_doubt = {"family": session.family, "ignore": ignore}  # type: ignore[attr-defined]
-        return report
-    report = yield
+    """Judge an energy test, and send the measurement along: that is how it travels from an xdist worker."""
+    report = outcome.judged(item, call, (yield))
     if report.skipped and (reason := item.stash.get(SKIPPED, None)) is not None:
         report.energy_skipped = reason  # type: ignore[attr-defined]
         del item.stash[SKIPPED]
@@ -255,6 +224,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     from pytest_tokenpower.plugin.progress import show_progress
     from pytest_tokenpower.plugin.rerun import Rerunner
     from pytest_tokenpower.plugin.results import Gatherer, Sender
+    from pytest_tokenpower.plugin.sweeps import Sweeps
 
     config = session.config
     # Results are gathered on the controller (or the only process); xdist's workers only send theirs.
@@ -262,6 +232,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         config.pluginmanager.register(Sender(config), "tokenpower-sender")
     else:
         config.pluginmanager.register(Gatherer(config), "tokenpower-gatherer")
+        config.pluginmanager.register(Sweeps(config), "tokenpower-sweeps")
     chosen = config.stash[SETTINGS]
     if chosen.disabled or not runs_tests(config):
         return
@@ -277,7 +248,13 @@ def pytest_sessionstart(session: pytest.Session) -> None:
                     config.pluginmanager.register(Rerunner(config), "tokenpower-rerunner")
             if chosen.source not in options.PLAIN_SOURCES:
                 session_of(config).check_source()
-            if chosen.stores or chosen.baselines or chosen.json is not None or chosen.record is not None:
+            if (
+                chosen.stores
+                or chosen.baselines
+                or chosen.json is not None
+                or chosen.record is not None
+                or chosen.reports
+            ):
                 session_of(config).prepare()
     except TokenPowerError as error:
         refuse(error)

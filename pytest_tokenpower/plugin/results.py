@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Generator
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,8 +13,10 @@ import pytest
 from pytest_tokenpower.core.settings import CHILD_VARIABLE
 from pytest_tokenpower.core.text import plural
 from pytest_tokenpower.errors import TokenPowerError
-from pytest_tokenpower.plugin.edge import Lines, faults_end_in, said
+from pytest_tokenpower.plugin.edge import Lines, faults_end_in
 from pytest_tokenpower.plugin.options import layout_of
+from pytest_tokenpower.plugin.reports import report_of, tell_github, write_report
+from pytest_tokenpower.plugin.reserved import ReservedReports
 from pytest_tokenpower.plugin.restarts import PendingRestarts
 from pytest_tokenpower.plugin.state import (
     MEASUREMENTS,
@@ -25,7 +28,8 @@ from pytest_tokenpower.plugin.state import (
 )
 
 if TYPE_CHECKING:
-    from pytest_tokenpower.core.records import MeasurementRecord
+    from pytest_tokenpower.analysis.power_curves import PowerCurves
+    from pytest_tokenpower.core.records import MeasurementRecord, RunRecord
 
 
 def _name(measured: MeasurementRecord) -> str:
@@ -49,6 +53,10 @@ class Gatherer:
         self._rerun: set[str] = set()
         self._failures: dict[str, str] = {}
         self._saved: list[str] = []
+        self._reserved = ReservedReports(config, self)
+        self._tests: dict[str, str] = {}
+        self._failed: set[str] = set()
+        self._curves: dict[str, PowerCurves] = {}
         self._skipped: Counter[str] = Counter()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -62,14 +70,34 @@ class Gatherer:
             and not getattr(report, "energy", {}).get("verdicts")
         ):
             self._failures.setdefault(report.nodeid, _first_line(report))
+        by_verdict = False
         if report.when == "call" and hasattr(report, "energy"):
             import msgspec
 
             from pytest_tokenpower.core.records import MeasurementRecord
 
-            self._keep_measurement(msgspec.convert(report.energy, MeasurementRecord))
+            measured = msgspec.convert(report.energy, MeasurementRecord)
+            self._tests[report.nodeid] = measured.test
+            self._keep_measurement(measured)
+            if (drawn := getattr(report, "energy_curves", None)) is not None:
+                from pytest_tokenpower.analysis.power_curves import PowerCurves
+
+                self._curves[measured.test] = msgspec.convert(drawn, PowerCurves)
             if report.outcome == "rerun":  # type: ignore[comparison-overlap]
                 self._rerun.add(report.energy["test"])
+            complaint = failure_of(_name(measured), measured, self._config.stash[SETTINGS])
+            by_verdict = bool(complaint) and complaint in report.longreprtext
+        if report.failed and not by_verdict:
+            self._failed.add(report.nodeid)
+        if report.nodeid in self._failed and report.nodeid in self._tests:
+            self._discredit(self._tests[report.nodeid])
+
+    def _discredit(self, test: str) -> None:
+        """Leave nothing to compare with of a test that failed by itself, in whichever of its reports that was said."""
+        from pytest_tokenpower.runner.outcome import failed_by_itself
+
+        measurements = self._config.stash[MEASUREMENTS]
+        measurements[:] = [failed_by_itself(one) if one.test == test else one for one in measurements]
 
     def _keep_measurement(self, measured: MeasurementRecord) -> None:
         measurements = self._config.stash[MEASUREMENTS]
@@ -82,19 +110,20 @@ class Gatherer:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self) -> Generator[None, object, object]:
         complete = False
-        try:
-            result = yield
-            complete = True
-        finally:
-            with faults_end_in(self._losses.append):
-                self._decide(complete)
-        if self._config.stash[MEASUREMENTS] and self._config.stash[SETTINGS].baselines:
-            with faults_end_in(self._losses.append):
-                self._settle()
+        with self._reserved.open() if self._config.stash[SETTINGS].baselines else nullcontext():
+            try:
+                result = yield
+                complete = True
+            finally:
+                with faults_end_in(self._losses.append):
+                    self._decide(complete)
+            if self._config.stash[MEASUREMENTS]:
+                with faults_end_in(self._losses.append):
+                    self._settle()
         return result
 
     def _decide(self, complete: bool) -> None:
-        """Decide what was left doubtful, and fail the passed tests that did not pass in the end."""
+        """Decide what was left doubtful, and fail the tests that do not pass in the end."""
         measurements = self._config.stash[MEASUREMENTS]
         decided: dict[str, MeasurementRecord] = {}
         try:
@@ -103,7 +132,8 @@ class Gatherer:
             # Also when it is interrupted: a table that says regressed goes with a test that failed.
             measurements[:] = [decided.get(measured.test, measured) for measured in measurements]
             for measured in decided.values():
-                self._fail(measured, failure_of(_name(measured), measured, self._config.stash[SETTINGS]))
+                complaint = failure_of(_name(measured), measured, self._config.stash[SETTINGS])
+                self._reserved.settle(measured, complaint)
 
     def _settle(self) -> None:
         """Fail the tests that the whole family's p-values show to have regressed, and theirs alone did not."""
@@ -119,24 +149,10 @@ class Gatherer:
             if verdicts == measured.verdicts:
                 continue
             measurements[at] = replace(measured, verdicts=verdicts)
-            self._fail(
-                measured, "\n".join(message(v, measured.test) for v in verdicts if v.kind == "regressed")
+            self._reserved.settle(
+                measurements[at],
+                "\n".join(message(v, measured.test) for v in verdicts if v.kind == "regressed"),
             )
-
-    def _fail(self, measured: MeasurementRecord, complaint: str) -> None:
-        """Fail a test that has ended as passed, by a further report; an empty complaint fails none."""
-        if not complaint or not self._doubts.passed(measured.test):
-            return
-        self._config.hook.pytest_runtest_logreport(
-            report=pytest.TestReport(
-                nodeid=measured.test,
-                location=(measured.test.partition("::")[0], None, _name(measured)),
-                keywords={},
-                outcome="failed",
-                longrepr=said(complaint),
-                when="call",
-            )
-        )
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
@@ -184,7 +200,7 @@ class Gatherer:
         if chosen.record is not None and SESSION in self._config.stash:
             self._keep(f"recorded in {chosen.record}", session_of(self._config).write_recording)
         stores = chosen.stores and measurements
-        if not (stores or chosen.json):
+        if not (stores or chosen.json or chosen.reports):
             return
         from pytest_tokenpower.core.files import write_whole
         from pytest_tokenpower.core.records import encode_run
@@ -195,6 +211,15 @@ class Gatherer:
             self._keep("stored", lambda: self._saved.append(session.saved(run)))
         if (path := chosen.json) is not None:
             self._keep(f"written to {path}", lambda: write_whole(path, encode_run(run)))
+        if chosen.reports:
+            self._keep("reported", lambda: self._report(run))
+
+    def _report(self, run: RunRecord) -> None:
+        report = report_of(self._config, run, self._curves)
+        for target in self._config.stash[SETTINGS].reports:
+            self._saved.append(write_report(target, report))
+            if target.format == "markdown":
+                self._saved += tell_github(report, os.environ)
 
     def _keep(self, what: str, write: Callable[[], object]) -> None:
         # Raised from here, an error would cost the reader all of pytest's summary.

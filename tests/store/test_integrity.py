@@ -82,7 +82,8 @@ def test_what_is_no_file_of_a_run_is_named_and_never_waited_for(planted: str, st
         {"stderr_joules": -1.0},
         {"generated_tokens": -1},
         {"generated_tokens": 10**15},
-        {"prompt_tokens": 0, "generated_tokens": 0},
+        {"prompt_tokens": 0, "generated_tokens": 0, "responses": 0},
+        {"cached_prompt_tokens": 10**6},
         {"repeats": 0},
     ],
 )
