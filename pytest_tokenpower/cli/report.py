@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pytest_tokenpower.analysis.power_curves import PowerCurves, recorded_curves
 from pytest_tokenpower.cli.store_access import add_storage
+from pytest_tokenpower.core.files import write_whole
 from pytest_tokenpower.core.records import RunRecord
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.gate.history import History
@@ -69,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
         sys.stdout.write(text)
         return 0
     try:
-        arguments.output.write_text(text, "utf-8")
+        write_whole(arguments.output, text.encode())
     except OSError as error:
         raise UsageError(
             f"--output={arguments.output}: cannot be written: {error.strerror or error}"

@@ -201,7 +201,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object
     except TokenPowerError as error:
         fail(error)
     if fixture is not None and (refused := fixture.refused_late):
-        pytest.fail(refused, pytrace=False)
+        fail(refused)
     return result
 
 

@@ -53,6 +53,7 @@ class Gatherer:
         self._rerun: set[str] = set()
         self._failures: dict[str, str] = {}
         self._saved: list[str] = []
+        self._commands: list[str] = []
         self._reserved = ReservedReports(config, self)
         self._tests: dict[str, str] = {}
         self._failed: set[str] = set()
@@ -181,6 +182,8 @@ class Gatherer:
             lines.write_line(f"energy: {plural(count, 'test')} skipped, not measured: {reason}", yellow=True)
         for line in self._saved:
             lines.write_line(line)
+        for command in self._commands:  # The one line that is meant to act: its words are escaped for it.
+            terminalreporter.write_line(command)
         for loss in self._losses:
             lines.write_line(loss, red=True)
 
@@ -219,7 +222,7 @@ class Gatherer:
         for target in self._config.stash[SETTINGS].reports:
             self._saved.append(write_report(target, report))
             if target.format == "markdown":
-                self._saved += tell_github(report, os.environ)
+                self._commands += tell_github(report, os.environ)
 
     def _keep(self, what: str, write: Callable[[], object]) -> None:
         # Raised from here, an error would cost the reader all of pytest's summary.
