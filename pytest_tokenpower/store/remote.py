@@ -8,11 +8,12 @@ import random
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 
 from pytest_tokenpower.core.credentials import without_credentials
 from pytest_tokenpower.core.records import decode_run
+from pytest_tokenpower.core.text import plural
 from pytest_tokenpower.errors import HistoryError, StoreError, TokenPowerError, UsageError
 from pytest_tokenpower.store.git import GitOutput, Repository, run_git
 from pytest_tokenpower.store.store import (
@@ -233,7 +234,8 @@ class StoreBranch:
         return done.stdout
 
 
-ATTEMPTS = 5
+PATIENCE_S = 300.0
+"""Twenty jobs that push at once are all through in half a minute."""
 
 
 @dataclass(frozen=True)
@@ -262,12 +264,13 @@ def choose_remote(repository: Repository, name: str | None) -> str:
 def push(repository: Repository, store: Store, remote: str) -> SyncResult:
     """Add the store's files to the branch on ``remote``; nothing there is changed or removed.
 
-    Where others push at the same time it merges and tries again, up to ATTEMPTS times. Raises HistoryError for what
+    Where others push at the same time it merges and tries again, for PATIENCE_S. Raises HistoryError for what
     git or the remote refuses.
     """
     branch = StoreBranch(repository, remote)
     left_out: dict[str, Problem] = {}
-    for attempt in range(ATTEMPTS):
+    until = time.monotonic() + PATIENCE_S
+    for attempt in count(1):
         tip = branch.fetch()
         there = branch.files(tip) if tip else {}
         added = {}
@@ -289,9 +292,11 @@ def push(repository: Repository, store: Store, remote: str) -> SyncResult:
         # Only the remote's branch tells for sure that another push was quicker.
         if branch.tip() == tip and "lock" not in answer.stderr:
             raise HistoryError(f"git push to {remote} {BRANCH} failed: {answer.complaint}")
-        time.sleep(random.random() * 0.2 * 2**attempt)
+        if time.monotonic() > until:
+            break
+        time.sleep(random.random() * min(0.2 * 2**attempt, 5.0))
     raise HistoryError(
-        f"git push to {remote} {BRANCH}: others were quicker {ATTEMPTS} times in a row; run it again"
+        f"git push to {remote} {BRANCH}: others were quicker {plural(attempt, 'time')} in a row; run it again"
     )
 
 

@@ -12,7 +12,7 @@ import pytest
 from pytest_tokenpower.errors import HistoryError
 from pytest_tokenpower.store import remote as remote_store
 from pytest_tokenpower.store.git import GitOutput, Repository
-from pytest_tokenpower.store.remote import ATTEMPTS, BRANCH, StoreBranch, push
+from pytest_tokenpower.store.remote import BRANCH, StoreBranch, push
 from pytest_tokenpower.store.store import Store, default_store_path
 from tests.support.commands import Command
 from tests.support.repositories import Git, measurement, run
@@ -203,7 +203,7 @@ def test_another_push_in_between_is_merged(
     assert stored_there(remote) == sorted(first.files() + second.files())
 
 
-def test_it_gives_up_after_so_many_attempts(
+def test_it_gives_up_when_its_patience_is_over(
     remote: Git, first: Clone, second: Clone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first.save(1)
@@ -221,9 +221,10 @@ def test_it_gives_up_after_so_many_attempts(
         return real(self, commit)
 
     monkeypatch.setattr(StoreBranch, "push", overtaken)
-    with pytest.raises(HistoryError, match="others were quicker 5 times in a row"):
+    monkeypatch.setattr(remote_store, "PATIENCE_S", 0.0)
+    with pytest.raises(HistoryError, match="others were quicker 1 time in a row"):
         push(first.repository, first.store, "origin")
-    assert len(calls) == ATTEMPTS
+    assert len(calls) == 1
     assert stored_there(remote) == second.files()
 
 
