@@ -13,11 +13,13 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from pytest_tokenpower.errors import MeterError, MeterUnavailable
+from pytest_tokenpower.errors import MeterError
 from pytest_tokenpower.meters.adapters.prometheus import PrometheusMeter
 from pytest_tokenpower.meters.adapters.redfish import RedfishMeter
+from pytest_tokenpower.meters.adapters.served import HttpTransport
 from pytest_tokenpower.meters.adapters.trtllm import TrtllmMeter
 from pytest_tokenpower.meters.clock import Clock
+from pytest_tokenpower.meters.remote import RemoteMeter
 from pytest_tokenpower.meters.timeline import Timeline
 from pytest_tokenpower.meters.types import Meter
 
@@ -28,6 +30,7 @@ METERS: dict[str, Callable[[], Meter]] = {
     "expression": lambda: PrometheusMeter(URL, "sum(x)", unit="joules"),
     "redfish": lambda: RedfishMeter(URL, "user", "s3cret"),
     "trtllm": lambda: TrtllmMeter(URL),
+    "served": lambda: RemoteMeter("remote", HttpTransport(URL)),
 }
 
 NAMES = (
@@ -119,15 +122,15 @@ CHASSIS = {
 def test_no_answer_is_anything_but_a_reading_or_a_meter_error(
     which: str, bodies: list[Any], statuses: list[int]
 ) -> None:
-    meter = METERS[which]()
     with pytest.MonkeyPatch.context() as patching:
         _answering(patching, bodies, statuses)
+        meter = METERS[which]()
         _use(meter)
 
 
 def _use(meter: Meter) -> None:
     timeline = Timeline()
-    with contextlib.closing(meter), contextlib.suppress(MeterUnavailable):
+    with contextlib.closing(meter), contextlib.suppress(MeterError):
         for device in meter.open(Clock()):
             timeline.add_device(device)
         for _ in range(2):
@@ -161,3 +164,38 @@ def test_no_value_of_a_right_answer_breaks_a_meter(
 
     _answered_by(monkeypatch, answer)
     _use(METERS[which]())
+
+
+HELLO = {
+    "feed": "a",
+    "host": "h",
+    "devices": [{"id": "GPU-1", "scope": "gpu", "name": "b", "meter": "nvml", "provenance": "measured"}],
+    "cursor": {},
+}
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        {"power": {"GPU-1": {"t_ns": "AAAA", "milliwatts": "AAAA", "held": True}}},
+        {"power": {"GPU-1": {"t_ns": "AAAAAAAAAAA=", "milliwatts": "", "held": True}}},
+        {"power": {"GPU-1": {"t_ns": "not base64", "milliwatts": "", "held": True}}},
+        {"counters": {"GPU-1": [{"t0_ns": 10**30, "t1_ns": 10**31, "microjoules": 10**32}]}},
+        {"more": True},
+    ],
+)
+def test_no_piece_of_a_service_breaks_its_reader(piece: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        documents: dict[str, object] = {
+            "/v1/now": time.monotonic_ns(),
+            "/v1/hello": HELLO,
+            "/v1/piece": {"feed": "a", "cursor": {}, **dict(piece)},  # type: ignore[call-overload]
+        }
+        return httpx.Response(200, text=json.dumps(documents[request.url.path]))
+
+    _answered_by(monkeypatch, answer)
+    meter = RemoteMeter("remote", HttpTransport(URL))
+    meter.open(Clock())
+    # What is a reading and does not fit into a timeline is the collector's, which notes it as a fault.
+    with contextlib.suppress(MeterError):
+        meter.poll(Clock())
