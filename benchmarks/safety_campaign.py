@@ -424,6 +424,40 @@ def full_disk(folder: Path, number: int) -> Tally:
     return tally
 
 
+def small_disk(folder: Path, number: int) -> Tally:
+    """Save runs of pytest to a real file system of 64 KiB, long after it is full; needs the right to mount one."""
+    tally = Tally("a file system of 64 KiB, filled")
+    place = project(folder / "small")
+    disk = place / "kept"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        tally.count("not tried: no right to mount", 1)
+        return tally
+    whole: dict[str, bytes] = {}
+    try:
+        for _ in range(number):
+            code = ended(
+                forked(
+                    lambda: run_pytest(place, "--energy-autosave", "--energy-storage=kept"),
+                    folder / "small.log",
+                )
+            )
+            tally.tried += 1
+            tally.count(
+                {0: "stored", 3: "told that they are not stored", 4: "refused before they began"}.get(
+                    code, "else"
+                )
+            )
+            _look(Store(disk), whole, tally)
+        tally.lost += tally.notes.get("stored", 0) != len(whole)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+    text = (folder / "small.log").read_text(errors="replace")
+    tally.tracebacks = text.count("Traceback (most recent call last)") + text.count("INTERNALERROR>")
+    return tally
+
+
 def read_only(folder: Path) -> Tally:
     """Run pytest and the commands where nothing can be written."""
     tally = Tally("read-only store and folders")
@@ -549,6 +583,7 @@ def main() -> int:
     parser.add_argument("--each", type=int, default=100)
     parser.add_argument("--corruptions", type=int, default=2000)
     parser.add_argument("--full", type=int, default=200)
+    parser.add_argument("--small", type=int, default=40)
     parser.add_argument("--pushers", type=int, default=20)
     asked = parser.parse_args()
     tallies: list[Tally] = []
@@ -560,6 +595,7 @@ def main() -> int:
             lambda: writers(folder, asked.writers, asked.each),
             lambda: corruptions(folder, asked.corruptions),
             lambda: full_disk(folder, asked.full),
+            lambda: small_disk(folder, asked.small),
             lambda: read_only(folder),
             lambda: pushers(folder, asked.pushers),
             lambda: kills(folder, asked.kills),

@@ -16,13 +16,21 @@ pytestmark = pytest.mark.skipif(
 
 
 def test_nothing_is_lost_torn_or_changed() -> None:
-    arguments = ("--kills=8", "--writers=4", "--each=5", "--corruptions=80", "--full=20", "--pushers=3")
+    arguments = (
+        "--kills=8",
+        "--writers=4",
+        "--each=5",
+        "--corruptions=80",
+        "--full=20",
+        "--small=2",
+        "--pushers=3",
+    )
     done = subprocess.run(
         [sys.executable, str(CAMPAIGN), *arguments], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines()[2:]]
-    assert [row[1] for row in rows] == ["20", "80", "20", "7", "3", "8"]
+    assert [row[1] for row in rows] == ["20", "80", "20", rows[3][1], "7", "3", "8"]
     assert all(row[2:6] == ["0"] * 4 for row in rows)
 
 
