@@ -202,7 +202,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object
     except TokenPowerError as error:
         fail(error)
     if fixture is not None and (refused := fixture.refused_late):
-        pytest.fail(refused, pytrace=False)
+        fail(refused)
     return result
 
 
@@ -241,8 +241,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     config.add_cleanup(interrupt_when_terminated())
     try:
         with faults_end_in(refuse):
+            show_progress(config)
             if not hasattr(config, "workerinput"):
-                show_progress(config)
                 if chosen.baselines:
                     config.pluginmanager.register(AbsentTests(config), "tokenpower-absent-tests")
                 if chosen.rerun_baseline:
