@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from pytest_tokenpower.core.integrity import is_damaged, with_digest
+from pytest_tokenpower.core.integrity import has_digest, is_damaged, with_digest
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.errors import StoreError
 
@@ -243,6 +243,8 @@ def decode_run(data: bytes, *, source: str) -> RunRecord:
         raise StoreError(f"{source}: malformed run ({error})") from error
     if is_damaged(data):
         raise StoreError(f"{source}: damaged, its digest is not that of what it holds")
+    if head.version == SCHEMA_VERSION and not has_digest(data):
+        raise StoreError(f"{source}: it does not end in its digest: cut short, or changed by hand")
     for measurement in run.measurements:
         if what := impossible(measurement):
             raise StoreError(f"{source}: impossible: {what}")
@@ -321,6 +323,8 @@ def impossible(measurement: MeasurementRecord) -> str:
     for number, one in enumerate(rounds, 1):
         for what in _impossible_round(one):
             return f"round {number} of {measurement.test}: {what}"
+    if measurement.attempts < 1:
+        return f"{measurement.attempts} attempts at {measurement.test}"
     figures: list[tuple[str, Figure]] = list(measurement.figures.items())
     figures += [
         (other.scope, other.joules_per_token)

@@ -74,27 +74,31 @@ DEFAULT_BASELINE_RUNS = 5
 
 
 class Settings(NamedTuple):
-    """What the command line and the ini file ask for."""
+    """What the command line and the ini file ask for; the defaults are those of a script, which has neither.
 
-    disabled: bool
-    source: str
-    scope: Scope | None
-    save: str | None
-    autosave: bool
-    storage: Path | None
-    json: Path | None
-    record: Path | None
-    baselines: tuple[str, ...]
-    baselines_of_ini: bool
-    baseline_runs: int
-    rerun_baseline: bool
-    restart_seconds: float
-    require_hardware: bool
-    missing_baseline: Severity
-    inconclusive: Severity
-    key_ignore: tuple[str, ...]
-    regression: float
-    warmup_rounds: int
+    ``given`` are the options as a record keeps them.
+    """
+
+    disabled: bool = False
+    source: str = "auto"
+    scope: Scope | None = None
+    save: str | None = None
+    autosave: bool = False
+    storage: Path | None = None
+    json: Path | None = None
+    record: Path | None = None
+    baselines: tuple[str, ...] = ()
+    baselines_of_ini: bool = False
+    baseline_runs: int = DEFAULT_BASELINE_RUNS
+    rerun_baseline: bool = False
+    restart_seconds: float = 0.0
+    require_hardware: bool = False
+    missing_baseline: Severity = "warn"
+    inconclusive: Severity = "warn"
+    key_ignore: tuple[str, ...] = ()
+    regression: float = DEFAULT_REGRESSION
+    warmup_rounds: int = DEFAULT_WARMUP_ROUNDS
+    given: tuple[str, ...] = ()
 
     @property
     def stores(self) -> bool:

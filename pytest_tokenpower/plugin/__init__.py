@@ -5,30 +5,39 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from collections import Counter
 from collections.abc import Generator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_tokenpower.core.settings import CHILD_VARIABLE
+from pytest_tokenpower.core.signals import interrupt_when_terminated
 from pytest_tokenpower.engines import registry
 from pytest_tokenpower.errors import HistoryError, MeterError, StoreError, TokenPowerError, UsageError
-from pytest_tokenpower.plugin import hookspecs, marker, options
+from pytest_tokenpower.plugin import hookspecs, marker, options, outcome
+from pytest_tokenpower.plugin.edge import fail, faults_end_in, refuse, said
 from pytest_tokenpower.plugin.state import (
     ATTEMPTS,
     ENERGY,
-    MEASUREMENT,
     MEASUREMENTS,
     NO_METER,
     SESSION,
     SETTINGS,
     SKIPPED,
-    failure_of,
     may_measure,
     runs_tests,
     session_of,
     test_id,
 )
+
+TWICE: pytest.StashKey[frozenset[str]] = pytest.StashKey()
+"""Ids that several energy tests of the run have."""
+
+ITEM: pytest.StashKey[pytest.Item] = pytest.StashKey()
+"""The test that runs, or ran last: hooks are asked as conftest files see it."""
+
+EACH = "tokenpower_workers_of_each_test"
 
 if TYPE_CHECKING:
     from pytest_tokenpower.runner.fixture import DisabledEnergy, Energy
@@ -44,12 +53,26 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
     pluginmanager.add_hookspecs(hookspecs)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None, object, object]:
+    """In a child run, take back what other plugins would begin with at once: measuring coverage."""
+    if CHILD_VARIABLE in os.environ:
+        from pytest_tokenpower.plugin.child import leave_alone
+
+        leave_alone(early_config.known_args_namespace)
+    return (yield)
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Read and check the settings."""
     config.addinivalue_line("markers", marker.MARKER)
     config.stash[MEASUREMENTS] = []
     config.add_cleanup(registry.register_source(lambda: _engines(config)))
     if CHILD_VARIABLE in os.environ:
+        from pytest_tokenpower.plugin.child import leave_alone
+
+        leave_alone(config.option)
         _end_with_parent()
     try:
         config.stash[SETTINGS] = options.read_settings(config)
@@ -57,19 +80,22 @@ def pytest_configure(config: pytest.Config) -> None:
         if any(config.getoption(f"--energy-{name}") != default for name, default in options.PLAIN_LAYOUT):
             options.layout_of(config)
     except TokenPowerError as error:
-        raise pytest.UsageError(str(error)) from None
+        refuse(error)
 
 
 def _engines(config: pytest.Config) -> Mapping[str, str]:
     from pytest_tokenpower.plugin.engines import added_engines
 
-    return added_engines(config)
+    return added_engines(config.stash.get(ITEM, None) or config)
 
 
 def _end_with_parent() -> None:
     """Have a child run interrupted when the run that waits for it is killed: it would hold the GPU for nobody."""
     import ctypes
 
+    from pytest_tokenpower.core.subprocesses import keep_descendants
+
+    keep_descendants()
     # A shell has what it starts in the background ignore Ctrl-C, and so would the child.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -90,24 +116,42 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
                 complaints[str(error)] = None
     if complaints:
         # A UsageError from here would be an internal error on an xdist worker.
-        report.outcome, report.longrepr, report.result = "failed", "\n".join(complaints), []
+        report.outcome, report.longrepr, report.result = "failed", said("\n".join(complaints)), []
     return report
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Count the tests that can fail by a comparison; every xdist worker collects, so counts, them all."""
+    """Look at the energy tests of this run before the first of them: no two of one id, and how many can fail.
+
+    Every xdist worker collects, so counts, them all.
+    """
     config = session.config
     chosen = config.stash[SETTINGS]
-    if not chosen.baselines or config.option.collectonly:
+    if chosen.disabled or config.option.collectonly:
         return
-    gated = sum(map(may_measure, session.items))
+    measuring = Counter(test_id(item) for item in session.items if may_measure(item))
+    twice: frozenset[str] = frozenset(test for test, times in measuring.items() if times > 1)
+    config.stash[TWICE] = twice
+    # A worker cannot end the run: there each test says it.
+    if twice and runs_tests(config) and not hasattr(config, "workerinput"):
+        refuse(_twice(min(twice)))
+    if not chosen.baselines:
+        return
+    gated = measuring.total()
     session_of(config).gated_tests = max(gated, 1)
-    # A worker cannot end the run: there each energy test says it.
-    if gated and runs_tests(config) and not chosen.disabled and not hasattr(config, "workerinput"):
+    if gated and runs_tests(config) and not hasattr(config, "workerinput"):
         try:
-            _ = session_of(config).baselines
+            with faults_end_in(refuse):
+                _ = session_of(config).baselines
         except TokenPowerError as error:
-            raise pytest.UsageError(f"ini energy_baseline: {error}") from None
+            refuse(f"ini energy_baseline: {error}")
+
+
+def _twice(test: str) -> str:
+    return (
+        f"{test} is in this run twice, and its measurements would be taken for each other's: name it once, and leave "
+        "--keep-duplicates away"
+    )
 
 
 @pytest.fixture
@@ -117,10 +161,16 @@ def energy(request: pytest.FixtureRequest) -> Generator[Energy | DisabledEnergy,
     While the test lasts no other process of this user measures on the same GPUs (an xdist worker, another job).
     """
     from pytest_tokenpower.runner.locks import hold_devices
+    from pytest_tokenpower.runner.open_windows import own_boards
 
-    fixture = _energy(request)
+    with faults_end_in(fail):
+        fixture = _energy(request)
+    boards: frozenset[str] = getattr(fixture, "boards", frozenset())
     try:
-        with hold_devices(getattr(fixture, "gpu_ids", ())):
+        with (
+            own_boards(request.node.nodeid, boards, waits_for_threads=True),
+            hold_devices(getattr(fixture, "gpu_ids", ())),
+        ):
             yield fixture
     finally:
         # A plugin may run the item again.
@@ -135,12 +185,19 @@ def _energy(request: pytest.FixtureRequest) -> Energy | DisabledEnergy:
     item, config = request.node, request.config
     chosen = config.stash[SETTINGS]
     if chosen.disabled:
-        return DisabledEnergy()
+        return DisabledEnergy(pytest.skip)
     try:
         session = session_of(config)
+        if (test := test_id(item)) in config.stash.get(TWICE, ()):
+            raise UsageError(_twice(test))
+        if (workers := _workers_of_each(config)) > 1:
+            raise UsageError(
+                f"{test}: --dist=each has {workers} workers run each test, and a test has one measurement a run: "
+                "another --dist shares the tests out"
+            )
         _ = session.baselines
         item.stash[ENERGY] = fixture = Energy(
-            test_id(item),
+            test,
             marker.read_budget(item),
             session,
             lambda result, args, kwargs, fn: item.ihook.pytest_tokenpower_count_tokens(
@@ -152,93 +209,67 @@ def _energy(request: pytest.FixtureRequest) -> Energy | DisabledEnergy:
     except MeterError as error:
         if chosen.require_hardware:
             item.stash[NO_METER] = f"energy_require_hardware is set, and {error}"
-            return DisabledEnergy()
-        item.stash[SKIPPED] = str(error)
-        pytest.skip(str(error))
+            return DisabledEnergy(pytest.skip)
+        item.stash[SKIPPED] = said(error)
+        pytest.skip(said(error))
     except (UsageError, HistoryError, StoreError) as error:
-        raise _failure(error) from None
+        fail(error)
 
 
-def _failure(error: TokenPowerError) -> BaseException:
-    """A failure of the test in the error's words alone, without a traceback into the plugin."""
-    return pytest.fail.Exception(str(error), pytrace=False)
+def _workers_of_each(config: pytest.Config) -> int:
+    """How many xdist workers run every test."""
+    return int(getattr(config, "workerinput", {}).get(EACH, 1))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell an xdist worker that others run the same tests, which it cannot know."""
+    if node.config.getoption("dist") == "each":
+        node.workerinput[EACH] = node.workerinput["workercount"]
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_setup() -> Generator[None, object, object]:
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
     """Say what a fixture could not start, an engine most of all, in the error's own words."""
+    item.config.stash[ITEM] = item
     try:
         return (yield)
     except TokenPowerError as error:
-        raise _failure(error) from None
+        fail(error)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """Judge an energy test when its body has ended, and fail the test itself."""
-    _check_meter(item)
+    """Say what the fixture refuses in its own words."""
+    outcome.check_meter(item)
+    item.stash[outcome.BODY] = outcome.Body()
     try:
-        result = yield
-    except (KeyboardInterrupt, pytest.exit.Exception, pytest.skip.Exception):
-        raise
-    except BaseException as error:
-        fixture = item.stash.get(ENERGY, None)
-        if fixture is not None and fixture.used and not isinstance(error, UsageError):
-            item.stash[MEASUREMENT] = fixture.finish(failed=True)
-        if fixture is not None and isinstance(error, TokenPowerError):
-            raise _failure(error) from None
-        raise
-    # A test may ask for the fixture in its body: request.getfixturevalue("energy").
-    _check_meter(item)
-    fixture = item.stash.get(ENERGY, None)
-    if fixture is None:
-        return result
-    if not fixture.used:
-        pytest.fail(
-            f"{item.nodeid} asks for the energy fixture and measures nothing: call energy(fn, ...) or enter "
-            "energy.measure()",
-            pytrace=False,
-        )
-    item.stash[MEASUREMENT] = measured = fixture.finish(failed=False)
-    # Should a plugin run this test again, its rounds are judged together: another roll would hide half of what is
-    # found. A measurement that is not to be trusted says nothing, and is left out.
-    if all(verdict.kind != "invalid" for verdict in measured.verdicts):
-        item.stash[ATTEMPTS] = fixture.attempts
-    complaint = failure_of(item.name, measured, item.config.stash[SETTINGS])
-    if complaint:
-        pytest.fail(complaint, pytrace=False)
-    return result
-
-
-def _check_meter(item: pytest.Item) -> None:
-    if (reason := item.stash.get(NO_METER, None)) is not None:
-        pytest.fail(reason, pytrace=False)
+        return (yield)
+    except TokenPowerError as error:
+        fail(error)
+    finally:
+        item.stash[outcome.BODY].ended = True
 
 
 @pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
+    """Say what a fixture was refused as it was torn down in the error's own words, also where it has caught it."""
+    fixture = item.stash.get(ENERGY, None)
+    try:
+        result = yield
+    except TokenPowerError as error:
+        fail(error)
+    if fixture is not None and (refused := fixture.refused_late):
+        pytest.fail(refused, pytrace=False)
+    return result
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Send the measurement along with the report: that is how it travels from an xdist worker."""
-    if call.when == "call" and (measured := item.stash.get(MEASUREMENT, None)) is not None:
-        import msgspec
-
-        from pytest_tokenpower.reporting.junit import properties
-
-        # A plugin that reruns tests makes several reports of one item: each has its own measurement.
-        del item.stash[MEASUREMENT]
-        item.user_properties[:] = [
-            each for each in item.user_properties if not each[0].startswith("energy.")
-        ] + properties(measured)
-        report = yield
-        report.energy = msgspec.to_builtins(measured)  # type: ignore[attr-defined]
-        if any(verdict.kind == "doubtful" for verdict in measured.verdicts):
-            # The controller, which decides it in the end, has no items to read this from.
-            chosen, session = item.config.stash[SETTINGS], session_of(item.config)
-            ignore = (*chosen.key_ignore, *marker.read_budget(item).key_ignore)
-            report.energy_doubt = {"family": session.family, "ignore": ignore}  # type: ignore[attr-defined]
-        return report
-    report = yield
+    """Judge an energy test, and send the measurement along: that is how it travels from an xdist worker."""
+    report = outcome.judged(item, call, (yield))
     if report.skipped and (reason := item.stash.get(SKIPPED, None)) is not None:
         report.energy_skipped = reason  # type: ignore[attr-defined]
         del item.stash[SKIPPED]
@@ -262,19 +293,22 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     chosen = config.stash[SETTINGS]
     if chosen.disabled or not runs_tests(config):
         return
+    # Engines, work trees and folders that are made for a run are to be gone after it, however it ends.
+    config.add_cleanup(interrupt_when_terminated())
     try:
-        if not hasattr(config, "workerinput"):
-            show_progress(config)
-            if chosen.baselines:
-                config.pluginmanager.register(AbsentTests(config), "tokenpower-absent-tests")
-            if chosen.rerun_baseline:
-                config.pluginmanager.register(Rerunner(config), "tokenpower-rerunner")
-        if chosen.source not in options.PLAIN_SOURCES:
-            session_of(config).check_source()
-        if chosen.stores or chosen.baselines or chosen.json is not None or chosen.record is not None:
-            session_of(config).prepare()
+        with faults_end_in(refuse):
+            if not hasattr(config, "workerinput"):
+                show_progress(config)
+                if chosen.baselines:
+                    config.pluginmanager.register(AbsentTests(config), "tokenpower-absent-tests")
+                if chosen.rerun_baseline:
+                    config.pluginmanager.register(Rerunner(config), "tokenpower-rerunner")
+            if chosen.source not in options.PLAIN_SOURCES:
+                session_of(config).check_source()
+            if chosen.stores or chosen.baselines or chosen.json is not None or chosen.record is not None:
+                session_of(config).prepare()
     except TokenPowerError as error:
-        raise pytest.UsageError(str(error)) from None
+        refuse(error)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -247,7 +247,19 @@ def read_settings(config: pytest.Config) -> Settings:
         ),
         regression=fraction("energy_regression", _ini(config, "energy_regression")),
         warmup_rounds=_at_least(0, config, "energy_warmup_rounds"),
+        given=_given_options(config),
     )
+
+
+def _given_options(config: pytest.Config) -> tuple[str, ...]:
+    """Our own options, wherever they were given; others' may hold what is nobody's business."""
+    plain = {f"energy_{name.replace('-', '_')}": default for name, default in PLAIN_LAYOUT}
+    found = []
+    for name, value in sorted(vars(config.option).items()):
+        if name.startswith("energy_") and value is not None and value != plain.get(name):
+            option = f"--{name.replace('_', '-')}"
+            found.append(option if value is True else f"{option}={value}")
+    return tuple(found)
 
 
 def _of_worker(path: Path, config: pytest.Config) -> Path:

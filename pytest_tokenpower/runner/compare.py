@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.core.windows import PhaseWindow, RoundWindow
 from pytest_tokenpower.errors import EngineError, TokenCountError, UsageError
 from pytest_tokenpower.gate.verdict import judge_variants
+from pytest_tokenpower.runner.coroutines import blocking
 from pytest_tokenpower.runner.rounds import (
     MOST_ROUNDS,
     MOST_SECONDS,
@@ -116,7 +116,10 @@ def annotate_errors(variant: str, names: tuple[str, str] | None) -> Iterator[Non
 
 def started(variant: Callable[[], object] | Startable, stack: ExitStack) -> Callable[[], object]:
     """What runs one execution of a variant; one that has to be started ends with ``stack``."""
-    return stack.enter_context(variant.start()) if hasattr(variant, "start") else variant
+    running: AbstractContextManager[Callable[[], object]] = (
+        variant.start() if hasattr(variant, "start") else blocking(variant)
+    )
+    return stack.enter_context(running)
 
 
 def names_of(baseline: object, candidate: object) -> tuple[str, str] | None:
@@ -203,27 +206,28 @@ def run_blocks(
     The warm-up goes on while a variant still gets faster; a drift of both falls out of the blocks. It stops on
     precision, never on the difference itself. ``names`` are what the variants are called where one fails.
     """
+    clock = bench.clock
 
     def run(variant: Variant, repeats: int) -> RoundWindow:
         with annotate_errors(variant, names):
-            return measured_round(execute[variant], count, phases, repeats)[1]
+            return measured_round(execute[variant], count, phases, repeats, clock)[1]
 
     seconds: dict[Variant, list[float]] = {variant: [] for variant in VARIANTS}
-    began = time.monotonic()
+    began = clock.seconds()
     tell = warmup_progress()
     while (done := len(seconds["candidate"])) < max(plan.warmup_rounds, 1) or not (
         done >= MOST_ROUNDS
-        or time.monotonic() - began > MOST_SECONDS
+        or clock.seconds() - began > MOST_SECONDS
         or all(map(quick_enough, seconds.values()))
     ):
-        tell(done, time.monotonic())
+        tell(done, clock.seconds())
         for variant in VARIANTS:
             window = run(variant, 1)
             seconds[variant].append((window.end_ns - window.start_ns) / 1e9)
     shortest = bench.shortest_window_ns() / 1e9
     repeats = {variant: repeats_for(min(seconds[variant]), shortest) for variant in VARIANTS}
     blocks: list[Block] = []
-    began = time.monotonic()
+    began = clock.seconds()
     while len(blocks) < plan.max_blocks:
         lead = order.choice(VARIANTS)
         other = VARIANTS[1 - VARIANTS.index(lead)]
@@ -232,7 +236,7 @@ def run_blocks(
         blocks.append(Block(variants, windows))
         if len(blocks) < plan.min_blocks:
             continue
-        if time.monotonic() - began > plan.max_seconds:
+        if clock.seconds() - began > plan.max_seconds:
             break
         records = bench.assess([window for block in blocks for window in block.windows])
         found = differences(blocks, records, plan.per or denominator_of(records))

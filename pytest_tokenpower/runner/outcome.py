@@ -76,7 +76,17 @@ class MeasuredTest:
         return pooled
 
 
-def finish(taken: MeasuredTest, limits: Limits, session: Session, *, failed: bool) -> MeasurementRecord:
+FAILED = "the test failed by itself"
+
+
+def failed_by_itself(measured: MeasurementRecord) -> MeasurementRecord:
+    """The record of a test that turned out to have failed when it had been measured: nothing to compare with."""
+    return replace(measured, comparable=False, reasons=(FAILED,), figures={}, other_scopes=(), verdicts=())
+
+
+def finish(
+    taken: MeasuredTest, limits: Limits, session: Session, *, failed: bool = False, judged: bool = True
+) -> MeasurementRecord:
     """Make the record of what a test measured.
 
     Args:
@@ -84,6 +94,7 @@ def finish(taken: MeasuredTest, limits: Limits, session: Session, *, failed: boo
         limits: what the test declares.
         session: what the run is compared with.
         failed: the test failed by itself, so there are no verdicts.
+        judged: compare with what it is to be compared with; a look at the figures alone is not.
     """
     telemetry = taken.telemetry
     windows = taken.windows
@@ -91,9 +102,7 @@ def finish(taken: MeasuredTest, limits: Limits, session: Session, *, failed: boo
         windows = tuple(window for each in taken.attempts for window in telemetry.resolved(each.windows))
     evaluation = telemetry.evaluate(windows)
     least = 1 if telemetry.slow or not taken.repeated else min(limits.min_rounds, limits.max_rounds)
-    reasons = (
-        ("the test failed by itself",) if failed else analysis.flagged_too_often(evaluation.records, least)
-    )
+    reasons = (FAILED,) if failed else analysis.flagged_too_often(evaluation.records, least)
     key = _key(taken, evaluation.method, limits.per)
     if not reasons and (unknown := analysis.unknown_figure(evaluation.records, denominator(key))):
         reasons = (unknown,)
@@ -119,7 +128,7 @@ def finish(taken: MeasuredTest, limits: Limits, session: Session, *, failed: boo
     )
     if taken.comparison is not None:
         return _compared(taken.comparison, measured, failed=failed)
-    if failed:
+    if failed or not judged:
         return measured
     return replace(measured, verdicts=_verdicts(taken, measured, limits, policy, session))
 

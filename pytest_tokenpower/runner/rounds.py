@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pytest_tokenpower.analysis.rounds import good, log_errors, log_joules_per_token
 from pytest_tokenpower.core.progress import warmup_progress
 from pytest_tokenpower.core.records import RoundRecord
 from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.core.windows import PhaseWindow, RoundWindow
+
+if TYPE_CHECKING:
+    from pytest_tokenpower.meters.clock import Clock
 
 MOST_ROUNDS = 10
 
@@ -71,6 +73,11 @@ class RoundPlan:
 class RoundEvaluator(Protocol):
     """What the orchestrator needs of the telemetry."""
 
+    @property
+    def clock(self) -> Clock:
+        """The clock that windows are on."""
+        ...
+
     def shortest_window_ns(self) -> float:
         """How long a round must be for the meter to resolve it."""
         ...
@@ -80,6 +87,60 @@ class RoundEvaluator(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Executed:
+    """The executions of one round: what they returned, and the window on the monotonic clock around all of them."""
+
+    results: Sequence[object]
+    start_ns: int
+    end_ns: int
+
+
+Rounds = Generator[int, Executed, tuple[object, tuple[RoundWindow, ...]]]
+"""A measurement under way: it asks for so many executions in one window, and gives the last result and the windows."""
+
+
+def rounds(
+    count: Callable[[object], TokenCount],
+    phases: Callable[[object], Sequence[PhaseWindow]],
+    plan: RoundPlan,
+    bench: RoundEvaluator,
+) -> Rounds:
+    """Warm up, measure rounds, and return the last result with the windows of the measured rounds.
+
+    A workload shorter than the meter resolves is repeated inside each round. Nothing of the measurement runs
+    between a round's two clock readings; results are counted after the window has closed.
+    """
+    warmup: list[RoundWindow] = []
+    tell = warmup_progress()
+    clock = bench.clock
+    began = clock.seconds()
+    # Without a warm-up the first round still has to tell how long one is; it is no measurement then.
+    while len(warmup) < max(plan.warmup_rounds, 1) or not (
+        len(warmup) >= MOST_ROUNDS or clock.seconds() - began > MOST_SECONDS or _warm(warmup, plan, bench)
+    ):
+        tell(len(warmup), clock.seconds())
+        ran = yield 1
+        warmup.append(counted_round(ran, count, phases))
+    repeats = repeats_for(min(_seconds(warmup)), bench.shortest_window_ns() / 1e9)
+    windows: list[RoundWindow] = []
+    began = clock.seconds()
+    while True:
+        ran = yield repeats
+        windows.append(counted_round(ran, count, phases))
+        if len(windows) < plan.min_rounds:
+            continue
+        records = bench.assess(windows)
+        kept = len(good(records))
+        if kept == 0 or len(windows) >= plan.max_rounds:
+            break
+        if clock.seconds() - began > plan.max_seconds and kept >= min(plan.min_rounds, 2):
+            break
+        if kept >= plan.min_rounds and _precise(records, plan):
+            break
+    return ran.results[-1], tuple(windows)
+
+
 def run_rounds(
     execute: Callable[[], object],
     count: Callable[[object], TokenCount],
@@ -87,40 +148,42 @@ def run_rounds(
     plan: RoundPlan,
     bench: RoundEvaluator,
 ) -> tuple[object, tuple[RoundWindow, ...]]:
-    """Warm up, measure rounds, and return the last result with the windows of the measured rounds.
-
-    A workload shorter than the meter resolves is repeated inside each round. Nothing of the measurement runs
-    between a round's two clock readings; results are counted after the window has closed.
-    """
+    """Run a workload through :func:`rounds`."""
     __tracebackhide__ = True
-    last: object = None
-    warmup: list[RoundWindow] = []
-    tell = warmup_progress()
-    began = time.monotonic()
-    # Without a warm-up the first round still has to tell how long one is; it is no measurement then.
-    while len(warmup) < max(plan.warmup_rounds, 1) or not (
-        len(warmup) >= MOST_ROUNDS or time.monotonic() - began > MOST_SECONDS or _warm(warmup, plan, bench)
-    ):
-        tell(len(warmup), time.monotonic())
-        last, window = measured_round(execute, count, phases, 1)
-        warmup.append(window)
-    repeats = repeats_for(min(_seconds(warmup)), bench.shortest_window_ns() / 1e9)
-    windows: list[RoundWindow] = []
-    began = time.monotonic()
+    measuring = rounds(count, phases, plan, bench)
+    repeats = next(measuring)
     while True:
-        last, window = measured_round(execute, count, phases, repeats)
-        windows.append(window)
-        if len(windows) < plan.min_rounds:
-            continue
-        records = bench.assess(windows)
-        kept = len(good(records))
-        if kept == 0 or len(windows) >= plan.max_rounds:
-            break
-        if time.monotonic() - began > plan.max_seconds and kept >= min(plan.min_rounds, 2):
-            break
-        if kept >= plan.min_rounds and _precise(records, plan):
-            break
-    return last, tuple(windows)
+        ran = executed(execute, repeats, bench.clock)
+        try:
+            repeats = measuring.send(ran)
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]
+
+
+async def run_rounds_async(
+    execute: Callable[[], Awaitable[object]],
+    count: Callable[[object], TokenCount],
+    phases: Callable[[object], Sequence[PhaseWindow]],
+    plan: RoundPlan,
+    bench: RoundEvaluator,
+) -> tuple[object, tuple[RoundWindow, ...]]:
+    """Run an asynchronous workload through :func:`rounds`, on whatever event loop awaits this."""
+    __tracebackhide__ = True
+    measuring = rounds(count, phases, plan, bench)
+    repeats = next(measuring)
+    while True:
+        results: list[object] = []
+        wait, now_ns = device_wait(), bench.clock.monotonic_ns
+        start_ns = now_ns()
+        for _ in range(repeats):
+            results.append(await execute())
+        if wait is not None:
+            wait()
+        ran = Executed(results, start_ns, now_ns())
+        try:
+            repeats = measuring.send(ran)
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]
 
 
 def _warm(warmup: Sequence[RoundWindow], plan: RoundPlan, bench: RoundEvaluator) -> bool:
@@ -149,34 +212,49 @@ def repeats_for(seconds: float, shortest_seconds: float) -> int:
     return max(1, min(MOST_REPEATS, math.ceil(shortest_seconds / max(seconds, 1e-6))))
 
 
+def executed(execute: Callable[[], object], repeats: int, clock: Clock) -> Executed:
+    """Run ``repeats`` executions in one window."""
+    __tracebackhide__ = True
+    results: list[object] = []
+    wait, now_ns = device_wait(), clock.monotonic_ns
+    start_ns = now_ns()
+    for _ in range(repeats):
+        results.append(execute())
+    if wait is not None:
+        wait()
+    return Executed(results, start_ns, now_ns())
+
+
+def counted_round(
+    executed: Executed,
+    count: Callable[[object], TokenCount],
+    phases: Callable[[object], Sequence[PhaseWindow]],
+) -> RoundWindow:
+    """Count the executions of a round whose window has closed."""
+    tokens = [count(result) for result in executed.results]
+    marks = [phases(result) for result in executed.results]
+    return RoundWindow(
+        start_ns=executed.start_ns,
+        end_ns=executed.end_ns,
+        tokens=sum(tokens[1:], tokens[0]),
+        repeats=len(executed.results),
+        executions=frozenset(tokens),
+        # One execution without phases would make the others' sums short: then the round has none.
+        phases=tuple(phase for each in marks for phase in each) if all(marks) else (),
+    )
+
+
 def measured_round(
     execute: Callable[[], object],
     count: Callable[[object], TokenCount],
     phases: Callable[[object], Sequence[PhaseWindow]],
     repeats: int,
+    clock: Clock,
 ) -> tuple[object, RoundWindow]:
     """One round: ``repeats`` executions in one window, counted after it has closed; the last result goes along."""
     __tracebackhide__ = True
-    results: list[object] = []
-    wait = device_wait()
-    start_ns = time.monotonic_ns()
-    for _ in range(repeats):
-        results.append(execute())
-    if wait is not None:
-        wait()
-    end_ns = time.monotonic_ns()
-    tokens = [count(result) for result in results]
-    marks = [phases(result) for result in results]
-    window = RoundWindow(
-        start_ns=start_ns,
-        end_ns=end_ns,
-        tokens=sum(tokens[1:], tokens[0]),
-        repeats=repeats,
-        executions=frozenset(tokens),
-        # One execution without phases would make the others' sums short: then the round has none.
-        phases=tuple(phase for each in marks for phase in each) if all(marks) else (),
-    )
-    return results[-1], window
+    ran = executed(execute, repeats, clock)
+    return ran.results[-1], counted_round(ran, count, phases)
 
 
 def device_wait() -> Callable[[], object] | None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_tokenpower import __version__
+from pytest_tokenpower.core.credentials import without_credentials
 from pytest_tokenpower.core.records import MeasurementRecord, RunRecord
 from pytest_tokenpower.core.settings import Limits, Settings
 from pytest_tokenpower.core.windows import RoundWindow
@@ -21,7 +22,6 @@ from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
 from pytest_tokenpower.gate.priors import Priors
 from pytest_tokenpower.gate.verdict import Policy
 from pytest_tokenpower.meters import sources
-from pytest_tokenpower.meters.credentials import without_credentials
 from pytest_tokenpower.runner.telemetry import TelemetrySession
 from pytest_tokenpower.store.baseline import Baseline
 from pytest_tokenpower.store.explain import what_was_stored
@@ -206,7 +206,6 @@ class Session:
         if record is None or not isinstance(telemetry, TelemetrySession):
             return
         from pytest_tokenpower.analysis.replay import recorded_windows
-        from pytest_tokenpower.meters.clock import Clock
         from pytest_tokenpower.meters.recording import write_recording
 
         windows = [
@@ -214,7 +213,9 @@ class Session:
             for test, rounds, used in self._measured
             for window in recorded_windows(test, rounds, [d.id for d in used.devices_in_use(rounds)])
         ]
-        write_recording(record, telemetry.collector.timeline, windows, realtime_offset_ns=Clock().offset_ns)
+        # A copy reads the offset anew.
+        offset_ns = replace(telemetry.clock).offset_ns
+        write_recording(record, telemetry.collector.timeline, windows, realtime_offset_ns=offset_ns)
 
     def rest(self) -> None:
         """Measure no more: the timeline stays, and its meters leave the machine to others."""
@@ -256,6 +257,6 @@ class Session:
             root=self.root,
             host={"hostname": platform.node(), "machine": platform.machine(), "cpus": os.cpu_count()},
             versions=versions,
-            command=tuple(without_credentials(argument) for argument in sys.argv[1:]),
+            command=tuple(map(without_credentials, self.settings.given)),
             failures=dict(failures or {}),
         )

@@ -55,7 +55,7 @@ def test_every_argument_is_taken(project: Project) -> None:
         "key_ignore=('dtype', 'engine_version')",
     ]
     project.tests(marked(arguments))
-    project.run().assert_outcomes(passed=len(arguments))
+    project.run("--energy-disable").assert_outcomes(passed=len(arguments))
 
 
 MALFORMED = {
@@ -228,6 +228,34 @@ def test_an_inconclusive_verdict_fails_where_the_ini_says_so(project: Project) -
     result = project.run()
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["INCONCLUSIVE * W (limit 300): test_it: mean_watts cannot be told from *"])
+
+
+def test_a_budget_on_a_test_that_measures_nothing_fails_it(project: Project) -> None:
+    project.tests(
+        """
+class TestClass:
+    pytestmark = pytest.mark.power_budget(joules=3)
+
+    def test_forgotten(self):
+        pass
+
+    def test_skipped(self):
+        pytest.skip("not here")
+
+    def test_broken(self):
+        assert "this" == "that"
+"""
+    )
+    result = project.run()
+    result.assert_outcomes(failed=2, skipped=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*TestClass::test_forgotten has a power_budget and measures nothing: name the energy fixture *",
+            "E*'that'",
+        ],
+        consecutive=False,
+    )
+    result.stdout.no_fnmatch_line("*test_broken has a power_budget*")
 
 
 def test_two_limits_fail_with_both_reasons(project: Project) -> None:

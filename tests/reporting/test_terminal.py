@@ -363,6 +363,20 @@ def test_the_message_of_a_comparison(case: str) -> None:
     assert text(verdict) == message.strip("\n")
 
 
+@pytest.mark.parametrize(
+    ("watts", "seconds", "cause"),
+    [
+        (530, 10.1, "hotter, not slower"),  # 85 % of the change
+        (505, 10.6, "slower, not hotter"),
+        (520, 10.2, "hotter and slower"),  # 66 %
+        (470, 9.9, "cooler, not faster"),
+        (495, 9.4, "faster, not cooler"),
+    ],
+)
+def test_what_carries_four_fifths_of_a_change_is_its_cause(watts: float, seconds: float, cause: str) -> None:
+    assert f": {cause}." in text(judge_stored(measured(watts=watts, seconds=seconds), THREE, 0.03))
+
+
 def test_the_messages_of_absolute_limits() -> None:
     limits = {
         "joules_per_token": 0.2,
