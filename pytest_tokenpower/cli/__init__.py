@@ -27,6 +27,7 @@ COMMANDS = {
     "history": "the stored runs of a test: a plot, and where its level changed",
     "compare": "two refs, saved runs or run files, test by test; exit code 1 on a regression",
     "show": "one stored run: figures, rounds, conditions, verdicts",
+    "report": "a page, a summary or an export of stored runs",
     "accept": "let a test rise by so much, in a file that is committed with the change",
     "list": "what is stored: tests, commits, names, boards, dates",
     "prune": "remove old runs that no baseline needs",

@@ -179,12 +179,52 @@ class MeasurementRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     gate: GateRecord | None = None
 
 
+NOT_MEASURED = "not measured: "
+"""Begins the reason of a claim that lacks cells."""
+
+
+class ClaimRecord(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What became of a suite's claim.
+
+    Attributes:
+        suite: the suite file, from pytest's root directory.
+        name: the claim's, with the values that tell it from others of that name.
+        says: the claim itself, in short.
+        word: confirmed, refuted, not told or not testable here.
+        figure: what it is about.
+        ratio: of the figures, with its 95 % interval; of a shape the last point's to the first's.
+        p_value: two-sided, adjusted to all claims of the suite.
+        runs: how many runs each side has.
+        points: of a shape, the figure at each value of the axis.
+        paper: what was published.
+        severity: "fail" where it fails the run when it is refuted.
+        reason: why it is not testable, or what refutes it.
+        notes: what else the reader should know, a sentence each.
+    """
+
+    suite: str
+    name: str
+    says: str
+    word: str
+    figure: str
+    ratio: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p_value: float | None = None
+    runs: tuple[int, ...] = ()
+    points: tuple[tuple[float, float], ...] = ()
+    paper: str = ""
+    severity: str = "report"
+    reason: str = ""
+    notes: tuple[str, ...] = ()
+
+
 class RunRecord(msgspec.Struct, frozen=True, tag_field="type", tag="tokenpower-run"):
     """One pytest run. ``dirty`` is None where there is no git; only clean runs of a commit become a baseline.
 
     ``root`` is pytest's root directory from the repository's top level ("" for the top level itself); None outside
     git, and in runs that were stored before it was recorded. ``failures`` are of a run that another one has started:
-    by test, what it failed with by itself.
+    by test, what it failed with by itself. ``claims`` are those of its suites.
     """
 
     id: str
@@ -200,6 +240,7 @@ class RunRecord(msgspec.Struct, frozen=True, tag_field="type", tag="tokenpower-r
     versions: dict[str, str] = {}
     command: tuple[str, ...] = ()
     failures: dict[str, str] = {}
+    claims: tuple[ClaimRecord, ...] = ()
 
 
 _encoder = msgspec.json.Encoder()

@@ -73,6 +73,34 @@ DEFAULT_WARMUP_ROUNDS = 2
 DEFAULT_BASELINE_RUNS = 5
 
 
+class ReportTarget(NamedTuple):
+    """A report to be written: in which format (reporting/formats.py), and where."""
+
+    format: str
+    path: Path
+
+
+class Factors(NamedTuple):
+    """From kilowatt-hours to money and carbon; None: not asked for. ``carbon_source`` says where the intensity is from.
+
+    ``price`` is in ``currency`` per kWh, ``carbon`` in gCO2e per kWh, ``pue`` the data centre's total over its IT
+    energy.
+    """
+
+    price: float | None = None
+    currency: str = ""
+    carbon: float | None = None
+    carbon_source: str = ""
+    pue: float | None = None
+
+    def __bool__(self) -> bool:
+        """Whether anything is to be worked out."""
+        return self.price is not None or self.carbon is not None
+
+
+NO_FACTORS = Factors()
+
+
 class Settings(NamedTuple):
     """What the command line and the ini file ask for; the defaults are those of a script, which has neither.
 
@@ -87,6 +115,7 @@ class Settings(NamedTuple):
     storage: Path | None = None
     json: Path | None = None
     record: Path | None = None
+    reports: tuple[ReportTarget, ...] = ()
     baselines: tuple[str, ...] = ()
     baselines_of_ini: bool = False
     baseline_runs: int = DEFAULT_BASELINE_RUNS
@@ -99,6 +128,9 @@ class Settings(NamedTuple):
     regression: float = DEFAULT_REGRESSION
     warmup_rounds: int = DEFAULT_WARMUP_ROUNDS
     given: tuple[str, ...] = ()
+    factors: Factors = NO_FACTORS
+    resume: bool = False
+    simulated_engines: bool = False
 
     @property
     def stores(self) -> bool:

@@ -89,20 +89,34 @@ class History:
         return tuple(reversed(self.commits[self.commits.index(after) : self.commits.index(before)]))
 
 
-def collect(place: StoreContext, test: str, ref: str | None, limit: int) -> History:
-    """Read the runs; raises UsageError for a test that is not stored or not the only one of its kind."""
-    line, commits, entries = _first_parent_commits(place, ref)
-    entries = entries[:limit]
+@dataclass(frozen=True)
+class Line:
+    """The stored runs along a line of commits, newest first, and what was accepted on it."""
+
+    name: str
+    commits: tuple[str, ...]
+    entries: tuple[StoredFile, ...]
+    accepted: Acceptances | None
+
+
+def read_line(place: StoreContext, ref: str | None, limit: int) -> Line:
+    """Read which of the newest ``limit`` runs lie on the line of ``ref``; raises StoreError where none does."""
+    name, commits, entries = _first_parent_commits(place, ref)
+    accepted = Acceptances.read(place.needs_repository(), commits) if commits else None
+    return Line(name, commits, entries[:limit], accepted)
+
+
+def collect(place: StoreContext, test: str, line: Line) -> History:
+    """Read a test's runs; raises UsageError for one that is not stored or not the only one of its kind."""
     tests: set[str] = set()
     readable = []
-    for entry in entries:
+    for entry in line.entries:
         try:
             tests.update(place.store.contents(entry).measurements)
         except StoreError:
             continue  # Named in store.problems.
         readable.append(entry)
     chosen = choose_test(test, tests)
-    accepted = Acceptances.read(place.needs_repository(), commits) if commits else None
     found: list[tuple[StoredFile, MeasurementRecord]] = []
     invalid = 0
     for entry in reversed(readable):
@@ -122,7 +136,7 @@ def collect(place: StoreContext, test: str, ref: str | None, limit: int) -> Hist
             f"{chosen} has {invalid} stored measurements and no level: they are invalid, or compare two variants "
             "within the test; tokenpower show --test says which"
         )
-    return History(chosen, line, commits, _by_key(place, chosen, found, accepted), invalid)
+    return History(chosen, line.name, line.commits, _by_key(place, chosen, found, line.accepted), invalid)
 
 
 def _first_parent_commits(

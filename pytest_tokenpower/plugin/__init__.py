@@ -7,6 +7,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Generator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,14 +15,13 @@ import pytest
 from pytest_tokenpower.core.settings import CHILD_VARIABLE
 from pytest_tokenpower.core.signals import interrupt_when_terminated
 from pytest_tokenpower.engines import registry
-from pytest_tokenpower.errors import HistoryError, MeterError, StoreError, TokenPowerError, UsageError
+from pytest_tokenpower.errors import TokenPowerError, UsageError
 from pytest_tokenpower.plugin import hookspecs, marker, options, outcome
 from pytest_tokenpower.plugin.edge import fail, faults_end_in, refuse, said
+from pytest_tokenpower.plugin.opening import EACH, TWICE, open_energy, twice
 from pytest_tokenpower.plugin.state import (
-    ATTEMPTS,
     ENERGY,
     MEASUREMENTS,
-    NO_METER,
     SESSION,
     SETTINGS,
     SKIPPED,
@@ -31,13 +31,8 @@ from pytest_tokenpower.plugin.state import (
     test_id,
 )
 
-TWICE: pytest.StashKey[frozenset[str]] = pytest.StashKey()
-"""Ids that several energy tests of the run have."""
-
 ITEM: pytest.StashKey[pytest.Item] = pytest.StashKey()
 """The test that runs, or ran last: hooks are asked as conftest files see it."""
-
-EACH = "tokenpower_workers_of_each_test"
 
 if TYPE_CHECKING:
     from pytest_tokenpower.runner.fixture import DisabledEnergy, Energy
@@ -67,6 +62,7 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None
 def pytest_configure(config: pytest.Config) -> None:
     """Read and check the settings."""
     config.addinivalue_line("markers", marker.MARKER)
+    config.addinivalue_line("markers", marker.CELL_MARKER)
     config.stash[MEASUREMENTS] = []
     config.add_cleanup(registry.register_source(lambda: _engines(config)))
     if CHILD_VARIABLE in os.environ:
@@ -103,6 +99,15 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGINT)  # PR_SET_PDEATHSIG
 
 
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+    """Collect suites (``*.energy.toml``), whose cells are tests."""
+    if not file_path.name.endswith(".energy.toml"):
+        return None
+    from pytest_tokenpower.plugin.suites import SuiteFile
+
+    return SuiteFile.from_parent(parent, path=file_path)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
     """Check every power_budget marker at collection, so that a malformed one stops the run before it begins."""
@@ -130,11 +135,11 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if chosen.disabled or config.option.collectonly:
         return
     measuring = Counter(test_id(item) for item in session.items if may_measure(item))
-    twice: frozenset[str] = frozenset(test for test, times in measuring.items() if times > 1)
-    config.stash[TWICE] = twice
+    doubled: frozenset[str] = frozenset(test for test, times in measuring.items() if times > 1)
+    config.stash[TWICE] = doubled
     # A worker cannot end the run: there each test says it.
-    if twice and runs_tests(config) and not hasattr(config, "workerinput"):
-        refuse(_twice(min(twice)))
+    if doubled and runs_tests(config) and not hasattr(config, "workerinput"):
+        refuse(twice(min(doubled)))
     if not chosen.baselines:
         return
     gated = measuring.total()
@@ -147,78 +152,14 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             refuse(f"ini energy_baseline: {error}")
 
 
-def _twice(test: str) -> str:
-    return (
-        f"{test} is in this run twice, and its measurements would be taken for each other's: name it once, and leave "
-        "--keep-duplicates away"
-    )
-
-
 @pytest.fixture
 def energy(request: pytest.FixtureRequest) -> Generator[Energy | DisabledEnergy, None, None]:
     """Measures the joules of a workload: ``energy(fn, *args)`` or ``with energy.measure() as window:``.
 
     While the test lasts no other process of this user measures on the same GPUs (an xdist worker, another job).
     """
-    from pytest_tokenpower.runner.locks import hold_devices
-    from pytest_tokenpower.runner.open_windows import own_boards
-
-    with faults_end_in(fail):
-        fixture = _energy(request)
-    boards: frozenset[str] = getattr(fixture, "boards", frozenset())
-    try:
-        with (
-            own_boards(request.node.nodeid, boards, waits_for_threads=True),
-            hold_devices(getattr(fixture, "gpu_ids", ())),
-        ):
-            yield fixture
-    finally:
-        # A plugin may run the item again.
-        for key in (ENERGY, NO_METER):
-            if key in request.node.stash:
-                del request.node.stash[key]
-
-
-def _energy(request: pytest.FixtureRequest) -> Energy | DisabledEnergy:
-    from pytest_tokenpower.runner.fixture import DisabledEnergy, Energy
-
-    item, config = request.node, request.config
-    chosen = config.stash[SETTINGS]
-    if chosen.disabled:
-        return DisabledEnergy(pytest.skip)
-    try:
-        session = session_of(config)
-        if (test := test_id(item)) in config.stash.get(TWICE, ()):
-            raise UsageError(_twice(test))
-        if (workers := _workers_of_each(config)) > 1:
-            raise UsageError(
-                f"{test}: --dist=each has {workers} workers run each test, and a test has one measurement a run: "
-                "another --dist shares the tests out"
-            )
-        _ = session.baselines
-        item.stash[ENERGY] = fixture = Energy(
-            test,
-            marker.read_budget(item),
-            session,
-            lambda result, args, kwargs, fn: item.ihook.pytest_tokenpower_count_tokens(
-                result=result, args=args, kwargs=kwargs
-            ),
-            item.stash.get(ATTEMPTS, ()),
-        )
-        return fixture
-    except MeterError as error:
-        if chosen.require_hardware:
-            item.stash[NO_METER] = f"energy_require_hardware is set, and {error}"
-            return DisabledEnergy(pytest.skip)
-        item.stash[SKIPPED] = said(error)
-        pytest.skip(said(error))
-    except (UsageError, HistoryError, StoreError) as error:
-        fail(error)
-
-
-def _workers_of_each(config: pytest.Config) -> int:
-    """How many xdist workers run every test."""
-    return int(getattr(config, "workerinput", {}).get(EACH, 1))
+    with open_energy(request.node) as fixture:
+        yield fixture
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -283,6 +224,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     from pytest_tokenpower.plugin.progress import show_progress
     from pytest_tokenpower.plugin.rerun import Rerunner
     from pytest_tokenpower.plugin.results import Gatherer, Sender
+    from pytest_tokenpower.plugin.sweeps import Sweeps
 
     config = session.config
     # Results are gathered on the controller (or the only process); xdist's workers only send theirs.
@@ -290,6 +232,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         config.pluginmanager.register(Sender(config), "tokenpower-sender")
     else:
         config.pluginmanager.register(Gatherer(config), "tokenpower-gatherer")
+        config.pluginmanager.register(Sweeps(config), "tokenpower-sweeps")
     chosen = config.stash[SETTINGS]
     if chosen.disabled or not runs_tests(config):
         return
@@ -305,7 +248,13 @@ def pytest_sessionstart(session: pytest.Session) -> None:
                     config.pluginmanager.register(Rerunner(config), "tokenpower-rerunner")
             if chosen.source not in options.PLAIN_SOURCES:
                 session_of(config).check_source()
-            if chosen.stores or chosen.baselines or chosen.json is not None or chosen.record is not None:
+            if (
+                chosen.stores
+                or chosen.baselines
+                or chosen.json is not None
+                or chosen.record is not None
+                or chosen.reports
+            ):
                 session_of(config).prepare()
     except TokenPowerError as error:
         refuse(error)

@@ -19,6 +19,10 @@ MARKER = (
     "prompt_token, total_token or response"
 )
 
+CELL_MARKER = (
+    "energy_cell(**axes): a cell of a suite, with its values; -m 'energy_cell(batch=8)' selects by them"
+)
+
 
 def read_budget(item: pytest.Item) -> Limits:
     """The limits of a test; a marker nearer to it overrides one of its class or module, argument by argument.

@@ -18,6 +18,9 @@ from pytest_tokenpower.core.settings import (
     CHILD_VARIABLE,
     DEFAULT_BASELINE_RUNS,
     DEFAULT_WARMUP_ROUNDS,
+    NO_FACTORS,
+    Factors,
+    ReportTarget,
     Settings,
     Severity,
     fraction,
@@ -98,10 +101,30 @@ def add_options(parser: pytest.Parser) -> None:
     )
     group.addoption("--energy-json", metavar="PATH", help="write this run's record to a file")
     group.addoption(
+        "--energy-report",
+        metavar="[FORMAT:]PATH",
+        action="append",
+        help="write a report of this run: PATH.html (one page that opens without a network), PATH.md (a summary; on "
+        "GitHub also the job's summary and an annotation), PATH.csv, or FORMAT:PATH with comment, annotation, json, "
+        "bencher, github-action-benchmark, openmetrics, trace or pytest-benchmark; may be given several times",
+    )
+    group.addoption(
         "--energy-record",
         metavar="PATH",
         help="write the timeline and the windows of this run to a recording, for `tokenpower analyse` and "
         "--energy-source=replay:PATH; each xdist worker writes its own, with its name before the suffix",
+    )
+    group.addoption(
+        "--energy-resume",
+        action="store_true",
+        default=None,
+        help="suites: take over the cells that an interrupted run has finished, and measure the others",
+    )
+    group.addoption(
+        "--energy-simulated-engines",
+        action="store_true",
+        default=None,
+        help="suites: have a forecast stand for every engine, to try a suite out with --energy-source=simulated",
     )
     group.addoption(
         "--energy-disable", action="store_true", default=None, help="run energy tests once, without measuring"
@@ -118,7 +141,8 @@ def layout_of(config: pytest.Config) -> Layout:
     """Read how the table is to look; raises UsageError."""
     from pytest_tokenpower.reporting.columns import layout
 
-    return layout(*(config.getoption(f"--energy-{name}") for name, _ in PLAIN_LAYOUT))
+    found = layout(*(config.getoption(f"--energy-{name}") for name, _ in PLAIN_LAYOUT))
+    return found._replace(factors=_factors(config))
 
 
 _Kind = Literal["string", "bool", "int", "float", "args"]
@@ -169,6 +193,20 @@ INI: dict[str, tuple[_Kind, object, str, str]] = {
         DEFAULT_BASELINE_RUNS,
         "an integer of at least 1",
         "how many stored runs make the baseline, newest first",
+    ),
+    "energy_price": ("string", "", "a price per kWh", "what a kWh costs, for the cost of a million tokens"),
+    "energy_currency": ("string", "", "a currency", "the currency of energy_price, such as EUR"),
+    "carbon_intensity": (
+        "string",
+        "",
+        "gCO2e per kWh, or a country's three letters",
+        "gCO2e per kWh, or a country (DEU, USA, ...) whose yearly average is taken from a table",
+    ),
+    "energy_pue": (
+        "string",
+        "",
+        "a number of at least 1",
+        "the data centre's total energy over that of its IT",
     ),
     "energy_warmup_rounds": (
         "int",
@@ -232,6 +270,7 @@ def read_settings(config: pytest.Config) -> Settings:
         else None,
         json=config.invocation_params.dir / json if json else None,
         record=_of_worker(config.invocation_params.dir / record, config) if record and not child else None,
+        reports=() if child else _reports(config),
         baselines=() if child else _names("--energy-baseline", text("--energy-baseline", "energy_baseline")),
         baselines_of_ini=config.getoption("--energy-baseline") is None,
         rerun_baseline=not child and bool(config.getoption("--energy-rerun-baseline")),
@@ -248,6 +287,9 @@ def read_settings(config: pytest.Config) -> Settings:
         regression=fraction("energy_regression", _ini(config, "energy_regression")),
         warmup_rounds=_at_least(0, config, "energy_warmup_rounds"),
         given=_given_options(config),
+        factors=_factors(config),
+        resume=not child and bool(config.getoption("--energy-resume")),
+        simulated_engines=_simulated_engines(config, text("--energy-source", "energy_source")),
     )
 
 
@@ -260,6 +302,34 @@ def _given_options(config: pytest.Config) -> tuple[str, ...]:
             option = f"--{name.replace('_', '-')}"
             found.append(option if value is True else f"{option}={value}")
     return tuple(found)
+
+
+def _reports(config: pytest.Config) -> tuple[ReportTarget, ...]:
+    if not (given := config.getoption("--energy-report")):
+        return ()
+    from pytest_tokenpower.reporting.formats import target
+
+    return tuple(target(text, config.invocation_params.dir) for text in given)
+
+
+def _factors(config: pytest.Config) -> Factors:
+    names = ("energy_price", "energy_currency", "carbon_intensity", "energy_pue")
+    values = [str(_ini(config, name)) for name in names]
+    if not any(values):
+        return NO_FACTORS
+    from pytest_tokenpower.reporting.costs import read_factors
+
+    return read_factors(*values)
+
+
+def _simulated_engines(config: pytest.Config, source: str) -> bool:
+    chosen = bool(config.getoption("--energy-simulated-engines"))
+    if chosen and source.partition(":")[0] != "simulated":
+        raise UsageError(
+            f"--energy-simulated-engines with --energy-source={source}: what no engine does cannot be measured; use "
+            "--energy-source=simulated"
+        )
+    return chosen
 
 
 def _of_worker(path: Path, config: pytest.Config) -> Path:

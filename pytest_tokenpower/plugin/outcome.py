@@ -22,6 +22,7 @@ from pytest_tokenpower.plugin.state import (
     NO_METER,
     SETTINGS,
     failure_of,
+    parameters,
     session_of,
 )
 
@@ -125,15 +126,22 @@ def _keep_failed(item: pytest.Item) -> None:
 def _attach(item: pytest.Item, report: pytest.TestReport) -> None:
     import msgspec
 
+    from pytest_tokenpower.reporting.formats import FORMATS
     from pytest_tokenpower.reporting.junit import properties
 
     # A plugin that reruns tests makes several reports of one item: each has its own measurement.
     measured = item.stash[MEASUREMENT]
     del item.stash[MEASUREMENT]
+    measured = msgspec.structs.replace(measured, facts={**measured.facts, **parameters(item)})
     _drop_properties(item)
     item.user_properties += properties(measured)
     report.user_properties = list(item.user_properties)
     report.energy = msgspec.to_builtins(measured)  # type: ignore[attr-defined]
+    if any(FORMATS[target.format].draws for target in item.config.stash[SETTINGS].reports):
+        # The readings are in this process alone; the controller of xdist has none.
+        report.energy_curves = msgspec.to_builtins(  # type: ignore[attr-defined]
+            session_of(item.config).curves(measured.test)
+        )
     if any(verdict.kind == "doubtful" for verdict in measured.verdicts):
         # The controller, which decides it in the end, has no items to read this from.
         chosen, session = item.config.stash[SETTINGS], session_of(item.config)

@@ -15,6 +15,7 @@ from pytest_tokenpower.core.text import plural
 from pytest_tokenpower.errors import TokenPowerError
 from pytest_tokenpower.plugin.edge import Lines, faults_end_in
 from pytest_tokenpower.plugin.options import layout_of
+from pytest_tokenpower.plugin.reports import report_of, tell_github, write_report
 from pytest_tokenpower.plugin.reserved import ReservedReports
 from pytest_tokenpower.plugin.restarts import PendingRestarts
 from pytest_tokenpower.plugin.state import (
@@ -27,7 +28,8 @@ from pytest_tokenpower.plugin.state import (
 )
 
 if TYPE_CHECKING:
-    from pytest_tokenpower.core.records import MeasurementRecord
+    from pytest_tokenpower.analysis.power_curves import PowerCurves
+    from pytest_tokenpower.core.records import MeasurementRecord, RunRecord
 
 
 def _name(measured: MeasurementRecord) -> str:
@@ -54,6 +56,7 @@ class Gatherer:
         self._reserved = ReservedReports(config, self)
         self._tests: dict[str, str] = {}
         self._failed: set[str] = set()
+        self._curves: dict[str, PowerCurves] = {}
         self._skipped: Counter[str] = Counter()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -76,6 +79,10 @@ class Gatherer:
             measured = msgspec.convert(report.energy, MeasurementRecord)
             self._tests[report.nodeid] = measured.test
             self._keep_measurement(measured)
+            if (drawn := getattr(report, "energy_curves", None)) is not None:
+                from pytest_tokenpower.analysis.power_curves import PowerCurves
+
+                self._curves[measured.test] = msgspec.convert(drawn, PowerCurves)
             if report.outcome == "rerun":  # type: ignore[comparison-overlap]
                 self._rerun.add(report.energy["test"])
             complaint = failure_of(_name(measured), measured, self._config.stash[SETTINGS])
@@ -193,7 +200,7 @@ class Gatherer:
         if chosen.record is not None and SESSION in self._config.stash:
             self._keep(f"recorded in {chosen.record}", session_of(self._config).write_recording)
         stores = chosen.stores and measurements
-        if not (stores or chosen.json):
+        if not (stores or chosen.json or chosen.reports):
             return
         from pytest_tokenpower.core.files import write_whole
         from pytest_tokenpower.core.records import encode_run
@@ -204,6 +211,15 @@ class Gatherer:
             self._keep("stored", lambda: self._saved.append(session.saved(run)))
         if (path := chosen.json) is not None:
             self._keep(f"written to {path}", lambda: write_whole(path, encode_run(run)))
+        if chosen.reports:
+            self._keep("reported", lambda: self._report(run))
+
+    def _report(self, run: RunRecord) -> None:
+        report = report_of(self._config, run, self._curves)
+        for target in self._config.stash[SETTINGS].reports:
+            self._saved.append(write_report(target, report))
+            if target.format == "markdown":
+                self._saved += tell_github(report, os.environ)
 
     def _keep(self, what: str, write: Callable[[], object]) -> None:
         # Raised from here, an error would cost the reader all of pytest's summary.

@@ -11,10 +11,12 @@ from typing import NamedTuple
 from pytest_tokenpower.analysis.figures import FIGURES
 from pytest_tokenpower.core.denominators import PER, denominator, figure_per, unit_of
 from pytest_tokenpower.core.records import MeasurementRecord
+from pytest_tokenpower.core.settings import NO_FACTORS, Factors
 from pytest_tokenpower.core.text import EnergyUnit, energy_unit, short_test_name, signed
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.gate.messages import word
 from pytest_tokenpower.gate.verdict import SEVERITY, against_baseline, gravest
+from pytest_tokenpower.reporting.costs import cost_of
 
 ESTIMATED = "~"
 """Stands before a phase's figure whose marks do not come from the engine itself."""
@@ -24,11 +26,15 @@ GROUPS = ("none", "file", "func", "param")
 
 
 class Layout(NamedTuple):
-    """What ``--energy-columns``, ``--energy-sort`` and ``--energy-group-by`` ask for; no columns: those that fit."""
+    """What ``--energy-columns``, ``--energy-sort`` and ``--energy-group-by`` ask for; no columns: those that fit.
+
+    ``factors`` turn joules into the columns of cost and carbon.
+    """
 
     columns: tuple[str, ...] = ()
     sort: str = "run"
     group_by: str = "none"
+    factors: Factors = NO_FACTORS
 
 
 @dataclass(frozen=True)
@@ -102,6 +108,22 @@ def _of_figure(name: str) -> _Column:
     return _plain(name, name, ".4g")
 
 
+def _cost(factors: Factors) -> _Column:
+    def cell(measured: MeasurementRecord, _: EnergyUnit) -> str:
+        cost = cost_of(measured, factors)
+        return "" if cost is None or cost.money is None else f"{cost.money:.3g}"
+
+    return _Column(lambda _: f"{factors.currency}/Mtok", cell)
+
+
+def _carbon(factors: Factors) -> _Column:
+    def cell(measured: MeasurementRecord, _: EnergyUnit) -> str:
+        cost = cost_of(measured, factors)
+        return "" if cost is None or cost.grams is None else f"{cost.grams:.3g}"
+
+    return _Column(lambda _: "gCO2e/Mtok", cell)
+
+
 _DEFAULT: Mapping[str, _Column] = {
     "test": _Column(lambda _: "test", lambda measured, _: short_test_name(measured.test), left=True),
     "joules_per_token": _energy("joules_per_token", "J/token"),
@@ -112,9 +134,11 @@ _DEFAULT: Mapping[str, _Column] = {
     "tokens_per_second": _plain("tokens_per_second", "tok/s", ".4g"),
     "change": _Column(lambda _: "change", _change),
     "interval": _Column(lambda _: "95 % interval", _interval),
+    "cost": _cost(NO_FACTORS),
+    "carbon": _carbon(NO_FACTORS),
     "verdict": _Column(lambda _: "verdict", lambda measured, _: word(status(measured)), left=True),
 }
-_SPARED = ("tokens_per_second", "watts", "error", "prefill", "decode", "interval")
+_SPARED = ("tokens_per_second", "watts", "error", "prefill", "decode", "carbon", "cost", "interval")
 """The columns that go where the terminal is too narrow for all, in this order."""
 
 COLUMNS: Mapping[str, _Column] = {
@@ -157,12 +181,13 @@ def table(
     """
     ordered = _ordered(measurements, layout)
     names = layout.columns or _default_columns(ordered)
-    text = _aligned(ordered, names)
+    columns = {**COLUMNS, "cost": _cost(layout.factors), "carbon": _carbon(layout.factors)}
+    text = _aligned(ordered, names, columns)
     spared = [] if layout.columns else list(_SPARED)
     while spared and max(map(len, text)) > width:
         names = tuple(name for name in names if name != spared[0])
         del spared[0]
-        text = _aligned(ordered, names)
+        text = _aligned(ordered, names, columns)
     lines = list(zip(text, [None, None, *map(status, ordered)], strict=True))
     if layout.group_by == "none":
         return lines
@@ -179,20 +204,22 @@ def _default_columns(measurements: Sequence[MeasurementRecord]) -> tuple[str, ..
     return ("test", *compared, *(name for name in _DEFAULT if name not in ("test", *compared)))
 
 
-def _aligned(ordered: Sequence[MeasurementRecord], names: Sequence[str]) -> list[str]:
+def _aligned(
+    ordered: Sequence[MeasurementRecord], names: Sequence[str], columns: Mapping[str, _Column]
+) -> list[str]:
     from tabulate import tabulate
 
-    units = {name: _unit(ordered, COLUMNS[name].scale) for name in names}
-    cells = {name: [COLUMNS[name].cell(measured, units[name]) for measured in ordered] for name in names}
+    units = {name: _unit(ordered, columns[name].scale) for name in names}
+    cells = {name: [columns[name].cell(measured, units[name]) for measured in ordered] for name in names}
     compared = {"test", *map(compared_figure, ordered)}
     used = [name for name in names if name in compared or any(cells[name])]
     # As a row of their own, headings are not padded, and more columns fit.
-    headings = [COLUMNS[name].heading(units[name]) for name in used]
+    headings = [columns[name].heading(units[name]) for name in used]
     lines = tabulate(
         [headings, *zip(*(cells[name] for name in used), strict=True)],
         tablefmt="plain",
         disable_numparse=True,
-        colalign=["left" if COLUMNS[name].left else "right" for name in used],
+        colalign=["left" if columns[name].left else "right" for name in used],
     ).splitlines()
     return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
 

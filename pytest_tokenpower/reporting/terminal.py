@@ -11,6 +11,7 @@ from pytest_tokenpower.core.text import short_test_name
 from pytest_tokenpower.gate.messages import message, word
 from pytest_tokenpower.gate.verdict import FAILING, SEVERITY
 from pytest_tokenpower.reporting.columns import ESTIMATED, Layout, is_estimated, status, table
+from pytest_tokenpower.reporting.costs import explained
 from pytest_tokenpower.reporting.junit import scope_label
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def summary(
         )
     ]
     notes += absences(measurements)
+    notes += explained(layout.factors, [measured.scope for measured in measurements if measured.figures])
     if any(map(is_estimated, measurements)):
         notes.append(f"{ESTIMATED} estimated: the phases were marked from outside the engine")
     if notes:

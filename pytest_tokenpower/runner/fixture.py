@@ -109,6 +109,7 @@ class Energy:
         self._declared: dict[str, Fact] = {}
         self._workload: str | None = None
         self._notes: dict[str, Fact] = {}
+        self._facts: dict[str, Fact] = {}
         self._called = False
         self._comparison: Comparison | None = None
         self._entered = False
@@ -271,6 +272,10 @@ class Energy:
         self._declared |= axes
         if self._identity is not None:
             declared_config(self._declared, self._identity)
+
+    def note(self, **facts: Fact) -> None:
+        """Have facts recorded along with the measurement; they are not compared."""
+        self._facts |= facts
 
     @contextmanager
     def measure(self) -> Iterator[Window]:
@@ -495,7 +500,7 @@ class Energy:
             identity=self._identity,
             declared=self._declared,
             workload=self._workload,
-            notes=self._notes,
+            notes={**self._notes, **self._facts},
         )
 
 
@@ -542,6 +547,9 @@ class DisabledEnergy:
 
     def declare(self, **axes: Fact) -> None:
         """Nothing is compared."""
+
+    def note(self, **facts: Fact) -> None:
+        """Nothing is recorded."""
 
     @contextmanager
     def measure(self) -> Iterator[Window]:

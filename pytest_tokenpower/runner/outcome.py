@@ -146,6 +146,21 @@ def _phase_split(taken: MeasuredTest, evaluation: analysis.Evaluation) -> PhaseS
     )
 
 
+def judge_again(measured: MeasurementRecord, limits: Limits, session: Session) -> MeasurementRecord:
+    """Judge what an earlier process has measured by this run's baselines, limits and settings."""
+    look = 1 if session.settings.restarts else None
+    policy = session.policy(limits)
+    verdicts = (
+        *judge_ceilings(measured, limits.ceilings),
+        *(judge(measured, baseline, policy, look=look) for baseline in session.baselines),
+    )
+    return replace(
+        measured,
+        verdicts=verdicts,
+        gate=GateRecord(policy.regression_limit, session.settings.baseline_runs),
+    )
+
+
 def _verdicts(
     taken: MeasuredTest, measured: MeasurementRecord, limits: Limits, policy: Policy, session: Session
 ) -> tuple[VerdictRecord, ...]:
