@@ -11,7 +11,7 @@ import numpy as np
 
 from pytest_tokenpower.analysis import guards, slow_meters
 from pytest_tokenpower.analysis.calibration import counters_of, track_of
-from pytest_tokenpower.analysis.phases import StepPhases, phase_records
+from pytest_tokenpower.analysis.phases import StepPhases, phase_records, undivided_error
 from pytest_tokenpower.analysis.tracks import EnergyTrack, WindowEnergy, window_energy
 from pytest_tokenpower.core.denominators import PER, followed
 from pytest_tokenpower.core.records import PhaseRecord, RoundRecord
@@ -243,8 +243,11 @@ def gated(rounds: Sequence[RoundRecord], per: str | None = None) -> list[Gated]:
         units = units_per(per, one.record)
         if part is None or units <= 0 or part.joules <= 0:
             return []
-        seconds = part.seconds if isinstance(part, PhaseRecord) else one.record.seconds
-        found.append(Gated(part.joules, part.stderr_joules, seconds, units))
+        if isinstance(part, PhaseRecord):
+            error = math.hypot(part.stderr_joules, undivided_error(part.undivided_joules))
+            found.append(Gated(part.joules, error, part.seconds, units))
+        else:
+            found.append(Gated(part.joules, part.stderr_joules, one.record.seconds, units))
     return found
 
 

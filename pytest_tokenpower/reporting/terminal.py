@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from pytest_tokenpower.core.denominators import PER, denominator
-from pytest_tokenpower.core.records import MeasurementRecord
+from pytest_tokenpower.core.records import MeasurementRecord, PhaseSplit
 from pytest_tokenpower.core.text import short_test_name
 from pytest_tokenpower.gate.messages import message, word
 from pytest_tokenpower.gate.verdict import FAILING, SEVERITY
@@ -162,9 +162,22 @@ def mixed_steps(measured: MeasurementRecord) -> list[str]:
     if split.mixed_share is None:
         return [f"{name}: prefill and decode not told apart: {split.reason}"]
     much = f"{100 * split.mixed_share:.2g} % of the steps' energy"
-    if split.reason:
+    if split.reason and not _told(measured):
         return [f"{name}: prefill and decode not told apart, {much} being in mixed steps: {split.reason}"]
-    return [f"{name}: prefill and decode: {much} was in mixed steps, divided by least squares"]
+    return [f"{name}: prefill and decode: {much} was in mixed steps, {division(measured, split)}"]
+
+
+def division(measured: MeasurementRecord, split: PhaseSplit) -> str:
+    """How the energy of mixed steps was divided."""
+    if not split.reason:
+        return "divided by least squares"
+    if not _told(measured):
+        return f"not told apart: {split.reason}"
+    return f"which is in the errors, as it may be of either: {split.reason}"
+
+
+def _told(measured: MeasurementRecord) -> bool:
+    return any({"prefill", "decode"} & one.phases.keys() for one in measured.rounds)
 
 
 def cached(measured: MeasurementRecord) -> list[str]:
