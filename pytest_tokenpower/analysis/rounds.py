@@ -19,6 +19,9 @@ from pytest_tokenpower.core.windows import RoundWindow
 from pytest_tokenpower.meters.timeline import Stretch, Timeline
 from pytest_tokenpower.meters.types import Conditions, Device
 
+LARGEST_CACHE_SPREAD = 0.05
+"""Between rounds: beyond it they are no repetitions of the same work."""
+
 NO_DEVICE = "there are no readings of any device"
 
 LARGEST_FLAGGED_SHARE = 0.25
@@ -272,6 +275,22 @@ def units_per(per: str, one: RoundRecord) -> int:
         "total_token": one.prompt_tokens + one.generated_tokens,
         "response": one.responses,
     }[per]
+
+
+def cached_share(one: RoundRecord) -> float:
+    """The share of a round's prompt tokens that came from a prefix cache."""
+    return one.cached_prompt_tokens / one.prompt_tokens if one.prompt_tokens else 0.0
+
+
+def unsteady_cache(rounds: Sequence[RoundRecord]) -> tuple[str, ...]:
+    """Why good rounds did different work, one having found more of its prompts in a prefix cache than another."""
+    shares = [cached_share(one.record) for one in good(rounds)]
+    if not shares or max(shares) - min(shares) <= LARGEST_CACHE_SPREAD:
+        return ()
+    return (
+        f"the prefix cache held {100 * min(shares):.0f} to {100 * max(shares):.0f} % of the prompt tokens from round to round: more "
+        "warm-up rounds (energy_warmup_rounds) fill it, new prompts or no cache leave it out",
+    )
 
 
 def unknown_figure(rounds: Sequence[RoundRecord], per: str) -> str:

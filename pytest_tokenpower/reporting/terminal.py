@@ -181,14 +181,18 @@ def _told(measured: MeasurementRecord) -> bool:
 
 
 def cached(measured: MeasurementRecord) -> list[str]:
-    """That prompts came from a prefix cache, so that their prefill is not in the figures."""
-    count = measured.facts.get("prefix_cache.prompt_tokens")
-    if count is None:
+    """How much of the prompts came from a prefix cache and is in no figure; what to do where it was not asked for."""
+    prompts = sum(one.prompt_tokens for one in measured.rounds)
+    held = sum(one.cached_prompt_tokens for one in measured.rounds)
+    if not held:
         return []
     name = short_test_name(measured.test)
+    said = f"{name}: {100 * held / prompts:.0f} % of the prompt tokens came from a prefix cache and were not prefilled"
+    if measured.facts.get("prefix_cache.asked_for"):
+        return [f"{said}, as asked for"]
     return [
-        f"{name}: {count} prompt tokens of the last execution came from vLLM's prefix cache and were not prefilled: "
-        "enable_prefix_caching=False has every round do the same work"
+        f"{said}: switch it off for rounds that do all of their work (vLLM: enable_prefix_caching=False), or say "
+        "power_budget(prefix_cache=True) where it is meant"
     ]
 
 
