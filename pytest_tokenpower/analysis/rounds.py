@@ -288,8 +288,8 @@ def unsteady_cache(rounds: Sequence[RoundRecord]) -> tuple[str, ...]:
     if not shares or max(shares) - min(shares) <= LARGEST_CACHE_SPREAD:
         return ()
     return (
-        f"the prefix cache held {100 * min(shares):.0f} to {100 * max(shares):.0f} % of the prompt tokens from round to "
-        "round: more warm-up rounds (energy_warmup_rounds) fill it, new prompts or no cache leave it out",
+        f"the prefix cache held {100 * min(shares):.0f} to {100 * max(shares):.0f} % of the prompt tokens from round "
+        "to round: more warm-up rounds (energy_warmup_rounds) fill it, new prompts or no cache leave it out",
     )
 
 
