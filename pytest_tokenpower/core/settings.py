@@ -25,6 +25,7 @@ class Limits(NamedTuple):
     """The limits that a test declares with ``@pytest.mark.power_budget``; None: not limited.
 
     ``per`` is the denominator (core.denominators.PER) by which it is compared; None: it follows from the counts.
+    ``prefix_cache``: prompts that come from a prefix cache are meant.
     """
 
     joules_per_token: float | None = None
@@ -40,6 +41,7 @@ class Limits(NamedTuple):
     max_seconds: float = DEFAULT_MAX_SECONDS
     key_ignore: tuple[str, ...] = ()
     per: str | None = None
+    prefix_cache: bool = False
 
     @property
     def ceilings(self) -> Mapping[str, float]:

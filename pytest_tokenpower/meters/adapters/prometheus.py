@@ -285,7 +285,7 @@ class PrometheusMeter:
             self._relabel(series, fresh)
             reading = self._advance(clock, series, fresh.get(series.labels, ()))
             if series.fault is not None:
-                reading = replace(reading or Reading(series.device_id), fault=series.fault)
+                reading = replace(reading or Reading(series.device_id), fault=series.fault, lost=True)
             if reading is not None:
                 readings.append(reading)
         return readings

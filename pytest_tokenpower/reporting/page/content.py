@@ -21,6 +21,7 @@ from pytest_tokenpower.gate.verdict import FAILING, against_baseline
 from pytest_tokenpower.reporting.costs import cost_of, explained
 from pytest_tokenpower.reporting.report import Report, Reported, parts_of_change
 from pytest_tokenpower.reporting.suites import found
+from pytest_tokenpower.reporting.terminal import division
 from pytest_tokenpower.stats.changepoints import ChangePoint
 from pytest_tokenpower.store.access import when
 
@@ -195,7 +196,7 @@ def _also(measured: MeasurementRecord) -> Iterator[list[str]]:
         parts = []
         if split.mixed_share is not None:
             parts.append(f"{split.mixed_share:.2%} of the steps' energy was in mixed steps")
-        parts.append(f"not told apart: {split.reason}" if split.reason else "divided by least squares")
+        parts.append(division(measured, split))
         yield ["prefill and decode", "; ".join(parts)]
 
 
