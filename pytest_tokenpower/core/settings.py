@@ -83,6 +83,8 @@ class Settings(NamedTuple):
     key_ignore: tuple[str, ...] = ()
     regression: float = DEFAULT_REGRESSION
     warmup_rounds: int = DEFAULT_WARMUP_ROUNDS
+    only: bool = False
+    skip: bool = False
 
     @property
     def stores(self) -> bool:

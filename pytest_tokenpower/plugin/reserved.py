@@ -83,6 +83,8 @@ class ReservedReports:
 
     def _tell(self) -> None:
         tests = list(self._kept.values())
+        if tests and (reporter := self._config.pluginmanager.get_plugin("terminalreporter")) is not None:
+            reporter.ensure_newline()
         # --stepwise goes on from the failure that it heard of last: that must be the first of the run.
         for calls in reversed(tests) if self._config.getoption("stepwise", False) else tests:
             for call in calls:
