@@ -9,7 +9,7 @@ pytest_plugins = ["pytester"]
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    # Each worker of the suite has locks of its own: all simulated boards have one UUID, and would take turns.
+    # Each worker of the suite has locks of its own: boards that pass for real have one name, and would take turns.
     folder = str(tmp_path_factory.getbasetemp())
     monkeypatch.setenv("TMPDIR", folder)
     monkeypatch.setattr(tempfile, "tempdir", folder)

@@ -35,6 +35,7 @@ from reporting import Results, now, refresh
 from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.core.windows import RoundWindow
 from pytest_tokenpower.meters.adapters.nvml.meter import NvmlMeter
+from pytest_tokenpower.meters.clock import Clock
 from pytest_tokenpower.meters.collector import Collector
 from pytest_tokenpower.runner.rounds import measured_round
 from pytest_tokenpower.runner.telemetry import TelemetrySession
@@ -298,7 +299,7 @@ def record_steps(llm: Any) -> list[int]:
 
 def measure(execute: Callable[[], TokenCount]) -> RoundWindow:
     """One window as the plugin runs a round: two clock readings, and a wait for the GPU before the second."""
-    return measured_round(execute, lambda result: result, lambda _: (), 1)[1]  # type: ignore[return-value,arg-type]
+    return measured_round(execute, lambda result: result, lambda _: (), 1, Clock())[1]  # type: ignore[return-value,arg-type]
 
 
 def workload(llm: Any, shape: tuple[int, int, int]) -> Callable[[], TokenCount]:
@@ -468,7 +469,6 @@ def _watts(first: tuple[int, int], second: tuple[int, int]) -> float:
 def keep_recording(
     path: Path, telemetry: TelemetrySession, kept: Sequence[tuple[str, Row, RoundWindow]]
 ) -> None:
-    from pytest_tokenpower.meters.clock import Clock
     from pytest_tokenpower.meters.recording import RecordedWindow, write_recording
 
     recorded = [

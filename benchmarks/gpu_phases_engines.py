@@ -147,7 +147,7 @@ def start_meter(engine: Any) -> tuple[TelemetrySession, tuple[Device, ...]]:
     if boards is None:
         meter = NvmlMeter(visible=os.environ.get("CUDA_VISIBLE_DEVICES"))
     else:
-        meter = NvmlMeter(boards, provenance="simulated", realtime_ns=boards.realtime_ns)
+        meter = NvmlMeter(boards, provenance="simulated", clock=boards.clock)
     collector = Collector([meter])
     devices = tuple(collector.start())
     return TelemetrySession(collector, devices).on_gpus(engine.device_ids), devices

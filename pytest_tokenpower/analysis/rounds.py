@@ -13,6 +13,7 @@ from pytest_tokenpower.analysis import guards, slow_meters
 from pytest_tokenpower.analysis.calibration import counters_of, track_of
 from pytest_tokenpower.analysis.phases import StepPhases, phase_records
 from pytest_tokenpower.analysis.tracks import EnergyTrack, WindowEnergy, window_energy
+from pytest_tokenpower.core.denominators import PER, followed
 from pytest_tokenpower.core.records import PhaseRecord, RoundRecord
 from pytest_tokenpower.core.windows import RoundWindow
 from pytest_tokenpower.meters.timeline import Stretch, Timeline
@@ -214,11 +215,86 @@ def flagged_too_often(rounds: Sequence[RoundRecord], least: int) -> tuple[str, .
     return ()
 
 
-def log_joules_per_token(rounds: Sequence[RoundRecord]) -> list[float]:
-    """ln(J / generated token) of each good round."""
-    return [math.log(one.joules / one.record.generated_tokens) for one in good(rounds)]
+@dataclass(frozen=True)
+class Gated:
+    """The part of a good round that its test is compared by, and how many units its joules are divided by."""
+
+    joules: float
+    stderr_joules: float
+    seconds: float
+    units: int
 
 
-def log_errors(rounds: Sequence[RoundRecord]) -> list[float]:
+def gated(rounds: Sequence[RoundRecord], per: str | None = None) -> list[Gated]:
+    """The part of each good round that is compared; empty where a round lacks it.
+
+    Args:
+        rounds: of one measurement.
+        per: a denominator of core.denominators.PER; None: the one that follows from the counts. Joules per prompt
+            token are the prefill's, where tokens were generated as well.
+    """
+    kept = good(rounds)
+    per = per or denominator_of(rounds)
+    found = []
+    for one in kept:
+        part: GoodRound | PhaseRecord | None = one
+        if per == "prompt_token" and one.record.generated_tokens:
+            part = one.record.phases.get("prefill")
+        units = units_per(per, one.record)
+        if part is None or units <= 0 or part.joules <= 0:
+            return []
+        seconds = part.seconds if isinstance(part, PhaseRecord) else one.record.seconds
+        found.append(Gated(part.joules, part.stderr_joules, seconds, units))
+    return found
+
+
+def denominator_of(rounds: Sequence[RoundRecord]) -> str:
+    """The denominator that follows from the counts of all rounds together."""
+    return followed(
+        generated=sum(one.generated_tokens for one in rounds),
+        prefilled=sum(prefilled_tokens(one) for one in rounds),
+    )
+
+
+def prefilled_tokens(one: RoundRecord) -> int:
+    """The prompt tokens that were computed: what came from a prefix cache was not."""
+    return one.prompt_tokens - one.cached_prompt_tokens
+
+
+def units_per(per: str, one: RoundRecord) -> int:
+    """How many units of a denominator a round has."""
+    return {
+        "token": one.generated_tokens,
+        "prompt_token": prefilled_tokens(one),
+        "total_token": one.prompt_tokens + one.generated_tokens,
+        "response": one.responses,
+    }[per]
+
+
+def unknown_figure(rounds: Sequence[RoundRecord], per: str) -> str:
+    """Say why there is no figure to compare by; empty where there is one, and where no round is good."""
+    kept = [one.record for one in good(rounds)]
+    if not kept or gated(rounds, per):
+        return ""
+    lacking = any(units_per(per, one) <= 0 for one in kept)
+    whole = f"per={per!r} compares by joules per {PER[per]}, which are not known: "
+    if not lacking:
+        return (
+            f"{whole}tokens were generated too, and the energy of the prefill is not told apart (energy.run(engine, "
+            "workload) does that): per='total_token' or 'response' need no phases"
+        )
+    if per == "token":
+        return "some executions generated no tokens, and others did: joules per token are not known"
+    if per == "prompt_token" and all(one.prompt_tokens for one in kept):
+        return f"{whole}all prompt tokens came from a prefix cache, and none was prefilled"
+    return f"{whole}some executions have none"
+
+
+def log_joules_per_token(rounds: Sequence[RoundRecord], per: str | None = None) -> list[float]:
+    """ln(joules / unit) of what is compared, of each good round; arguments as for :func:`gated`."""
+    return [math.log(one.joules / one.units) for one in gated(rounds, per)]
+
+
+def log_errors(rounds: Sequence[RoundRecord], per: str | None = None) -> list[float]:
     """The meter's own standard error of each of them (relative, so of the logarithm)."""
-    return [one.stderr_joules / one.joules for one in good(rounds)]
+    return [one.stderr_joules / one.joules for one in gated(rounds, per)]

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pytest_tokenpower.core.denominators import denominator, figure_per, unit_of
 from pytest_tokenpower.core.records import RunRecord, decode_run
 from pytest_tokenpower.core.settings import fraction
 from pytest_tokenpower.errors import TokenPowerError, UsageError
@@ -176,8 +177,11 @@ def _check(record: RunRecord, arguments: Sequence[str]) -> None:
 def _line(record: RunRecord) -> str:
     parts = []
     for one in record.measurements[:3]:
-        figure = one.figures.get("joules_per_token")
-        parts.append(f"{_name(one.test)} {f'{figure.value:.4g} J/token' if figure else 'not measured'}")
+        name = figure_per(denominator(one.key))
+        figure = one.figures.get(name)
+        parts.append(
+            f"{_name(one.test)} {f'{figure.value:.4g} {unit_of(name)}' if figure else 'not measured'}"
+        )
     more = len(record.measurements) - len(parts)
     return ", ".join(parts) + (f" and {more} more" if more else "")
 
@@ -192,7 +196,7 @@ def _as_text(found: MeasuredNoise | NoAnswer) -> Iterator[str]:
         yield f"{found.test}: no answer: {found.why}"
         return
     honest = "" if found.provenance == "measured" else f"{found.provenance.upper()}, not measured: "
-    yield f"{found.test}  ({honest}{found.method}; {found.runs} runs, {found.joules_per_token:.4g} J/token)"
+    yield f"{found.test}  ({honest}{found.method}; {found.runs} runs, {found.value:.4g} {unit_of(found.figure)})"
     yield _row("rounds", _rounds(found.raw, found.meter_error))
     if found.adjusted is None:
         yield _row("runs", f"{_spread(found.raw)}; {found.refusal}")

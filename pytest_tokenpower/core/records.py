@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from pytest_tokenpower.core.integrity import is_damaged, with_digest
+from pytest_tokenpower.core.integrity import has_digest, is_damaged, with_digest
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.errors import StoreError
 
@@ -97,6 +97,7 @@ class VerdictRecord(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Attributes:
         kind: the verdict's word.
+        figure: what is compared with a baseline or the other variant.
         against: the baseline's label, OTHER_VARIANT, or the figure that has a ceiling.
         reason: why there is no comparison, or why it is not to be trusted.
         value: the figure of this run, ``baseline_value`` that of what it is held against.
@@ -117,6 +118,7 @@ class VerdictRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     kind: str
     against: str = ""
     reason: str = ""
+    figure: str = "joules_per_token"
     value: float | None = None
     baseline_value: float | None = None
     change: float | None = None
@@ -177,12 +179,52 @@ class MeasurementRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     gate: GateRecord | None = None
 
 
+NOT_MEASURED = "not measured: "
+"""Begins the reason of a claim that lacks cells."""
+
+
+class ClaimRecord(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What became of a suite's claim.
+
+    Attributes:
+        suite: the suite file, from pytest's root directory.
+        name: the claim's, with the values that tell it from others of that name.
+        says: the claim itself, in short.
+        word: confirmed, refuted, not told or not testable here.
+        figure: what it is about.
+        ratio: of the figures, with its 95 % interval; of a shape the last point's to the first's.
+        p_value: two-sided, adjusted to all claims of the suite.
+        runs: how many runs each side has.
+        points: of a shape, the figure at each value of the axis.
+        paper: what was published.
+        severity: "fail" where it fails the run when it is refuted.
+        reason: why it is not testable, or what refutes it.
+        notes: what else the reader should know, a sentence each.
+    """
+
+    suite: str
+    name: str
+    says: str
+    word: str
+    figure: str
+    ratio: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p_value: float | None = None
+    runs: tuple[int, ...] = ()
+    points: tuple[tuple[float, float], ...] = ()
+    paper: str = ""
+    severity: str = "report"
+    reason: str = ""
+    notes: tuple[str, ...] = ()
+
+
 class RunRecord(msgspec.Struct, frozen=True, tag_field="type", tag="tokenpower-run"):
     """One pytest run. ``dirty`` is None where there is no git; only clean runs of a commit become a baseline.
 
     ``root`` is pytest's root directory from the repository's top level ("" for the top level itself); None outside
     git, and in runs that were stored before it was recorded. ``failures`` are of a run that another one has started:
-    by test, what it failed with by itself.
+    by test, what it failed with by itself. ``claims`` are those of its suites.
     """
 
     id: str
@@ -198,6 +240,7 @@ class RunRecord(msgspec.Struct, frozen=True, tag_field="type", tag="tokenpower-r
     versions: dict[str, str] = {}
     command: tuple[str, ...] = ()
     failures: dict[str, str] = {}
+    claims: tuple[ClaimRecord, ...] = ()
 
 
 _encoder = msgspec.json.Encoder()
@@ -241,6 +284,8 @@ def decode_run(data: bytes, *, source: str) -> RunRecord:
         raise StoreError(f"{source}: malformed run ({error})") from error
     if is_damaged(data):
         raise StoreError(f"{source}: damaged, its digest is not that of what it holds")
+    if head.version == SCHEMA_VERSION and not has_digest(data):
+        raise StoreError(f"{source}: it does not end in its digest: cut short, or changed by hand")
     for measurement in run.measurements:
         if what := impossible(measurement):
             raise StoreError(f"{source}: impossible: {what}")
@@ -319,6 +364,8 @@ def impossible(measurement: MeasurementRecord) -> str:
     for number, one in enumerate(rounds, 1):
         for what in _impossible_round(one):
             return f"round {number} of {measurement.test}: {what}"
+    if measurement.attempts < 1:
+        return f"{measurement.attempts} attempts at {measurement.test}"
     figures: list[tuple[str, Figure]] = list(measurement.figures.items())
     figures += [
         (other.scope, other.joules_per_token)
@@ -339,8 +386,10 @@ def _impossible_round(one: RoundRecord) -> Iterator[str]:
         yield f"{one.seconds} seconds"
     if min(one.prompt_tokens, one.generated_tokens) < 0 or tokens > MOST_TOKENS:
         yield f"{one.prompt_tokens} prompt and {one.generated_tokens} generated tokens"
-    if good and tokens == 0:
-        yield "no tokens"
+    if good and tokens == 0 and not one.responses:
+        yield "no tokens and no responses"
+    if not 0 <= one.cached_prompt_tokens <= one.prompt_tokens:
+        yield f"{one.cached_prompt_tokens} cached of {one.prompt_tokens} prompt tokens"
     if one.repeats < 1 or one.responses < 0 or one.start_ns < 0:
         yield f"{one.repeats} repeats, {one.responses} responses, begun at {one.start_ns} ns"
     if one.joules is not None:

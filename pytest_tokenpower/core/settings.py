@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from pytest_tokenpower.core.denominators import PER, figure_per
 from pytest_tokenpower.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,9 +22,14 @@ DEFAULT_MAX_SECONDS = 120.0
 
 
 class Limits(NamedTuple):
-    """The limits that a test declares with ``@pytest.mark.power_budget``; None: not limited."""
+    """The limits that a test declares with ``@pytest.mark.power_budget``; None: not limited.
+
+    ``per`` is the denominator (core.denominators.PER) by which it is compared; None: it follows from the counts.
+    """
 
     joules_per_token: float | None = None
+    joules_per_prompt_token: float | None = None
+    joules_per_total_token: float | None = None
     joules_per_response: float | None = None
     joules: float | None = None
     mean_watts: float | None = None
@@ -33,6 +39,7 @@ class Limits(NamedTuple):
     max_rounds: int = DEFAULT_MAX_ROUNDS
     max_seconds: float = DEFAULT_MAX_SECONDS
     key_ignore: tuple[str, ...] = ()
+    per: str | None = None
 
     @property
     def ceilings(self) -> Mapping[str, float]:
@@ -41,7 +48,12 @@ class Limits(NamedTuple):
         return {name: value for name, value in values.items() if value is not None}
 
 
-CEILINGS = ("joules_per_token", "joules_per_response", "joules", "mean_watts", "peak_watts")
+CEILINGS = (
+    *map(figure_per, PER),
+    "joules",
+    "mean_watts",
+    "peak_watts",
+)
 
 Severity = Literal["warn", "fail"]
 
@@ -61,8 +73,39 @@ DEFAULT_WARMUP_ROUNDS = 2
 DEFAULT_BASELINE_RUNS = 5
 
 
+class ReportTarget(NamedTuple):
+    """A report to be written: in which format (reporting/formats.py), and where."""
+
+    format: str
+    path: Path
+
+
+class Factors(NamedTuple):
+    """From kilowatt-hours to money and carbon; None: not asked for. ``carbon_source`` says where the intensity is from.
+
+    ``price`` is in ``currency`` per kWh, ``carbon`` in gCO2e per kWh, ``pue`` the data centre's total over its IT
+    energy.
+    """
+
+    price: float | None = None
+    currency: str = ""
+    carbon: float | None = None
+    carbon_source: str = ""
+    pue: float | None = None
+
+    def __bool__(self) -> bool:
+        """Whether anything is to be worked out."""
+        return self.price is not None or self.carbon is not None
+
+
+NO_FACTORS = Factors()
+
+
 class Settings(NamedTuple):
-    """What the command line and the ini file ask for; the defaults are those of a script, which has neither."""
+    """What the command line and the ini file ask for; the defaults are those of a script, which has neither.
+
+    ``given`` are the options as a record keeps them.
+    """
 
     disabled: bool = False
     source: str = "auto"
@@ -72,6 +115,7 @@ class Settings(NamedTuple):
     storage: Path | None = None
     json: Path | None = None
     record: Path | None = None
+    reports: tuple[ReportTarget, ...] = ()
     baselines: tuple[str, ...] = ()
     baselines_of_ini: bool = False
     baseline_runs: int = DEFAULT_BASELINE_RUNS
@@ -85,6 +129,10 @@ class Settings(NamedTuple):
     warmup_rounds: int = DEFAULT_WARMUP_ROUNDS
     only: bool = False
     skip: bool = False
+    given: tuple[str, ...] = ()
+    factors: Factors = NO_FACTORS
+    resume: bool = False
+    simulated_engines: bool = False
 
     @property
     def stores(self) -> bool:

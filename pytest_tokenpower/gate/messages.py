@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from pytest_tokenpower.analysis.figures import FIGURES
+from pytest_tokenpower.core.denominators import PER, unit_of
 from pytest_tokenpower.core.records import OTHER_VARIANT, VerdictRecord
 from pytest_tokenpower.core.text import percent, plural, short_test_name, signed
 from pytest_tokenpower.gate.verdict import FAILING, PARTS
@@ -69,7 +70,7 @@ def _stored(verdict: VerdictRecord) -> str:
     against = (
         f"{verdict.against} took {verdict.baseline_value:.4g} ({plural(len(verdict.baseline_runs), 'run')})."
     )
-    return f"takes {verdict.value:.4g} J/token; {against}"
+    return f"takes {verdict.value:.4g} {unit_of(verdict.figure)}; {against}"
 
 
 def _stored_lines(verdict: VerdictRecord) -> list[str]:
@@ -137,7 +138,8 @@ def _power_or_speed(power: float, speed: float) -> str:
 
 def _ceiling(said: str, verdict: VerdictRecord, name: str) -> str:
     relation = {"over budget": "exceeds", "passed": "stays within"}.get(verdict.kind, "cannot be told from")
-    unit = FIGURES[verdict.against].replace(" / generated token", "/token")
+    denominated = verdict.against.removeprefix("joules_per_") in PER
+    unit = unit_of(verdict.against) if denominated else FIGURES[verdict.against]
     interval = ""
     if verdict.change_low is not None and verdict.change_high is not None and verdict.threshold is not None:
         low, high = (verdict.threshold * (1 + share) for share in (verdict.change_low, verdict.change_high))
@@ -146,6 +148,11 @@ def _ceiling(said: str, verdict: VerdictRecord, name: str) -> str:
         f"{said} {verdict.value:.4g} {unit} (limit {verdict.threshold:g}): {name}: {verdict.against} "
         f"{relation} its budget{interval}."
     )
+
+
+def _of_figure(verdict: VerdictRecord) -> str:
+    """What is compared, where it is not joules per generated token."""
+    return "" if verdict.figure == "joules_per_token" else f" {unit_of(verdict.figure)}"
 
 
 def _variants(verdict: VerdictRecord) -> str:
@@ -162,6 +169,7 @@ def _variants(verdict: VerdictRecord) -> str:
     )
     return (
         f"{candidate} {'saves' if saves else 'costs'} {100 * abs(change):.1f} % ± {50 * (high - low):.1f}"
-        f"{'' if saves else ' more'}{against} (95 % interval {100 * low:+.1f} to {100 * high:+.1f} %; "
+        f"{'' if saves else ' more'}{_of_figure(verdict)}{against} "
+        f"(95 % interval {100 * low:+.1f} to {100 * high:+.1f} %; "
         f"{verdict.blocks} ABBA blocks in {plural(verdict.runs, 'restart')}); {limit}."
     )

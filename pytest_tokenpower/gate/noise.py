@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from pytest_tokenpower.analysis.rounds import good, log_errors, log_joules_per_token
+from pytest_tokenpower.core.denominators import denominator, figure_per
 from pytest_tokenpower.core.records import MeasurementRecord, RunRecord
 from pytest_tokenpower.core.settings import DEFAULT_BASELINE_RUNS, DEFAULT_REGRESSION
 from pytest_tokenpower.gate.operating_point import gpu_temperatures
@@ -64,16 +65,17 @@ class ReplayedGate:
 class MeasuredNoise:
     """What identical runs of one test scatter by, and what a limit may be there.
 
-    ``raw`` is as read; ``adjusted`` at one GPU temperature, None where ``refusal`` says why not. ``holds`` is the
-    smallest limit that keeps the gate's promises (``stats.noise.StoredGate``) at the spread that was found,
-    ``holds_surely`` at its one-sided 95 % upper limit: both fractions, against ``baseline_runs`` stored runs, in a
-    ``family`` of so many tests.
+    ``value`` is of the ``figure`` that the test is compared by. ``raw`` is as read; ``adjusted`` at one GPU
+    temperature, None where ``refusal`` says why not. ``holds`` is the smallest limit that keeps the gate's
+    promises (``stats.noise.StoredGate``) at the spread that was found, ``holds_surely`` at its one-sided
+    95 % upper limit: both fractions, against ``baseline_runs`` stored runs, in a ``family`` of so many tests.
     """
 
     test: str
     provenance: str
     method: str
-    joules_per_token: float
+    figure: str
+    value: float
     runs: int
     left_out: tuple[str, ...]
     raw: RunNoise
@@ -132,7 +134,9 @@ def analyse(
     chosen = {test: _valid(test, ordered) for test in tests}
     priors = learn_priors(
         {
-            test: summarise_runs([log_joules_per_token(one.rounds) for one in valid]) if valid else []
+            test: summarise_runs([log_joules_per_token(one.rounds, denominator(one.key)) for one in valid])
+            if valid
+            else []
             for test, (valid, _) in chosen.items()
         }
     )
@@ -182,8 +186,8 @@ def _analyse(
     gate = valid[-1].gate
     limit = threshold or (gate.regression if gate else DEFAULT_REGRESSION)
     stored = baseline_runs or (gate.baseline_runs if gate else DEFAULT_BASELINE_RUNS)
-    values = [log_joules_per_token(one.rounds) for one in valid]
-    errors = [log_errors(one.rounds) for one in valid]
+    values = [log_joules_per_token(one.rounds, denominator(one.key)) for one in valid]
+    errors = [log_errors(one.rounds, denominator(one.key)) for one in valid]
     raw = estimate_noise(values, prior, meter_errors_per_run=errors)
     adjusted, refusal, extra = _adjusted(
         values, [gpu_temperatures(one) for one in valid], errors, prior, stored
@@ -194,9 +198,8 @@ def _analyse(
         test=test,
         provenance=valid[0].provenance,
         method=valid[0].method,
-        joules_per_token=math.exp(
-            float(np.mean([run.location for run in summarise_runs(values, prior=prior)]))
-        ),
+        figure=figure_per(denominator(valid[0].key)),
+        value=math.exp(float(np.mean([run.location for run in summarise_runs(values, prior=prior)]))),
         runs=len(valid),
         left_out=tuple(left_out),
         raw=raw,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pytest_tokenpower.analysis.rounds import log_joules_per_token
+from pytest_tokenpower.core.denominators import denominator
 from pytest_tokenpower.core.records import MeasurementRecord
 from pytest_tokenpower.stats.prior import DEFAULT_PRIOR, Prior, learn_priors
 from pytest_tokenpower.stats.runs import summarise_runs
@@ -26,7 +27,7 @@ class Priors:
         known = (baseline.label, machine)
         if known not in self._learned:
             runs = {
-                test: summarise_runs([log_joules_per_token(run.rounds) for run in each])
+                test: summarise_runs([log_joules_per_token(run.rounds, denominator(run.key)) for run in each])
                 for test, each in histories(baseline, measurement.key).items()
                 if len(each) > 1
             }

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 
 import msgspec
 
-from pytest_tokenpower.analysis.figures import figures, round_values
+from pytest_tokenpower.analysis.figures import figures, meter_errors, round_values
 from pytest_tokenpower.analysis.rounds import log_errors, log_joules_per_token
+from pytest_tokenpower.core.denominators import denominator, figure_per
 from pytest_tokenpower.core.records import OTHER_VARIANT, MeasurementRecord, VerdictRecord
 from pytest_tokenpower.core.text import percent, signed
 from pytest_tokenpower.gate.acceptance import acceptance_notes, allowed_change, made_use, next_step
@@ -122,12 +123,14 @@ def judge(
         kind = "doubtful"
     low, high = estimate.change_interval()
     here, there = averages(new), averages(stored.runs)
+    figure = figure_per(denominator(measurement.key))
     return VerdictRecord(
         kind=kind,
         against=stored.label,
         reason=drift.invalid,
-        value=here["joules_per_token"],
-        baseline_value=there["joules_per_token"],
+        figure=figure,
+        value=here[figure],
+        baseline_value=there[figure],
         change=estimate.change,
         change_low=low,
         change_high=high,
@@ -190,8 +193,8 @@ def _estimates(
 ) -> tuple[Estimate, Estimate | None, str]:
     """The comparison as read, and at a common temperature where both sides' temperatures allow it; or why not."""
     old = len(runs)
-    values = [log_joules_per_token(one.rounds) for one in (*runs, *new)]
-    errors = [log_errors(one.rounds) for one in (*runs, *new)]
+    values = [log_joules_per_token(one.rounds, denominator(one.key)) for one in (*runs, *new)]
+    errors = [log_errors(one.rounds, denominator(one.key)) for one in (*runs, *new)]
     summaries = summarise_runs(values, meter_errors_per_run=errors, prior=prior)
     raw = compare_stored(summaries[:old], summaries[old:], prior, occasion_share=occasion_share)
     temperatures = [gpu_temperatures(one) for one in (*runs, *new)]
@@ -240,7 +243,7 @@ def judge_ceilings(
             continue
         [summary] = summarise_runs(
             [[math.log(value) for value in values[name]]],
-            meter_errors_per_run=[log_errors(measurement.rounds)],
+            meter_errors_per_run=[errors] if (errors := meter_errors(measurement.rounds, name)) else None,
             prior=prior,
         )
         estimate = compare_constant([summary], ceiling, prior)

@@ -28,11 +28,14 @@ class ClockStep:
 class Clock:
     """Maps realtime stamps to the monotonic clock; ``tick`` re-reads the offset and finds steps.
 
-    Both clocks can be replaced, so that simulated hardware runs on a simulated time.
+    All can be replaced, so that simulated hardware runs on a simulated time. ``every(seconds, action)`` has an action
+    called as such a time passes and returns what ends it; None: time passes by itself, and a thread has to look on.
     """
 
     monotonic_ns: Callable[[], int] = time.monotonic_ns
     realtime_ns: Callable[[], int] = time.time_ns
+    sleep: Callable[[float], object] = time.sleep
+    every: Callable[[float, Callable[[], object]], Callable[[], None]] | None = None
     offset_ns: int = field(init=False)
     _last_tick_ns: int = field(init=False)
 
@@ -51,6 +54,10 @@ class Clock:
                 best = (after - before, middle, realtime - middle)
         assert best is not None
         return best[1], best[2]
+
+    def seconds(self) -> float:
+        """Return the monotonic clock's reading."""
+        return self.monotonic_ns() / 1e9
 
     def tick(self) -> ClockStep | None:
         """Read both clocks anew; returns the step since the last tick, if there was one."""

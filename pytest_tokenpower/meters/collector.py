@@ -1,11 +1,15 @@
-"""The background collector: one thread a meter drains it into the timeline, away from the measured path."""
+"""The background collector: one thread a meter drains it into the timeline, away from the measured path.
+
+On a clock that is driven (``Clock.every``) there is no thread: a meter is drained as its time passes.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from pytest_tokenpower.errors import MeterError, TokenPowerError
 from pytest_tokenpower.meters.clock import Clock
@@ -19,7 +23,10 @@ GRACE_S = 0.2
 
 
 class _Poller(threading.Thread):
-    """Polls one meter until it is stopped. A daemon: a call into a dead driver must not keep pytest alive."""
+    """Polls one meter until it is stopped. A daemon: a call into a dead driver must not keep pytest alive.
+
+    How long a thread hangs is told by the machine's time, whatever clock the meter lives on.
+    """
 
     def __init__(self, meter: Meter, timeline: Timeline, clock: Clock) -> None:
         super().__init__(name=f"tokenpower-{meter.name}", daemon=True)
@@ -37,8 +44,24 @@ class _Poller(threading.Thread):
         self._begun_s = time.monotonic()
         self._given_up = 0
         self._since_ns = 0
+        self._end_alarm: Callable[[], None] | None = None
+
+    def start(self) -> None:
+        if self._clock.every is None:
+            super().start()
+        elif self._open():
+            self._end_alarm = self._clock.every(self.meter.poll_interval_s, self._poll)
 
     def run(self) -> None:
+        if not self._open():
+            return
+        while not self._stopping:
+            self._wake.wait(self.meter.poll_interval_s)
+            self._wake.clear()
+            self._poll()
+        self._close()
+
+    def _open(self) -> bool:
         try:
             devices = self.meter.open(self._clock)
             for device in devices:
@@ -47,16 +70,12 @@ class _Poller(threading.Thread):
             self.error = error
             self.opened.set()
             self._close()
-            return
+            return False
         self.devices = devices
         self._since_ns = self._clock.monotonic_ns()
         self._poll()
         self.opened.set()
-        while not self._stopping:
-            self._wake.wait(self.meter.poll_interval_s)
-            self._wake.clear()
-            self._poll()
-        self._close()
+        return True
 
     def _close(self) -> None:
         # What ends anyway must not end in a traceback from a thread.
@@ -77,6 +96,9 @@ class _Poller(threading.Thread):
 
         A meter that was given up once is hardly waited for again until it has answered.
         """
+        if self._end_alarm is not None:
+            self._poll()
+            return True
         with self._polled:
             if self.hangs:
                 timeout_s = min(timeout_s, GRACE_S)
@@ -105,6 +127,10 @@ class _Poller(threading.Thread):
     def stop(self) -> None:
         self._stopping = True
         self._wake.set()
+        if self._end_alarm is not None:
+            self._end_alarm()
+            self._end_alarm = None
+            self._close()
 
 
 def poll_once(
@@ -161,13 +187,24 @@ class Collector:
     Raises whatever a meter's ``open`` raises (MeterUnavailable), or MeterError where it does not answer.
     """
 
-    def __init__(self, meters: Sequence[Meter], clock_factory: type[Clock] = Clock) -> None:
+    def __init__(self, meters: Sequence[Meter]) -> None:
         self.timeline = Timeline()
-        self._clock_factory = clock_factory
+        self.clock = Clock()
+        """The clock of all readings, which the windows must be on."""
         # Up to where each device had got when it was waited for in vain.
         self._stuck_at: dict[str, int] = {}
-        # Each thread has a clock of its own: the offset is read anew at each of its polls.
-        self._pollers = [_Poller(meter, self.timeline, clock_factory()) for meter in meters]
+        self._pollers: list[_Poller] = []
+        for meter in meters:
+            self._pollers.append(self._poller(meter))
+
+    def _poller(self, meter: Meter) -> _Poller:
+        clock: Clock = getattr(meter, "clock", None) or Clock()
+        if not self._pollers:
+            self.clock = clock
+        elif clock.monotonic_ns != self.clock.monotonic_ns:
+            raise ValueError(f"{meter.name} and {self._pollers[0].meter.name} do not live on the same clock")
+        # Each has a copy: the offset is read anew at each of its polls.
+        return _Poller(meter, self.timeline, replace(clock))
 
     def start(self) -> Sequence[Device]:
         """Open the meters and begin; returns their devices."""
@@ -181,7 +218,7 @@ class Collector:
 
     def add(self, meter: Meter) -> Sequence[Device]:
         """Open one more meter beside those that run; where it fails, they go on."""
-        poller = _Poller(meter, self.timeline, self._clock_factory())
+        poller = self._poller(meter)
         poller.start()
         try:
             devices = _opened(poller)
@@ -201,7 +238,7 @@ class Collector:
         hardly waited for again until it answers (or gives something newer).
         """
         wanted = None if devices is None else {device.id for device in devices}
-        began = time.monotonic()
+        began = self.clock.seconds()
         for poller in self._pollers:
             mine = [each for each in poller.devices if wanted is None or each.id in wanted]
             if not mine:
@@ -211,7 +248,7 @@ class Collector:
             pause_s = min(max(0.02, latency_s / 20), 1.0)
             patience_s = (FLUSH_TIMEOUT_S if timeout_s is None else timeout_s) + latency_s
             while True:
-                left = began + patience_s - time.monotonic()
+                left = began + patience_s - self.clock.seconds()
                 if not poller.poll_now(max(left, 0.2)):
                     what = f"did not answer for {poller.silent_s:.1f} s"
                     self._note_failure(poller.meter, mine, until_ns, what)
@@ -221,7 +258,7 @@ class Collector:
                 if not behind:
                     break
                 if behind == {name: self._stuck_at.get(name) for name in behind}:
-                    left = began + GRACE_S - time.monotonic()
+                    left = began + GRACE_S - self.clock.seconds()
                 if left <= 0:
                     self._stuck_at.update(behind)
                     late = [each for each in mine if each.id in behind]
@@ -229,10 +266,10 @@ class Collector:
                         poller.meter, late, until_ns, f"gave no newer reading for {patience_s:.0f} s"
                     )
                     break
-                time.sleep(pause_s)
+                self.clock.sleep(pause_s)
 
     def _note_failure(self, meter: Meter, devices: Sequence[Device], until_ns: int, what: str) -> None:
-        now_ns = time.monotonic_ns()
+        now_ns = self.clock.monotonic_ns()
         for device in devices:
             start_ns = min(self.timeline.newest_ns(device.id) or until_ns, until_ns)
             reason = f"{device.id}: the meter {meter.name} {what}"

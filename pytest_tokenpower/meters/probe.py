@@ -89,6 +89,7 @@ class WatchedMeter:
 
     def __post_init__(self) -> None:
         self.name, self.poll_interval_s = self.meter.name, self.meter.poll_interval_s
+        self.clock: Clock | None = getattr(self.meter, "clock", None)
 
     def open(self, clock: Clock) -> Sequence[Device]:
         """Open the meter inside; raises what it raises."""
@@ -194,10 +195,11 @@ class _Worker(threading.Thread):
         if self._log is not None:
             # What the meter calls from now on is what measuring costs.
             self._log.calls.clear()
-        start_ns = time.monotonic_ns()
+        clock = collector.clock
+        start_ns = clock.monotonic_ns()
         until_s = min(time.monotonic(), self._started_s + OPEN_ALLOWANCE_S) + self._seconds
-        time.sleep(max(until_s - time.monotonic(), 0.5))
-        end_ns = time.monotonic_ns()
+        clock.sleep(max(until_s - time.monotonic(), 0.5))
+        end_ns = clock.monotonic_ns()
         # The last arguments of each call: it will be called again and again.
         calls = dict(self._log.calls) if self._log is not None else {}
         collector.stop()
@@ -209,7 +211,13 @@ class _Worker(threading.Thread):
             return trial
         self._stage = "trial of the calls"
         self._log = CallLog(library)
-        boards, costs, remarks = inspect_boards(self._log, [device.id for device in devices], calls)
+        boards, costs, remarks = inspect_boards(
+            self._log,
+            [device.id for device in devices],
+            calls,
+            now_ns=clock.monotonic_ns,
+            sleep=clock.sleep,
+        )
         return replace(trial, boards=boards, calls=costs, remarks=remarks)
 
     def _collected(self, devices: Sequence[Device], start_ns: int, end_ns: int) -> ProbeResult:

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from pytest_tokenpower.core.credentials import without_credentials
 from pytest_tokenpower.core.types import Scope
 from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
 from pytest_tokenpower.meters.accelerators import CPU_ALONE, DEV, DRM, accelerator, find_accelerator
 from pytest_tokenpower.meters.collector import Collector
-from pytest_tokenpower.meters.credentials import without_credentials
 from pytest_tokenpower.meters.scopes import SCOPES, default_scope
 from pytest_tokenpower.meters.types import Device, Meter
 
@@ -152,7 +152,7 @@ def meters_for(source: str) -> Sequence[Meter]:
         from pytest_tokenpower.meters.simulation.scenario import load_scenario
 
         boards = SimulatedBoards(load_scenario(argument)) if argument else SimulatedBoards()
-        return [NvmlMeter(boards, provenance="simulated", realtime_ns=boards.realtime_ns)]
+        return [NvmlMeter(boards, provenance="simulated", clock=boards.clock)]
     raise UsageError(
         f"--energy-source={without_credentials(source)}: the valid sources are {', '.join(SOURCES)}, or several with a "
         "comma between them"

@@ -126,6 +126,9 @@ class Meter(Protocol):
 
     Any failure is raised as :class:`~pytest_tokenpower.errors.MeterError` with a reason that names the device
     and the call; the collector records it and goes on polling.
+
+    A meter that does not live on this machine's clocks has the :class:`Clock` of its own as ``clock``; windows are
+    then on that one.
     """
 
     name: str

@@ -7,19 +7,21 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Generator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_tokenpower.core.settings import CHILD_VARIABLE
+from pytest_tokenpower.core.signals import interrupt_when_terminated
 from pytest_tokenpower.engines import registry
-from pytest_tokenpower.errors import HistoryError, MeterError, StoreError, TokenPowerError, UsageError
+from pytest_tokenpower.errors import TokenPowerError, UsageError
 from pytest_tokenpower.plugin import hookspecs, marker, options, outcome
+from pytest_tokenpower.plugin.edge import fail, faults_end_in, refuse, said
+from pytest_tokenpower.plugin.opening import EACH, TWICE, open_energy, twice
 from pytest_tokenpower.plugin.state import (
-    ATTEMPTS,
     ENERGY,
     MEASUREMENTS,
-    NO_METER,
     SESSION,
     SETTINGS,
     SKIPPED,
@@ -29,13 +31,8 @@ from pytest_tokenpower.plugin.state import (
     test_id,
 )
 
-TWICE: pytest.StashKey[frozenset[str]] = pytest.StashKey()
-"""Ids that several energy tests of the run have."""
-
 ITEM: pytest.StashKey[pytest.Item] = pytest.StashKey()
 """The test that runs, or ran last: hooks are asked as conftest files see it."""
-
-EACH = "tokenpower_workers_of_each_test"
 
 if TYPE_CHECKING:
     from pytest_tokenpower.runner.fixture import DisabledEnergy, Energy
@@ -65,6 +62,7 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None
 def pytest_configure(config: pytest.Config) -> None:
     """Read and check the settings."""
     config.addinivalue_line("markers", marker.MARKER)
+    config.addinivalue_line("markers", marker.CELL_MARKER)
     config.stash[MEASUREMENTS] = []
     config.add_cleanup(registry.register_source(lambda: _engines(config)))
     if CHILD_VARIABLE in os.environ:
@@ -78,7 +76,7 @@ def pytest_configure(config: pytest.Config) -> None:
         if any(config.getoption(f"--energy-{name}") != default for name, default in options.PLAIN_LAYOUT):
             options.layout_of(config)
     except TokenPowerError as error:
-        raise pytest.UsageError(str(error)) from None
+        refuse(error)
 
 
 def _engines(config: pytest.Config) -> Mapping[str, str]:
@@ -91,11 +89,23 @@ def _end_with_parent() -> None:
     """Have a child run interrupted when the run that waits for it is killed: it would hold the GPU for nobody."""
     import ctypes
 
+    from pytest_tokenpower.core.subprocesses import keep_descendants
+
+    keep_descendants()
     # A shell has what it starts in the background ignore Ctrl-C, and so would the child.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGINT)  # PR_SET_PDEATHSIG
+
+
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+    """Collect suites (``*.energy.toml``), whose cells are tests."""
+    if not file_path.name.endswith(".energy.toml"):
+        return None
+    from pytest_tokenpower.plugin.suites import SuiteFile
+
+    return SuiteFile.from_parent(parent, path=file_path)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -111,7 +121,7 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
                 complaints[str(error)] = None
     if complaints:
         # A UsageError from here would be an internal error on an xdist worker.
-        report.outcome, report.longrepr, report.result = "failed", "\n".join(complaints), []
+        report.outcome, report.longrepr, report.result = "failed", said("\n".join(complaints)), []
     return report
 
 
@@ -125,27 +135,21 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if chosen.disabled or config.option.collectonly:
         return
     measuring = Counter(test_id(item) for item in session.items if may_measure(item))
-    twice: frozenset[str] = frozenset(test for test, times in measuring.items() if times > 1)
-    config.stash[TWICE] = twice
+    doubled: frozenset[str] = frozenset(test for test, times in measuring.items() if times > 1)
+    config.stash[TWICE] = doubled
     # A worker cannot end the run: there each test says it.
-    if twice and runs_tests(config) and not hasattr(config, "workerinput"):
-        raise pytest.UsageError(_twice(min(twice)))
+    if doubled and runs_tests(config) and not hasattr(config, "workerinput"):
+        refuse(twice(min(doubled)))
     if not chosen.baselines:
         return
     gated = 0 if chosen.skip else measuring.total()
     session_of(config).gated_tests = max(gated, 1)
     if gated and runs_tests(config) and not hasattr(config, "workerinput"):
         try:
-            _ = session_of(config).baselines
+            with faults_end_in(refuse):
+                _ = session_of(config).baselines
         except TokenPowerError as error:
-            raise pytest.UsageError(f"ini energy_baseline: {error}") from None
-
-
-def _twice(test: str) -> str:
-    return (
-        f"{test} is in this run twice, and its measurements would be taken for each other's: name it once, and leave "
-        "--keep-duplicates away"
-    )
+            refuse(f"ini energy_baseline: {error}")
 
 
 @pytest.fixture
@@ -154,66 +158,8 @@ def energy(request: pytest.FixtureRequest) -> Generator[Energy | DisabledEnergy,
 
     While the test lasts no other process of this user measures on the same GPUs (an xdist worker, another job).
     """
-    from pytest_tokenpower.runner.locks import hold_devices
-    from pytest_tokenpower.runner.open_windows import own_boards
-
-    fixture = _energy(request)
-    boards: frozenset[str] = getattr(fixture, "boards", frozenset())
-    try:
-        with (
-            own_boards(request.node.nodeid, boards, waits_for_threads=True),
-            hold_devices(getattr(fixture, "gpu_ids", ())),
-        ):
-            yield fixture
-    finally:
-        # A plugin may run the item again.
-        for key in (ENERGY, NO_METER):
-            if key in request.node.stash:
-                del request.node.stash[key]
-
-
-def _energy(request: pytest.FixtureRequest) -> Energy | DisabledEnergy:
-    from pytest_tokenpower.runner.fixture import DisabledEnergy, Energy
-
-    item, config = request.node, request.config
-    chosen = config.stash[SETTINGS]
-    if chosen.skip:
-        pytest.skip("measures energy (--energy-skip)")
-    if chosen.disabled:
-        return DisabledEnergy(pytest.skip)
-    try:
-        session = session_of(config)
-        if (test := test_id(item)) in config.stash.get(TWICE, ()):
-            raise UsageError(_twice(test))
-        if (workers := _workers_of_each(config)) > 1:
-            raise UsageError(
-                f"{test}: --dist=each has {workers} workers run each test, and a test has one measurement a run: "
-                "another --dist shares the tests out"
-            )
-        _ = session.baselines
-        item.stash[ENERGY] = fixture = Energy(
-            test,
-            marker.read_budget(item),
-            session,
-            lambda result, args, kwargs, fn: item.ihook.pytest_tokenpower_count_tokens(
-                result=result, args=args, kwargs=kwargs
-            ),
-            item.stash.get(ATTEMPTS, ()),
-        )
-        return fixture
-    except MeterError as error:
-        if chosen.require_hardware:
-            item.stash[NO_METER] = f"energy_require_hardware is set, and {error}"
-            return DisabledEnergy(pytest.skip)
-        item.stash[SKIPPED] = str(error)
-        pytest.skip(str(error))
-    except (UsageError, HistoryError, StoreError) as error:
-        raise _failure(error) from None
-
-
-def _workers_of_each(config: pytest.Config) -> int:
-    """How many xdist workers run every test."""
-    return int(getattr(config, "workerinput", {}).get(EACH, 1))
+    with open_energy(request.node) as fixture:
+        yield fixture
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -221,11 +167,6 @@ def pytest_configure_node(node: Any) -> None:
     """Tell an xdist worker that others run the same tests, which it cannot know."""
     if node.config.getoption("dist") == "each":
         node.workerinput[EACH] = node.workerinput["workercount"]
-
-
-def _failure(error: TokenPowerError) -> BaseException:
-    """A failure of the test in the error's words alone, without a traceback into the plugin."""
-    return pytest.fail.Exception(str(error), pytrace=False)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -240,7 +181,7 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
     try:
         return (yield)
     except TokenPowerError as error:
-        raise _failure(error) from None
+        fail(error)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -251,7 +192,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     try:
         return (yield)
     except TokenPowerError as error:
-        raise _failure(error) from None
+        fail(error)
     finally:
         item.stash[outcome.BODY].ended = True
 
@@ -263,7 +204,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object
     try:
         result = yield
     except TokenPowerError as error:
-        raise _failure(error) from None
+        fail(error)
     if fixture is not None and (refused := fixture.refused_late):
         pytest.fail(refused, pytrace=False)
     return result
@@ -288,6 +229,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     from pytest_tokenpower.plugin.progress import show_progress
     from pytest_tokenpower.plugin.rerun import Rerunner
     from pytest_tokenpower.plugin.results import Gatherer, Sender
+    from pytest_tokenpower.plugin.sweeps import Sweeps
 
     config = session.config
     # Results are gathered on the controller (or the only process); xdist's workers only send theirs.
@@ -295,22 +237,32 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         config.pluginmanager.register(Sender(config), "tokenpower-sender")
     else:
         config.pluginmanager.register(Gatherer(config), "tokenpower-gatherer")
+        config.pluginmanager.register(Sweeps(config), "tokenpower-sweeps")
     chosen = config.stash[SETTINGS]
     if chosen.disabled or not runs_tests(config):
         return
+    # Engines, work trees and folders that are made for a run are to be gone after it, however it ends.
+    config.add_cleanup(interrupt_when_terminated())
     try:
-        if not hasattr(config, "workerinput"):
-            show_progress(config)
-            if chosen.baselines:
-                config.pluginmanager.register(AbsentTests(config), "tokenpower-absent-tests")
-            if chosen.rerun_baseline:
-                config.pluginmanager.register(Rerunner(config), "tokenpower-rerunner")
-        if chosen.source not in options.PLAIN_SOURCES:
-            session_of(config).check_source()
-        if chosen.stores or chosen.baselines or chosen.json is not None or chosen.record is not None:
-            session_of(config).prepare()
+        with faults_end_in(refuse):
+            if not hasattr(config, "workerinput"):
+                show_progress(config)
+                if chosen.baselines:
+                    config.pluginmanager.register(AbsentTests(config), "tokenpower-absent-tests")
+                if chosen.rerun_baseline:
+                    config.pluginmanager.register(Rerunner(config), "tokenpower-rerunner")
+            if chosen.source not in options.PLAIN_SOURCES:
+                session_of(config).check_source()
+            if (
+                chosen.stores
+                or chosen.baselines
+                or chosen.json is not None
+                or chosen.record is not None
+                or chosen.reports
+            ):
+                session_of(config).prepare()
     except TokenPowerError as error:
-        raise pytest.UsageError(str(error)) from None
+        refuse(error)
 
 
 @pytest.hookimpl(optionalhook=True)

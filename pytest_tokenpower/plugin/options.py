@@ -18,6 +18,9 @@ from pytest_tokenpower.core.settings import (
     CHILD_VARIABLE,
     DEFAULT_BASELINE_RUNS,
     DEFAULT_WARMUP_ROUNDS,
+    NO_FACTORS,
+    Factors,
+    ReportTarget,
     Settings,
     Severity,
     fraction,
@@ -98,6 +101,14 @@ def add_options(parser: pytest.Parser) -> None:
     )
     group.addoption("--energy-json", metavar="PATH", help="write this run's record to a file")
     group.addoption(
+        "--energy-report",
+        metavar="[FORMAT:]PATH",
+        action="append",
+        help="write a report of this run: PATH.html (one page that opens without a network), PATH.md (a summary; on "
+        "GitHub also the job's summary and an annotation), PATH.csv, or FORMAT:PATH with comment, annotation, json, "
+        "bencher, github-action-benchmark, openmetrics, trace or pytest-benchmark; may be given several times",
+    )
+    group.addoption(
         "--energy-record",
         metavar="PATH",
         help="write the timeline and the windows of this run to a recording, for `tokenpower analyse` and "
@@ -108,6 +119,18 @@ def add_options(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--energy-skip", action="store_true", default=None, help="skip the tests that measure energy"
+    )
+    group.addoption(
+        "--energy-resume",
+        action="store_true",
+        default=None,
+        help="suites: take over the cells that an interrupted run has finished, and measure the others",
+    )
+    group.addoption(
+        "--energy-simulated-engines",
+        action="store_true",
+        default=None,
+        help="suites: have a forecast stand for every engine, to try a suite out with --energy-source=simulated",
     )
     group.addoption(
         "--energy-disable", action="store_true", default=None, help="run energy tests once, without measuring"
@@ -124,7 +147,8 @@ def layout_of(config: pytest.Config) -> Layout:
     """Read how the table is to look; raises UsageError."""
     from pytest_tokenpower.reporting.columns import layout
 
-    return layout(*(config.getoption(f"--energy-{name}") for name, _ in PLAIN_LAYOUT))
+    found = layout(*(config.getoption(f"--energy-{name}") for name, _ in PLAIN_LAYOUT))
+    return found._replace(factors=_factors(config))
 
 
 _Kind = Literal["string", "bool", "int", "float", "args"]
@@ -175,6 +199,20 @@ INI: dict[str, tuple[_Kind, object, str, str]] = {
         DEFAULT_BASELINE_RUNS,
         "an integer of at least 1",
         "how many stored runs make the baseline, newest first",
+    ),
+    "energy_price": ("string", "", "a price per kWh", "what a kWh costs, for the cost of a million tokens"),
+    "energy_currency": ("string", "", "a currency", "the currency of energy_price, such as EUR"),
+    "carbon_intensity": (
+        "string",
+        "",
+        "gCO2e per kWh, or a country's three letters",
+        "gCO2e per kWh, or a country (DEU, USA, ...) whose yearly average is taken from a table",
+    ),
+    "energy_pue": (
+        "string",
+        "",
+        "a number of at least 1",
+        "the data centre's total energy over that of its IT",
     ),
     "energy_warmup_rounds": (
         "int",
@@ -240,6 +278,7 @@ def read_settings(config: pytest.Config) -> Settings:
         else None,
         json=config.invocation_params.dir / json if json else None,
         record=_of_worker(config.invocation_params.dir / record, config) if record and not child else None,
+        reports=() if child else _reports(config),
         baselines=() if child else _names("--energy-baseline", text("--energy-baseline", "energy_baseline")),
         baselines_of_ini=config.getoption("--energy-baseline") is None,
         rerun_baseline=not child and bool(config.getoption("--energy-rerun-baseline")),
@@ -257,7 +296,50 @@ def read_settings(config: pytest.Config) -> Settings:
         warmup_rounds=_at_least(0, config, "energy_warmup_rounds"),
         only=bool(config.getoption("--energy-only")),
         skip=bool(config.getoption("--energy-skip")),
+        given=_given_options(config),
+        factors=_factors(config),
+        resume=not child and bool(config.getoption("--energy-resume")),
+        simulated_engines=_simulated_engines(config, text("--energy-source", "energy_source")),
     )
+
+
+def _given_options(config: pytest.Config) -> tuple[str, ...]:
+    """Our own options, wherever they were given; others' may hold what is nobody's business."""
+    plain = {f"energy_{name.replace('-', '_')}": default for name, default in PLAIN_LAYOUT}
+    found = []
+    for name, value in sorted(vars(config.option).items()):
+        if name.startswith("energy_") and value is not None and value != plain.get(name):
+            option = f"--{name.replace('_', '-')}"
+            found.append(option if value is True else f"{option}={value}")
+    return tuple(found)
+
+
+def _reports(config: pytest.Config) -> tuple[ReportTarget, ...]:
+    if not (given := config.getoption("--energy-report")):
+        return ()
+    from pytest_tokenpower.reporting.formats import target
+
+    return tuple(target(text, config.invocation_params.dir) for text in given)
+
+
+def _factors(config: pytest.Config) -> Factors:
+    names = ("energy_price", "energy_currency", "carbon_intensity", "energy_pue")
+    values = [str(_ini(config, name)) for name in names]
+    if not any(values):
+        return NO_FACTORS
+    from pytest_tokenpower.reporting.costs import read_factors
+
+    return read_factors(*values)
+
+
+def _simulated_engines(config: pytest.Config, source: str) -> bool:
+    chosen = bool(config.getoption("--energy-simulated-engines"))
+    if chosen and source.partition(":")[0] != "simulated":
+        raise UsageError(
+            f"--energy-simulated-engines with --energy-source={source}: what no engine does cannot be measured; use "
+            "--energy-source=simulated"
+        )
+    return chosen
 
 
 def _of_worker(path: Path, config: pytest.Config) -> Path:

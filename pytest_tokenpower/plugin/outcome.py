@@ -14,6 +14,7 @@ import pytest
 
 from pytest_tokenpower.errors import TokenPowerError
 from pytest_tokenpower.plugin import marker
+from pytest_tokenpower.plugin.edge import fail, faults_end_in
 from pytest_tokenpower.plugin.state import (
     ATTEMPTS,
     ENERGY,
@@ -21,6 +22,7 @@ from pytest_tokenpower.plugin.state import (
     NO_METER,
     SETTINGS,
     failure_of,
+    parameters,
     session_of,
 )
 
@@ -40,7 +42,7 @@ BODY: pytest.StashKey[Body] = pytest.StashKey()
 def check_meter(item: pytest.Item) -> None:
     """Fail the test where nothing can measure and that is a failure."""
     if (reason := item.stash.get(NO_METER, None)) is not None:
-        pytest.fail(reason, pytrace=False)
+        fail(reason)
 
 
 def judged(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> pytest.TestReport:
@@ -86,32 +88,31 @@ def _judge(item: pytest.Item) -> None:
     fixture = item.stash.get(ENERGY, None)
     if fixture is None:
         if item.get_closest_marker("power_budget") is not None:
-            pytest.fail(
+            fail(
                 f"{item.nodeid} has a power_budget and measures nothing: name the energy fixture as an argument and "
-                "call energy(fn, ...), or take the marker away",
-                pytrace=False,
+                "call energy(fn, ...), or take the marker away"
             )
         return
     if not fixture.used:
-        pytest.fail(
+        fail(
             f"{item.nodeid} asks for the energy fixture and measures nothing: call energy(fn, ...) or enter "
-            "energy.measure()",
-            pytrace=False,
+            "energy.measure()"
         )
     if refusal := fixture.refusal:
         _keep_failed(item)
-        pytest.fail(refusal, pytrace=False)
+        fail(refusal)
     try:
-        item.stash[MEASUREMENT] = measured = fixture.finish(failed=False)
+        with faults_end_in(fail):
+            item.stash[MEASUREMENT] = measured = fixture.finish(failed=False)
     except TokenPowerError as error:
-        pytest.fail(str(error), pytrace=False)
+        fail(error)
     # Should a plugin run this test again, its rounds are judged together: another roll would hide half of what is
     # found. A measurement that is not to be trusted says nothing, and is left out.
     if all(verdict.kind != "invalid" for verdict in measured.verdicts):
         item.stash[ATTEMPTS] = fixture.attempts
     complaint = failure_of(item.name, measured, item.config.stash[SETTINGS])
     if complaint:
-        pytest.fail(complaint, pytrace=False)
+        fail(complaint)
 
 
 def _keep_failed(item: pytest.Item) -> None:
@@ -126,11 +127,13 @@ def _attach(item: pytest.Item, report: pytest.TestReport) -> None:
     import msgspec
     from msgspec.structs import replace
 
+    from pytest_tokenpower.reporting.formats import FORMATS
     from pytest_tokenpower.reporting.junit import properties
 
     # A plugin that reruns tests makes several reports of one item: each has its own measurement.
     measured = item.stash[MEASUREMENT]
     del item.stash[MEASUREMENT]
+    measured = msgspec.structs.replace(measured, facts={**measured.facts, **parameters(item)})
     _drop_properties(item)
     item.user_properties += properties(measured)
     report.user_properties = list(item.user_properties)
@@ -139,6 +142,11 @@ def _attach(item: pytest.Item, report: pytest.TestReport) -> None:
     if isinstance(extra_info, dict):
         extra_info |= properties(replace(measured, verdicts=()))
     report.energy = msgspec.to_builtins(measured)  # type: ignore[attr-defined]
+    if any(FORMATS[target.format].draws for target in item.config.stash[SETTINGS].reports):
+        # The readings are in this process alone; the controller of xdist has none.
+        report.energy_curves = msgspec.to_builtins(  # type: ignore[attr-defined]
+            session_of(item.config).curves(measured.test)
+        )
     if any(verdict.kind == "doubtful" for verdict in measured.verdicts):
         # The controller, which decides it in the end, has no items to read this from.
         chosen, session = item.config.stash[SETTINGS], session_of(item.config)

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 import pytest
 
 from pytest_tokenpower.core import progress
+from pytest_tokenpower.plugin.edge import said
 
 
 def teller(config: pytest.Config) -> Callable[[str], None]:
@@ -19,7 +20,7 @@ def teller(config: pytest.Config) -> Callable[[str], None]:
             # Under xdist the share of tests that are done stands at the end of an open line.
             if getattr(reporter._tw, "width_of_current_line", 0):
                 reporter.write_line("")
-            reporter.write_line(f"energy: {text}")
+            reporter.write_line(f"energy: {said(text)}")
             reporter.flush()
 
     return say
@@ -35,7 +36,7 @@ def show_progress(config: pytest.Config) -> None:
     def show(line: str) -> None:
         with capture.global_and_fixture_disabled() if capture is not None else nullcontext():
             reporter.ensure_newline()
-            reporter.write_line(f"energy: {line}")
+            reporter.write_line(f"energy: {said(line)}")
             reporter.flush()
 
     config.add_cleanup(progress.show_on(show))

@@ -11,6 +11,7 @@ from pytest_tokenpower.core.settings import Settings
 
 if TYPE_CHECKING:
     from pytest_tokenpower.core.records import MeasurementRecord, VerdictRecord
+    from pytest_tokenpower.core.types import Fact
     from pytest_tokenpower.runner.fixture import Energy
     from pytest_tokenpower.runner.outcome import Attempt
     from pytest_tokenpower.runner.session import Session
@@ -23,6 +24,10 @@ NO_METER: pytest.StashKey[str] = pytest.StashKey()
 MEASUREMENTS: pytest.StashKey[list[MeasurementRecord]] = pytest.StashKey()
 MEASUREMENT: pytest.StashKey[MeasurementRecord] = pytest.StashKey()
 ATTEMPTS: pytest.StashKey[tuple[Attempt, ...]] = pytest.StashKey()
+
+
+MOST_PARAMETER = 200
+"""A longer parameter is a prompt or a document: it is no column."""
 
 
 def session_of(config: pytest.Config) -> Session:
@@ -74,6 +79,18 @@ def test_id(item: pytest.Item) -> str:
     """The node id, the same in every process: a distribution mode may add to that of its workers' items (@group)."""
     plain = f"{item.parent.nodeid}::{item.name}" if item.parent is not None else item.nodeid
     return plain if item.nodeid.startswith(plain) else item.nodeid
+
+
+def parameters(item: pytest.Item) -> dict[str, Fact]:
+    """What a parametrised test was given, as far as it is text, number or boolean."""
+    from pytest_tokenpower.store.keys import canonical_fact
+
+    given: dict[str, object] = getattr(getattr(item, "callspec", None), "params", {})
+    return {
+        f"param.{name}": canonical_fact(value, name)
+        for name, value in given.items()
+        if isinstance(value, (int, float, bool)) or (isinstance(value, str) and len(value) <= MOST_PARAMETER)
+    }
 
 
 def runs_tests(config: pytest.Config) -> bool:

@@ -9,11 +9,14 @@ from itertools import groupby
 from typing import NamedTuple
 
 from pytest_tokenpower.analysis.figures import FIGURES
+from pytest_tokenpower.core.denominators import PER, denominator, figure_per, unit_of
 from pytest_tokenpower.core.records import MeasurementRecord
+from pytest_tokenpower.core.settings import NO_FACTORS, Factors
 from pytest_tokenpower.core.text import EnergyUnit, energy_unit, short_test_name, signed
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.gate.messages import word
 from pytest_tokenpower.gate.verdict import SEVERITY, against_baseline, gravest
+from pytest_tokenpower.reporting.costs import cost_of
 
 ESTIMATED = "~"
 """Stands before a phase's figure whose marks do not come from the engine itself."""
@@ -23,11 +26,15 @@ GROUPS = ("none", "file", "func", "param")
 
 
 class Layout(NamedTuple):
-    """What ``--energy-columns``, ``--energy-sort`` and ``--energy-group-by`` ask for; no columns: those that fit."""
+    """What ``--energy-columns``, ``--energy-sort`` and ``--energy-group-by`` ask for; no columns: those that fit.
+
+    ``factors`` turn joules into the columns of cost and carbon.
+    """
 
     columns: tuple[str, ...] = ()
     sort: str = "run"
     group_by: str = "none"
+    factors: Factors = NO_FACTORS
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,11 @@ def is_estimated(measured: MeasurementRecord) -> bool:
     return any(phase.estimated for one in measured.rounds for phase in one.phases.values())
 
 
+def compared_figure(measured: MeasurementRecord) -> str:
+    """Return the name of the figure that a test is compared by."""
+    return figure_per(denominator(measured.key))
+
+
 def _energy(figure: str, heading: str) -> _Column:
     def cell(measured: MeasurementRecord, unit: EnergyUnit) -> str:
         if figure not in measured.figures:
@@ -52,7 +64,7 @@ def _energy(figure: str, heading: str) -> _Column:
         estimated = ESTIMATED if re.match("prefill|decode|between", figure) and is_estimated(measured) else ""
         return f"{estimated}{measured.figures[figure].value / unit.joules:.4g}"
 
-    scale = "joules_per_token" if figure.endswith("joules_per_token") else figure
+    scale = "joules_per_token" if figure.endswith("_token") else figure
     return _Column(lambda unit: heading.replace("J", unit.name, 1), cell, scale=scale)
 
 
@@ -66,7 +78,7 @@ def _plain(figure: str, heading: str, digits: str) -> _Column:
 
 
 def _error(measured: MeasurementRecord, _: EnergyUnit) -> str:
-    main = measured.figures.get("joules_per_token")
+    main = measured.figures.get(compared_figure(measured))
     return f"{196 * main.stderr / main.value:.1f} %" if main else ""
 
 
@@ -89,9 +101,27 @@ def status(measured: MeasurementRecord) -> str:
 
 
 def _of_figure(name: str) -> _Column:
+    if name in map(figure_per, PER):
+        return _energy(name, unit_of(name))
     if FIGURES[name].startswith("J "):
         return _energy(name, name.replace("joules", "J", 1))
     return _plain(name, name, ".4g")
+
+
+def _cost(factors: Factors) -> _Column:
+    def cell(measured: MeasurementRecord, _: EnergyUnit) -> str:
+        cost = cost_of(measured, factors)
+        return "" if cost is None or cost.money is None else f"{cost.money:.3g}"
+
+    return _Column(lambda _: f"{factors.currency}/Mtok", cell)
+
+
+def _carbon(factors: Factors) -> _Column:
+    def cell(measured: MeasurementRecord, _: EnergyUnit) -> str:
+        cost = cost_of(measured, factors)
+        return "" if cost is None or cost.grams is None else f"{cost.grams:.3g}"
+
+    return _Column(lambda _: "gCO2e/Mtok", cell)
 
 
 _DEFAULT: Mapping[str, _Column] = {
@@ -104,9 +134,11 @@ _DEFAULT: Mapping[str, _Column] = {
     "tokens_per_second": _plain("tokens_per_second", "tok/s", ".4g"),
     "change": _Column(lambda _: "change", _change),
     "interval": _Column(lambda _: "95 % interval", _interval),
+    "cost": _cost(NO_FACTORS),
+    "carbon": _carbon(NO_FACTORS),
     "verdict": _Column(lambda _: "verdict", lambda measured, _: word(status(measured)), left=True),
 }
-_SPARED = ("tokens_per_second", "watts", "error", "prefill", "decode", "interval")
+_SPARED = ("tokens_per_second", "watts", "error", "prefill", "decode", "carbon", "cost", "interval")
 """The columns that go where the terminal is too narrow for all, in this order."""
 
 COLUMNS: Mapping[str, _Column] = {
@@ -148,13 +180,14 @@ def table(
         width: Columns of the terminal.
     """
     ordered = _ordered(measurements, layout)
-    names = layout.columns or tuple(_DEFAULT)
-    text = _aligned(ordered, names)
+    names = layout.columns or _default_columns(ordered)
+    columns = {**COLUMNS, "cost": _cost(layout.factors), "carbon": _carbon(layout.factors)}
+    text = _aligned(ordered, names, columns)
     spared = [] if layout.columns else list(_SPARED)
     while spared and max(map(len, text)) > width:
         names = tuple(name for name in names if name != spared[0])
         del spared[0]
-        text = _aligned(ordered, names)
+        text = _aligned(ordered, names, columns)
     lines = list(zip(text, [None, None, *map(status, ordered)], strict=True))
     if layout.group_by == "none":
         return lines
@@ -165,19 +198,28 @@ def table(
     return grouped
 
 
-def _aligned(ordered: Sequence[MeasurementRecord], names: Sequence[str]) -> list[str]:
+def _default_columns(measurements: Sequence[MeasurementRecord]) -> tuple[str, ...]:
+    """The table's own columns; tests that are compared by another figure than J/token show that one, too."""
+    compared = dict.fromkeys(["joules_per_token", *sorted(map(compared_figure, measurements))])
+    return ("test", *compared, *(name for name in _DEFAULT if name not in ("test", *compared)))
+
+
+def _aligned(
+    ordered: Sequence[MeasurementRecord], names: Sequence[str], columns: Mapping[str, _Column]
+) -> list[str]:
     from tabulate import tabulate
 
-    units = {name: _unit(ordered, COLUMNS[name].scale) for name in names}
-    cells = {name: [COLUMNS[name].cell(measured, units[name]) for measured in ordered] for name in names}
-    used = [name for name in names if name in ("test", "joules_per_token") or any(cells[name])]
+    units = {name: _unit(ordered, columns[name].scale) for name in names}
+    cells = {name: [columns[name].cell(measured, units[name]) for measured in ordered] for name in names}
+    compared = {"test", *map(compared_figure, ordered)}
+    used = [name for name in names if name in compared or any(cells[name])]
     # As a row of their own, headings are not padded, and more columns fit.
-    headings = [COLUMNS[name].heading(units[name]) for name in used]
+    headings = [columns[name].heading(units[name]) for name in used]
     lines = tabulate(
         [headings, *zip(*(cells[name] for name in used), strict=True)],
         tablefmt="plain",
         disable_numparse=True,
-        colalign=["left" if COLUMNS[name].left else "right" for name in used],
+        colalign=["left" if columns[name].left else "right" for name in used],
     ).splitlines()
     return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
 
@@ -190,7 +232,7 @@ def _unit(measurements: Sequence[MeasurementRecord], figure: str) -> EnergyUnit:
 def _ordered(measurements: Sequence[MeasurementRecord], layout: Layout) -> list[MeasurementRecord]:
     def key(measured: MeasurementRecord) -> tuple[float, str]:
         verdict, compared = gravest(measured.verdicts), against_baseline(measured.verdicts)
-        figure = measured.figures.get("joules_per_token")
+        figure = measured.figures.get(compared_figure(measured))
         return {
             "run": (0.0, ""),
             "name": (0.0, measured.test),

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from pytest_tokenpower.core.denominators import PER, denominator
 from pytest_tokenpower.core.records import MeasurementRecord
 from pytest_tokenpower.core.text import short_test_name
 from pytest_tokenpower.gate.messages import message, word
 from pytest_tokenpower.gate.verdict import FAILING, SEVERITY
 from pytest_tokenpower.reporting.columns import ESTIMATED, Layout, is_estimated, status, table
+from pytest_tokenpower.reporting.costs import explained
 from pytest_tokenpower.reporting.junit import scope_label
 
 if TYPE_CHECKING:
@@ -28,9 +30,7 @@ class Reporter(Protocol):
         ...
 
 
-LEGEND = (
-    "Per generated token. ±95 %: by this run's rounds alone; what differs between runs is in the interval."
-)
+LEGEND = "{per}. ±95 %: by this run's rounds alone; what differs between runs is in the interval."
 
 MOST_PROBLEMS = 10
 """So many files that were skipped are named; the others are only counted."""
@@ -72,7 +72,7 @@ def summary(
     for line, kind in lines:
         reporter.write_line(line, **_markup(kind))
     if verbosity >= 0 and "±95 %" in lines[0][0]:
-        reporter.write_line(LEGEND)
+        reporter.write_line(LEGEND.format(per=_per(measurements)))
     notes = [
         line
         for measured in measurements
@@ -84,6 +84,7 @@ def summary(
         )
     ]
     notes += absences(measurements)
+    notes += explained(layout.factors, [measured.scope for measured in measurements if measured.figures])
     if any(map(is_estimated, measurements)):
         notes.append(f"{ESTIMATED} estimated: the phases were marked from outside the engine")
     if notes:
@@ -98,6 +99,15 @@ def summary(
         reporter.write_line("")
     for line in skipped(problems):
         reporter.write_line(line, yellow=True)
+
+
+def _per(measurements: Sequence[MeasurementRecord]) -> str:
+    """What the tests' joules are divided by, and by which of it those are compared that have another than usual."""
+    used = {denominator(measured.key) for measured in measurements}
+    if used <= {"token"}:
+        return "Per generated token"
+    names = [PER[per] if per != "token" else "generated token" for per in PER if per in used]
+    return f"Compared per {' or '.join(names)}"
 
 
 def headline(measurements: Sequence[MeasurementRecord], width: int) -> tuple[str, str | None]:

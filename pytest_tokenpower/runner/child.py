@@ -28,6 +28,7 @@ _DROPPED = {
     "--energy-rerun-baseline": 0,
     "--energy-max-seconds": 1,
     "--energy-autosave": 0,
+    "--energy-resume": 0,
     "--energy-save": 1,
     "--energy-json": 1,
     "--energy-record": 1,

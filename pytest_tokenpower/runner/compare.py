@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import math
 import os
 import random
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
-from pytest_tokenpower.analysis.rounds import LARGEST_FLAGGED_SHARE
+import msgspec
+
+from pytest_tokenpower.analysis.rounds import (
+    LARGEST_FLAGGED_SHARE,
+    denominator_of,
+    log_joules_per_token,
+    unknown_figure,
+)
+from pytest_tokenpower.core.denominators import figure_per
 from pytest_tokenpower.core.progress import warmup_progress
 from pytest_tokenpower.core.records import OTHER_VARIANT, RoundRecord, VerdictRecord
 from pytest_tokenpower.core.settings import fraction
@@ -173,6 +179,7 @@ class BlockPlan:
     min_blocks: int
     max_blocks: int
     max_seconds: float
+    per: str | None = None
 
 
 @dataclass(frozen=True)
@@ -199,27 +206,28 @@ def run_blocks(
     The warm-up goes on while a variant still gets faster; a drift of both falls out of the blocks. It stops on
     precision, never on the difference itself. ``names`` are what the variants are called where one fails.
     """
+    clock = bench.clock
 
     def run(variant: Variant, repeats: int) -> RoundWindow:
         with annotate_errors(variant, names):
-            return measured_round(execute[variant], count, phases, repeats)[1]
+            return measured_round(execute[variant], count, phases, repeats, clock)[1]
 
     seconds: dict[Variant, list[float]] = {variant: [] for variant in VARIANTS}
-    began = time.monotonic()
+    began = clock.seconds()
     tell = warmup_progress()
     while (done := len(seconds["candidate"])) < max(plan.warmup_rounds, 1) or not (
         done >= MOST_ROUNDS
-        or time.monotonic() - began > MOST_SECONDS
+        or clock.seconds() - began > MOST_SECONDS
         or all(map(quick_enough, seconds.values()))
     ):
-        tell(done, time.monotonic())
+        tell(done, clock.seconds())
         for variant in VARIANTS:
             window = run(variant, 1)
             seconds[variant].append((window.end_ns - window.start_ns) / 1e9)
     shortest = bench.shortest_window_ns() / 1e9
     repeats = {variant: repeats_for(min(seconds[variant]), shortest) for variant in VARIANTS}
     blocks: list[Block] = []
-    began = time.monotonic()
+    began = clock.seconds()
     while len(blocks) < plan.max_blocks:
         lead = order.choice(VARIANTS)
         other = VARIANTS[1 - VARIANTS.index(lead)]
@@ -228,9 +236,10 @@ def run_blocks(
         blocks.append(Block(variants, windows))
         if len(blocks) < plan.min_blocks:
             continue
-        if time.monotonic() - began > plan.max_seconds:
+        if clock.seconds() - began > plan.max_seconds:
             break
-        found = differences(blocks, bench.assess([window for block in blocks for window in block.windows]))
+        records = bench.assess([window for block in blocks for window in block.windows])
+        found = differences(blocks, records, plan.per or denominator_of(records))
         if len(found) >= plan.min_blocks:
             (summary,) = summarise_blocks([found], prior)
             if summary.squared_error <= (prior.tau0_interleaved / 2) ** 2:
@@ -269,36 +278,39 @@ class Comparison:
         variants = [each for blocks in self.restarts for block in blocks for each in block.variants]
         return tuple(record for each, record in zip(variants, records, strict=True) if each == variant)
 
-    def judge(self, records: Sequence[RoundRecord]) -> VerdictRecord:
-        """The verdict over all restarts; ``records`` as for :meth:`of_variant`."""
+    def judge(self, records: Sequence[RoundRecord], per: str) -> VerdictRecord:
+        """The verdict over all restarts; ``records`` as for :meth:`of_variant`, ``per`` their denominator."""
         found = []
         rest = list(records)
         for blocks in self.restarts:
             size = sum(len(block.windows) for block in blocks)
-            found.append(differences(blocks, rest[:size]))
+            found.append(differences(blocks, rest[:size], per))
             rest = rest[size:]
         kept = [each for each in found if each]
         total = sum(len(blocks) for blocks in self.restarts)
         dropped = total - sum(map(len, kept))
         if not kept or dropped > LARGEST_FLAGGED_SHARE * total:
             causes = dict.fromkeys(reason for record in records for reason in record.reasons)
+            if unknown := unknown_figure(records, per):
+                causes.setdefault(unknown)
             return VerdictRecord(
                 "invalid",
                 OTHER_VARIANT,
                 reason=f"{dropped} of {total} ABBA blocks could not be measured: {'; '.join(causes)}",
             )
-        return judge_variants(
+        verdict = judge_variants(
             kept,
             at_least=self.at_least,
             at_most=self.at_most,
             names=self.names,
         )
+        return msgspec.structs.replace(verdict, figure=figure_per(per))
 
 
-def differences(blocks: Sequence[Block], records: Sequence[RoundRecord]) -> list[float]:
+def differences(blocks: Sequence[Block], records: Sequence[RoundRecord], per: str) -> list[float]:
     """Per block the mean ln(J/token) of the candidate less that of the baseline; spoilt blocks are left out.
 
-    ``records`` are of all the blocks' windows, in their order.
+    ``records`` are of all the blocks' windows, in their order; ``per`` is their denominator.
     """
     found = []
     rest = iter(records)
@@ -306,8 +318,8 @@ def differences(blocks: Sequence[Block], records: Sequence[RoundRecord]) -> list
         values: dict[Variant, list[float]] = {variant: [] for variant in VARIANTS}
         for variant in block.variants:
             record = next(rest)
-            if not record.reasons and record.joules is not None:
-                values[variant].append(math.log(record.joules / record.generated_tokens))
+            if not record.reasons:
+                values[variant] += log_joules_per_token([record], per)
         if all(len(values[variant]) == 2 for variant in VARIANTS):
             found.append(sum(values["candidate"]) / 2 - sum(values["baseline"]) / 2)
     return found

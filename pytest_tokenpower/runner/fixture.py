@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -115,6 +114,7 @@ class Energy:
         self._declared: dict[str, Fact] = {}
         self._workload: str | None = None
         self._notes: dict[str, Fact] = {}
+        self._facts: dict[str, Fact] = {}
         self._called = False
         self._comparison: Comparison | None = None
         self._entered = False
@@ -238,8 +238,8 @@ class Energy:
         budget, warmup = self._budget, self._session.settings.warmup_rounds
         if self._telemetry.slow:
             # A slow meter has a single figure for all of it: one round that is as long as it takes.
-            return RoundPlan(warmup, 1, 1, budget.max_seconds)
-        return RoundPlan(warmup, budget.min_rounds, budget.max_rounds, budget.max_seconds)
+            return RoundPlan(warmup, 1, 1, budget.max_seconds, budget.per)
+        return RoundPlan(warmup, budget.min_rounds, budget.max_rounds, budget.max_seconds, budget.per)
 
     def _keep(self, last: object, windows: Sequence[RoundWindow]) -> object:
         self._windows.extend(windows)
@@ -284,6 +284,10 @@ class Energy:
         if self._identity is not None:
             declared_config(self._declared, self._identity)
 
+    def note(self, **facts: Fact) -> None:
+        """Have facts recorded along with the measurement; they are not compared."""
+        self._facts |= facts
+
     @contextmanager
     def measure(self) -> Iterator[Window]:
         """Measure what runs inside the ``with`` block, as one round; the block may be entered again for more.
@@ -296,11 +300,11 @@ class Energy:
                 raise UsageError(f"{self._test}: energy() and energy.measure() in one test: use one of them")
             declared_config(self._declared, None)
             self._entered = True
-            window = Window(self)
+            window, now_ns = Window(self), self._telemetry.clock.monotonic_ns
             if (wait := device_wait()) is not None:
                 wait()
             with self._window():
-                start_ns = time.monotonic_ns()
+                start_ns = now_ns()
                 try:
                     yield window
                 except GeneratorExit:
@@ -310,7 +314,7 @@ class Energy:
                     raise
                 if (wait := device_wait()) is not None:
                     wait()
-                end_ns = time.monotonic_ns()
+                end_ns = now_ns()
             self._close(window, start_ns, end_ns)
 
     def _close(self, window: Window, start_ns: int, end_ns: int) -> None:
@@ -318,12 +322,13 @@ class Energy:
         if self._replayed is not None:
             self._windows.append(self._next_replayed(self._replayed))
             return
-        if window._tokens is None or window._tokens.generated == 0:
+        if window._tokens is None:
             raise TokenCountError(
-                f"{self._test}: nothing says how many tokens were generated in the energy.measure() block: call "
-                "window.count(result) or window.tokens(prompt=..., generated=...) inside it, with at least one "
-                "generated token"
+                f"{self._test}: nothing says how many tokens were read and generated in the energy.measure() block: "
+                "call window.count(result) or window.tokens(prompt=..., generated=...) inside it"
             )
+        if not any((window._tokens.prompt, window._tokens.generated, window._tokens.responses)):
+            raise TokenCountError(f"{self._test}: it says that nothing was read and nothing generated")
         self._windows.append(RoundWindow(start_ns, end_ns, window._tokens, 1, window._phases))
 
     def compare(
@@ -362,6 +367,7 @@ class Energy:
                 max(2, rounds.min_rounds // 2),
                 max(2, rounds.max_rounds // 2),
                 rounds.max_seconds,
+                rounds.per,
             )
             finished = []
             for _ in range(asked.restarts):
@@ -437,13 +443,7 @@ class Energy:
         kwargs: Mapping[str, object],
         fn: Callable[..., object],
     ) -> TokenCount:
-        count = self._counted(result, args, kwargs, fn)
-        if count.generated == 0:
-            raise TokenCountError(
-                f"{self._test}: the workload generated no tokens ({count.prompt} prompt tokens): joules per token "
-                "needs at least one; return a TokenCount with what it generated"
-            )
-        return count
+        return self._counted(result, args, kwargs, fn)
 
     @property
     def result(self) -> Result:
@@ -486,7 +486,12 @@ class Energy:
     @property
     def gpu_ids(self) -> tuple[str, ...]:
         """The GPUs that are measured: nobody else may be measured on them meanwhile."""
-        return tuple(device.gpu_id for device in self._telemetry.devices if device.gpu_id is not None)
+        return tuple(
+            device.gpu_id
+            for device in self._telemetry.devices
+            # Simulated and replayed boards are each run's own.
+            if device.gpu_id is not None and device.provenance == "measured"
+        )
 
     @property
     def used(self) -> bool:
@@ -516,7 +521,7 @@ class Energy:
             identity=self._identity,
             declared=self._declared,
             workload=self._workload,
-            notes=self._notes,
+            notes={**self._notes, **self._facts},
         )
 
 
@@ -565,6 +570,9 @@ class DisabledEnergy:
 
     def declare(self, **axes: Fact) -> None:
         """Nothing is compared."""
+
+    def note(self, **facts: Fact) -> None:
+        """Nothing is recorded."""
 
     @contextmanager
     def measure(self) -> Iterator[Window]:

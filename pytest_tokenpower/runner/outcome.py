@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from pytest_tokenpower.analysis import rounds as analysis
 from pytest_tokenpower.analysis.figures import figures
 from pytest_tokenpower.analysis.other_scopes import OtherScopes
+from pytest_tokenpower.core.denominators import denominator, followed
 from pytest_tokenpower.core.records import (
     GateRecord,
     MeasurementRecord,
@@ -102,13 +103,16 @@ def finish(
     evaluation = telemetry.evaluate(windows)
     least = 1 if telemetry.slow or not taken.repeated else min(limits.min_rounds, limits.max_rounds)
     reasons = (FAILED,) if failed else analysis.flagged_too_often(evaluation.records, least)
+    key = _key(taken, evaluation.method, limits.per)
+    if not reasons and (unknown := analysis.unknown_figure(evaluation.records, denominator(key))):
+        reasons = (unknown,)
     alone = bool(reasons) or taken.comparison is not None
     others = OtherScopes(evaluation.records) if alone else telemetry.other_scopes(windows, evaluation.records)
     policy = session.policy(limits)
     facts = _facts(taken)
     measured = MeasurementRecord(
         test=taken.test,
-        key=_key(taken, evaluation.method),
+        key=key,
         facts=facts,
         provenance=telemetry.provenance,
         scope=telemetry.scope,
@@ -142,6 +146,21 @@ def _phase_split(taken: MeasuredTest, evaluation: analysis.Evaluation) -> PhaseS
     )
 
 
+def judge_again(measured: MeasurementRecord, limits: Limits, session: Session) -> MeasurementRecord:
+    """Judge what an earlier process has measured by this run's baselines, limits and settings."""
+    look = 1 if session.settings.restarts else None
+    policy = session.policy(limits)
+    verdicts = (
+        *judge_ceilings(measured, limits.ceilings),
+        *(judge(measured, baseline, policy, look=look) for baseline in session.baselines),
+    )
+    return replace(
+        measured,
+        verdicts=verdicts,
+        gate=GateRecord(policy.regression_limit, session.settings.baseline_runs),
+    )
+
+
 def _verdicts(
     taken: MeasuredTest, measured: MeasurementRecord, limits: Limits, policy: Policy, session: Session
 ) -> tuple[VerdictRecord, ...]:
@@ -149,7 +168,7 @@ def _verdicts(
         reasons = "; ".join(measured.reasons)
         return (VerdictRecord("invalid", reason=f"the measurement is not to be trusted: {reasons}"),)
     look = 1 if session.settings.restarts else None
-    lost = _lost_baselines(taken, measured, policy, session)
+    lost = _lost_baselines(taken, measured, limits, policy, session)
     pooled = _pooled(len(taken.attempts))
     judged = [
         VerdictRecord("invalid", baseline.label, reason=LOST.format(label=baseline.label))
@@ -176,7 +195,7 @@ LOST = (
 
 
 def _lost_baselines(
-    taken: MeasuredTest, measured: MeasurementRecord, policy: Policy, session: Session
+    taken: MeasuredTest, measured: MeasurementRecord, limits: Limits, policy: Policy, session: Session
 ) -> set[str]:
     """The baselines that an attempt had, and all attempts together have not, as their tokens differ.
 
@@ -184,7 +203,10 @@ def _lost_baselines(
     """
     if len({_counts(each.windows) for each in taken.attempts}) == 1:
         return set()
-    keys = [_key(dataclasses.replace(taken, attempts=(each,)), measured.method) for each in taken.attempts]
+    keys = [
+        _key(dataclasses.replace(taken, attempts=(each,)), measured.method, limits.per)
+        for each in taken.attempts
+    ]
     return {
         baseline.label
         for baseline in session.baselines
@@ -204,7 +226,7 @@ def _pooled(attempts: int) -> tuple[str, ...]:
 def _compared(comparison: Comparison, both: MeasurementRecord, *, failed: bool) -> MeasurementRecord:
     """The candidate's rounds as the measurement, the baseline's beside them; never a stored baseline itself."""
     candidate = comparison.of_variant("candidate", both.rounds)
-    verdict = comparison.judge(both.rounds)
+    verdict = comparison.judge(both.rounds, denominator(both.key))
     return replace(
         both,
         rounds=candidate,
@@ -215,8 +237,9 @@ def _compared(comparison: Comparison, both: MeasurementRecord, *, failed: bool) 
     )
 
 
-def _key(taken: MeasuredTest, method: str) -> dict[str, Fact]:
+def _key(taken: MeasuredTest, method: str, per: str | None) -> dict[str, Fact]:
     identity, counts = taken.identity, _counts(taken.windows)
+    tokens = [window.tokens for window in taken.windows]
     return make_key(
         devices=taken.telemetry.devices_of_key(taken.windows),
         provenance=taken.telemetry.provenance,
@@ -228,6 +251,11 @@ def _key(taken: MeasuredTest, method: str) -> dict[str, Fact]:
         weights=_made_up(identity) if identity else None,
         axes=declared_config(taken.declared, identity) if identity else None,
         workload=taken.workload,
+        denominator=per
+        or followed(
+            generated=sum(one.generated for one in tokens),
+            prefilled=sum(one.prompt - one.cached_prompt for one in tokens),
+        ),
         tokens=next(iter(counts)) if len(counts) == 1 else None,
     )
 

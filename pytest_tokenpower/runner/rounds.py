@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import sys
-import time
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pytest_tokenpower.analysis.rounds import good, log_errors, log_joules_per_token
 from pytest_tokenpower.core.progress import warmup_progress
 from pytest_tokenpower.core.records import RoundRecord
 from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.core.windows import PhaseWindow, RoundWindow
+
+if TYPE_CHECKING:
+    from pytest_tokenpower.meters.clock import Clock
 
 MOST_ROUNDS = 10
 
@@ -57,17 +59,24 @@ MOST_REPEATS = 10_000
 class RoundPlan:
     """How many rounds: ``min_rounds`` always, then more while precision asks for them and time allows.
 
-    Before them ``warmup_rounds``, then more until the last two are alike (see the module warmup).
+    Before them ``warmup_rounds``, then more until the last two are alike. ``per`` is the denominator of what has to be
+    precise; None: it follows from the counts.
     """
 
     warmup_rounds: int
     min_rounds: int
     max_rounds: int
     max_seconds: float
+    per: str | None = None
 
 
 class RoundEvaluator(Protocol):
     """What the orchestrator needs of the telemetry."""
+
+    @property
+    def clock(self) -> Clock:
+        """The clock that windows are on."""
+        ...
 
     def shortest_window_ns(self) -> float:
         """How long a round must be for the meter to resolve it."""
@@ -104,17 +113,18 @@ def rounds(
     """
     warmup: list[RoundWindow] = []
     tell = warmup_progress()
-    began = time.monotonic()
+    clock = bench.clock
+    began = clock.seconds()
     # Without a warm-up the first round still has to tell how long one is; it is no measurement then.
     while len(warmup) < max(plan.warmup_rounds, 1) or not (
-        len(warmup) >= MOST_ROUNDS or time.monotonic() - began > MOST_SECONDS or _warm(warmup, plan, bench)
+        len(warmup) >= MOST_ROUNDS or clock.seconds() - began > MOST_SECONDS or _warm(warmup, plan, bench)
     ):
-        tell(len(warmup), time.monotonic())
+        tell(len(warmup), clock.seconds())
         ran = yield 1
         warmup.append(counted_round(ran, count, phases))
     repeats = repeats_for(min(_seconds(warmup)), bench.shortest_window_ns() / 1e9)
     windows: list[RoundWindow] = []
-    began = time.monotonic()
+    began = clock.seconds()
     while True:
         ran = yield repeats
         windows.append(counted_round(ran, count, phases))
@@ -124,7 +134,7 @@ def rounds(
         kept = len(good(records))
         if kept == 0 or len(windows) >= plan.max_rounds:
             break
-        if time.monotonic() - began > plan.max_seconds and kept >= min(plan.min_rounds, 2):
+        if clock.seconds() - began > plan.max_seconds and kept >= min(plan.min_rounds, 2):
             break
         if kept >= plan.min_rounds and _precise(records, plan):
             break
@@ -143,7 +153,7 @@ def run_rounds(
     measuring = rounds(count, phases, plan, bench)
     repeats = next(measuring)
     while True:
-        ran = executed(execute, repeats)
+        ran = executed(execute, repeats, bench.clock)
         try:
             repeats = measuring.send(ran)
         except StopIteration as done:
@@ -163,13 +173,13 @@ async def run_rounds_async(
     repeats = next(measuring)
     while True:
         results: list[object] = []
-        wait = device_wait()
-        start_ns = time.monotonic_ns()
+        wait, now_ns = device_wait(), bench.clock.monotonic_ns
+        start_ns = now_ns()
         for _ in range(repeats):
             results.append(await execute())
         if wait is not None:
             wait()
-        ran = Executed(results, start_ns, time.monotonic_ns())
+        ran = Executed(results, start_ns, now_ns())
         try:
             repeats = measuring.send(ran)
         except StopIteration as done:
@@ -192,7 +202,7 @@ def _seconds(windows: Sequence[RoundWindow]) -> list[float]:
 def _precise(records: Sequence[RoundRecord], plan: RoundPlan) -> bool:
     from pytest_tokenpower.stats.stopping import enough
 
-    values, errors = log_joules_per_token(records), log_errors(records)
+    values, errors = log_joules_per_token(records, plan.per), log_errors(records, plan.per)
     meter = sum(error**2 for error in errors) / len(errors) ** 2
     return enough(values, meter, fewest=plan.min_rounds, most=plan.max_rounds)
 
@@ -202,17 +212,17 @@ def repeats_for(seconds: float, shortest_seconds: float) -> int:
     return max(1, min(MOST_REPEATS, math.ceil(shortest_seconds / max(seconds, 1e-6))))
 
 
-def executed(execute: Callable[[], object], repeats: int) -> Executed:
+def executed(execute: Callable[[], object], repeats: int, clock: Clock) -> Executed:
     """Run ``repeats`` executions in one window."""
     __tracebackhide__ = True
     results: list[object] = []
-    wait = device_wait()
-    start_ns = time.monotonic_ns()
+    wait, now_ns = device_wait(), clock.monotonic_ns
+    start_ns = now_ns()
     for _ in range(repeats):
         results.append(execute())
     if wait is not None:
         wait()
-    return Executed(results, start_ns, time.monotonic_ns())
+    return Executed(results, start_ns, now_ns())
 
 
 def counted_round(
@@ -239,10 +249,11 @@ def measured_round(
     count: Callable[[object], TokenCount],
     phases: Callable[[object], Sequence[PhaseWindow]],
     repeats: int,
+    clock: Clock,
 ) -> tuple[object, RoundWindow]:
     """One round: ``repeats`` executions in one window, counted after it has closed; the last result goes along."""
     __tracebackhide__ = True
-    ran = executed(execute, repeats)
+    ran = executed(execute, repeats, clock)
     return ran.results[-1], counted_round(ran, count, phases)
 
 

@@ -5,23 +5,23 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_tokenpower import __version__
-from pytest_tokenpower.core.records import MeasurementRecord, RunRecord
+from pytest_tokenpower.core.credentials import without_credentials
+from pytest_tokenpower.core.records import ClaimRecord, MeasurementRecord, RunRecord
 from pytest_tokenpower.core.settings import Limits, Settings
 from pytest_tokenpower.core.windows import RoundWindow
 from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
 from pytest_tokenpower.gate.priors import Priors
 from pytest_tokenpower.gate.verdict import Policy
 from pytest_tokenpower.meters import sources
-from pytest_tokenpower.meters.credentials import without_credentials
 from pytest_tokenpower.runner.telemetry import TelemetrySession
 from pytest_tokenpower.store.baseline import Baseline
 from pytest_tokenpower.store.explain import what_was_stored
@@ -30,6 +30,7 @@ from pytest_tokenpower.store.identity import root_in
 from pytest_tokenpower.store.store import Store, default_store_path
 
 if TYPE_CHECKING:
+    from pytest_tokenpower.analysis.power_curves import PowerCurves
     from pytest_tokenpower.meters.recording import Recording
     from pytest_tokenpower.meters.types import Device, Meter
 
@@ -38,6 +39,7 @@ class Session:
     """The settings of this run and what they stand for. Telemetry starts at the first energy test, not before.
 
     ``gated_tests`` is how many tests of the run can fail by a comparison: the family that Holm's rule is over.
+    ``claims`` are what became of the claims of its suites.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Session:
         self._telemetry: TelemetrySession | MeterError | None = None
         self._priors = Priors()
         self.gated_tests = 1
+        self.claims: tuple[ClaimRecord, ...] = ()
         self._measured: list[tuple[str, tuple[RoundWindow, ...], TelemetrySession]] = []
 
     @cached_property
@@ -139,6 +142,9 @@ class Session:
                 )
             if self.recording is not None:
                 raise UsageError("--energy-record: a replay measures nothing that could be recorded")
+        for target in self.settings.reports:
+            if not target.path.parent.is_dir() or target.path.is_dir():
+                raise UsageError(f"--energy-report={target.path}: must be a file in a folder that exists")
         _ = self.recording
         # The ini file speaks for all runs: only one that has energy tests needs what it names.
         if not self.settings.baselines_of_ini:
@@ -205,13 +211,21 @@ class Session:
         """Remember a test's rounds for --energy-record, and by which devices they are measured."""
         self._measured.append((test, tuple(windows), telemetry))
 
+    def curves(self, test: str) -> PowerCurves | None:
+        """The power and phases of what a test has measured last in this process; None where it has not."""
+        from pytest_tokenpower.analysis.power_curves import power_curves
+
+        for name, windows, telemetry in reversed(self._measured):
+            if name == test:
+                return power_curves(telemetry.collector.timeline, telemetry.devices_in_use(windows), windows)
+        return None
+
     def write_recording(self) -> None:
         """Write what --energy-record asks for; nothing where no energy test has run in this process."""
         record, telemetry = self.settings.record, self._telemetry
         if record is None or not isinstance(telemetry, TelemetrySession):
             return
         from pytest_tokenpower.analysis.replay import recorded_windows
-        from pytest_tokenpower.meters.clock import Clock
         from pytest_tokenpower.meters.recording import write_recording
 
         windows = [
@@ -219,7 +233,9 @@ class Session:
             for test, rounds, used in self._measured
             for window in recorded_windows(test, rounds, [d.id for d in used.devices_in_use(rounds)])
         ]
-        write_recording(record, telemetry.collector.timeline, windows, realtime_offset_ns=Clock().offset_ns)
+        # A copy reads the offset anew.
+        offset_ns = replace(telemetry.clock).offset_ns
+        write_recording(record, telemetry.collector.timeline, windows, realtime_offset_ns=offset_ns)
 
     def rest(self) -> None:
         """Measure no more: the timeline stays, and its meters leave the machine to others."""
@@ -261,6 +277,7 @@ class Session:
             root=self.root,
             host={"hostname": platform.node(), "machine": platform.machine(), "cpus": os.cpu_count()},
             versions=versions,
-            command=tuple(without_credentials(argument) for argument in sys.argv[1:]),
+            command=tuple(map(without_credentials, self.settings.given)),
             failures=dict(failures or {}),
+            claims=self.claims,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from copy import copy
 from functools import cached_property
@@ -19,6 +18,7 @@ from pytest_tokenpower.meters.scopes import choose
 
 if TYPE_CHECKING:
     from pytest_tokenpower.core.types import Scope
+    from pytest_tokenpower.meters.clock import Clock
     from pytest_tokenpower.meters.collector import Collector
     from pytest_tokenpower.meters.types import Device
 
@@ -75,13 +75,18 @@ class TelemetrySession:
         )
 
     @property
+    def clock(self) -> Clock:
+        """The clock that windows are on."""
+        return self.collector.clock
+
+    @property
     def slow(self) -> bool:
         """Whether the figure's meter resolves nothing shorter than a whole measurement."""
         return any(device.slow for device in self.devices)
 
     def shortest_window_ns(self) -> float:
         """How long a round must be for the slowest of the devices' meters to resolve it."""
-        now_ns = time.monotonic_ns()
+        now_ns = self.clock.monotonic_ns()
         readings = readings_around(self.collector.timeline, self.devices, now_ns)
         # The first workload of a run may be over before a meter has read twice, and then nothing is known of it.
         if new := [each for each in self.devices if not each.slow and track_of(readings, each) is None]:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 
+from pytest_tokenpower.core.files import write_whole
 from pytest_tokenpower.core.records import VerdictRecord
 from pytest_tokenpower.core.settings import fraction
 from pytest_tokenpower.errors import StoreError, UsageError
@@ -293,7 +294,7 @@ def write_acceptance(repository: Repository, found: Acceptance) -> Path:
     path = repository.top_level / acceptance_file(found.test)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(encode_acceptance(found), "utf-8")
+        write_whole(path, encode_acceptance(found).encode())
     except OSError as error:
         raise StoreError(f"{path}: cannot be written ({error.strerror or error})") from error
     return path

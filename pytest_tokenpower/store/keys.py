@@ -30,11 +30,15 @@ _LABELS = {
     "method": "meter method",
     "engine_version": "engine version",
     "workload": "workload fingerprint",
+    "denominator": "joules are per",
     "prompt_tokens": "prompt tokens per round",
     "cached_prompt_tokens": "prompt tokens from a prefix cache per round",
     "generated_tokens": "generated tokens per round",
     "responses": "responses per round",
 }
+
+_ABSENT = {"denominator": "token"}
+"""What a field stands for that is not in a key."""
 
 _UNITS = {"watts": "W", "mib": "MiB", "gib": "GiB", "bytes": "B", "mhz": "MHz", "celsius": "°C"}
 
@@ -63,6 +67,7 @@ def make_key(
     weights: str | None = None,
     axes: Mapping[str, Fact] | None = None,
     workload: str | None = None,
+    denominator: str | None = None,
     tokens: TokenCount | None = None,
     schema: int = KEY_VERSION,
 ) -> dict[str, Fact]:
@@ -72,8 +77,9 @@ def make_key(
     ``gpu.`` with each of their key facts; unlike ones become ``gpu1.``, ``gpu2.``. ``method`` is how the energy was
     read (power ring, energy counter, power polling): on short windows each has a bias of its own. ``weights`` says that
     they are none of a trained model (random, dummy), which draw another power. The engine's version is cut to
-    major.minor; ``axes`` (dtype, quantization: what the test or the engine declares) become ``axis.NAME``; ``tokens``
-    are those of one execution of the workload. What is None is left out: unknown equals unknown only.
+    major.minor; ``denominator`` is what the joules are divided by, where that is not generated tokens; ``axes``
+    (dtype, quantization: what the test or the engine declares) become ``axis.NAME``; ``tokens`` are those of one
+    execution of the workload. What is None is left out: unknown equals unknown only.
     Raises UsageError for a value that is no Fact.
     """
     fields: dict[str, object] = {
@@ -86,6 +92,7 @@ def make_key(
         "model": model,
         "weights": weights,
         "workload": workload,
+        "denominator": None if denominator == "token" else denominator,
         **{f"{_AXIS}{name}": value for name, value in (axes or {}).items()},
     }
     if tokens is not None:
@@ -190,7 +197,7 @@ class KeyDifference:
     def __str__(self) -> str:
         unit = _unit(self.field)
         # An engine that is not quantized has no such axis, no more than a test that does not declare it.
-        absent = "none declared" if self.field.startswith(_AXIS) else "unknown"
+        absent = "none declared" if self.field.startswith(_AXIS) else _ABSENT.get(self.field, "unknown")
         here, there = (absent if side is None else _show(side, unit) for side in (self.here, self.there))
         return f"{label(self.field)}: {here} here, {there} there"
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from pytest_tokenpower.core.credentials import without_credentials
 from pytest_tokenpower.core.records import decode_run
 from pytest_tokenpower.errors import HistoryError, StoreError, TokenPowerError, UsageError
 from pytest_tokenpower.store.git import GitOutput, Repository, run_git
@@ -291,7 +292,7 @@ def pull(repository: Repository, store: Store, remote: str) -> SyncResult:
         folder = store.folder
         reason = _foreign(file, data)
         if reason:
-            left_out.append(Problem(Path(f"{remote}/{BRANCH}", folder.name, file), reason))
+            left_out.append(Problem(Path(without_credentials(remote), BRANCH, folder.name, file), reason))
             continue
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -316,7 +317,7 @@ def _local_files(store: Store) -> Iterator[tuple[str, Path]]:
 def _unsound(store: Store, file: Path) -> str:
     """Why a file of ours is not worth sharing; empty if it is."""
     try:
-        store.contents(store.open_file(file))
+        store.load(store.open_file(file))
     except (TokenPowerError, OSError) as error:
         return str(error).removeprefix(f"{file}: ")
     return ""

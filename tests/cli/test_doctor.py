@@ -116,9 +116,7 @@ class NvmlStage(Stage):
         super().__init__()
         self.boards = SimulatedBoards(
             Scenario(boards=tuple(boards), faults=faults),
-            monotonic_ns=lambda: self.now_ns,
-            realtime_ns=lambda: self.now_ns + REALTIME_AHEAD,
-            sleep=self.sleep,
+            clock=Clock(lambda: self.now_ns, lambda: self.now_ns + REALTIME_AHEAD, self.sleep),
         )
 
     def examine(self, *later: Fault, seconds: float = 10.0) -> ProbeResult:

@@ -373,8 +373,8 @@ def test_all_ones_are_no_reading() -> None:
 def test_a_board_may_bring_the_realtime_that_it_stamps_by() -> None:
     # The ring already holds samples from before the boards' start.
     boards = SimulatedBoards(Scenario(faults=(Fault(kind="clock_step", seconds=3600, from_s=-60),)))
-    clock = Clock()
-    meter = NvmlMeter(boards, provenance="simulated", realtime_ns=boards.realtime_ns)
+    meter = NvmlMeter(boards, provenance="simulated", clock=boards.clock)
+    clock = boards.clock
     meter.open(clock)
     assert clock.tick() is None
     [reading] = meter.poll(clock)

@@ -46,9 +46,7 @@ class RoundEvaluator:
         self.slept: list[float] = []
         self.boards = SimulatedBoards(
             scenario or Scenario(boards=(board or Board(),), faults=faults),
-            monotonic_ns=lambda: self.now_ns,
-            realtime_ns=lambda: self.now_ns + REALTIME_AHEAD + self.step_ns,
-            sleep=self.sleep,
+            clock=Clock(lambda: self.now_ns, lambda: self.now_ns + REALTIME_AHEAD + self.step_ns, self.sleep),
         )
         # Any: it stands in for a module.
         self.nvml: Any = self.boards

@@ -11,8 +11,8 @@ from tests.support.projects import Project
 RAN = "\n\ndef test_ran():\n    open('ran', 'w').close()\n"
 
 VALID = (
-    "joules_per_token, joules_per_response, joules, mean_watts, peak_watts, regression, min_rounds, max_rounds, "
-    "max_seconds, key_ignore"
+    "joules_per_token, joules_per_prompt_token, joules_per_total_token, joules_per_response, joules, mean_watts, "
+    "peak_watts, regression, min_rounds, max_rounds, max_seconds, key_ignore, per"
 )
 
 
@@ -47,6 +47,10 @@ def test_every_argument_is_taken(project: Project) -> None:
         "min_rounds=2",
         "max_rounds=30",
         "max_seconds=0.5",
+        "joules_per_prompt_token=0.01, per='prompt_token'",
+        "joules_per_total_token=0.01, per='total_token'",
+        "per='token'",
+        "per='response'",
         "key_ignore='axis.quantization'",
         "key_ignore=('dtype', 'engine_version')",
     ]
@@ -57,6 +61,8 @@ def test_every_argument_is_taken(project: Project) -> None:
 MALFORMED = {
     "joule_per_token=1": "power_budget has no argument 'joule_per_token'",
     "0.35": f"power_budget takes its arguments by name, not 0.35: {VALID}",
+    "per='prompt token'": "power_budget(per='prompt token'): must be one of token, prompt_token, total_token, response",
+    "per=None": "power_budget(per=None): must be one of token, prompt_token, total_token, response",
     "joules_per_token=0": "power_budget(joules_per_token=0): must be a positive number",
     "joules_per_token='0.35'": "power_budget(joules_per_token='0.35'): must be a positive number",
     "mean_watts=float('nan')": "power_budget(mean_watts=nan): must be a positive number",

@@ -363,6 +363,20 @@ def test_the_message_of_a_comparison(case: str) -> None:
     assert text(verdict) == message.strip("\n")
 
 
+@pytest.mark.parametrize(
+    ("watts", "seconds", "cause"),
+    [
+        (530, 10.1, "hotter, not slower"),  # 85 % of the change
+        (505, 10.6, "slower, not hotter"),
+        (520, 10.2, "hotter and slower"),  # 66 %
+        (470, 9.9, "cooler, not faster"),
+        (495, 9.4, "faster, not cooler"),
+    ],
+)
+def test_what_carries_four_fifths_of_a_change_is_its_cause(watts: float, seconds: float, cause: str) -> None:
+    assert f": {cause}." in text(judge_stored(measured(watts=watts, seconds=seconds), THREE, 0.03))
+
+
 def test_the_messages_of_absolute_limits() -> None:
     limits = {
         "joules_per_token": 0.2,
@@ -374,7 +388,7 @@ def test_the_messages_of_absolute_limits() -> None:
     assert [text(verdict) for verdict in judge_ceilings(measured(), limits)] == [
         "OVER BUDGET 0.2499 J/token (limit 0.2): test_it: joules_per_token exceeds its budget "
         "(95 % interval 0.2444 to 0.2556).",
-        "passed 125 J / response (limit 130): test_it: joules_per_response stays within its budget "
+        "passed 125 J/response (limit 130): test_it: joules_per_response stays within its budget "
         "(95 % interval 122.2 to 127.8).",
         "inconclusive 4999 J / execution of the workload (limit 5000): test_it: joules cannot be told from its budget "
         "(95 % interval 4889 to 5111).",
@@ -423,14 +437,14 @@ def test_columns_order_and_groups_are_as_asked_for(pytestconfig: pytest.Config) 
             "group_by": "none",
         } | asked
         lines = shown(pytestconfig, tests, layout=layout(**options), width=40).splitlines()
-        return lines[3:-1] if lines[-1] == LEGEND else lines[3:]
+        return lines[3:-1] if lines[-1] == LEGEND.format(per="Per generated token") else lines[3:]
 
     assert table() == [
-        "test          J_per_response  peak_watts",
-        "----------------------------------------",
-        "test_b[fp8]            87.48         650",
-        "test_a[bf16]             125         650",
-        "test_a[fp8]              150         650",
+        "test          J/response  peak_watts",
+        "------------------------------------",
+        "test_b[fp8]        87.48         650",
+        "test_a[bf16]         125         650",
+        "test_a[fp8]          150         650",
     ]
     assert [line.split()[0] for line in table(sort="name")[2:]] == [
         "test_a[bf16]",

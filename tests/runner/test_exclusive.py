@@ -9,6 +9,8 @@ import os
 import tempfile
 import threading
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from pytest_tokenpower.core import progress
 from pytest_tokenpower.errors import MeterError
 from pytest_tokenpower.runner import locks as exclusive
 from pytest_tokenpower.runner.locks import hold_devices
+from tests.support.levels import SUPPLY, supply
 from tests.support.projects import ALONE, Project
 
 
@@ -95,18 +98,50 @@ def _in_turns(folder: Path) -> int:
 
 def test_xdist_workers_measure_one_after_another(project: Project) -> None:
     """Each test notes when its workload ran; the spans of two workers do not overlap."""
+    supply(project)
     project.tests(
         """
 import json
 from pathlib import Path
 
-@quick
+from at_level import at_level
+
 @pytest.mark.parametrize("name", "ab")
 def test_work(energy, name):
     began = time.monotonic()
-    energy(generate, 0.05)
+    at_level(energy, 1.0)
     Path(f"{name}.json").write_text(json.dumps([began, time.monotonic()]))
 """
     )
-    project.run(*ALONE, "-n2").assert_outcomes(passed=2)
+    project.run(*ALONE, "-n2", SUPPLY).assert_outcomes(passed=2)
     assert _in_turns(project.path) == 2
+
+
+def test_boards_that_are_not_there_are_nobody_elses(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run takes the locks of the boards that it measures; simulated and replayed ones have none."""
+    taken: list[tuple[str, ...]] = []
+
+    @contextmanager
+    def noted(device_ids: Iterable[str]) -> Iterator[None]:
+        taken.append(tuple(device_ids))
+        yield
+
+    monkeypatch.setattr(exclusive, "hold_devices", noted)
+    supply(project)
+    project.tests(
+        """
+from at_level import at_level
+
+def test_work(energy):
+    at_level(energy, 1.0)
+"""
+    )
+    for arguments in (
+        ["--energy-record=run.jsonl", SUPPLY],
+        ["--energy-source=replay:run.jsonl"],
+        ["--energy-source=simulated"],
+    ):
+        project.run(*arguments).assert_outcomes(passed=1)
+    assert taken == [("supply",), (), ()]

@@ -13,8 +13,8 @@ from pytest_tokenpower.core import progress
 from pytest_tokenpower.core.records import RoundRecord
 from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.core.windows import RoundWindow
+from pytest_tokenpower.meters.simulation.virtual_time import VirtualTime
 from pytest_tokenpower.runner import compare as interleave
-from pytest_tokenpower.runner import rounds
 from pytest_tokenpower.runner import rounds as warmup
 from pytest_tokenpower.runner.rounds import RoundPlan, run_rounds
 
@@ -55,14 +55,15 @@ class RoundEvaluator:
     """Rounds under a clock of their own; ``celsius`` gives the temperature of each."""
 
     def __init__(self, seconds: Iterator[float], celsius: Iterator[float]) -> None:
-        self.now = 0.0
+        self.time = VirtualTime()
+        self.clock = self.time.clock
         self.seconds, self.celsius = seconds, celsius
         self.executed = 0
         self.temperature: dict[int, float] = {}
 
     def execute(self) -> TokenCount:
-        self.temperature[round(self.now * 1e9)] = next(self.celsius)
-        self.now += next(self.seconds)
+        self.temperature[self.time.now_ns()] = next(self.celsius)
+        self.time.sleep(next(self.seconds))
         self.executed += 1
         return TokenCount(1, 1)
 
@@ -76,9 +77,7 @@ class RoundEvaluator:
         )
 
 
-def warmup_rounds(
-    monkeypatch: pytest.MonkeyPatch, seconds: list[float], celsius: list[float], least: int = 2
-) -> int:
+def warmup_rounds(seconds: list[float], celsius: list[float], least: int = 2) -> int:
     """How many rounds are run before six measured ones; the lists' last values go on for ever."""
 
     def forever(values: list[float]) -> Iterator[float]:
@@ -87,16 +86,9 @@ def warmup_rounds(
             yield values[-1]
 
     bench = RoundEvaluator(forever(seconds), forever(celsius))
-
-    class Clock:
-        monotonic = staticmethod(lambda: bench.now)
-        monotonic_ns = staticmethod(lambda: round(bench.now * 1e9))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(rounds, "time", Clock)
-        _, windows = run_rounds(
-            bench.execute, lambda _: TokenCount(1, 1), lambda _: (), RoundPlan(least, 6, 6, 120), bench
-        )
+    _, windows = run_rounds(
+        bench.execute, lambda _: TokenCount(1, 1), lambda _: (), RoundPlan(least, 6, 6, 120), bench
+    )
     assert len(windows) == 6
     return bench.executed - 6
 
@@ -107,6 +99,8 @@ def warmup_rounds(
         ([1.0], [50.0], 2, 2),
         ([9.0, 1.0], [50.0], 2, 3),  # the first compiled
         ([9.0, 3.0, 1.0], [50.0], 2, 4),
+        ([1.0, 0.9], [50.0], 2, 3),  # a tenth faster is still compiling
+        ([1.0, 0.97], [50.0], 2, 2),
         ([1.0], [40.0, 42.0, 43.0, 43.2], 2, 4),
         ([1.0], [40.0, 45.0], 1, 1),  # a minimum of one compares nothing
         ([9.0, 1.0], [40.0, 45.0], 0, 1),
@@ -116,35 +110,30 @@ def warmup_rounds(
     ],
 )
 def test_a_warm_up_goes_on_until_it_is_steady(
-    monkeypatch: pytest.MonkeyPatch, seconds: list[float], celsius: list[float], least: int, expected: int
+    seconds: list[float], celsius: list[float], least: int, expected: int
 ) -> None:
-    assert warmup_rounds(monkeypatch, seconds, celsius, least) == expected
+    assert warmup_rounds(seconds, celsius, least) == expected
 
 
-def test_variants_are_warm_when_none_gets_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variants_are_warm_when_none_gets_faster() -> None:
     """The baseline compiles in its first two rounds, the candidate does not."""
-    now, ran = 0.0, {"baseline": 0, "candidate": 0}
+    time, ran = VirtualTime(), {"baseline": 0, "candidate": 0}
     seconds: dict[str, list[float]] = {"baseline": [9.0, 4.0, 1.0], "candidate": [1.0]}
 
-    class Clock:
-        monotonic = staticmethod(lambda: now)
-        monotonic_ns = staticmethod(lambda: round(now * 1e9))
-
     def execute(variant: str) -> TokenCount:
-        nonlocal now
-        now += seconds[variant][min(ran[variant], len(seconds[variant]) - 1)]
+        time.sleep(seconds[variant][min(ran[variant], len(seconds[variant]) - 1)])
         ran[variant] += 1
         return TokenCount(1, 1)
 
     class Flat:
+        clock = time.clock
+
         def shortest_window_ns(self) -> float:
             return 0.0
 
         def assess(self, windows: Sequence[RoundWindow]) -> tuple[RoundRecord, ...]:
             return tuple(record(one.start_ns / 1e9, 1.0) for one in windows)
 
-    for module in (rounds, interleave):
-        monkeypatch.setattr(module, "time", Clock)
     blocks = interleave.run_blocks(
         {"baseline": lambda: execute("baseline"), "candidate": lambda: execute("candidate")},
         lambda _: TokenCount(1, 1),
@@ -157,13 +146,13 @@ def test_variants_are_warm_when_none_gets_faster(monkeypatch: pytest.MonkeyPatch
     assert ran == {"baseline": 4 + 4, "candidate": 4 + 4}
 
 
-def test_a_long_warm_up_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_warm_up_says_how_far_it_is() -> None:
     said: list[str] = []
     hide = progress.show_on(said.append)
     try:
-        assert warmup_rounds(monkeypatch, [4.0], [40.0, 45.0, 50.0, 50.0]) == 4
+        assert warmup_rounds([4.0], [40.0, 45.0, 50.0, 50.0]) == 4
         assert said == ["warming up until steady ... 2 rounds, 8 s"]
-        assert warmup_rounds(monkeypatch, [1.0], [50.0]) == 2
+        assert warmup_rounds([1.0], [50.0]) == 2
     finally:
         hide()
     assert len(said) == 1
@@ -174,5 +163,5 @@ def test_a_long_warm_up_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> N
     st.lists(st.floats(20, 90), min_size=1, max_size=20),
 )
 def test_a_warm_up_ends(seconds: list[float], celsius: list[float]) -> None:
-    found = warmup_rounds(pytest.MonkeyPatch(), seconds, celsius)
+    found = warmup_rounds(seconds, celsius)
     assert 2 <= found <= warmup.MOST_ROUNDS

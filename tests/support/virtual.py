@@ -51,13 +51,9 @@ class Measured:
         ),
     ) -> None:
         self.now_ns = 5_000_000_777
-        self.boards = SimulatedBoards(
-            Scenario(boards=tuple(boards), faults=faults, seed=seed),
-            monotonic_ns=lambda: self.now_ns,
-            realtime_ns=lambda: self.now_ns + REALTIME_AHEAD,
-            sleep=self.advance,
-        )
-        self.clock = Clock(lambda: self.now_ns, self.boards.realtime_ns)
+        time = Clock(lambda: self.now_ns, lambda: self.now_ns + REALTIME_AHEAD, self.advance)
+        self.boards = SimulatedBoards(Scenario(boards=tuple(boards), faults=faults, seed=seed), clock=time)
+        self.clock = self.boards.clock
         self.meter = meter(self.boards)
         self.timeline = Timeline()
         self.devices: Sequence[Device] = ()

@@ -33,9 +33,9 @@ from pytest_tokenpower.workloads.tokenizers import tokenizer_of
 MODULE = "vllm.entrypoints.openai.api_server"
 
 COMMAND = (
-    "import runpy, sys, threading; "
+    "import runpy, sys; "
     "from pytest_tokenpower.core.subprocesses import end_with_parent; "
-    "threading.Thread(target=end_with_parent, args=(int(sys.argv.pop(1)),), daemon=True).start(); "
+    "end_with_parent(int(sys.argv.pop(1))); "
     f"runpy.run_module({MODULE!r}, run_name='__main__', alter_sys=True)"
 )
 """``python -m vllm...api_server``, with the lifeline's descriptor before its arguments: it ends with the tests."""

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 import numpy as np
 
+from pytest_tokenpower.core.credentials import without_credentials
 from pytest_tokenpower.core.types import Fact, Scope
 from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
 from pytest_tokenpower.meters.adapters._http import checked_url, get_json
 from pytest_tokenpower.meters.adapters.no_reading import is_counted, is_watts
 from pytest_tokenpower.meters.clock import Clock
-from pytest_tokenpower.meters.credentials import without_credentials
 from pytest_tokenpower.meters.types import CounterReading, Device, PowerSamples, Reading
 
 if TYPE_CHECKING:

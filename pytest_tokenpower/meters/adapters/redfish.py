@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pytest_tokenpower.core.credentials import without_credentials
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
 from pytest_tokenpower.meters.adapters._http import checked_url, get_json
 from pytest_tokenpower.meters.adapters.ipmi import BMC_RESOLUTION_MS
 from pytest_tokenpower.meters.adapters.no_reading import is_watts
 from pytest_tokenpower.meters.clock import Clock
-from pytest_tokenpower.meters.credentials import without_credentials
 from pytest_tokenpower.meters.types import Device, PowerSamples, Reading
 
 if TYPE_CHECKING:

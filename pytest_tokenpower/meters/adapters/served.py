@@ -15,9 +15,9 @@ from urllib.parse import parse_qs, urlsplit
 
 import msgspec
 
+from pytest_tokenpower.core.credentials import without_credentials
 from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
 from pytest_tokenpower.meters.adapters._http import checked_url, get_json
-from pytest_tokenpower.meters.credentials import without_credentials
 from pytest_tokenpower.meters.remote import Cursor, Feed, Hello, Piece
 
 TOKEN_VARIABLE = "TOKENPOWER_METER_TOKEN"

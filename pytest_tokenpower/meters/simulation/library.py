@@ -8,7 +8,6 @@ import ctypes
 import os
 import re
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -18,8 +17,10 @@ from typing import Any
 import numpy as np
 import pynvml
 
+from pytest_tokenpower.meters.clock import Clock
 from pytest_tokenpower.meters.simulation.board import ArmedFault, BoardPhysics, RingSamples, SimulatedTime
 from pytest_tokenpower.meters.simulation.scenario import Fault, Limit, Scenario
+from pytest_tokenpower.meters.simulation.virtual_time import VIRTUAL_TIME
 
 OK = int(pynvml.NVML_SUCCESS)
 
@@ -458,23 +459,27 @@ class SimulatedBoards:
     """Stands in for the ``pynvml`` module: the same functions, constants, structs and exceptions, no driver.
 
     Every function of pynvml is pynvml's own, run over a simulated C library; one that is not simulated raises
-    NVMLError_FunctionNotFound, as an old driver does. Time can be replaced: ``monotonic_ns`` and ``realtime_ns``
-    are what the boards live on, ``sleep(seconds)`` is what a hanging call does (by default it waits on the wall
-    clock until its time is over or :meth:`release` is called). Safe to call from several threads.
+    NVMLError_FunctionNotFound, as an old driver does. Safe to call from several threads.
+
+    Args:
+        scenario: the boards and their faults.
+        clock: what the boards live on, instead of the one that the scenario names. Its ``sleep`` is what a hanging
+            call does; on the machine's clock such a call also ends at :meth:`release`.
     """
 
     def __init__(
         self,
         scenario: Scenario | None = None,
         *,
-        monotonic_ns: Callable[[], int] = time.monotonic_ns,
-        realtime_ns: Callable[[], int] = time.time_ns,
-        sleep: Callable[[float], object] | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self.scenario = scenario or Scenario()
-        self._time = SimulatedTime(monotonic_ns, realtime_ns)
+        if clock is None and self.scenario.clock == "virtual":
+            clock = VIRTUAL_TIME.clock
         self._released = threading.Event()
-        self._sleep = self._released.wait if sleep is None else sleep
+        self._hang = self._released.wait if clock is None else clock.sleep
+        self._clock = Clock() if clock is None else clock
+        self._time = SimulatedTime(self._clock.monotonic_ns, self._clock.realtime_ns)
         self._lock = threading.Lock()
         self.call_counts: Counter[str] = Counter()
         """How often each C function was called, by its name without version."""
@@ -504,6 +509,11 @@ class SimulatedBoards:
     def start_ns(self) -> int:
         """The boards' start on the monotonic clock: second 0 of curves and faults."""
         return self._time.start_ns
+
+    @property
+    def clock(self) -> Clock:
+        """What the boards live on, with the clock steps of the scenario."""
+        return replace(self._clock, realtime_ns=self.realtime_ns)
 
     def realtime_ns(self) -> int:
         """The realtime clock that the boards' stamps are on, with the clock steps of the scenario."""
@@ -585,7 +595,7 @@ class SimulatedBoards:
         fired = [] if _is_second(function, arguments) else self._strike(function, board)
         for fault in fired:
             if fault.kind == "hang":
-                self._sleep(fault.seconds)
+                self._hang(fault.seconds)
                 target = target and self._library.target(arguments[0])
         for fault in fired:
             if fault.kind == "lost":

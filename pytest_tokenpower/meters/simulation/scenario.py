@@ -191,13 +191,18 @@ class Board(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Boards and faults. ``seed`` fixes the ring's jitter and noise: the same scenario gives the same readings."""
+    """Boards and faults. ``seed`` fixes the ring's jitter and noise: the same scenario gives the same readings.
+
+    On the ``clock`` "virtual" time passes only while a workload sleeps on it (see ``virtual_time``): no machine is too
+    busy for it, and nobody waits.
+    """
 
     boards: tuple[Board, ...] = (Board(),)
     faults: tuple[Fault, ...] = ()
     driver: str = "580.159.03 (simulated)"
     nvml: str = "13.580.159.03 (simulated)"
     seed: int = 0
+    clock: Literal["machine", "virtual"] = "machine"
 
     def __post_init__(self) -> None:
         uuids = [board.uuid for board in self.boards]

@@ -64,8 +64,7 @@ class NvmlMeter:
     """Reads the GPUs that CUDA_VISIBLE_DEVICES leaves visible, and the modules that some of them sit on.
 
     ``nvml`` is the `pynvml` module or anything with its calls; ``visible`` the value of CUDA_VISIBLE_DEVICES
-    (None: all GPUs). ``realtime_ns`` is the clock that the boards stamp by, where it is not this machine's
-    (simulated boards have their own).
+    (None: all GPUs). ``clock`` is the one that the boards live on and stamp by, where it is not this machine's.
     """
 
     name = "nvml"
@@ -76,12 +75,12 @@ class NvmlMeter:
         *,
         visible: str | None = None,
         provenance: Provenance = "measured",
-        realtime_ns: Callable[[], int] | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self._nvml = nvml
         self._visible = visible
         self._provenance: Provenance = provenance
-        self._realtime_ns = realtime_ns
+        self.clock = clock
         self._boards: list[_Board] = []
         self.poll_interval_s = RING_POLL_S
 
@@ -89,9 +88,6 @@ class NvmlMeter:
         """Connect to the driver; raises MeterUnavailable where there is none, or no GPU that can be measured."""
         if self._nvml is None:
             self._nvml = load_nvml()
-        if self._realtime_ns is not None:
-            clock.realtime_ns = self._realtime_ns
-            clock.tick()
         try:
             self._nvml.nvmlInit()
         except self._nvml.NVMLError as error:

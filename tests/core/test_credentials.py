@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_tokenpower.meters.credentials import shown_command, without_credentials
+from pytest_tokenpower.core.credentials import shown_command, without_credentials
 
 
 @pytest.mark.parametrize(
