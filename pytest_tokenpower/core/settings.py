@@ -132,6 +132,8 @@ class Settings(NamedTuple):
     key_ignore: tuple[str, ...] = ()
     regression: float = DEFAULT_REGRESSION
     warmup_rounds: int = DEFAULT_WARMUP_ROUNDS
+    only: bool = False
+    skip: bool = False
     given: tuple[str, ...] = ()
     factors: Factors = NO_FACTORS
     resume: bool = False

@@ -143,7 +143,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         refuse(twice(min(doubled)))
     if not chosen.baselines:
         return
-    gated = measuring.total()
+    gated = 0 if chosen.skip else measuring.total()
     session_of(config).gated_tests = max(gated, 1)
     if gated and runs_tests(config) and not hasattr(config, "workerinput"):
         try:
@@ -174,6 +174,11 @@ def pytest_configure_node(node: Any) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
     """Say what a fixture could not start, an engine most of all, in the error's own words."""
     item.config.stash[ITEM] = item
+    chosen = item.config.stash[SETTINGS]
+    if chosen.only and not may_measure(item):
+        pytest.skip("measures no energy (--energy-only)")
+    if chosen.skip and may_measure(item):
+        pytest.skip("measures energy (--energy-skip)")
     try:
         return (yield)
     except TokenPowerError as error:
@@ -259,6 +264,16 @@ def pytest_sessionstart(session: pytest.Session) -> None:
                 session_of(config).prepare()
     except TokenPowerError as error:
         refuse(error)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, object]) -> None:
+    """Tell pytest-benchmark's JSON what energy was measured with; without what differs between two like machines."""
+    if (session := config.stash.get(SESSION, None)) is not None and (devices := session.devices):
+        machine_info["energy"] = [
+            {"name": each.name, "scope": each.scope, "meter": each.meter, "provenance": each.provenance}
+            for each in devices
+        ]
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -116,6 +116,12 @@ def add_options(parser: pytest.Parser) -> None:
         "--energy-source=replay:PATH; each xdist worker writes its own, with its name before the suffix",
     )
     group.addoption(
+        "--energy-only", action="store_true", default=None, help="skip the tests that measure no energy"
+    )
+    group.addoption(
+        "--energy-skip", action="store_true", default=None, help="skip the tests that measure energy"
+    )
+    group.addoption(
         "--energy-resume",
         action="store_true",
         default=None,
@@ -255,6 +261,8 @@ def read_settings(config: pytest.Config) -> Settings:
             "--energy-baseline is empty, as a variable that is not set leaves it: give a git ref, the name of a saved "
             "run or a path, or leave the option away"
         )
+    if config.getoption("--energy-only") and config.getoption("--energy-skip"):
+        raise UsageError("--energy-only and --energy-skip together leave no test: give one of them")
     rootdir = config.rootpath
     child = CHILD_VARIABLE in os.environ
     storage = text("--energy-storage", "energy_storage")
@@ -287,6 +295,8 @@ def read_settings(config: pytest.Config) -> Settings:
         ),
         regression=fraction("energy_regression", _ini(config, "energy_regression")),
         warmup_rounds=_at_least(0, config, "energy_warmup_rounds"),
+        only=bool(config.getoption("--energy-only")),
+        skip=bool(config.getoption("--energy-skip")),
         given=_given_options(config),
         factors=_factors(config),
         resume=not child and bool(config.getoption("--energy-resume")),

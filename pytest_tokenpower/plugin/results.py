@@ -13,7 +13,7 @@ import pytest
 from pytest_tokenpower.core.settings import CHILD_VARIABLE
 from pytest_tokenpower.core.text import plural
 from pytest_tokenpower.errors import TokenPowerError
-from pytest_tokenpower.plugin.edge import Lines, faults_end_in
+from pytest_tokenpower.plugin.edge import Lines, faults_end_in, said
 from pytest_tokenpower.plugin.options import layout_of
 from pytest_tokenpower.plugin.reports import report_of, tell_github, write_report
 from pytest_tokenpower.plugin.reserved import ReservedReports
@@ -87,7 +87,7 @@ class Gatherer:
             if report.outcome == "rerun":  # type: ignore[comparison-overlap]
                 self._rerun.add(report.energy["test"])
             complaint = failure_of(_name(measured), measured, self._config.stash[SETTINGS])
-            by_verdict = bool(complaint) and complaint in report.longreprtext
+            by_verdict = bool(complaint) and said(complaint) in report.longreprtext
         if report.failed and not by_verdict:
             self._failed.add(report.nodeid)
         if report.nodeid in self._failed and report.nodeid in self._tests:

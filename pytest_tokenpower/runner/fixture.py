@@ -16,7 +16,12 @@ from pytest_tokenpower.core.windows import PhaseWindow, RoundWindow
 from pytest_tokenpower.engines.identify import describe_callable
 from pytest_tokenpower.engines.phase_marks import notes_of, phases_of
 from pytest_tokenpower.errors import MeterError, TokenCountError, UsageError
-from pytest_tokenpower.runner.checks import declared_config, require_local_meter
+from pytest_tokenpower.runner.checks import (
+    declared_config,
+    is_benchmark,
+    require_local_meter,
+    require_workload,
+)
 from pytest_tokenpower.runner.compare import (
     VARIANTS,
     BlockPlan,
@@ -131,11 +136,17 @@ class Energy:
     def __call__(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Run ``fn(*args, **kwargs)`` in rounds under measurement; returns what it returned last.
 
-        An asynchronous function runs on an event loop of its own; in an asynchronous test see :meth:`async_run`.
+        ``energy(benchmark, fn, ...)`` measures ``fn`` and has pytest-benchmark time it after that. An asynchronous
+        function runs on an event loop of its own; in an asynchronous test see :meth:`async_run`.
         Raises whatever ``fn`` raises, and TokenCountError where its tokens cannot be counted.
         """
         # An error of the workload is shown as the test's own, without the frames that measured it.
         __tracebackhide__ = True
+        if is_benchmark(fn):
+            with self._refusing():
+                require_workload(self._test, fn, args)
+            self(*args, **kwargs)
+            return fn(*args, **kwargs)
         with self._refusing(), blocking(fn) as execute, self._measuring(fn):
             if self._replayed is not None:
                 self._windows.extend(self._replayed)
@@ -214,7 +225,7 @@ class Energy:
             if self._called:
                 raise UsageError(
                     f"{self._test}: energy() was called twice in one test; a test has one measurement: parametrize the "
-                    "test, or put both calls into one function"
+                    "test, or put both calls into one function (with pytest-benchmark: energy(benchmark, fn, ...))"
                 )
             self._called = True
             require_local_meter(self._test, fn, self._telemetry.devices)
@@ -511,7 +522,9 @@ class DisabledEnergy:
         self._skip = skip
 
     def __call__(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        """Run ``fn`` once."""
+        """Run ``fn`` once, or as often as pytest-benchmark does."""
+        if is_benchmark(fn):
+            require_workload("--energy-disable", fn, args)
         with blocking(fn) as execute:
             return execute(*args, **kwargs)
 
