@@ -73,6 +73,12 @@ LOADED_VARIABLE = "PYTEST_TOKENPOWER_LOADED"
 
 DEFAULT_REGRESSION = 0.03
 
+DEFAULT_ALPHA = 0.01
+"""How often a run of identical code may fail, over all the ways in which it can."""
+
+MOST_ALPHA = 0.025
+"""The tail of the printed 95 % intervals: what has failed or improved excludes 0."""
+
 DEFAULT_WARMUP_ROUNDS = 2
 
 DEFAULT_BASELINE_RUNS = 5
@@ -131,6 +137,7 @@ class Settings(NamedTuple):
     inconclusive: Severity = "warn"
     key_ignore: tuple[str, ...] = ()
     regression: float = DEFAULT_REGRESSION
+    alpha: float = DEFAULT_ALPHA
     warmup_rounds: int = DEFAULT_WARMUP_ROUNDS
     only: bool = False
     skip: bool = False

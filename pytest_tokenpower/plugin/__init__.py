@@ -25,6 +25,7 @@ from pytest_tokenpower.plugin.state import (
     SESSION,
     SETTINGS,
     SKIPPED,
+    WAYS,
     may_measure,
     runs_tests,
     session_of,
@@ -127,7 +128,7 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Look at the energy tests of this run before the first of them: no two of one id, and how many can fail.
+    """Look at the energy tests of this run before the first of them: no two of one id, and how they can fail.
 
     Every xdist worker collects, so counts, them all.
     """
@@ -135,16 +136,22 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     chosen = config.stash[SETTINGS]
     if chosen.disabled or config.option.collectonly:
         return
-    measuring = Counter(test_id(item) for item in session.items if may_measure(item))
+    gated = [] if chosen.skip else [item for item in session.items if may_measure(item)]
+    measuring = Counter(map(test_id, gated))
     doubled: frozenset[str] = frozenset(test for test, times in measuring.items() if times > 1)
     config.stash[TWICE] = doubled
     # A worker cannot end the run: there each test says it.
     if doubled and runs_tests(config) and not hasattr(config, "workerinput"):
         refuse(twice(min(doubled)))
+    ceilings = 0
+    for item in gated:
+        # A marker that was added late and is malformed is said when its test comes.
+        with contextlib.suppress(UsageError):
+            ceilings += len(marker.read_budget(item).ceilings)
+    if gated:
+        config.stash[WAYS] = (len(gated), ceilings)
     if not chosen.baselines:
         return
-    gated = 0 if chosen.skip else measuring.total()
-    session_of(config).gated_tests = max(gated, 1)
     if gated and runs_tests(config) and not hasattr(config, "workerinput"):
         try:
             with faults_end_in(refuse):

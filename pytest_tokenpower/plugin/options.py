@@ -18,6 +18,7 @@ from pytest_tokenpower.core.settings import (
     CHILD_VARIABLE,
     DEFAULT_BASELINE_RUNS,
     DEFAULT_WARMUP_ROUNDS,
+    MOST_ALPHA,
     NO_FACTORS,
     Factors,
     ReportTarget,
@@ -195,6 +196,12 @@ INI: dict[str, tuple[_Kind, object, str, str]] = {
         "a share in quotes, such as '3%' or '0.03'",
         "how much more energy per token fails a test without a limit of its own",
     ),
+    "energy_alpha": (
+        "string",
+        "1%",
+        "a share in quotes of at most 2.5 %, such as '1%'",
+        "how often a run of identical code may fail, over all its comparisons together",
+    ),
     "energy_baseline_runs": (
         "int",
         DEFAULT_BASELINE_RUNS,
@@ -294,6 +301,7 @@ def read_settings(config: pytest.Config) -> Settings:
             [name for each in _ini(config, "energy_key_ignore") for name in each.replace(",", " ").split()]
         ),
         regression=fraction("energy_regression", _ini(config, "energy_regression")),
+        alpha=_alpha(_ini(config, "energy_alpha")),
         warmup_rounds=_at_least(0, config, "energy_warmup_rounds"),
         only=bool(config.getoption("--energy-only")),
         skip=bool(config.getoption("--energy-skip")),
@@ -396,6 +404,13 @@ def _seconds(name: str, value: str) -> float:
     if not 0 <= seconds < float("inf"):
         raise UsageError(f"{name}={value}: must be a number of seconds, 0 for no restarts")
     return seconds
+
+
+def _alpha(value: object) -> float:
+    alpha = fraction("energy_alpha", value)
+    if alpha > MOST_ALPHA:
+        raise UsageError(f"ini energy_alpha={value}: must be {INI['energy_alpha'][2]}")
+    return alpha
 
 
 def _at_least(least: int, config: pytest.Config, name: str) -> int:

@@ -22,6 +22,7 @@ from pytest_tokenpower.plugin.state import (
     MEASUREMENTS,
     SESSION,
     SETTINGS,
+    WAYS,
     failure_of,
     runs_tests,
     session_of,
@@ -111,7 +112,10 @@ class Gatherer:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self) -> Generator[None, object, object]:
         complete = False
-        with self._reserved.open() if self._config.stash[SETTINGS].baselines else nullcontext():
+        # Watching every hook costs time: only where a test can be open. A controller of xdist collects none.
+        stash = self._config.stash
+        may_wait = stash[SETTINGS].baselines or WAYS in stash or self._config.getoption("numprocesses", None)
+        with self._reserved.open() if may_wait else nullcontext():
             try:
                 result = yield
                 complete = True
@@ -141,10 +145,10 @@ class Gatherer:
         from msgspec.structs import replace
 
         from pytest_tokenpower.gate.messages import message
-        from pytest_tokenpower.gate.verdict import settle
+        from pytest_tokenpower.gate.verdict import FAILING, settle
 
         measurements = self._config.stash[MEASUREMENTS]
-        settled = settle(measurements)
+        settled = settle(measurements, self._config.stash[SETTINGS].alpha)
         for at, measured in enumerate(measurements):
             verdicts = tuple(settled.get((measured.test, v.against), v) for v in measured.verdicts)
             if verdicts == measured.verdicts:
@@ -152,7 +156,7 @@ class Gatherer:
             measurements[at] = replace(measured, verdicts=verdicts)
             self._reserved.settle(
                 measurements[at],
-                "\n".join(message(v, measured.test) for v in verdicts if v.kind == "regressed"),
+                "\n".join(message(v, measured.test) for v in verdicts if v.kind in FAILING),
             )
 
     @pytest.hookimpl(optionalhook=True)

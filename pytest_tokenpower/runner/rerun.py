@@ -66,12 +66,16 @@ class Rerun:
             )
         if first.variants:
             return first
-        stored = self._stored(test, candidate, baseline, policy.key_ignore)
-        verdict = judge(first, stored, policy, restarts=candidate[1:])
+        # All alternate, so that both sides share their occasion, however long it takes.
+        first, *again = alternating = [_together(one, first) for one in candidate]
+        stored = self._stored(
+            test, alternating, [_together(one, first) for one in baseline], policy.key_ignore
+        )
+        verdict = judge(first, stored, policy, restarts=again)
         return replace(
             first,
-            verdicts=(*judge_ceilings(first, ceilings), verdict),
-            restarts=tuple(one.rounds for one in candidate[1:]),
+            verdicts=(*judge_ceilings(first, ceilings, policy), verdict),
+            restarts=tuple(one.rounds for one in again),
         )
 
     def failure(self, test: str) -> str:
@@ -132,6 +136,11 @@ class Rerun:
             for runs in (self.baseline, self.candidate)
         )
         return baseline, candidate
+
+
+def _together(one: MeasurementRecord, first: MeasurementRecord) -> MeasurementRecord:
+    """A measurement as of the time and host of the first."""
+    return replace(one, host=first.host, started=first.started or 0.0)
 
 
 def failures_of(runs: Sequence[RunRecord], test: str) -> str:

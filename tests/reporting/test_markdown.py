@@ -43,7 +43,7 @@ INVALID: test_hot: too hot
 
 ```text
 REGRESSED +6.1 % (limit 3 %): test_chat[fp8] takes 0.2652 J/token; main@1a2b3c4 took 0.25 (2 runs).
-  95 % interval +4.7 % to +7.5 %.
+  +6.1 % [+4.7, +7.5] (95 % interval).
 ```
 
 ```text
