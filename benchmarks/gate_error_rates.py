@@ -667,12 +667,11 @@ def report(parts: Sequence[Part], seconds: float) -> str:
     """The page for docs/results."""
     goals = [goal for part in parts for goal in part.goals]
     lines = [
-        "# Error rates of the verdict by parts",
+        "# Error rates of the gate",
         "",
         "Written by `python benchmarks/gate_error_rates.py`: do not edit.",
         "",
-        f"Simulated builds with a fixed seed, judged by the rule of docs/verdict.md, which the gate "
-        f"does not use yet. Level {100 * ALPHA:g} % a "
+        f"Simulated builds with a fixed seed, judged by the rule of docs/verdict.md. Level {100 * ALPHA:g} % a "
         "build, over its whole family. Shares are in percent, with exact 95 % intervals where they decide a goal; a "
         "goal is missed where that interval excludes it.",
         "",

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_tokenpower.core.denominators import denominator, figure_per, unit_of
+from pytest_tokenpower.core.files import scratch_prefix
 from pytest_tokenpower.core.records import RunRecord, decode_run
 from pytest_tokenpower.core.settings import fraction
 from pytest_tokenpower.core.text import plural
@@ -137,7 +138,7 @@ def _measured(arguments: argparse.Namespace) -> list[RunRecord]:
     runs: list[RunRecord] = []
     with ExitStack() as stack:
         if arguments.keep is None:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tokenpower-noise-")))
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=scratch_prefix("noise"))))
         else:
             folder = _folder(arguments.keep)
         earlier = sorted(folder.glob("*.json"))

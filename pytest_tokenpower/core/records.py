@@ -28,12 +28,17 @@ class Figure(msgspec.Struct, frozen=True, gc=False):
 
 
 class PhaseRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """One phase (prefill or decode) of one round. ``joules`` is for all repeats of the round together."""
+    """One phase (prefill or decode) of one round. ``joules`` is for all repeats of the round together.
+
+    ``undivided_joules`` were in steps of both phases that could not be divided: half of them counts here, and any share
+    may be true, which is not in ``stderr_joules``.
+    """
 
     joules: float
     stderr_joules: float
     seconds: float
     estimated: bool = False
+    undivided_joules: float = 0.0
 
 
 class RoundRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
@@ -42,7 +47,7 @@ class RoundRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     ``cached_prompt_tokens`` of the prompt tokens came from a prefix cache and were not prefilled. ``joules`` is None
     where the meter could not say. ``reasons`` is empty for a good round; otherwise the guards that
     dropped it. ``limited_shares`` is the share of the window's time under each limit (``power`` is information,
-    thermal ones drop the round); a limit that was not read is absent.
+    thermal ones drop the round); a limit that was not read is absent. ``latency`` are percentiles over its requests.
     """
 
     start_ns: int
@@ -59,6 +64,7 @@ class RoundRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     peak_watts: float | None = None
     temperature_celsius: float | None = None
     sm_clock_mhz: float | None = None
+    latency: dict[str, float] = {}
     limited_shares: dict[str, float] = {}
     reasons: tuple[str, ...] = ()
 
@@ -436,7 +442,8 @@ def _impossible_round(one: RoundRecord) -> Iterator[str]:
     if not _finite(one.limited_shares.values(), least=0):
         yield "a share of time under a limit that is none"
     for name, phase in one.phases.items():
-        if not _finite([phase.joules]) or not _finite([phase.seconds, phase.stderr_joules], least=0):
+        errors = [phase.seconds, phase.stderr_joules, phase.undivided_joules]
+        if not _finite([phase.joules]) or not _finite(errors, least=0):
             yield f"{phase.joules} joules in {phase.seconds} seconds of {name}"
 
 

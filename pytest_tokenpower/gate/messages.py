@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from pytest_tokenpower.analysis.figures import FIGURES
 from pytest_tokenpower.core.denominators import PER, unit_of
+from pytest_tokenpower.core.figures import FIGURES
 from pytest_tokenpower.core.records import OTHER_VARIANT, ChangeRecord, VerdictRecord
 from pytest_tokenpower.core.text import percent, plural, short_test_name, signed
 from pytest_tokenpower.gate.verdict import FAILING, PARTS

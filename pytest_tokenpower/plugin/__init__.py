@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_tokenpower.core.settings import CHILD_VARIABLE
+from pytest_tokenpower.core.settings import CHILD_VARIABLE, EVENTS_VARIABLE
 from pytest_tokenpower.core.signals import interrupt_when_terminated
 from pytest_tokenpower.engines import registry
 from pytest_tokenpower.errors import TokenPowerError, UsageError
@@ -70,6 +70,7 @@ def pytest_configure(config: pytest.Config) -> None:
         from pytest_tokenpower.plugin.child import leave_alone
 
         leave_alone(config.option)
+    if CHILD_VARIABLE in os.environ or EVENTS_VARIABLE in os.environ:
         _end_with_parent()
     try:
         config.stash[SETTINGS] = options.read_settings(config)
@@ -135,7 +136,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     chosen = config.stash[SETTINGS]
     if chosen.disabled or config.option.collectonly:
         return
-    gated = [item for item in session.items if may_measure(item)]
+    gated = [] if chosen.skip else [item for item in session.items if may_measure(item)]
     measuring = Counter(map(test_id, gated))
     doubled: frozenset[str] = frozenset(test for test, times in measuring.items() if times > 1)
     config.stash[TWICE] = doubled
@@ -180,6 +181,11 @@ def pytest_configure_node(node: Any) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
     """Say what a fixture could not start, an engine most of all, in the error's own words."""
     item.config.stash[ITEM] = item
+    chosen = item.config.stash[SETTINGS]
+    if chosen.only and not may_measure(item):
+        pytest.skip("measures no energy (--energy-only)")
+    if chosen.skip and may_measure(item):
+        pytest.skip("measures energy (--energy-skip)")
     try:
         return (yield)
     except TokenPowerError as error:
@@ -208,7 +214,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object
     except TokenPowerError as error:
         fail(error)
     if fixture is not None and (refused := fixture.refused_late):
-        pytest.fail(refused, pytrace=False)
+        fail(refused)
     return result
 
 
@@ -247,8 +253,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     config.add_cleanup(interrupt_when_terminated())
     try:
         with faults_end_in(refuse):
+            show_progress(config)
             if not hasattr(config, "workerinput"):
-                show_progress(config)
                 if chosen.baselines:
                     config.pluginmanager.register(AbsentTests(config), "tokenpower-absent-tests")
                 if chosen.rerun_baseline:
@@ -265,6 +271,16 @@ def pytest_sessionstart(session: pytest.Session) -> None:
                 session_of(config).prepare()
     except TokenPowerError as error:
         refuse(error)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, object]) -> None:
+    """Tell pytest-benchmark's JSON what energy was measured with; without what differs between two like machines."""
+    if (session := config.stash.get(SESSION, None)) is not None and (devices := session.devices):
+        machine_info["energy"] = [
+            {"name": each.name, "scope": each.scope, "meter": each.meter, "provenance": each.provenance}
+            for each in devices
+        ]
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -44,8 +44,9 @@ def add_options(parser: pytest.Parser) -> None:
         "--energy-source",
         metavar="SOURCE",
         help="what measures: auto (default: NVML, then AMD, then RAPL), nvml, amd, rapl, hwmon, ipmi, redfish[:URL], "
-        "prometheus[:URL], model (CPU-time model), simulated or simulated:SCENARIO.json, replay:RECORDING, or what a "
-        "plugin adds; several with commas between them, such as nvml,rapl",
+        "prometheus[:URL], model (CPU-time model), simulated, simulated:virtual (on a time of its own) or "
+        "simulated:SCENARIO.json, replay:RECORDING, or what a plugin adds; several with commas between them, such as "
+        "nvml,rapl",
     )
     group.addoption(
         "--energy-scope",
@@ -114,6 +115,12 @@ def add_options(parser: pytest.Parser) -> None:
         metavar="PATH",
         help="write the timeline and the windows of this run to a recording, for `tokenpower analyse` and "
         "--energy-source=replay:PATH; each xdist worker writes its own, with its name before the suffix",
+    )
+    group.addoption(
+        "--energy-only", action="store_true", default=None, help="skip the tests that measure no energy"
+    )
+    group.addoption(
+        "--energy-skip", action="store_true", default=None, help="skip the tests that measure energy"
     )
     group.addoption(
         "--energy-resume",
@@ -267,6 +274,8 @@ def read_settings(config: pytest.Config) -> Settings:
             "--energy-baseline is empty, as a variable that is not set leaves it: give a git ref, the name of a saved "
             "run or a path, or leave the option away"
         )
+    if config.getoption("--energy-only") and config.getoption("--energy-skip"):
+        raise UsageError("--energy-only and --energy-skip together leave no test: give one of them")
     rootdir = config.rootpath
     child = CHILD_VARIABLE in os.environ
     storage = text("--energy-storage", "energy_storage")
@@ -274,7 +283,7 @@ def read_settings(config: pytest.Config) -> Settings:
     record = config.getoption("--energy-record")
     return Settings(
         disabled=bool(config.getoption("--energy-disable")),
-        source=text("--energy-source", "energy_source"),
+        source=_source(config, text("--energy-source", "energy_source")),
         scope=_scope(text("--energy-scope", "energy_scope")),
         save=None if child else config.getoption("--energy-save"),
         autosave=not child and bool(config.getoption("--energy-autosave")),
@@ -301,10 +310,12 @@ def read_settings(config: pytest.Config) -> Settings:
         length_tolerance=_tolerance(_ini(config, "energy_length_tolerance")),
         alpha=_alpha(_ini(config, "energy_alpha")),
         warmup_rounds=_at_least(0, config, "energy_warmup_rounds"),
+        only=bool(config.getoption("--energy-only")),
+        skip=bool(config.getoption("--energy-skip")),
         given=_given_options(config),
         factors=_factors(config),
         resume=not child and bool(config.getoption("--energy-resume")),
-        simulated_engines=_simulated_engines(config, text("--energy-source", "energy_source")),
+        simulated_engines=bool(config.getoption("--energy-simulated-engines")),
     )
 
 
@@ -337,14 +348,16 @@ def _factors(config: pytest.Config) -> Factors:
     return read_factors(*values)
 
 
-def _simulated_engines(config: pytest.Config, source: str) -> bool:
-    chosen = bool(config.getoption("--energy-simulated-engines"))
-    if chosen and source.partition(":")[0] != "simulated":
+def _source(config: pytest.Config, source: str) -> str:
+    """Put boards on a time of their own for engines that only wait, unless a scenario says what they live on."""
+    if not config.getoption("--energy-simulated-engines"):
+        return source
+    if source.partition(":")[0] != "simulated":
         raise UsageError(
             f"--energy-simulated-engines with --energy-source={source}: what no engine does cannot be measured; use "
             "--energy-source=simulated"
         )
-    return chosen
+    return "simulated:virtual" if source == "simulated" else source
 
 
 def _of_worker(path: Path, config: pytest.Config) -> Path:

@@ -207,7 +207,7 @@ def run_blocks(
 
     def run(variant: Variant, repeats: int) -> RoundWindow:
         with annotate_errors(variant, names):
-            return measured_round(execute[variant], count, phases, repeats, clock)[1]
+            return measured_round(execute[variant], count, phases, repeats, bench)[1]
 
     seconds: dict[Variant, list[float]] = {variant: [] for variant in VARIANTS}
     began = clock.seconds()
@@ -231,6 +231,8 @@ def run_blocks(
         variants = (lead, other, other, lead)
         windows = tuple(replace(run(variant, repeats[variant]), pool=variant) for variant in variants)
         blocks.append(Block(variants, windows))
+        if bench.failed_for_good(windows[0].start_ns):
+            break
         if len(blocks) < plan.min_blocks:
             continue
         if clock.seconds() - began > plan.max_seconds:

@@ -109,10 +109,14 @@ def finish(
     key = _key(taken, evaluation.method, limits.per)
     if not reasons and (unknown := analysis.unknown_figure(evaluation.records, denominator(key))):
         reasons = (unknown,)
+    if not reasons and taken.comparison is None:
+        reasons = analysis.unsteady_cache(evaluation.records)
     alone = bool(reasons) or taken.comparison is not None
     others = OtherScopes(evaluation.records) if alone else telemetry.other_scopes(windows, evaluation.records)
     policy = session.policy(limits)
     facts = _facts(taken)
+    if limits.prefix_cache:
+        facts["prefix_cache.asked_for"] = True
     measured = MeasurementRecord(
         test=taken.test,
         key=key,
@@ -264,7 +268,12 @@ def _key(taken: MeasuredTest, method: str, per: str | None) -> dict[str, Fact]:
             generated=sum(one.generated for one in tokens),
             prefilled=sum(one.prompt - one.cached_prompt for one in tokens),
         ),
+<<<<<<< HEAD
         tokens=counts,
+=======
+        tokens=next(iter(counts)) if len(counts) == 1 else None,
+        cached_share=sum(one.cached_prompt for one in tokens) / max(sum(one.prompt for one in tokens), 1),
+>>>>>>> main
     )
 
 
@@ -295,10 +304,8 @@ def _counts(windows: Sequence[RoundWindow]) -> frozenset[TokenCount]:
     for window in windows:
         tokens, repeats = window.tokens, window.repeats
         shared = TokenCount(
-            tokens.prompt // repeats,
-            tokens.generated // repeats,
-            tokens.responses // repeats,
-            tokens.cached_prompt // repeats,
+            tokens.prompt // repeats, tokens.generated // repeats, tokens.responses // repeats
         )
-        counts |= window.executions or {shared}
+        # What a prefix cache held is compared as a share.
+        counts |= {dataclasses.replace(each, cached_prompt=0) for each in window.executions} or {shared}
     return frozenset(counts)

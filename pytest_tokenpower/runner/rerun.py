@@ -18,6 +18,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from pytest_tokenpower.core.files import scratch_prefix
 from pytest_tokenpower.core.records import MeasurementRecord, RunRecord, VerdictRecord
 from pytest_tokenpower.errors import HistoryError, TokenPowerError
 from pytest_tokenpower.gate.operating_point import unlikeness
@@ -181,7 +182,7 @@ def rerun(
     repeated = child_arguments(arguments)
     runs: dict[str, list[RunRecord]] = {"baseline": [], "candidate": []}
     with (
-        tempfile.TemporaryDirectory(prefix="tokenpower-rerun-") as scratch,
+        tempfile.TemporaryDirectory(prefix=scratch_prefix("rerun")) as scratch,
         _worktree(repository, commits[0], Path(scratch) / "baseline") as tree,
     ):
         places = (*roots, Path(root or ""), Path(os.path.relpath(folder, repository.top_level)))

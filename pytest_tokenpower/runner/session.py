@@ -34,7 +34,7 @@ from pytest_tokenpower.store.store import Store, default_store_path
 if TYPE_CHECKING:
     from pytest_tokenpower.analysis.power_curves import PowerCurves
     from pytest_tokenpower.meters.recording import Recording
-    from pytest_tokenpower.meters.types import Meter
+    from pytest_tokenpower.meters.types import Device, Meter
 
 
 class Session:
@@ -188,6 +188,11 @@ class Session:
         if isinstance(self._telemetry, MeterError):
             raise self._telemetry
         return self._telemetry
+
+    @property
+    def devices(self) -> Sequence[Device]:
+        """What has been measured so far; nothing where no test has begun to."""
+        return self._telemetry.devices if isinstance(self._telemetry, TelemetrySession) else ()
 
     def _start(self) -> TelemetrySession:
         scope = self.settings.scope

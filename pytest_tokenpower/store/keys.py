@@ -27,6 +27,9 @@ LENGTHS = ("prompt_tokens", "generated_tokens", "cached_prompt_tokens")
 PROTECTED = ("schema", "provenance", "scope")
 """Fields that no ignore pattern removes: a modelled joule never meets a measured one, nor a GPU's a node's."""
 
+CACHED_STEP = 5
+"""A share of cached prompt tokens is in the key to so many percent: it differs a little from run to run."""
+
 _AXIS = "axis."
 
 _INT64 = range(-(2**63), 2**63)
@@ -38,12 +41,12 @@ _LABELS = {
     "workload": "workload fingerprint",
     "denominator": "joules are per",
     "prompt_tokens": "prompt tokens per round",
-    "cached_prompt_tokens": "prompt tokens from a prefix cache per round",
+    "cached_prompt_percent": "prompt tokens from a prefix cache, in percent",
     "generated_tokens": "generated tokens per round",
     "responses": "responses per round",
 }
 
-_ABSENT = {"denominator": "token"}
+_ABSENT = {"denominator": "token", "cached_prompt_percent": "none"}
 """What a field stands for that is not in a key."""
 
 _UNITS = {"watts": "W", "mib": "MiB", "gib": "GiB", "bytes": "B", "mhz": "MHz", "celsius": "°C"}
@@ -74,7 +77,12 @@ def make_key(
     axes: Mapping[str, Fact] | None = None,
     workload: str | None = None,
     denominator: str | None = None,
+<<<<<<< HEAD
     tokens: Collection[TokenCount] = (),
+=======
+    tokens: TokenCount | None = None,
+    cached_share: float = 0.0,
+>>>>>>> main
     schema: int = KEY_VERSION,
 ) -> dict[str, Fact]:
     """The key of a measurement: flat, in the order of its field names, equal to itself after a trip through JSON.
@@ -84,9 +92,15 @@ def make_key(
     read (power ring, energy counter, power polling): on short windows each has a bias of its own. ``weights`` says that
     they are none of a trained model (random, dummy), which draw another power. The engine's version is cut to
     major.minor; ``denominator`` is what the joules are divided by, where that is not generated tokens; ``axes``
+<<<<<<< HEAD
     (dtype, quantization: what the test or the engine declares) become ``axis.NAME``; ``tokens`` are those of single
     executions of the workload: a count that is not the same in all of them says VARY. What is None is left out: unknown
     equals unknown only.
+=======
+    (dtype, quantization: what the test or the engine declares) become ``axis.NAME``; ``tokens`` are those of one
+    execution of the workload, and ``cached_share`` of all prompt tokens came from a prefix cache. What is None is left
+    out: unknown equals unknown only.
+>>>>>>> main
     Raises UsageError for a value that is no Fact.
     """
     fields: dict[str, object] = {
@@ -104,11 +118,18 @@ def make_key(
     }
     if tokens:
         fields |= {
+<<<<<<< HEAD
             "prompt_tokens": _constant([each.prompt for each in tokens]),
             "generated_tokens": _constant([each.generated for each in tokens]),
             "responses": _constant([each.responses for each in tokens]),
             "cached_prompt_tokens": _constant([each.cached_prompt for each in tokens]) or None,
+=======
+            "prompt_tokens": tokens.prompt,
+            "generated_tokens": tokens.generated,
+            "responses": tokens.responses,
+>>>>>>> main
         }
+    fields["cached_prompt_percent"] = round(100 * cached_share / CACHED_STEP) * CACHED_STEP or None
     fields |= _device_fields(devices, provenance)
     facts = {canonical_text(name): canonical_fact(value, name) for name, value in fields.items()}
     return {name: facts[name] for name in sorted(facts) if facts[name] is not None}
