@@ -268,12 +268,8 @@ def _key(taken: MeasuredTest, method: str, per: str | None) -> dict[str, Fact]:
             generated=sum(one.generated for one in tokens),
             prefilled=sum(one.prompt - one.cached_prompt for one in tokens),
         ),
-<<<<<<< HEAD
         tokens=counts,
-=======
-        tokens=next(iter(counts)) if len(counts) == 1 else None,
         cached_share=sum(one.cached_prompt for one in tokens) / max(sum(one.prompt for one in tokens), 1),
->>>>>>> main
     )
 
 

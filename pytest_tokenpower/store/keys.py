@@ -21,7 +21,7 @@ KEY_VERSION = 1
 VARY = "vary"
 """Stands for a token count that differs between the executions of one run."""
 
-LENGTHS = ("prompt_tokens", "generated_tokens", "cached_prompt_tokens")
+LENGTHS = ("prompt_tokens", "generated_tokens")
 """Fields in which runs may differ and still be compared: at equal lengths, from the baseline's own phases."""
 
 PROTECTED = ("schema", "provenance", "scope")
@@ -77,12 +77,8 @@ def make_key(
     axes: Mapping[str, Fact] | None = None,
     workload: str | None = None,
     denominator: str | None = None,
-<<<<<<< HEAD
     tokens: Collection[TokenCount] = (),
-=======
-    tokens: TokenCount | None = None,
     cached_share: float = 0.0,
->>>>>>> main
     schema: int = KEY_VERSION,
 ) -> dict[str, Fact]:
     """The key of a measurement: flat, in the order of its field names, equal to itself after a trip through JSON.
@@ -92,15 +88,9 @@ def make_key(
     read (power ring, energy counter, power polling): on short windows each has a bias of its own. ``weights`` says that
     they are none of a trained model (random, dummy), which draw another power. The engine's version is cut to
     major.minor; ``denominator`` is what the joules are divided by, where that is not generated tokens; ``axes``
-<<<<<<< HEAD
     (dtype, quantization: what the test or the engine declares) become ``axis.NAME``; ``tokens`` are those of single
-    executions of the workload: a count that is not the same in all of them says VARY. What is None is left out: unknown
-    equals unknown only.
-=======
-    (dtype, quantization: what the test or the engine declares) become ``axis.NAME``; ``tokens`` are those of one
-    execution of the workload, and ``cached_share`` of all prompt tokens came from a prefix cache. What is None is left
-    out: unknown equals unknown only.
->>>>>>> main
+    executions of the workload (a count that is not the same in all of them says VARY), and ``cached_share`` of all
+    prompt tokens came from a prefix cache. What is None is left out: unknown equals unknown only.
     Raises UsageError for a value that is no Fact.
     """
     fields: dict[str, object] = {
@@ -118,16 +108,9 @@ def make_key(
     }
     if tokens:
         fields |= {
-<<<<<<< HEAD
             "prompt_tokens": _constant([each.prompt for each in tokens]),
             "generated_tokens": _constant([each.generated for each in tokens]),
             "responses": _constant([each.responses for each in tokens]),
-            "cached_prompt_tokens": _constant([each.cached_prompt for each in tokens]) or None,
-=======
-            "prompt_tokens": tokens.prompt,
-            "generated_tokens": tokens.generated,
-            "responses": tokens.responses,
->>>>>>> main
         }
     fields["cached_prompt_percent"] = round(100 * cached_share / CACHED_STEP) * CACHED_STEP or None
     fields |= _device_fields(devices, provenance)

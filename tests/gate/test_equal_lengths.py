@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from msgspec.structs import replace
 
@@ -91,3 +93,24 @@ def test_beyond_the_tolerance_three_remedies_are_named(generated: int, prompt: i
     assert "more than the tolerance of 10%" in said
     for remedy in ("min_tokens == max_tokens", "store runs at the new lengths", "energy.compare"):
         assert remedy in said
+
+
+def test_equal_lengths_of_which_a_cache_took_more_are_exact() -> None:
+    """The key knows the share of a prefix cache to a few percent; what it took of each run differs a little."""
+    key = {"prompt_tokens": 512, "generated_tokens": 200}
+
+    def cached(one: MeasurementRecord, tokens: int) -> MeasurementRecord:
+        return replace(
+            one, key=key, rounds=tuple(replace(each, cached_prompt_tokens=tokens) for each in one.rounds)
+        )
+
+    runs = replace_runs(stored(phases=False), lambda one: cached(one, 400))
+    verdict = judge_stored(cached(run(phases=False), 420), runs, 0.03)
+    assert verdict.kind == "passed"
+    assert "equal lengths" not in text(verdict)
+
+
+def replace_runs(
+    found: ComparableRuns, change: Callable[[MeasurementRecord], MeasurementRecord]
+) -> ComparableRuns:
+    return ComparableRuns(found.label, tuple(map(change, found.runs)), found.run_ids)
