@@ -144,7 +144,7 @@ def test_work_that_generates_nothing_has_its_own_figures() -> None:
         m.count(TokenCount(prompt=generate().generated, generated=0))
     assert m.result.valid
     assert m.result.figures["joules_per_prompt_token"] > 0
-    with pytest.raises(MeterError, match="what was measured has .*joules_per_prompt_token"):
+    with pytest.raises(MeterError, match=r"what was measured has .*joules_per_prompt_token"):
         _ = m.result.joules_per_token
 
 
