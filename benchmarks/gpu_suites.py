@@ -43,6 +43,9 @@ ORDER = ("e5", "e1", "e2", "e3")
 WHOLE_MACHINE = frozenset({"e4"})
 """Suites that need several boards: they are run alone, before the others."""
 
+ROOM_BYTES = 40e9
+"""What the weights of all suites take, and caches beside them."""
+
 LEAST_S = 75.0
 """With less time left no suite is begun."""
 
@@ -140,7 +143,7 @@ def main() -> int:
     run.add_argument(
         "--runs", type=int, default=9, help="how often each suite is run at most, as time allows"
     )
-    run.add_argument("--folder", type=Path, default=Path("/dev/shm/gpu-suites"), help="weights and caches")
+    run.add_argument("--folder", type=Path, help="weights and caches (default: in memory, else in /tmp)")
     run.add_argument("--source", default="nvml")
     run.add_argument("--select", default="", help="pytest's -k, such as 'not torchao'")
     run.add_argument("--fake", action="store_true", help="simulated boards and engines")
@@ -174,6 +177,9 @@ def measure(arguments: argparse.Namespace) -> int:
             f"there is no suite {', '.join(sorted(unknown))}; there are {', '.join(sorted(_known()))}"
         )
     arguments.out.mkdir(parents=True, exist_ok=True)
+    if arguments.folder is None:
+        roomy = shutil.disk_usage("/dev/shm").free > ROOM_BYTES
+        arguments.folder = Path("/dev/shm" if roomy else "/tmp") / "gpu-suites"
     bench = Bench(arguments)
     boards = boards_of(arguments)
     bench.say(f"boards: {', '.join(boards)}; suites: {', '.join(chosen)}; {arguments.seconds:.0f} s")

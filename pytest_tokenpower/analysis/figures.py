@@ -4,34 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
+from pytest_tokenpower.analysis.phases import undivided_error
 from pytest_tokenpower.analysis.rounds import gated, good
 from pytest_tokenpower.core.denominators import PER, figure_per
+from pytest_tokenpower.core.figures import FIGURES
 from pytest_tokenpower.core.records import Figure, RoundRecord
-
-FIGURES: Mapping[str, str] = {
-    "joules_per_token": "J / generated token",
-    "joules_per_prompt_token": "J of prefill / prefilled prompt token",
-    "joules_per_total_token": "J / token of prompt (cached ones included) and answer",
-    "prefill_joules_per_token": "J of prefill / generated token",
-    "decode_joules_per_token": "J of decode / generated token",
-    "joules_per_response": "J / response",
-    "joules": "J / execution of the workload",
-    "prefill_joules": "J of prefill / execution of the workload",
-    "decode_joules": "J of decode / execution of the workload",
-    "mean_watts": "W",
-    "peak_watts": "W",
-    "tokens_per_second": "generated tokens / s",
-    "prefill_watts": "W of prefill",
-    "decode_watts": "W of decode",
-    "prefill_tokens_per_second": "prompt tokens / s of prefill",
-    "decode_tokens_per_second": "generated tokens / s of decode",
-    "between_steps_joules_per_token": "J between steps / generated token",
-    "joule_seconds_per_response": "J / response x s / execution (energy-delay product)",
-    "power_imbalance": "the GPU that drew most, above their mean",
-    "seconds": "s / execution of the workload",
-}
 
 _OF_ALL_JOULES = frozenset({"joules", "mean_watts"})
 """Figures whose relative error is at least that of the rounds' joules, as that of those with a denominator."""
@@ -51,6 +30,8 @@ def round_values(rounds: Sequence[RoundRecord]) -> dict[str, list[float]]:
         if one.generated_tokens:
             values["tokens_per_second"].append(one.generated_tokens / one.seconds)
         values["seconds"].append(one.seconds / one.repeats)
+        for name, value in one.latency.items():
+            values[name].append(value)
         if one.peak_watts is not None:
             values["peak_watts"].append(one.peak_watts)
         if one.responses:
@@ -91,6 +72,14 @@ def meter_errors(rounds: Sequence[RoundRecord], figure: str) -> list[float]:
     return []
 
 
+def _undivided(rounds: Sequence[RoundRecord], figure: str) -> float:
+    """The relative standard error of a phase's figure by undivided steps: alike in all rounds, it does not average."""
+    phase = "prefill" if figure == "joules_per_prompt_token" else figure.partition("_")[0]
+    parts = [one.record.phases[phase] for one in good(rounds) if phase in one.record.phases]
+    joules = sum(part.joules for part in parts)
+    return undivided_error(sum(part.undivided_joules for part in parts)) / joules if joules > 0 else 0.0
+
+
 def figures(rounds: Sequence[RoundRecord]) -> dict[str, Figure]:
     """Each figure over the good rounds: 20 % trimmed mean and its standard error, autocorrelation included.
 
@@ -111,5 +100,7 @@ def figures(rounds: Sequence[RoundRecord]) -> dict[str, Figure]:
             meter_errors_per_run=[errors] if (errors := meter_errors(rounds, name)) else None,
         )
         value = math.exp(summary.location)
-        result[name] = Figure(value, value * math.sqrt(summary.squared_error))
+        result[name] = Figure(
+            value, value * math.hypot(math.sqrt(summary.squared_error), _undivided(rounds, name))
+        )
     return result

@@ -22,6 +22,7 @@ COMMANDS = {
     "demo": "real inference, a stored baseline, and a regression that fails its build",
     "doctor": "what can be measured on this machine, and how well",
     "models": "the models that are known by name: size, memory, and whether they fit this machine",
+    "sweep": "a suite of models, engines and work: a live table, claims, CSV and JSON",
     "analyse": "energy of the windows of a recording",
     "noise": "identical code again and again: how much it scatters, and the limit that this machine can hold",
     "history": "the stored runs of a test: a plot, and where its level changed",
@@ -88,7 +89,7 @@ def _main(given: list[str]) -> int:
         if command == "bless":
             _complain("bless", _BLESS)
             return 4
-        arguments = parser.parse_args(given)
+        arguments = _parse(parser, given)
         code: int = _module(command).run(arguments)
         return code
     except BrokenPipeError:
@@ -104,6 +105,16 @@ def _main(given: list[str]) -> int:
             print(trace(error), file=sys.stderr)
         _complain(command, f"{describe_fault(error)}{'' if traced else ' (--traceback shows it here)'}")
         return 3
+
+
+def _parse(parser: argparse.ArgumentParser, given: Sequence[str]) -> argparse.Namespace:
+    """Parse the words; those after ``--`` are pytest's where the command has any for it, wherever its options stand."""
+    at = given.index("--") if "--" in given else len(given)
+    arguments = parser.parse_args(given[:at])
+    if not hasattr(arguments, "arguments"):
+        return parser.parse_args(given)
+    arguments.arguments += given[at + 1 :]
+    return arguments
 
 
 def _complain(command: str, text: str) -> None:

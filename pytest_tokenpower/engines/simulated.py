@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from pytest_tokenpower.core.types import Fact
+from pytest_tokenpower.core.windows import Latency
 from pytest_tokenpower.engines._adapter import require_batch
 from pytest_tokenpower.engines.protocol import EngineIdentity, Generation, Step
 from pytest_tokenpower.errors import EngineError
+from pytest_tokenpower.meters.clock import Clock
 from pytest_tokenpower.models.fit import stored_weights
 from pytest_tokenpower.models.registry import load_models
-from pytest_tokenpower.models.roofline import H100, HOST_SECONDS, forecast
+from pytest_tokenpower.models.roofline import H100, HOST_SECONDS, Forecast, forecast
 from pytest_tokenpower.workloads.arrivals import Arrivals
 from pytest_tokenpower.workloads.base import Batch
 
@@ -24,7 +25,7 @@ _WEIGHTS = {"fp8": "fp8", "bitsandbytes": "int8", "torchao": "int8"}
 class SimulatedEngine:
     """Stands for the engine that ``stands_for`` names, with a model of the registry or a folder, on an H100.
 
-    A batch takes what ``models.roofline`` foretells for it, divided by ``speed``; no token of it is anybody's.
+    A batch takes what ``models.roofline`` foretells for it, on the boards' ``clock``; no token of it is anybody's.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class SimulatedEngine:
         tensor_parallel: int = 1,
         pipeline_parallel: int = 1,
         stands_for: str = "vllm",
-        speed: float = 1.0,
+        clock: Clock | None = None,
     ) -> None:
         name = os.fspath(model)
         known = load_models().get(name)
@@ -46,7 +47,7 @@ class SimulatedEngine:
         if shape is None:
             raise EngineError(f"{name}: no model of the registry, whose speed could be foretold")
         self._shape = shape
-        self._speed = speed
+        self._clock = clock or Clock()
         self._weights = _WEIGHTS.get(str(quantization), "bf16")
         self._cache = "fp8" if kv_cache_dtype.startswith("fp8") else "bf16"
         self._boards = tensor_parallel * pipeline_parallel
@@ -59,9 +60,7 @@ class SimulatedEngine:
             "pipeline_parallel": pipeline_parallel,
             "weights": "none",
         }
-        self._identity = EngineIdentity(
-            "simulated", "1", Path(name).name, axes, {"stands_for": stands_for, "speed": speed}
-        )
+        self._identity = EngineIdentity("simulated", "1", Path(name).name, axes, {"stands_for": stands_for})
 
     @property
     def identity(self) -> EngineIdentity:
@@ -76,37 +75,51 @@ class SimulatedEngine:
     def generate(self, batch: Batch) -> Generation:
         """Wait for as long as the batch would take, with the marks of one prefill and each step of decoding."""
         require_batch(batch)
-        return self._after(batch, 0.0)
+        took = self._foretold(batch, len(batch.prompts))
+        each = Latency(took.prefill_seconds, took.step_seconds if took.steps else None)
+        return self._after(batch, took, 0.0, [each] * len(batch.prompts))
 
     def serve(self, batch: Batch, arrivals: Arrivals) -> Generation:
-        """Wait until the last prompt has arrived, too; the batch is one all the same."""
+        """Prefill prompts one after another as they arrive, and decode with as many as are usually under way."""
         require_batch(batch)
-        return self._after(batch, arrivals.seconds(len(batch.prompts))[-1] / self._speed)
+        count = len(batch.prompts)
+        due, alone = arrivals.seconds(count), self._foretold(batch, 1)
+        under_way = count * alone.seconds / max(due[-1], alone.seconds)
+        took = self._foretold(batch, max(1, min(round(under_way), arrivals.limit or count)))
+        latencies, ready = [], 0.0
+        for at in due:
+            ready = max(ready, at) + alone.prefill_seconds
+            latencies.append(Latency(ready - at, took.step_seconds if took.steps else None))
+        return self._after(batch, took, ready - took.prefill_seconds, latencies)
 
     def close(self) -> None:
         """Nothing is held."""
 
-    def _after(self, batch: Batch, arrived_s: float) -> Generation:
-        count = len(batch.prompts)
-        longest = max(map(len, batch.prompts))
-        took = forecast(
+    def _foretold(self, batch: Batch, under_way: int) -> Forecast:
+        return forecast(
             self._shape,
-            batch=count,
-            prompt_tokens=longest,
+            batch=under_way,
+            prompt_tokens=max(map(len, batch.prompts)),
             new_tokens=batch.new_tokens,
             dtype=self._weights,
             kv_dtype=self._cache,
             boards=self._boards,
             speed=self._host,
         )
-        began = time.monotonic()
-        time.sleep(max(arrived_s, took.seconds / self._speed))
+
+    def _after(
+        self, batch: Batch, took: Forecast, arrived_s: float, latencies: Sequence[Latency]
+    ) -> Generation:
+        count = len(batch.prompts)
+        at = self._clock.monotonic_ns()
+        self._clock.sleep(arrived_s + took.seconds)
         # Stretched to what the clock says: the system may wake late.
-        stretch = (time.monotonic() - began) / took.seconds
-        at, steps = int(began * 1e9), []
+        stretch = (self._clock.monotonic_ns() - at) / (arrived_s + took.seconds)
+        at += round(arrived_s * stretch)
+        steps = []
         lengths = [took.prefill_seconds, *[took.step_seconds] * took.steps]
         for index, length in enumerate(lengths):
-            end = at + int(length * stretch * 1e9)
+            end = at + round(length * stretch)
             steps.append(Step(at, end, 0 if index else batch.tokens.prompt, count if index else 0))
             at = end
-        return Generation([[1] * batch.new_tokens] * count, batch.tokens, steps)
+        return Generation([[1] * batch.new_tokens] * count, batch.tokens, steps, latencies=latencies)

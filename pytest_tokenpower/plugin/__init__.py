@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_tokenpower.core.settings import CHILD_VARIABLE
+from pytest_tokenpower.core.settings import CHILD_VARIABLE, EVENTS_VARIABLE
 from pytest_tokenpower.core.signals import interrupt_when_terminated
 from pytest_tokenpower.engines import registry
 from pytest_tokenpower.errors import TokenPowerError, UsageError
@@ -25,6 +25,7 @@ from pytest_tokenpower.plugin.state import (
     SESSION,
     SETTINGS,
     SKIPPED,
+    WAYS,
     may_measure,
     runs_tests,
     session_of,
@@ -69,6 +70,7 @@ def pytest_configure(config: pytest.Config) -> None:
         from pytest_tokenpower.plugin.child import leave_alone
 
         leave_alone(config.option)
+    if CHILD_VARIABLE in os.environ or EVENTS_VARIABLE in os.environ:
         _end_with_parent()
     try:
         config.stash[SETTINGS] = options.read_settings(config)
@@ -129,7 +131,7 @@ def pytest_make_collect_report(
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Look at the energy tests of this run before the first of them: no two of one id, and how many can fail.
+    """Look at the energy tests of this run before the first of them: no two of one id, and how they can fail.
 
     Every xdist worker collects, so counts, them all.
     """
@@ -137,16 +139,22 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     chosen = config.stash[SETTINGS]
     if chosen.disabled or config.option.collectonly:
         return
-    measuring = Counter(test_id(item) for item in session.items if may_measure(item))
+    gated = [] if chosen.skip else [item for item in session.items if may_measure(item)]
+    measuring = Counter(map(test_id, gated))
     doubled: frozenset[str] = frozenset(test for test, times in measuring.items() if times > 1)
     config.stash[TWICE] = doubled
     # A worker cannot end the run: there each test says it.
     if doubled and runs_tests(config) and not hasattr(config, "workerinput"):
         refuse(twice(min(doubled)))
+    ceilings = 0
+    for item in gated:
+        # A marker that was added late and is malformed is said when its test comes.
+        with contextlib.suppress(UsageError):
+            ceilings += len(marker.read_budget(item).ceilings)
+    if gated:
+        config.stash[WAYS] = (len(gated), ceilings)
     if not chosen.baselines:
         return
-    gated = 0 if chosen.skip else measuring.total()
-    session_of(config).gated_tests = max(gated, 1)
     if gated and runs_tests(config) and not hasattr(config, "workerinput"):
         try:
             with faults_end_in(refuse):
@@ -209,7 +217,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object
     except TokenPowerError as error:
         fail(error)
     if fixture is not None and (refused := fixture.refused_late):
-        pytest.fail(refused, pytrace=False)
+        fail(refused)
     return result
 
 
@@ -248,8 +256,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     config.add_cleanup(interrupt_when_terminated())
     try:
         with faults_end_in(refuse):
+            show_progress(config)
             if not hasattr(config, "workerinput"):
-                show_progress(config)
                 if chosen.baselines:
                     config.pluginmanager.register(AbsentTests(config), "tokenpower-absent-tests")
                 if chosen.rerun_baseline:

@@ -18,6 +18,7 @@ from pytest_tokenpower.core.settings import (
     CHILD_VARIABLE,
     DEFAULT_BASELINE_RUNS,
     DEFAULT_WARMUP_ROUNDS,
+    MOST_ALPHA,
     NO_FACTORS,
     Factors,
     ReportTarget,
@@ -43,8 +44,9 @@ def add_options(parser: pytest.Parser) -> None:
         "--energy-source",
         metavar="SOURCE",
         help="what measures: auto (default: NVML, then AMD, then RAPL), nvml, amd, rapl, hwmon, ipmi, redfish[:URL], "
-        "prometheus[:URL], model (CPU-time model), simulated or simulated:SCENARIO.json, replay:RECORDING, or what a "
-        "plugin adds; several with commas between them, such as nvml,rapl",
+        "prometheus[:URL], model (CPU-time model), simulated, simulated:virtual (on a time of its own) or "
+        "simulated:SCENARIO.json, replay:RECORDING, or what a plugin adds; several with commas between them, such as "
+        "nvml,rapl",
     )
     group.addoption(
         "--energy-scope",
@@ -194,6 +196,12 @@ INI: dict[str, tuple[_Kind, object, str, str]] = {
         "a share in quotes, such as '3%' or '0.03'",
         "how much more energy per token fails a test without a limit of its own",
     ),
+    "energy_alpha": (
+        "string",
+        "1%",
+        "a share in quotes of at most 2.5 %, such as '1%'",
+        "how often a run of identical code may fail, over all its comparisons together",
+    ),
     "energy_baseline_runs": (
         "int",
         DEFAULT_BASELINE_RUNS,
@@ -269,7 +277,7 @@ def read_settings(config: pytest.Config) -> Settings:
     record = config.getoption("--energy-record")
     return Settings(
         disabled=bool(config.getoption("--energy-disable")),
-        source=text("--energy-source", "energy_source"),
+        source=_source(config, text("--energy-source", "energy_source")),
         scope=_scope(text("--energy-scope", "energy_scope")),
         save=None if child else config.getoption("--energy-save"),
         autosave=not child and bool(config.getoption("--energy-autosave")),
@@ -293,13 +301,14 @@ def read_settings(config: pytest.Config) -> Settings:
             [name for each in _ini(config, "energy_key_ignore") for name in each.replace(",", " ").split()]
         ),
         regression=fraction("energy_regression", _ini(config, "energy_regression")),
+        alpha=_alpha(_ini(config, "energy_alpha")),
         warmup_rounds=_at_least(0, config, "energy_warmup_rounds"),
         only=bool(config.getoption("--energy-only")),
         skip=bool(config.getoption("--energy-skip")),
         given=_given_options(config),
         factors=_factors(config),
         resume=not child and bool(config.getoption("--energy-resume")),
-        simulated_engines=_simulated_engines(config, text("--energy-source", "energy_source")),
+        simulated_engines=bool(config.getoption("--energy-simulated-engines")),
     )
 
 
@@ -332,14 +341,16 @@ def _factors(config: pytest.Config) -> Factors:
     return read_factors(*values)
 
 
-def _simulated_engines(config: pytest.Config, source: str) -> bool:
-    chosen = bool(config.getoption("--energy-simulated-engines"))
-    if chosen and source.partition(":")[0] != "simulated":
+def _source(config: pytest.Config, source: str) -> str:
+    """Put boards on a time of their own for engines that only wait, unless a scenario says what they live on."""
+    if not config.getoption("--energy-simulated-engines"):
+        return source
+    if source.partition(":")[0] != "simulated":
         raise UsageError(
             f"--energy-simulated-engines with --energy-source={source}: what no engine does cannot be measured; use "
             "--energy-source=simulated"
         )
-    return chosen
+    return "simulated:virtual" if source == "simulated" else source
 
 
 def _of_worker(path: Path, config: pytest.Config) -> Path:
@@ -393,6 +404,13 @@ def _seconds(name: str, value: str) -> float:
     if not 0 <= seconds < float("inf"):
         raise UsageError(f"{name}={value}: must be a number of seconds, 0 for no restarts")
     return seconds
+
+
+def _alpha(value: object) -> float:
+    alpha = fraction("energy_alpha", value)
+    if alpha > MOST_ALPHA:
+        raise UsageError(f"ini energy_alpha={value}: must be {INI['energy_alpha'][2]}")
+    return alpha
 
 
 def _at_least(least: int, config: pytest.Config, name: str) -> int:

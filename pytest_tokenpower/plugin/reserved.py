@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_tokenpower.core.settings import MOST_ALPHA
 from pytest_tokenpower.plugin.edge import said
 
 if TYPE_CHECKING:
@@ -100,10 +101,6 @@ def _is_open(report: pytest.TestReport) -> bool:
         return False
     return any(
         verdict["kind"] == "doubtful"
-        or (
-            verdict["kind"] == "inconclusive"
-            and bool(verdict.get("baseline_runs"))
-            and (verdict.get("change") or 0.0) > (verdict.get("threshold") or 0.0)
-        )
+        or (verdict["kind"] == "inconclusive" and (verdict.get("p_value") or 1.0) < MOST_ALPHA)
         for verdict in getattr(report, "energy", {}).get("verdicts", ())
     )

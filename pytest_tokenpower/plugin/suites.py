@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack
-from functools import cache
 from typing import Any
 
 import pytest
@@ -13,17 +11,18 @@ import pytest
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.engines.protocol import Engine
 from pytest_tokenpower.errors import EngineError, UsageError
-from pytest_tokenpower.models.fit import gpus, system_memory
+from pytest_tokenpower.meters.simulation.virtual_time import VIRTUAL_TIME
 from pytest_tokenpower.models.memory import GIB
+from pytest_tokenpower.plugin.edge import fail, said
 from pytest_tokenpower.plugin.marker import read_budget
 from pytest_tokenpower.plugin.opening import open_energy
 from pytest_tokenpower.plugin.state import MEASUREMENT, SETTINGS, failure_of, session_of, test_id
 from pytest_tokenpower.plugin.sweeps import journal_of
-from pytest_tokenpower.runner.outcome import judge_again
+from pytest_tokenpower.reporting.suites import duration
 from pytest_tokenpower.suites.build import declared, engine_of, work_of
-from pytest_tokenpower.suites.claims import instances
-from pytest_tokenpower.suites.estimate import Estimate, Machine, estimate, load_seconds
+from pytest_tokenpower.suites.estimate import Estimate, Machine, estimate, load_seconds, this_machine
 from pytest_tokenpower.suites.grid import Cell, Suite
+from pytest_tokenpower.suites.instances import instances
 from pytest_tokenpower.suites.order import Visit, visits
 from pytest_tokenpower.suites.resume import FILE, FINGERPRINT
 from pytest_tokenpower.suites.schema import SUFFIX
@@ -69,7 +68,7 @@ class SuiteFile(pytest.File):
         if known := [each.foretold.seconds for each in runs if each.foretold.seconds is not None]:
             engines = {each.loaded: each.loaded.adapter for each in runs}
             seconds = sum(known) + sum(map(load_seconds, engines.values()))
-            parts.append(f"about {_duration(seconds)} on an H100")
+            parts.append(f"about {duration(seconds)} on an H100")
         if sizes := [each.foretold.board_bytes for each in runs if each.foretold.board_bytes]:
             parts.append(f"up to {max(sizes) / GIB:.1f} GiB a board")
         if skipped := len(self.cells) - len(runs):
@@ -97,7 +96,11 @@ class LoadedEngine:
         if self._engine is None:
             chosen = self._config.stash[SETTINGS]
             try:
-                spec = engine_of(self.suite, self.visit.cells, simulated=chosen.simulated_engines)
+                clock = None
+                if chosen.simulated_engines:
+                    nothing = VIRTUAL_TIME.clock
+                    clock = nothing if chosen.disabled else session_of(self._config).telemetry().clock
+                spec = engine_of(self.suite, self.visit.cells, simulated=clock)
                 self._engine = spec.load()
             except EngineError as error:
                 self._broken = error
@@ -166,7 +169,7 @@ class CellItem(pytest.Item):
     def setup(self) -> None:
         """Skip what cannot run here, take hold of the GPUs, and have the engine loaded."""
         if self.foretold.skipped:
-            pytest.skip(self.foretold.skipped)
+            pytest.skip(said(self.foretold.skipped))
         self._finished = None
         if not self.config.stash[SETTINGS].disabled:
             self._finished = journal_of(self.config, self.suite_file).of(test_id(self), self.fingerprint)
@@ -177,11 +180,13 @@ class CellItem(pytest.Item):
     def runtest(self) -> None:
         """Measure the cell, or judge what an interrupted sweep has measured of it."""
         if self._finished is not None:
+            from pytest_tokenpower.runner.outcome import judge_again
+
             chosen = self.config.stash[SETTINGS]
             measured = judge_again(self._finished, read_budget(self), session_of(self.config))
             self.stash[MEASUREMENT] = measured
             if complaint := failure_of(self.name, measured, chosen):
-                pytest.fail(complaint, pytrace=False)
+                fail(complaint)
             return
         suite, head = self.parent.suite, self.parent.suite.table.suite
         self._energy.declare(**declared(self.cell))
@@ -211,7 +216,7 @@ class CellItem(pytest.Item):
             return f"<Cell {self.name}: will be skipped, {self.foretold.skipped}>"
         parts = []
         if self.foretold.seconds is not None:
-            parts.append(f"about {_duration(self.foretold.seconds)}")
+            parts.append(f"about {duration(self.foretold.seconds)}")
         if self.foretold.board_bytes is not None:
             parts.append(f"{self.foretold.board_bytes / GIB:.1f} GiB a board")
         return f"<Cell {self.name}{': ' if parts else ''}{', '.join(parts)}>"
@@ -220,13 +225,7 @@ class CellItem(pytest.Item):
 def machine_of(config: pytest.Config) -> Machine:
     """The machine that the cells would run on, looked at once a run."""
     if _MACHINE not in config.stash:
-        simulated = config.stash[SETTINGS].simulated_engines
-        config.stash[_MACHINE] = Machine(
-            () if simulated else tuple(gpu.total for gpu in gpus()),
-            system_memory(),
-            cache(lambda package: importlib.util.find_spec(package) is not None),
-            anything=simulated,
-        )
+        config.stash[_MACHINE] = this_machine(simulated=config.stash[SETTINGS].simulated_engines)
     return config.stash[_MACHINE]
 
 
@@ -237,9 +236,3 @@ def _plain(cell: Cell) -> dict[str, Fact]:
         for name, value in cell.values.items()
         if value is not None
     }
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"

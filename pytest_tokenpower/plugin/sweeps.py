@@ -6,16 +6,18 @@ import os
 from collections.abc import Generator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_tokenpower.core.settings import CHILD_VARIABLE
+from pytest_tokenpower.core.settings import CHILD_VARIABLE, EVENTS_VARIABLE
 from pytest_tokenpower.errors import StoreError, TokenPowerError, UsageError
+from pytest_tokenpower.plugin.edge import Lines, said
 from pytest_tokenpower.plugin.state import MEASUREMENTS, SESSION, SETTINGS, session_of
 
 if TYPE_CHECKING:
     from pytest_tokenpower.core.records import ClaimRecord, MeasurementRecord
+    from pytest_tokenpower.suites.objectives import Outcome
     from pytest_tokenpower.suites.resume import Begun, Journal
 
 _FOUND: pytest.StashKey[dict[str, Journal]] = pytest.StashKey()
@@ -59,8 +61,13 @@ def _beginning(config: pytest.Config, suite: str) -> Begun:
     )
 
 
+CLAIM = "claim: "
+"""Begins the names of the reports by which claims fail a run."""
+
+
 def _is_cell(test: str) -> bool:
-    return test.partition("::")[0].endswith(".energy.toml")
+    file, _, name = test.partition("::")
+    return file.endswith(".energy.toml") and not name.startswith(CLAIM)
 
 
 class Sweeps:
@@ -71,8 +78,42 @@ class Sweeps:
         self._open: dict[str, Path] = {}
         self._problems: dict[str, str] = {}
         self._taken: dict[str, int] = {}
+        self._objectives: list[Outcome] = []
+        self._events = os.environ.get(EVENTS_VARIABLE) if CHILD_VARIABLE not in os.environ else None
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        if _is_cell(nodeid):
+            self._tell(nodeid)
+
+    def _tell(self, test: str, **what: Any) -> None:
+        """Tell whoever shows this run."""
+        if self._events is None:
+            return
+        import msgspec
+
+        from pytest_tokenpower.suites.progress import Event
+
+        with open(self._events, "ab") as stream:
+            stream.write(msgspec.json.encode(Event(test.rpartition("::")[2], **what)) + b"\n")
+
+    def _tell_end(self, report: pytest.TestReport) -> None:
+        if report.when != "call" and (report.when != "setup" or report.passed):
+            return
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longreprtext)
+        figures = {
+            name: each["value"] for name, each in getattr(report, "energy", {}).get("figures", {}).items()
+        }
+        self._tell(
+            report.nodeid,
+            outcome=report.outcome,
+            reason=next(iter(reason.splitlines()), "").removeprefix("Skipped: "),
+            seconds=report.duration,
+            figures=figures,
+        )
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if _is_cell(report.nodeid):
+            self._tell_end(report)
         if report.when != "call" or not hasattr(report, "energy") or CHILD_VARIABLE in os.environ:
             return
         if not _is_cell(report.energy["test"]):
@@ -107,6 +148,7 @@ class Sweeps:
 
     def _begin(self, suite: str, before: Journal) -> Path:
         """Begin the suite's journal, or go on with it after its last whole line."""
+        from pytest_tokenpower.core.files import write_whole
         from pytest_tokenpower.suites.resume import encode_line
 
         path = journal_path(self._config, suite)
@@ -116,9 +158,7 @@ class Sweeps:
             return path
         if path.exists():
             path.replace(path.with_suffix(".previous.jsonl"))
-        scratch = path.with_suffix(f".{os.getpid()}")
-        scratch.write_bytes(encode_line(_beginning(self._config, suite)))
-        scratch.replace(path)
+        write_whole(path, encode_line(_beginning(self._config, suite)))
         return path
 
     @pytest.hookimpl(wrapper=True)
@@ -133,13 +173,16 @@ class Sweeps:
         """Judge the claims of every suite of which something was measured; a claim may fail the run."""
         from pytest_tokenpower.suites.claims import REFUTED, judge_claims, runs_of
         from pytest_tokenpower.suites.grid import Suite
+        from pytest_tokenpower.suites.objectives import judge_objectives
 
         files = dict.fromkeys(one.test.partition("::")[0] for one in measurements if _is_cell(one.test))
         claims: list[ClaimRecord] = []
         for file in files:
             suite = Suite.read(self._config.rootpath / file)
             inside = [one for one in measurements if one.test.partition("::")[0] == file]
-            claims += judge_claims(suite, runs_of(suite, inside), file)
+            runs = runs_of(suite, inside)
+            claims += judge_claims(suite, runs, file)
+            self._objectives += judge_objectives(suite, runs)
         session_of(self._config).claims = tuple(claims)
         for claim in claims:
             if claim.word == REFUTED and claim.severity == "fail":
@@ -150,26 +193,33 @@ class Sweeps:
 
         self._config.hook.pytest_runtest_logreport(
             report=pytest.TestReport(
-                nodeid=f"{claim.suite}::claim: {claim.name}",
-                location=(claim.suite, None, f"claim: {claim.name}"),
+                nodeid=f"{claim.suite}::{CLAIM}{claim.name}",
+                location=(claim.suite, None, f"{CLAIM}{claim.name}"),
                 keywords={},
                 outcome="failed",
-                longrepr=claim_line(claim),
+                longrepr=said(claim_line(claim)),
                 when="call",
             )
         )
 
     @pytest.hookimpl(trylast=True)
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        lines = Lines(terminalreporter)
         if SESSION in self._config.stash and (claims := session_of(self._config).claims):
             from pytest_tokenpower.reporting.suites import claims_table
 
-            terminalreporter.write_line("")
+            lines.write_line("")
             for line in claims_table(claims):
-                terminalreporter.write_line(line)
+                lines.write_line(line)
+        for outcome in self._objectives:
+            from pytest_tokenpower.reporting.suites import objective_lines
+
+            lines.write_line("")
+            for line in objective_lines(outcome):
+                lines.write_line(line)
         for suite, count in self._taken.items():
             begun = journal_of(self._config, suite).begun
             since = f" of {begun.created}" if begun is not None else ""
-            terminalreporter.write_line(f"{suite}: {count} finished cells taken over from the sweep{since}")
+            lines.write_line(f"{suite}: {count} finished cells taken over from the sweep{since}")
         for suite, problem in self._problems.items():
-            terminalreporter.write_line(f"{suite}: this sweep cannot be resumed: {problem}", red=True)
+            lines.write_line(f"{suite}: this sweep cannot be resumed: {problem}", red=True)

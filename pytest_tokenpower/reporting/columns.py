@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
 
-from pytest_tokenpower.analysis.figures import FIGURES
 from pytest_tokenpower.core.denominators import PER, denominator, figure_per, unit_of
+from pytest_tokenpower.core.figures import FIGURES
 from pytest_tokenpower.core.records import MeasurementRecord
 from pytest_tokenpower.core.settings import NO_FACTORS, Factors
 from pytest_tokenpower.core.text import EnergyUnit, energy_unit, short_test_name, signed

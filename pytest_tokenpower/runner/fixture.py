@@ -153,7 +153,7 @@ class Energy:
                 return execute(*args, **kwargs)
             ran = run_rounds(
                 partial(execute, *args, **kwargs),
-                lambda result: self._count(result, args, kwargs, fn),
+                lambda result: self._counted(result, args, kwargs, fn),
                 phases_of,
                 self._plan,
                 self._telemetry,
@@ -181,7 +181,7 @@ class Energy:
                 return await awaited(fn, *args, **kwargs)
             ran = await run_rounds_async(
                 partial(awaited, fn, *args, **kwargs),
-                lambda result: self._count(result, args, kwargs, fn),
+                lambda result: self._counted(result, args, kwargs, fn),
                 phases_of,
                 self._plan,
                 self._telemetry,
@@ -322,14 +322,13 @@ class Energy:
         if self._replayed is not None:
             self._windows.append(self._next_replayed(self._replayed))
             return
-        if window._tokens is None:
+        tokens = window._tokens
+        if tokens is None or not any((tokens.prompt, tokens.generated, tokens.responses)):
             raise TokenCountError(
-                f"{self._test}: nothing says how many tokens were read and generated in the energy.measure() block: "
-                "call window.count(result) or window.tokens(prompt=..., generated=...) inside it"
+                f"{self._test}: nothing says what was read and generated in the energy.measure() block: call "
+                "window.count(result) or window.tokens(prompt=..., generated=...) inside it"
             )
-        if not any((window._tokens.prompt, window._tokens.generated, window._tokens.responses)):
-            raise TokenCountError(f"{self._test}: it says that nothing was read and nothing generated")
-        self._windows.append(RoundWindow(start_ns, end_ns, window._tokens, 1, window._phases))
+        self._windows.append(RoundWindow(start_ns, end_ns, tokens, 1, window._phases))
 
     def compare(
         self,
@@ -388,7 +387,7 @@ class Energy:
                     finished.append(
                         run_blocks(
                             running,
-                            lambda result: self._count(
+                            lambda result: self._counted(
                                 result, (), {}, baseline if callable(baseline) else started
                             ),
                             phases_of,
@@ -435,15 +434,6 @@ class Energy:
             return count_tokens(result if counted is None else counted, args, kwargs, fn)
         except (TokenCountError, UsageError) as error:
             raise type(error)(f"{self._test}: {error}") from None
-
-    def _count(
-        self,
-        result: object,
-        args: tuple[object, ...],
-        kwargs: Mapping[str, object],
-        fn: Callable[..., object],
-    ) -> TokenCount:
-        return self._counted(result, args, kwargs, fn)
 
     @property
     def result(self) -> Result:

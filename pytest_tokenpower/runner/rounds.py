@@ -13,9 +13,11 @@ from pytest_tokenpower.core.progress import warmup_progress
 from pytest_tokenpower.core.records import RoundRecord
 from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.core.windows import PhaseWindow, RoundWindow
+from pytest_tokenpower.engines.phase_marks import latencies_of
 
 if TYPE_CHECKING:
-    from pytest_tokenpower.meters.clock import Clock
+    from pytest_tokenpower.engines.phase_marks import latencies_of
+from pytest_tokenpower.meters.clock import Clock
 
 MOST_ROUNDS = 10
 
@@ -54,6 +56,9 @@ def steady(rounds: Sequence[RoundRecord], rounds_ahead: int) -> bool:
 
 MOST_REPEATS = 10_000
 
+LOOK_NS = 5_000_000_000
+"""How often a round of many executions looks whether its meters still read."""
+
 
 @dataclass(frozen=True)
 class RoundPlan:
@@ -84,6 +89,10 @@ class RoundEvaluator(Protocol):
 
     def assess(self, windows: Sequence[RoundWindow]) -> tuple[RoundRecord, ...]:
         """Wait until the readings reach beyond the last window, and give each round its energy and reasons."""
+        ...
+
+    def failed_for_good(self, start_ns: int) -> bool:
+        """Whether a meter that is needed for what runs since then has failed, and will not read again."""
         ...
 
 
@@ -122,12 +131,16 @@ def rounds(
         tell(len(warmup), clock.seconds())
         ran = yield 1
         warmup.append(counted_round(ran, count, phases))
+        if bench.failed_for_good(ran.start_ns):
+            break
     repeats = repeats_for(min(_seconds(warmup)), bench.shortest_window_ns() / 1e9)
     windows: list[RoundWindow] = []
     began = clock.seconds()
     while True:
         ran = yield repeats
         windows.append(counted_round(ran, count, phases))
+        if bench.failed_for_good(ran.start_ns):
+            break
         if len(windows) < plan.min_rounds:
             continue
         records = bench.assess(windows)
@@ -153,7 +166,7 @@ def run_rounds(
     measuring = rounds(count, phases, plan, bench)
     repeats = next(measuring)
     while True:
-        ran = executed(execute, repeats, bench.clock)
+        ran = executed(execute, repeats, bench)
         try:
             repeats = measuring.send(ran)
         except StopIteration as done:
@@ -175,7 +188,8 @@ async def run_rounds_async(
         results: list[object] = []
         wait, now_ns = device_wait(), bench.clock.monotonic_ns
         start_ns = now_ns()
-        for _ in range(repeats):
+        going_on = watched(start_ns, bench)
+        while len(results) < repeats and going_on():
             results.append(await execute())
         if wait is not None:
             wait()
@@ -212,13 +226,29 @@ def repeats_for(seconds: float, shortest_seconds: float) -> int:
     return max(1, min(MOST_REPEATS, math.ceil(shortest_seconds / max(seconds, 1e-6))))
 
 
-def executed(execute: Callable[[], object], repeats: int, clock: Clock) -> Executed:
-    """Run ``repeats`` executions in one window."""
+def watched(start_ns: int, bench: RoundEvaluator) -> Callable[[], bool]:
+    """Whether to go on with a round that began then: looked at rarely, and never in a round of a few seconds."""
+    look_ns = start_ns + LOOK_NS
+    now_ns = bench.clock.monotonic_ns
+
+    def going_on() -> bool:
+        nonlocal look_ns
+        if now_ns() < look_ns:
+            return True
+        look_ns = now_ns() + LOOK_NS
+        return not bench.failed_for_good(start_ns)
+
+    return going_on
+
+
+def executed(execute: Callable[[], object], repeats: int, bench: RoundEvaluator) -> Executed:
+    """Run ``repeats`` executions in one window, fewer where a meter fails for good meanwhile."""
     __tracebackhide__ = True
     results: list[object] = []
-    wait, now_ns = device_wait(), clock.monotonic_ns
+    wait, now_ns = device_wait(), bench.clock.monotonic_ns
     start_ns = now_ns()
-    for _ in range(repeats):
+    going_on = watched(start_ns, bench)
+    while len(results) < repeats and going_on():
         results.append(execute())
     if wait is not None:
         wait()
@@ -241,6 +271,7 @@ def counted_round(
         executions=frozenset(tokens),
         # One execution without phases would make the others' sums short: then the round has none.
         phases=tuple(phase for each in marks for phase in each) if all(marks) else (),
+        latencies=tuple(each for result in executed.results for each in latencies_of(result)),
     )
 
 
@@ -249,11 +280,11 @@ def measured_round(
     count: Callable[[object], TokenCount],
     phases: Callable[[object], Sequence[PhaseWindow]],
     repeats: int,
-    clock: Clock,
+    bench: RoundEvaluator,
 ) -> tuple[object, RoundWindow]:
     """One round: ``repeats`` executions in one window, counted after it has closed; the last result goes along."""
     __tracebackhide__ = True
-    ran = executed(execute, repeats, clock)
+    ran = executed(execute, repeats, bench)
     return ran.results[-1], counted_round(ran, count, phases)
 
 

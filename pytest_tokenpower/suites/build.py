@@ -12,6 +12,7 @@ from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.engines.registry import OPTION_OF
 from pytest_tokenpower.engines.spec import EngineSpec
 from pytest_tokenpower.errors import UsageError
+from pytest_tokenpower.meters.clock import Clock
 from pytest_tokenpower.models.random_weights import write_random_model
 from pytest_tokenpower.models.registry import architecture, load_models
 from pytest_tokenpower.suites.grid import Cell, Suite, Values
@@ -23,28 +24,24 @@ from pytest_tokenpower.workloads.prompts import PromptSet
 WEIGHTS_VARIABLE = "TOKENPOWER_WEIGHTS"
 """Environment variable that names the folder that random weights are written to, and kept in."""
 
-SIMULATED_SPEED = 50.0
-"""So many times as fast as the forecast: a round then takes as long as the meter needs."""
-
 _SPELLINGS = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
-def engine_of(suite: Suite, cells: Sequence[Cell], *, simulated: bool = False) -> EngineSpec:
+def engine_of(suite: Suite, cells: Sequence[Cell], *, simulated: Clock | None = None) -> EngineSpec:
     """The engine that these cells share; random weights are written where they are not there yet.
 
+    ``simulated`` is the clock on which a forecast stands for it; None: nothing does.
     Raises UsageError and EngineError.
     """
     values = cells[0].values
     table = suite.engine(values["engine"])
     adapter = str(table.adapter)
     settings = {name: values[name] for name in SETTINGS if values.get(name) not in (None, "none")}
-    if simulated:
+    if simulated is not None:
         model = suite.model(values["model"])
         name = model.random or model.hub or str(suite.folder(str(model.path)))
         known = next((each.name for each in load_models().values() if each.hub == name), name)
-        return EngineSpec(
-            "simulated", known, isolated=False, stands_for=adapter, speed=SIMULATED_SPEED, **settings
-        )
+        return EngineSpec("simulated", known, isolated=False, stands_for=adapter, clock=simulated, **settings)
     names = OPTION_OF.get(adapter)
     options: dict[str, Any] = {
         **_longest(adapter, cells),

@@ -5,24 +5,22 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import get_args
 
 from msgspec.structs import replace
 
-from pytest_tokenpower.analysis.figures import FIGURES, round_values
-from pytest_tokenpower.analysis.rounds import log_errors
+from pytest_tokenpower.analysis.figures import meter_errors, round_values
 from pytest_tokenpower.core.records import NOT_MEASURED, ClaimRecord, MeasurementRecord
 from pytest_tokenpower.core.settings import fraction
 from pytest_tokenpower.core.text import percent, signed
-from pytest_tokenpower.core.types import Scope
 from pytest_tokenpower.stats.change import Change
-from pytest_tokenpower.stats.decision import holm
+from pytest_tokenpower.stats.multiplicity import holm
 from pytest_tokenpower.stats.ratio import log_ratio
 from pytest_tokenpower.stats.runs import summarise_runs
 from pytest_tokenpower.stats.types import RunSummary
-from pytest_tokenpower.suites.grid import Cell, Suite
+from pytest_tokenpower.suites.grid import Suite
+from pytest_tokenpower.suites.instances import SHARE, Instance, instances, terms_of
 from pytest_tokenpower.suites.schema import Claim
 
 CONFIRMED, REFUTED, NOT_TOLD, NOT_TESTABLE = "confirmed", "refuted", "not told", "not testable here"
@@ -39,9 +37,6 @@ Runs = Mapping[str, Sequence[MeasurementRecord]]
 _Changes = Callable[[int, int | None], Change]
 """The change from one of an instance's cells (the second) to another (the first); without the second, the first."""
 
-SHARE = "share_of_"
-"""``share_of_node``: the figure's own scope as a share of another that was measured along with it."""
-
 
 @dataclass(frozen=True)
 class Evidence:
@@ -53,16 +48,6 @@ class Evidence:
     p_against: float
 
 
-@dataclass(frozen=True)
-class Instance:
-    """A claim about certain cells: of a ratio the two, of a shape those along the axis."""
-
-    claim: Claim
-    label: str
-    cells: tuple[Cell, ...]
-    says: str = field(default="")
-
-
 def runs_of(suite: Suite, measurements: Sequence[MeasurementRecord]) -> dict[str, list[MeasurementRecord]]:
     """The good measurements of each cell, found by the name of their test; those of ``@run2`` and on are its, too."""
     known = {cell.name for cell in suite.cells}
@@ -72,11 +57,6 @@ def runs_of(suite: Suite, measurements: Sequence[MeasurementRecord]) -> dict[str
         if name in known and one.comparable and one.figures:
             found.setdefault(name, []).append(one)
     return found
-
-
-def instances(suite: Suite) -> tuple[Instance, ...]:
-    """Every claim with the cells that it is about; raises UsageError for one that no cell of the suite can tell."""
-    return tuple(each for at, claim in enumerate(suite.table.claim) for each in _instances(suite, at, claim))
 
 
 def judge_claims(suite: Suite, runs: Runs, file: str) -> tuple[ClaimRecord, ...]:
@@ -94,110 +74,6 @@ def _settled(record: ClaimRecord, p_value: float) -> ClaimRecord:
     if p_value < ALPHA:
         return replace(record, p_value=p_value)
     return replace(record, p_value=p_value, word=NOT_TOLD, reason="")
-
-
-def _instances(suite: Suite, at: int, claim: Claim) -> list[Instance]:
-    for name in _terms(claim.figure):
-        if name not in FIGURES and name.removeprefix(SHARE) not in get_args(Scope):
-            valid = ", ".join((*FIGURES, f"{SHARE}node"))
-            raise suite.wrong(
-                ("claim", at, "figure"),
-                f"{name!r} is no figure; there are {valid}, and quotients of them ('a / b')",
-            )
-    return _ratios(suite, at, claim) if claim.shape is None else _shapes(suite, at, claim)
-
-
-def _terms(figure: str) -> list[str]:
-    return [part.strip() for part in figure.split("/", 1)]
-
-
-def _ratios(suite: Suite, at: int, claim: Claim) -> list[Instance]:
-    wanted = [(name, axes) for name, axes in (("of", claim.of), ("to", claim.to)) if axes is not None]
-    named = {name for _, axes in wanted for name in axes.given()}
-    if claim.to is None:
-        cells = suite.matching(claim.where, *(axes for _, axes in wanted))
-        if not cells:
-            raise suite.wrong(("claim", at), "no cell of the grid is as of has it")
-        return [Instance(claim, _label(claim, cell, cells, set()), (cell,), _limit(claim)) for cell in cells]
-    sides: list[dict[tuple[object, ...], Cell]] = []
-    for field_, axes in wanted:
-        found: dict[tuple[object, ...], Cell] = {}
-        for cell in suite.matching(claim.where, axes):
-            rest = _rest(cell, named)
-            if rest in found:
-                raise suite.wrong(
-                    ("claim", at, field_),
-                    f"both {found[rest].name} and {cell.name} are meant: name the axis in which they differ",
-                )
-            found[rest] = cell
-        sides.append(found)
-    pairs = [(sides[0][rest], sides[1][rest]) for rest in sides[0] if rest in sides[1]]
-    if not pairs:
-        raise suite.wrong(
-            ("claim", at), "no two cells of the grid are as of and to have it, and alike otherwise"
-        )
-    return [
-        Instance(claim, _label(claim, pair[0], [first for first, _ in pairs], named), pair, _limit(claim))
-        for pair in pairs
-    ]
-
-
-def _shapes(suite: Suite, at: int, claim: Claim) -> list[Instance]:
-    axis = str(claim.along)
-    lines: dict[tuple[object, ...], list[Cell]] = {}
-    for cell in suite.matching(claim.where):
-        if axis in cell.values:
-            lines.setdefault(_rest(cell, {axis}), []).append(cell)
-    least = 2 if claim.until is None else 3
-    found = []
-    for cells in lines.values():
-        cells.sort(key=lambda cell: int(cell.values[axis]))
-        if len(cells) < least or (claim.until is not None and not _has(cells, axis, claim.until)):
-            continue
-        firsts = [each[0] for each in lines.values()]
-        found.append(Instance(claim, _label(claim, cells[0], firsts, {axis}), tuple(cells), _limit(claim)))
-    if not found:
-        raise suite.wrong(("claim", at), f"the grid has no {least} cells along {axis} for it")
-    return found
-
-
-def _has(cells: Sequence[Cell], axis: str, value: int) -> bool:
-    """Tell whether the value is one of the axis, and neither its first nor its last."""
-    return value in [cell.values[axis] for cell in cells[1:-1]]
-
-
-def _rest(cell: Cell, named: set[str]) -> tuple[object, ...]:
-    """What two cells must have in common: all that the suite varies, but for the axes that the claim names."""
-    given = {name: value for name, value in cell.axes.items() if name not in named}
-    # A variant that is named by its settings, or the other way round.
-    if "variant" in given and named & (set(cell.values) - set(cell.axes)):
-        del given["variant"]
-    return tuple(sorted((name, repr(value)) for name, value in given.items()))
-
-
-def _label(claim: Claim, cell: Cell, among: Sequence[Cell], named: set[str]) -> str:
-    """The claim's name, with the values that tell it from the others of that name."""
-    differing = [
-        f"{name}={value if isinstance(value, str | int) else repr(value)}"
-        for name, value in cell.axes.items()
-        if name not in named and len({repr(other.axes.get(name)) for other in among}) > 1
-    ]
-    return f"{claim.name} [{', '.join(differing)}]" if differing else claim.name
-
-
-def _limit(claim: Claim) -> str:
-    if claim.shape is None:
-        parts = [f"≤ {claim.at_most:g}"] if claim.at_most is not None else []
-        return " and ".join(parts + ([f"≥ {claim.at_least:g}"] if claim.at_least is not None else []))
-
-    def trend(kind: str) -> str:
-        return f"flat within {claim.within.strip()}" if kind == "flat" else kind
-
-    first = trend(str(claim.shape))
-    along = str(claim.along)
-    if claim.until is None:
-        return f"{first} along {along}"
-    return f"{first} until {along} {claim.until}, then {trend(str(claim.then))}"
 
 
 def _judge(instance: Instance, runs: Runs, file: str, scatter: float) -> ClaimRecord:
@@ -283,14 +159,15 @@ def _summary(measured: MeasurementRecord, figure: str) -> RunSummary:
     if figure.startswith(SHARE):
         return _share(measured, figure.removeprefix(SHARE))
     values = round_values(measured.rounds)
-    terms = _terms(figure)
+    terms = terms_of(figure)
     for name in terms:
         if name not in values or min(values[name]) <= 0:
             raise _Unknown(f"{measured.test.rpartition('::')[2]} has no {name}")
     logs = [math.log(value) for value in values[terms[0]]]
     if len(terms) > 1:
         logs = [log - math.log(value) for log, value in zip(logs, values[terms[1]], strict=True)]
-    meter = [log_errors(measured.rounds)] if terms == ["joules_per_token"] else None
+    errors = meter_errors(measured.rounds, figure)
+    meter = [errors] if errors else None
     [summary] = summarise_runs([logs], meter_errors_per_run=meter)
     return summary
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from pytest_tokenpower.core.settings import DEFAULT_MIN_ROUNDS, DEFAULT_WARMUP_ROUNDS
 from pytest_tokenpower.engines.registry import OPTION_OF, PACKAGES
 from pytest_tokenpower.models.architecture import Architecture
+from pytest_tokenpower.models.fit import gpus, system_memory
 from pytest_tokenpower.models.memory import GIB, RESERVE, kv_bytes, weight_bytes
 from pytest_tokenpower.models.roofline import HOST_SECONDS, Speed, forecast
 from pytest_tokenpower.suites.grid import Cell, Suite, Values
@@ -52,6 +55,16 @@ class Estimate:
     seconds: float | None
     board_bytes: int | None
     skipped: str = ""
+
+
+def this_machine(*, simulated: bool = False) -> Machine:
+    """Look at this machine; of simulated engines it needs nothing."""
+    return Machine(
+        () if simulated else tuple(gpu.total for gpu in gpus()),
+        system_memory(),
+        cache(lambda package: importlib.util.find_spec(package) is not None),
+        anything=simulated,
+    )
 
 
 def load_seconds(adapter: str) -> float:

@@ -205,6 +205,20 @@ class Claim(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True,
             raise ValueError("until and then go together")
 
 
+class Objective(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """Latencies that are to be held: of the cells that hold them the one of the fewest joules per token is named."""
+
+    name: Text
+    where: Axes = Axes()
+    ttft_ms: Positive | None = None
+    tpot_ms: Positive | None = None
+    percentile: Literal[50, 90, 99] = 90
+
+    def __post_init__(self) -> None:
+        if self.ttft_ms is None and self.tpot_ms is None:
+            raise ValueError("ttft_ms or tpot_ms is wanted")
+
+
 class Head(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """How the suite is run.
 
@@ -232,6 +246,7 @@ class SuiteFile(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=T
     limits: LimitsTable = LimitsTable()
     budget: tuple[Budget, ...] = ()
     claim: tuple[Claim, ...] = ()
+    slo: tuple[Objective, ...] = ()
 
 
 def json_schema() -> dict[str, Any]:

@@ -195,9 +195,9 @@ def test_negative(energy):
         "the tokens of a Reply cannot be counted",
         "energy(model.generate, **inputs)",
         "test_energy.py::test_nothing_done[result0]: a TokenCount says that nothing was read and nothing generated",
-        "test_energy.py::test_block_without_tokens: nothing says how many tokens were read and generated in the "
-        "energy.measure() block: call window.count(result) or window.tokens(prompt=..., generated=...)",
-        "test_energy.py::test_block_that_does_nothing: it says that nothing was read and nothing generated",
+        "test_energy.py::test_block_without_tokens: nothing says what was read and generated in the energy.measure() "
+        "block: call window.count(result) or window.tokens(prompt=..., generated=...)",
+        "test_energy.py::test_block_that_does_nothing: nothing says what was read and generated",
         "TokenCount(generated=-1): must be an integer of at least 0",
     ):
         assert line in text(result)

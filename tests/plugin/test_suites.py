@@ -195,7 +195,7 @@ def test_a_sweep_with_another_source_is_not_gone_on_with(project: Project) -> No
     )
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(
-        ["*was measured with --energy-source=simulated, and this run with simulated:*"]
+        ["*was measured with --energy-source=simulated:virtual, and this run with simulated:*"]
     )
 
 

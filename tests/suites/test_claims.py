@@ -21,8 +21,9 @@ from pytest_tokenpower.core.records import (
 )
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.reporting.suites import claim_line, claims_table
-from pytest_tokenpower.suites.claims import instances, judge_claims, runs_of
+from pytest_tokenpower.suites.claims import judge_claims, runs_of
 from pytest_tokenpower.suites.grid import Suite
+from pytest_tokenpower.suites.instances import instances
 
 ROOT = Path(__file__).parents[2]
 GRID = """\

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from datetime import datetime
 
-from pytest_tokenpower.analysis.figures import FIGURES
+from pytest_tokenpower.core.figures import FIGURES
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.reporting.costs import cost_of
 from pytest_tokenpower.reporting.report import Report, Reported

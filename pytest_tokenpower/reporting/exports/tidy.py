@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 from io import StringIO
 
-from pytest_tokenpower.analysis.figures import FIGURES
 from pytest_tokenpower.analysis.rounds import good
+from pytest_tokenpower.core.figures import FIGURES
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.gate.verdict import against_baseline
 from pytest_tokenpower.reporting.costs import cost_of
@@ -66,7 +66,8 @@ def _row(each: Reported, report: Report) -> dict[str, Fact]:
     if (compared := against_baseline(measured.verdicts)) is not None:
         row |= {
             "baseline": compared.against,
-            "baseline_joules_per_token": compared.baseline_value,
+            "compared_figure": compared.figure,
+            "baseline_value": compared.baseline_value,
             "change": compared.change,
             "change_low": compared.change_low,
             "change_high": compared.change_high,
