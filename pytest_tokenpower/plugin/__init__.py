@@ -32,8 +32,8 @@ from pytest_tokenpower.plugin.state import (
     test_id,
 )
 
-ITEM: pytest.StashKey[pytest.Item] = pytest.StashKey()
-"""The test that runs, or ran last: hooks are asked as conftest files see it."""
+NODE: pytest.StashKey[pytest.Item | pytest.Collector] = pytest.StashKey()
+"""The module that is collected, or the test that runs: hooks are asked as its conftest files have them."""
 
 if TYPE_CHECKING:
     from pytest_tokenpower.runner.fixture import DisabledEnergy, Energy
@@ -84,7 +84,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def _engines(config: pytest.Config) -> Mapping[str, str]:
     from pytest_tokenpower.plugin.engines import added_engines
 
-    return added_engines(config.stash.get(ITEM, None) or config)
+    return added_engines(config.stash.get(NODE, None) or config)
 
 
 def _end_with_parent() -> None:
@@ -111,8 +111,11 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Col
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
     """Check every power_budget marker at collection, so that a malformed one stops the run before it begins."""
+    collector.config.stash[NODE] = collector
     report = yield
     complaints: dict[str, None] = {}
     for item in report.result or ():
@@ -180,7 +183,7 @@ def pytest_configure_node(node: Any) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
     """Say what a fixture could not start, an engine most of all, in the error's own words."""
-    item.config.stash[ITEM] = item
+    item.config.stash[NODE] = item
     chosen = item.config.stash[SETTINGS]
     if chosen.only and not may_measure(item):
         pytest.skip("measures no energy (--energy-only)")

@@ -112,10 +112,15 @@ def annotate_errors(variant: str, names: tuple[str, str] | None) -> Iterator[Non
         raise kind(f"energy.compare, the {variant}{name}: {error}") from error
 
 
+SYNCHRONOUS = (
+    "compare in a test that is not, where energy.compare runs such functions on an event loop of its own"
+)
+
+
 def started(variant: Callable[[], object] | Startable, stack: ExitStack) -> Callable[[], object]:
     """What runs one execution of a variant; one that has to be started ends with ``stack``."""
     running: AbstractContextManager[Callable[[], object]] = (
-        variant.start() if hasattr(variant, "start") else blocking(variant)
+        variant.start() if hasattr(variant, "start") else blocking(variant, instead=SYNCHRONOUS)
     )
     return stack.enter_context(running)
 

@@ -43,10 +43,10 @@ async def awaited(fn: Callable[..., object], *args: object, **kwargs: object) ->
 
 
 @contextmanager
-def blocking(fn: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+def blocking(fn: Callable[..., Any], *, instead: str = "") -> Iterator[Callable[..., Any]]:
     """Have an asynchronous function called like any other, each time on one event loop; others stay as they are.
 
-    Raises UsageError where an event loop runs already.
+    Raises UsageError where an event loop runs already, which says what to write ``instead``.
     """
     if not is_async(fn):
         yield fn
@@ -57,8 +57,8 @@ def blocking(fn: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
         loop = asyncio.new_event_loop()
     else:
         raise UsageError(
-            f"energy({name_of(fn)}): is asynchronous, and so is this test: write "
-            f"`await energy.async_run({name_of(fn)}, ...)`"
+            f"{name_of(fn)} is asynchronous, and so is this test: "
+            + (instead or f"write `await energy.async_run({name_of(fn)}, ...)`")
         )
     try:
         yield lambda *args, **kwargs: loop.run_until_complete(awaited(fn, *args, **kwargs))

@@ -460,7 +460,10 @@ class Energy:
     def refusal(self) -> str:
         """What was refused first, whether or not the test saw it; empty where nothing was."""
         if self._open:
-            return f"{self._test}: a window is still open at the test's end: wait for its thread or task in the test"
+            return (
+                f"{self._test}: a window is still open at the test's end: end it in the test (wait for its thread or "
+                "task; a fixture around the test ends it too late)"
+            )
         return self._refusals[0] if self._refusals else ""
 
     @property

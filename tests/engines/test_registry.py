@@ -121,6 +121,20 @@ def test_two_plugins_with_one_name(project: Project) -> None:
     )
 
 
+def test_each_folder_has_its_own(project: Project) -> None:
+    """As its conftest file is seen by its tests alone, and by its modules as they are imported."""
+    for folder in ("alpha", "beta"):
+        project.file(f"{folder}/conftest.py", hook({"mine": f"engine_of_{folder}:C"}))
+        project.tests(
+            "from pytest_tokenpower.engines.registry import reference\n\n"
+            "found = reference('mine')\n\n"
+            "def test_it():\n"
+            f"    assert found == reference('mine') == 'engine_of_{folder}:C'\n",
+            f"{folder}/test_{folder}.py",
+        )
+    project.run("--import-mode=importlib", "-o", "pythonpath=.").assert_outcomes(passed=2)
+
+
 def test_nobody_is_asked_where_no_engine_is_looked_up(project: Project) -> None:
     project.file("conftest.py", "def pytest_tokenpower_engines():\n    raise RuntimeError('asked')\n")
     project.tests("def test_it():\n    pass\n\n@quick\ndef test_energy(energy):\n    energy(generate)\n")

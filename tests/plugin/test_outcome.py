@@ -157,6 +157,15 @@ def block(energy):
         time.sleep(0.12)
         window.tokens(prompt=0, generated=1)
 
+@pytest.fixture
+def around(energy):
+    with energy.measure() as window:
+        yield window
+
+def test_around(around):
+    time.sleep(0.12)
+    around.tokens(prompt=0, generated=1)
+
 def test_late(energy, late):
     block(energy)
 
@@ -165,10 +174,11 @@ def test_silent(energy, late_and_silent):
 """
     )
     result, run = project.measure()
-    result.assert_outcomes(passed=2, errors=2)
+    result.assert_outcomes(passed=2, errors=2, failed=1)
+    assert "test_around: a window is still open at the test's end: end it in the test" in result.stdout.str()
     assert result.stdout.str().count("a measurement began when the test's body had ended") >= 2
     result.stdout.no_fnmatch_line("*fixture.py*")
-    assert reasons(run) == {"test_late": FAILED, "test_silent": FAILED}
+    assert reasons(run) == {"test_around": FAILED, "test_late": FAILED, "test_silent": FAILED}
 
 
 def test_two_tests_of_one_id_are_refused_before_anything_runs(project: Project) -> None:
