@@ -280,7 +280,7 @@ def render(found: Found) -> str:
         *_fell_short(found),
         "## Identical code",
         "",
-        f"{noise.runs} runs of {' or '.join(map(str, sorted(rounds)))} rounds, {noise.joules_per_token:.4g} J/token. "
+        f"{noise.runs} runs of {' or '.join(map(str, sorted(rounds)))} rounds, {noise.value:.4g} J/token. "
         f"Rounds: SD {percent(noise.raw.round_sd or 0, 2)}, lag-1 {noise.raw.lag1 or 0:.2f}; the meter's own error "
         f"{percent(noise.meter_error, 2)} a round. Run-to-run SD {_spread(noise.raw.runs)} as read"
         + (
