@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 
+from pytest_tokenpower.analysis.phases import undivided_error
 from pytest_tokenpower.analysis.rounds import gated, good
 from pytest_tokenpower.core.denominators import PER, figure_per
 from pytest_tokenpower.core.figures import FIGURES
@@ -71,6 +72,14 @@ def meter_errors(rounds: Sequence[RoundRecord], figure: str) -> list[float]:
     return []
 
 
+def _undivided(rounds: Sequence[RoundRecord], figure: str) -> float:
+    """The relative standard error of a phase's figure by undivided steps: alike in all rounds, it does not average."""
+    phase = "prefill" if figure == "joules_per_prompt_token" else figure.partition("_")[0]
+    parts = [one.record.phases[phase] for one in good(rounds) if phase in one.record.phases]
+    joules = sum(part.joules for part in parts)
+    return undivided_error(sum(part.undivided_joules for part in parts)) / joules if joules > 0 else 0.0
+
+
 def figures(rounds: Sequence[RoundRecord]) -> dict[str, Figure]:
     """Each figure over the good rounds: 20 % trimmed mean and its standard error, autocorrelation included.
 
@@ -91,5 +100,7 @@ def figures(rounds: Sequence[RoundRecord]) -> dict[str, Figure]:
             meter_errors_per_run=[errors] if (errors := meter_errors(rounds, name)) else None,
         )
         value = math.exp(summary.location)
-        result[name] = Figure(value, value * math.sqrt(summary.squared_error))
+        result[name] = Figure(
+            value, value * math.hypot(math.sqrt(summary.squared_error), _undivided(rounds, name))
+        )
     return result

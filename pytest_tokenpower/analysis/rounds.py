@@ -11,7 +11,7 @@ import numpy as np
 
 from pytest_tokenpower.analysis import guards, slow_meters
 from pytest_tokenpower.analysis.calibration import counters_of, track_of
-from pytest_tokenpower.analysis.phases import StepPhases, phase_records
+from pytest_tokenpower.analysis.phases import StepPhases, phase_records, undivided_error
 from pytest_tokenpower.analysis.tracks import EnergyTrack, WindowEnergy, window_energy
 from pytest_tokenpower.core.denominators import PER, followed
 from pytest_tokenpower.core.figures import PERCENTILES
@@ -19,6 +19,9 @@ from pytest_tokenpower.core.records import PhaseRecord, RoundRecord
 from pytest_tokenpower.core.windows import Latency, RoundWindow
 from pytest_tokenpower.meters.timeline import Stretch, Timeline
 from pytest_tokenpower.meters.types import Conditions, Device
+
+LARGEST_CACHE_SPREAD = 0.05
+"""Between rounds: beyond it they are no repetitions of the same work."""
 
 NO_DEVICE = "there are no readings of any device"
 
@@ -259,8 +262,11 @@ def gated(rounds: Sequence[RoundRecord], per: str | None = None) -> list[Gated]:
         units = units_per(per, one.record)
         if part is None or units <= 0 or part.joules <= 0:
             return []
-        seconds = part.seconds if isinstance(part, PhaseRecord) else one.record.seconds
-        found.append(Gated(part.joules, part.stderr_joules, seconds, units))
+        if isinstance(part, PhaseRecord):
+            error = math.hypot(part.stderr_joules, undivided_error(part.undivided_joules))
+            found.append(Gated(part.joules, error, part.seconds, units))
+        else:
+            found.append(Gated(part.joules, part.stderr_joules, one.record.seconds, units))
     return found
 
 
@@ -285,6 +291,31 @@ def units_per(per: str, one: RoundRecord) -> int:
         "total_token": one.prompt_tokens + one.generated_tokens,
         "response": one.responses,
     }[per]
+
+
+def joules_per_unit(one: RoundRecord, per: str) -> float | None:
+    """What a round's part of the figure with this denominator is, dropped or not; None where it is not known."""
+    part: RoundRecord | PhaseRecord | None = one
+    if per == "prompt_token" and one.generated_tokens:
+        part = one.phases.get("prefill")
+    units = units_per(per, one)
+    return None if part is None or part.joules is None or units <= 0 else part.joules / units
+
+
+def cached_share(one: RoundRecord) -> float:
+    """The share of a round's prompt tokens that came from a prefix cache."""
+    return one.cached_prompt_tokens / one.prompt_tokens if one.prompt_tokens else 0.0
+
+
+def unsteady_cache(rounds: Sequence[RoundRecord]) -> tuple[str, ...]:
+    """Why good rounds did different work, one having found more of its prompts in a prefix cache than another."""
+    shares = [cached_share(one.record) for one in good(rounds)]
+    if not shares or max(shares) - min(shares) <= LARGEST_CACHE_SPREAD:
+        return ()
+    return (
+        f"the prefix cache held {100 * min(shares):.0f} to {100 * max(shares):.0f} % of the prompt tokens from round "
+        "to round: more warm-up rounds (energy_warmup_rounds) fill it, new prompts or no cache leave it out",
+    )
 
 
 def unknown_figure(rounds: Sequence[RoundRecord], per: str) -> str:

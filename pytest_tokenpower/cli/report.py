@@ -8,9 +8,11 @@ from pathlib import Path
 
 from pytest_tokenpower.analysis.power_curves import PowerCurves, recorded_curves
 from pytest_tokenpower.cli.store_access import add_storage
+from pytest_tokenpower.core.files import write_whole
 from pytest_tokenpower.core.records import RunRecord
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.gate.history import History
+from pytest_tokenpower.gate.verdict import SEVERITY
 from pytest_tokenpower.meters.recording import read_recording
 from pytest_tokenpower.reporting.costs import read_factors
 from pytest_tokenpower.reporting.formats import FORMATS, render
@@ -66,10 +68,12 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         text = render(chosen, _report(arguments, chosen))
     if arguments.output is None:
-        sys.stdout.write(text)
+        # An annotation is a command that is meant.
+        out = getattr(sys.stdout, "plain", sys.stdout) if chosen == "annotation" else sys.stdout
+        out.write(text)
         return 0
     try:
-        arguments.output.write_text(text, "utf-8")
+        write_whole(arguments.output, text.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise UsageError(
             f"--output={arguments.output}: cannot be written: {error.strerror or error}"
@@ -88,6 +92,7 @@ def _by_suffix(output: Path | None) -> str:
 
 def _report(arguments: argparse.Namespace, chosen: str) -> Report:
     place, records = _runs(arguments)
+    _check_verdicts(records)
     curves = _curves(arguments.recording, records)
     past: dict[str, History] = {}
     reason = ""
@@ -108,6 +113,15 @@ def _runs(arguments: argparse.Namespace) -> tuple[StoreContext, list[RunRecord]]
             raise UsageError(f"{found.label} holds no run")
         records.append(found.store.load(found.entries[0]))
     return place, list({record.id: record for record in records}.values())
+
+
+def _check_verdicts(records: list[RunRecord]) -> None:
+    for record in records:
+        for kind in (verdict.kind for one in record.measurements for verdict in one.verdicts):
+            if kind not in SEVERITY:
+                raise UsageError(
+                    f"run {record.id[:8]}: {kind!r} is no verdict that this pytest-tokenpower knows"
+                )
 
 
 def _curves(paths: list[Path], records: list[RunRecord]) -> dict[tuple[str, str], PowerCurves]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import shutil
 import stat
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -57,6 +60,38 @@ def sweep(folder: Path, prefix: str) -> None:
                 found = entry.stat(follow_symlinks=False)
                 if stat.S_ISREG(found.st_mode) and time.time() - found.st_mtime > SWEPT_AFTER_S:
                     os.unlink(entry.path)
+
+
+FOLDER_SWEPT_AFTER_S = 86_400.0
+"""A message may have sent somebody to a log in it."""
+
+_FOLDER = re.compile(r"tokenpower-[a-z]+-(\d+)-")
+
+
+def scratch_prefix(what: str) -> str:
+    """Begin the name of a temporary folder of this process; what killed processes left a day ago is removed.
+
+    Killed, a process leaves its folders: nobody else knows that they are its own.
+    """
+    with contextlib.suppress(OSError), os.scandir(tempfile.gettempdir()) as entries:
+        for entry in entries:
+            named = _FOLDER.match(entry.name) if os.name == "posix" else None
+            if named and _is_left_over(entry, int(named[1])):
+                shutil.rmtree(entry.path, ignore_errors=True)
+    return f"tokenpower-{what}-{os.getpid()}-"
+
+
+def _is_left_over(entry: os.DirEntry[str], pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        found = entry.stat(follow_symlinks=False)
+        ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+        if not ours or time.time() - found.st_mtime < FOLDER_SWEPT_AFTER_S:
+            return False
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+    return False
 
 
 def _mode_of(path: Path) -> int | None:

@@ -28,12 +28,17 @@ class Figure(msgspec.Struct, frozen=True, gc=False):
 
 
 class PhaseRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """One phase (prefill or decode) of one round. ``joules`` is for all repeats of the round together."""
+    """One phase (prefill or decode) of one round. ``joules`` is for all repeats of the round together.
+
+    ``undivided_joules`` were in steps of both phases that could not be divided: half of them counts here, and any share
+    may be true, which is not in ``stderr_joules``.
+    """
 
     joules: float
     stderr_joules: float
     seconds: float
     estimated: bool = False
+    undivided_joules: float = 0.0
 
 
 class RoundRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
@@ -91,6 +96,22 @@ class PhaseSplit(msgspec.Struct, frozen=True, omit_defaults=True):
     reason: str = ""
 
 
+class ChangeRecord(msgspec.Struct, frozen=True):
+    """A change with its 95 % interval, as fractions."""
+
+    change: float
+    low: float
+    high: float
+
+
+class WaitingRecord(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The watts that a board draws while it waits, with their standard error, and the GPU temperature of that."""
+
+    watts: float
+    stderr: float
+    celsius: float | None = None
+
+
 class VerdictRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     """What was decided about a measurement, against one baseline, the other variant or a ceiling.
 
@@ -104,10 +125,15 @@ class VerdictRecord(msgspec.Struct, frozen=True, omit_defaults=True):
         value: the figure of this run, ``baseline_value`` that of what it is held against.
         change: with its 95 % interval as fractions, at a common GPU temperature where that is known on both sides;
             ``raw_change`` is the change as it was read.
-        changes: the changes of other figures by name, as fractions, and ``means`` their values in this run.
-        threshold: the change, or the value, that is the limit. One under ``noise_floor``, the smallest rise that is
-            significant, is finer than the noise.
-        resolvable: the change that is found in four of five cases.
+        changes: the changes of other figures by name, as fractions, and ``means`` their values in this run; ``shown``
+            names those whose own interval excludes that nothing happened.
+        work: the part of the change that is the GPU's work, and ``pace`` the one that is its waiting; they add up to
+            ``change``. None where the waiting watts are not known.
+        decided_by: the part that decides: ``total`` or ``work``.
+        p_value: one-sided, of all ways in which this comparison can fail, for Holm's rule over the run.
+        threshold: the change, or the value, that is the limit. One under ``noise_floor``, the smallest rise that
+            fails among ``family`` comparisons, is finer than the noise.
+        resolvable: the change that fails in four of five cases.
         runs: fresh processes of this code that are in it, and ``blocks`` ABBA blocks in them.
         names: what the baseline and the candidate are called, where two variants are compared.
         accepted: it stays within its limit thanks to a committed acceptance alone.
@@ -126,6 +152,10 @@ class VerdictRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     change_low: float | None = None
     change_high: float | None = None
     raw_change: float | None = None
+    work: ChangeRecord | None = None
+    pace: ChangeRecord | None = None
+    decided_by: str = ""
+    family: int = 1
     p_value: float | None = None
     threshold: float | None = None
     resolvable: float | None = None
@@ -138,6 +168,7 @@ class VerdictRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     accepted: bool = False
     changes: dict[str, float] = {}
     means: dict[str, float] = {}
+    shown: tuple[str, ...] = ()
     undecided: str = ""
     next_step: str = ""
     notes: tuple[str, ...] = ()
@@ -158,7 +189,9 @@ class MeasurementRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     held the candidate against; the candidate's are ``rounds``. ``restarts`` are the rounds of further runs of the test
     in fresh processes, which its verdicts take in; of a doubtful test alone, so that a baseline is made of ``rounds``.
     ``attempts`` is how often the test ran until it was left at that (rerun plugins); ``rounds`` are of all of them.
-    ``other_scopes`` were measured along with the figure; ``phase_split`` is None where no step was mixed.
+    ``other_scopes`` were measured along with the figure; ``phase_split`` is None where no step was mixed. ``host`` and
+    ``started`` (seconds since 1970) say where and when its process measured: together they tell occasions. ``waiting``
+    is what its devices were seen to draw while they waited, by device.
     """
 
     test: str
@@ -178,6 +211,9 @@ class MeasurementRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     restarts: tuple[tuple[RoundRecord, ...], ...] = ()
     attempts: int = 1
     gate: GateRecord | None = None
+    host: str = ""
+    started: float | None = None
+    waiting: dict[str, WaitingRecord] = {}
 
 
 NOT_MEASURED = "not measured: "
@@ -406,7 +442,8 @@ def _impossible_round(one: RoundRecord) -> Iterator[str]:
     if not _finite(one.limited_shares.values(), least=0):
         yield "a share of time under a limit that is none"
     for name, phase in one.phases.items():
-        if not _finite([phase.joules]) or not _finite([phase.seconds, phase.stderr_joules], least=0):
+        errors = [phase.seconds, phase.stderr_joules, phase.undivided_joules]
+        if not _finite([phase.joules]) or not _finite(errors, least=0):
             yield f"{phase.joules} joules in {phase.seconds} seconds of {name}"
 
 

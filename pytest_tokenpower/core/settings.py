@@ -25,6 +25,7 @@ class Limits(NamedTuple):
     """The limits that a test declares with ``@pytest.mark.power_budget``; None: not limited.
 
     ``per`` is the denominator (core.denominators.PER) by which it is compared; None: it follows from the counts.
+    ``prefix_cache``: prompts that come from a prefix cache are meant.
     """
 
     joules_per_token: float | None = None
@@ -40,6 +41,7 @@ class Limits(NamedTuple):
     max_seconds: float = DEFAULT_MAX_SECONDS
     key_ignore: tuple[str, ...] = ()
     per: str | None = None
+    prefix_cache: bool = False
 
     @property
     def ceilings(self) -> Mapping[str, float]:
@@ -70,6 +72,12 @@ LOADED_VARIABLE = "PYTEST_TOKENPOWER_LOADED"
 """The file into which a child run writes what it has imported from there all the same."""
 
 DEFAULT_REGRESSION = 0.03
+
+DEFAULT_ALPHA = 0.01
+"""How often a run of identical code may fail, over all the ways in which it can."""
+
+MOST_ALPHA = 0.025
+"""The tail of the printed 95 % intervals: what has failed or improved excludes 0."""
 
 DEFAULT_WARMUP_ROUNDS = 2
 
@@ -129,7 +137,10 @@ class Settings(NamedTuple):
     inconclusive: Severity = "warn"
     key_ignore: tuple[str, ...] = ()
     regression: float = DEFAULT_REGRESSION
+    alpha: float = DEFAULT_ALPHA
     warmup_rounds: int = DEFAULT_WARMUP_ROUNDS
+    only: bool = False
+    skip: bool = False
     given: tuple[str, ...] = ()
     factors: Factors = NO_FACTORS
     resume: bool = False

@@ -63,6 +63,11 @@ class ShownStream:
         self._pending = ""
         self._inside = False
 
+    @property
+    def plain(self) -> TextIO:
+        """The stream itself, for a command that is meant."""
+        return self._stream
+
     def write(self, text: str) -> int:
         """Take text; pass on the lines that are complete."""
         self._pending += text

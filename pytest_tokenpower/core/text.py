@@ -16,8 +16,8 @@ def signed(share: float) -> str:
 
 
 def percent(share: float, digits: int = 3) -> str:
-    """A share for people: 3 %, 0.35 %."""
-    return f"{100 * share:.{digits}g} %"
+    """A share for people: 3 %, 0.35 %, 110 %."""
+    return f"{100 * share:.{digits}g} %" if 100 * share < 10.0**digits else f"{100 * share:.0f} %"
 
 
 def short_test_name(test: str) -> str:

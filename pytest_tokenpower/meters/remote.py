@@ -281,8 +281,12 @@ class RemoteMeter:
             if piece.feed != self._feed:
                 self._feed, self._cursor = piece.feed, piece.cursor
                 raise MeterError(f"{self.name}: it was restarted, and what it read in between is lost")
-            self._cursor, more = piece.cursor, piece.more
-            readings += self._readings(piece)
+            more = piece.more and piece.cursor != self._cursor
+            self._cursor = piece.cursor
+            try:
+                readings += self._readings(piece)
+            except (ValueError, OverflowError) as error:
+                raise MeterError(f"{self.name}: it sent what are no readings: {error}") from error
         if not steady:
             readings += self._faults("its clock jumped against this machine's: a suspended or migrated node")
         elif self._alignment.error_ns() > self._clock_error_ns:

@@ -16,6 +16,10 @@ from pytest_tokenpower.meters.types import Conditions, CounterReading, Device, P
 _BLOCK_ROWS = 1 << 16
 
 
+FAILED, LOST = "meter failed", "meter lost"
+"""The guards of a meter that could not be read, for now or for good."""
+
+
 @dataclass(frozen=True)
 class Event:
     """Something that spoils the readings of a device (None: of all) between two moments."""

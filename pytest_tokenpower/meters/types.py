@@ -112,13 +112,17 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Reading:
-    """What one poll gave for one device. ``fault`` says what could not be read; the rest is still good."""
+    """What one poll gave for one device. ``fault`` says what could not be read; the rest is still good.
+
+    ``lost``: with this fault, nothing of the device will be good again.
+    """
 
     device_id: str
     power: PowerSamples | None = None
     counters: Sequence[CounterReading] = ()
     conditions: Conditions | None = None
     fault: str | None = None
+    lost: bool = False
 
 
 class Meter(Protocol):

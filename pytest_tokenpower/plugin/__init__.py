@@ -25,6 +25,7 @@ from pytest_tokenpower.plugin.state import (
     SESSION,
     SETTINGS,
     SKIPPED,
+    WAYS,
     may_measure,
     runs_tests,
     session_of,
@@ -127,7 +128,7 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Look at the energy tests of this run before the first of them: no two of one id, and how many can fail.
+    """Look at the energy tests of this run before the first of them: no two of one id, and how they can fail.
 
     Every xdist worker collects, so counts, them all.
     """
@@ -135,16 +136,22 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     chosen = config.stash[SETTINGS]
     if chosen.disabled or config.option.collectonly:
         return
-    measuring = Counter(test_id(item) for item in session.items if may_measure(item))
+    gated = [] if chosen.skip else [item for item in session.items if may_measure(item)]
+    measuring = Counter(map(test_id, gated))
     doubled: frozenset[str] = frozenset(test for test, times in measuring.items() if times > 1)
     config.stash[TWICE] = doubled
     # A worker cannot end the run: there each test says it.
     if doubled and runs_tests(config) and not hasattr(config, "workerinput"):
         refuse(twice(min(doubled)))
+    ceilings = 0
+    for item in gated:
+        # A marker that was added late and is malformed is said when its test comes.
+        with contextlib.suppress(UsageError):
+            ceilings += len(marker.read_budget(item).ceilings)
+    if gated:
+        config.stash[WAYS] = (len(gated), ceilings)
     if not chosen.baselines:
         return
-    gated = measuring.total()
-    session_of(config).gated_tests = max(gated, 1)
     if gated and runs_tests(config) and not hasattr(config, "workerinput"):
         try:
             with faults_end_in(refuse):
@@ -174,6 +181,11 @@ def pytest_configure_node(node: Any) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
     """Say what a fixture could not start, an engine most of all, in the error's own words."""
     item.config.stash[ITEM] = item
+    chosen = item.config.stash[SETTINGS]
+    if chosen.only and not may_measure(item):
+        pytest.skip("measures no energy (--energy-only)")
+    if chosen.skip and may_measure(item):
+        pytest.skip("measures energy (--energy-skip)")
     try:
         return (yield)
     except TokenPowerError as error:
@@ -202,7 +214,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object
     except TokenPowerError as error:
         fail(error)
     if fixture is not None and (refused := fixture.refused_late):
-        pytest.fail(refused, pytrace=False)
+        fail(refused)
     return result
 
 
@@ -241,8 +253,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     config.add_cleanup(interrupt_when_terminated())
     try:
         with faults_end_in(refuse):
+            show_progress(config)
             if not hasattr(config, "workerinput"):
-                show_progress(config)
                 if chosen.baselines:
                     config.pluginmanager.register(AbsentTests(config), "tokenpower-absent-tests")
                 if chosen.rerun_baseline:
@@ -259,6 +271,16 @@ def pytest_sessionstart(session: pytest.Session) -> None:
                 session_of(config).prepare()
     except TokenPowerError as error:
         refuse(error)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, object]) -> None:
+    """Tell pytest-benchmark's JSON what energy was measured with; without what differs between two like machines."""
+    if (session := config.stash.get(SESSION, None)) is not None and (devices := session.devices):
+        machine_info["energy"] = [
+            {"name": each.name, "scope": each.scope, "meter": each.meter, "provenance": each.provenance}
+            for each in devices
+        ]
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -14,9 +14,9 @@ from pytest_tokenpower.plugin.options import checked_key_ignore
 MARKER = (
     "power_budget(joules_per_token=None, joules_per_prompt_token=None, joules_per_total_token=None, "
     "joules_per_response=None, joules=None, mean_watts=None, peak_watts=None, regression=None, per=None, "
-    "min_rounds=6, max_rounds=30, max_seconds=120, key_ignore=()): limits of an energy test; regression is the rise "
-    "over the baseline that fails it, such as '3%', of joules per `per`: token (default where tokens are generated), "
-    "prompt_token, total_token or response"
+    "min_rounds=6, max_rounds=30, max_seconds=120, key_ignore=(), prefix_cache=False): limits of an energy test; "
+    "regression is the rise over the baseline that fails it, such as '3%', of joules per `per`: token (default where "
+    "tokens are generated), prompt_token, total_token or response; prefix_cache=True: prompts that it holds are meant"
 )
 
 CELL_MARKER = (
@@ -63,6 +63,10 @@ def _budget_argument(name: str, value: Any) -> Any:
     if name == "per":
         if value not in PER:
             raise UsageError(f"must be one of {', '.join(PER)}")
+        return value
+    if name == "prefix_cache":
+        if not isinstance(value, bool):
+            raise UsageError("must be True, where prompts from a prefix cache are meant, or False")
         return value
     if name in ("min_rounds", "max_rounds"):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:

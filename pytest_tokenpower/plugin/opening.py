@@ -62,6 +62,8 @@ def _energy(item: pytest.Item) -> Energy | DisabledEnergy:
 
     config = item.config
     chosen = config.stash[SETTINGS]
+    if chosen.skip:
+        pytest.skip("measures energy (--energy-skip)")
     if chosen.disabled:
         return DisabledEnergy(pytest.skip)
     try:

@@ -18,6 +18,7 @@ from pytest_tokenpower.core.settings import (
     CHILD_VARIABLE,
     DEFAULT_BASELINE_RUNS,
     DEFAULT_WARMUP_ROUNDS,
+    MOST_ALPHA,
     NO_FACTORS,
     Factors,
     ReportTarget,
@@ -116,6 +117,12 @@ def add_options(parser: pytest.Parser) -> None:
         "--energy-source=replay:PATH; each xdist worker writes its own, with its name before the suffix",
     )
     group.addoption(
+        "--energy-only", action="store_true", default=None, help="skip the tests that measure no energy"
+    )
+    group.addoption(
+        "--energy-skip", action="store_true", default=None, help="skip the tests that measure energy"
+    )
+    group.addoption(
         "--energy-resume",
         action="store_true",
         default=None,
@@ -189,6 +196,12 @@ INI: dict[str, tuple[_Kind, object, str, str]] = {
         "a share in quotes, such as '3%' or '0.03'",
         "how much more energy per token fails a test without a limit of its own",
     ),
+    "energy_alpha": (
+        "string",
+        "1%",
+        "a share in quotes of at most 2.5 %, such as '1%'",
+        "how often a run of identical code may fail, over all its comparisons together",
+    ),
     "energy_baseline_runs": (
         "int",
         DEFAULT_BASELINE_RUNS,
@@ -255,6 +268,8 @@ def read_settings(config: pytest.Config) -> Settings:
             "--energy-baseline is empty, as a variable that is not set leaves it: give a git ref, the name of a saved "
             "run or a path, or leave the option away"
         )
+    if config.getoption("--energy-only") and config.getoption("--energy-skip"):
+        raise UsageError("--energy-only and --energy-skip together leave no test: give one of them")
     rootdir = config.rootpath
     child = CHILD_VARIABLE in os.environ
     storage = text("--energy-storage", "energy_storage")
@@ -286,7 +301,10 @@ def read_settings(config: pytest.Config) -> Settings:
             [name for each in _ini(config, "energy_key_ignore") for name in each.replace(",", " ").split()]
         ),
         regression=fraction("energy_regression", _ini(config, "energy_regression")),
+        alpha=_alpha(_ini(config, "energy_alpha")),
         warmup_rounds=_at_least(0, config, "energy_warmup_rounds"),
+        only=bool(config.getoption("--energy-only")),
+        skip=bool(config.getoption("--energy-skip")),
         given=_given_options(config),
         factors=_factors(config),
         resume=not child and bool(config.getoption("--energy-resume")),
@@ -386,6 +404,13 @@ def _seconds(name: str, value: str) -> float:
     if not 0 <= seconds < float("inf"):
         raise UsageError(f"{name}={value}: must be a number of seconds, 0 for no restarts")
     return seconds
+
+
+def _alpha(value: object) -> float:
+    alpha = fraction("energy_alpha", value)
+    if alpha > MOST_ALPHA:
+        raise UsageError(f"ini energy_alpha={value}: must be {INI['energy_alpha'][2]}")
+    return alpha
 
 
 def _at_least(least: int, config: pytest.Config, name: str) -> int:

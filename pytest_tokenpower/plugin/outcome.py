@@ -125,6 +125,7 @@ def _keep_failed(item: pytest.Item) -> None:
 
 def _attach(item: pytest.Item, report: pytest.TestReport) -> None:
     import msgspec
+    from msgspec.structs import replace
 
     from pytest_tokenpower.reporting.formats import FORMATS
     from pytest_tokenpower.reporting.junit import properties
@@ -136,6 +137,10 @@ def _attach(item: pytest.Item, report: pytest.TestReport) -> None:
     _drop_properties(item)
     item.user_properties += properties(measured)
     report.user_properties = list(item.user_properties)
+    # pytest-benchmark writes these into its JSON, when all tests have run: no verdict, which may change until then.
+    extra_info = getattr(getattr(item, "funcargs", {}).get("benchmark"), "extra_info", None)
+    if isinstance(extra_info, dict):
+        extra_info |= properties(replace(measured, verdicts=()))
     report.energy = msgspec.to_builtins(measured)  # type: ignore[attr-defined]
     if any(FORMATS[target.format].draws for target in item.config.stash[SETTINGS].reports):
         # The readings are in this process alone; the controller of xdist has none.

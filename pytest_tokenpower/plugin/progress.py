@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 
@@ -27,16 +28,21 @@ def teller(config: pytest.Config) -> Callable[[str], None]:
 
 
 def show_progress(config: pytest.Config) -> None:
-    """Have the lines of long waits (an engine that loads) shown, until the run ends; nothing under ``-q``."""
+    """Have the lines of long waits (an engine that loads) shown, until the run ends; under ``-q`` urgent ones only.
+
+    An xdist worker has no terminal: there urgent lines go to standard error, which is the controller's.
+    """
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     capture = config.pluginmanager.get_plugin("capturemanager")
-    if reporter is None or config.get_verbosity() < 0:
-        return
 
     def show(line: str) -> None:
         with capture.global_and_fixture_disabled() if capture is not None else nullcontext():
+            if reporter is None:
+                print(f"energy: {said(line)}", file=sys.stderr, flush=True)
+                return
             reporter.ensure_newline()
             reporter.write_line(f"energy: {said(line)}")
             reporter.flush()
 
-    config.add_cleanup(progress.show_on(show))
+    quiet = reporter is None or config.get_verbosity() < 0
+    config.add_cleanup(progress.show_on(show, urgent_only=quiet))

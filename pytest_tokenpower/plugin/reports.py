@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_tokenpower.core.files import write_whole
 from pytest_tokenpower.core.settings import ReportTarget
 from pytest_tokenpower.plugin.state import SETTINGS, session_of
 
@@ -41,15 +41,8 @@ def write_report(target: ReportTarget, report: Report) -> str:
     """Write a report whole or not at all; returns the line that says so."""
     from pytest_tokenpower.reporting.formats import render
 
-    path = target.path
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        temporary.write_text(render(target.format, report), "utf-8")
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    return f"Report written to {path}"
+    write_whole(target.path, render(target.format, report).encode("utf-8", "backslashreplace"))
+    return f"Report written to {target.path}"
 
 
 def tell_github(report: Report, environment: Mapping[str, str]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -64,8 +63,7 @@ class Rerunner:
         if not is_gated(item) and not rerun.of_test(item.nodeid)[1] and not rerun.failure(item.nodeid):
             return None
         chosen, limits, session = self._config.stash[SETTINGS], read_budget(item), session_of(self._config)
-        policy = replace(session.policy(limits), family=session.gated_tests)
-        measured = rerun.judge(item.nodeid, policy, limits.ceilings)
+        measured = rerun.judge(item.nodeid, session.policy(limits), limits.ceilings)
 
         def outcome() -> None:
             if measured is None:

@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_tokenpower.core.settings import MOST_ALPHA
+from pytest_tokenpower.plugin.edge import said
+
 if TYPE_CHECKING:
     from pluggy import HookImpl
 
@@ -66,7 +69,7 @@ class ReservedReports:
                     *properties(measured),
                 ]
             if complaint:
-                calls[0].report.outcome, calls[0].report.longrepr = "failed", complaint
+                calls[0].report.outcome, calls[0].report.longrepr = "failed", said(complaint)
 
     def _before(self, hook_name: str, hook_impls: Sequence[HookImpl], kwargs: Mapping[str, Any]) -> None:
         if hook_name != HOOK:
@@ -83,6 +86,8 @@ class ReservedReports:
 
     def _tell(self) -> None:
         tests = list(self._kept.values())
+        if tests and (reporter := self._config.pluginmanager.get_plugin("terminalreporter")) is not None:
+            reporter.ensure_newline()
         # --stepwise goes on from the failure that it heard of last: that must be the first of the run.
         for calls in reversed(tests) if self._config.getoption("stepwise", False) else tests:
             for call in calls:
@@ -96,10 +101,6 @@ def _is_open(report: pytest.TestReport) -> bool:
         return False
     return any(
         verdict["kind"] == "doubtful"
-        or (
-            verdict["kind"] == "inconclusive"
-            and bool(verdict.get("baseline_runs"))
-            and (verdict.get("change") or 0.0) > (verdict.get("threshold") or 0.0)
-        )
+        or (verdict["kind"] == "inconclusive" and (verdict.get("p_value") or 1.0) < MOST_ALPHA)
         for verdict in getattr(report, "energy", {}).get("verdicts", ())
     )

@@ -13,7 +13,7 @@ import pytest
 from pytest_tokenpower.core.settings import CHILD_VARIABLE
 from pytest_tokenpower.core.text import plural
 from pytest_tokenpower.errors import TokenPowerError
-from pytest_tokenpower.plugin.edge import Lines, faults_end_in
+from pytest_tokenpower.plugin.edge import Lines, faults_end_in, said
 from pytest_tokenpower.plugin.options import layout_of
 from pytest_tokenpower.plugin.reports import report_of, tell_github, write_report
 from pytest_tokenpower.plugin.reserved import ReservedReports
@@ -22,6 +22,7 @@ from pytest_tokenpower.plugin.state import (
     MEASUREMENTS,
     SESSION,
     SETTINGS,
+    WAYS,
     failure_of,
     runs_tests,
     session_of,
@@ -53,6 +54,7 @@ class Gatherer:
         self._rerun: set[str] = set()
         self._failures: dict[str, str] = {}
         self._saved: list[str] = []
+        self._commands: list[str] = []
         self._reserved = ReservedReports(config, self)
         self._tests: dict[str, str] = {}
         self._failed: set[str] = set()
@@ -86,7 +88,7 @@ class Gatherer:
             if report.outcome == "rerun":  # type: ignore[comparison-overlap]
                 self._rerun.add(report.energy["test"])
             complaint = failure_of(_name(measured), measured, self._config.stash[SETTINGS])
-            by_verdict = bool(complaint) and complaint in report.longreprtext
+            by_verdict = bool(complaint) and said(complaint) in report.longreprtext
         if report.failed and not by_verdict:
             self._failed.add(report.nodeid)
         if report.nodeid in self._failed and report.nodeid in self._tests:
@@ -110,7 +112,10 @@ class Gatherer:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self) -> Generator[None, object, object]:
         complete = False
-        with self._reserved.open() if self._config.stash[SETTINGS].baselines else nullcontext():
+        # Watching every hook costs time: only where a test can be open. A controller of xdist collects none.
+        stash = self._config.stash
+        may_wait = stash[SETTINGS].baselines or WAYS in stash or self._config.getoption("numprocesses", None)
+        with self._reserved.open() if may_wait else nullcontext():
             try:
                 result = yield
                 complete = True
@@ -140,10 +145,10 @@ class Gatherer:
         from msgspec.structs import replace
 
         from pytest_tokenpower.gate.messages import message
-        from pytest_tokenpower.gate.verdict import settle
+        from pytest_tokenpower.gate.verdict import FAILING, settle
 
         measurements = self._config.stash[MEASUREMENTS]
-        settled = settle(measurements)
+        settled = settle(measurements, self._config.stash[SETTINGS].alpha)
         for at, measured in enumerate(measurements):
             verdicts = tuple(settled.get((measured.test, v.against), v) for v in measured.verdicts)
             if verdicts == measured.verdicts:
@@ -151,7 +156,7 @@ class Gatherer:
             measurements[at] = replace(measured, verdicts=verdicts)
             self._reserved.settle(
                 measurements[at],
-                "\n".join(message(v, measured.test) for v in verdicts if v.kind == "regressed"),
+                "\n".join(message(v, measured.test) for v in verdicts if v.kind in FAILING),
             )
 
     @pytest.hookimpl(optionalhook=True)
@@ -181,6 +186,9 @@ class Gatherer:
             lines.write_line(f"energy: {plural(count, 'test')} skipped, not measured: {reason}", yellow=True)
         for line in self._saved:
             lines.write_line(line)
+        # An annotation is a command that is meant.
+        for command in self._commands:
+            terminalreporter.write_line(command)
         for loss in self._losses:
             lines.write_line(loss, red=True)
 
@@ -219,7 +227,7 @@ class Gatherer:
         for target in self._config.stash[SETTINGS].reports:
             self._saved.append(write_report(target, report))
             if target.format == "markdown":
-                self._saved += tell_github(report, os.environ)
+                self._commands += tell_github(report, os.environ)
 
     def _keep(self, what: str, write: Callable[[], object]) -> None:
         # Raised from here, an error would cost the reader all of pytest's summary.

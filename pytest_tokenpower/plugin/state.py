@@ -23,6 +23,8 @@ SKIPPED: pytest.StashKey[str] = pytest.StashKey()
 NO_METER: pytest.StashKey[str] = pytest.StashKey()
 MEASUREMENTS: pytest.StashKey[list[MeasurementRecord]] = pytest.StashKey()
 MEASUREMENT: pytest.StashKey[MeasurementRecord] = pytest.StashKey()
+WAYS: pytest.StashKey[tuple[int, int]] = pytest.StashKey()
+"""How many of the collected tests can fail by a comparison, and by how many ceilings."""
 ATTEMPTS: pytest.StashKey[tuple[Attempt, ...]] = pytest.StashKey()
 
 
@@ -40,7 +42,9 @@ def session_of(config: pytest.Config) -> Session:
             config.rootpath,
             cache(lambda source: config.hook.pytest_tokenpower_meters(source=source)),
         )
-    return config.stash[SESSION]
+    session = config.stash[SESSION]
+    session.gated_tests, session.ceilings = config.stash.get(WAYS, (1, 0))
+    return session
 
 
 def failure_of(name: str, measured: MeasurementRecord, chosen: Settings) -> str:

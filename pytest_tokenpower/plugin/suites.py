@@ -13,6 +13,7 @@ from pytest_tokenpower.engines.protocol import Engine
 from pytest_tokenpower.errors import EngineError, UsageError
 from pytest_tokenpower.meters.simulation.virtual_time import VIRTUAL_TIME
 from pytest_tokenpower.models.memory import GIB
+from pytest_tokenpower.plugin.edge import fail, said
 from pytest_tokenpower.plugin.marker import read_budget
 from pytest_tokenpower.plugin.opening import open_energy
 from pytest_tokenpower.plugin.state import MEASUREMENT, SETTINGS, failure_of, session_of, test_id
@@ -168,7 +169,7 @@ class CellItem(pytest.Item):
     def setup(self) -> None:
         """Skip what cannot run here, take hold of the GPUs, and have the engine loaded."""
         if self.foretold.skipped:
-            pytest.skip(self.foretold.skipped)
+            pytest.skip(said(self.foretold.skipped))
         self._finished = None
         if not self.config.stash[SETTINGS].disabled:
             self._finished = journal_of(self.config, self.suite_file).of(test_id(self), self.fingerprint)
@@ -185,7 +186,7 @@ class CellItem(pytest.Item):
             measured = judge_again(self._finished, read_budget(self), session_of(self.config))
             self.stash[MEASUREMENT] = measured
             if complaint := failure_of(self.name, measured, chosen):
-                pytest.fail(complaint, pytrace=False)
+                fail(complaint)
             return
         suite, head = self.parent.suite, self.parent.suite.table.suite
         self._energy.declare(**declared(self.cell))

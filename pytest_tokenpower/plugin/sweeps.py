@@ -12,6 +12,7 @@ import pytest
 
 from pytest_tokenpower.core.settings import CHILD_VARIABLE, EVENTS_VARIABLE
 from pytest_tokenpower.errors import StoreError, TokenPowerError, UsageError
+from pytest_tokenpower.plugin.edge import Lines, said
 from pytest_tokenpower.plugin.state import MEASUREMENTS, SESSION, SETTINGS, session_of
 
 if TYPE_CHECKING:
@@ -147,6 +148,7 @@ class Sweeps:
 
     def _begin(self, suite: str, before: Journal) -> Path:
         """Begin the suite's journal, or go on with it after its last whole line."""
+        from pytest_tokenpower.core.files import write_whole
         from pytest_tokenpower.suites.resume import encode_line
 
         path = journal_path(self._config, suite)
@@ -156,9 +158,7 @@ class Sweeps:
             return path
         if path.exists():
             path.replace(path.with_suffix(".previous.jsonl"))
-        scratch = path.with_suffix(f".{os.getpid()}")
-        scratch.write_bytes(encode_line(_beginning(self._config, suite)))
-        scratch.replace(path)
+        write_whole(path, encode_line(_beginning(self._config, suite)))
         return path
 
     @pytest.hookimpl(wrapper=True)
@@ -197,28 +197,29 @@ class Sweeps:
                 location=(claim.suite, None, f"{CLAIM}{claim.name}"),
                 keywords={},
                 outcome="failed",
-                longrepr=claim_line(claim),
+                longrepr=said(claim_line(claim)),
                 when="call",
             )
         )
 
     @pytest.hookimpl(trylast=True)
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        lines = Lines(terminalreporter)
         if SESSION in self._config.stash and (claims := session_of(self._config).claims):
             from pytest_tokenpower.reporting.suites import claims_table
 
-            terminalreporter.write_line("")
+            lines.write_line("")
             for line in claims_table(claims):
-                terminalreporter.write_line(line)
+                lines.write_line(line)
         for outcome in self._objectives:
             from pytest_tokenpower.reporting.suites import objective_lines
 
-            terminalreporter.write_line("")
+            lines.write_line("")
             for line in objective_lines(outcome):
-                terminalreporter.write_line(line)
+                lines.write_line(line)
         for suite, count in self._taken.items():
             begun = journal_of(self._config, suite).begun
             since = f" of {begun.created}" if begun is not None else ""
-            terminalreporter.write_line(f"{suite}: {count} finished cells taken over from the sweep{since}")
+            lines.write_line(f"{suite}: {count} finished cells taken over from the sweep{since}")
         for suite, problem in self._problems.items():
-            terminalreporter.write_line(f"{suite}: this sweep cannot be resumed: {problem}", red=True)
+            lines.write_line(f"{suite}: this sweep cannot be resumed: {problem}", red=True)

@@ -10,11 +10,13 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
+from pytest_tokenpower.core.shown import shown
 from pytest_tokenpower.core.text import plural, short_test_name, signed
 from pytest_tokenpower.gate.messages import message, word
 from pytest_tokenpower.gate.verdict import FAILING, SEVERITY, against_baseline
 from pytest_tokenpower.reporting.costs import cost_of, explained
 from pytest_tokenpower.reporting.report import Report, Reported
+from pytest_tokenpower.reporting.suites import claims_table
 
 MARKER = "<!-- pytest-tokenpower -->"
 """The first line of a comment's body, by which the one of an earlier run is found and replaced."""
@@ -31,33 +33,26 @@ MOST_MESSAGE = 4000
 
 MOST_NAMED = 5
 
-_UNSEEN = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff\ufff9-\ufffb]"
-)
-"""Control characters, and those that turn or hide the text around them."""
-
 _ORDER = ("failed", *SEVERITY, "measured", "modelled", "replayed", "simulated")
 
 
 def code(text: str) -> str:
     """Data as a code span that it cannot end; a broken bar stands for a bar, which would end a table's cell."""
-    shown = _UNSEEN.sub("\N{REPLACEMENT CHARACTER}", text).replace("|", "\N{BROKEN BAR}").strip()
-    if len(shown) > MOST_NAME:
-        shown = f"{shown[: MOST_NAME - 1]}…"
-    if not shown:
+    said = shown(" ".join(text.split())).replace("|", "\N{BROKEN BAR}")
+    if len(said) > MOST_NAME:
+        said = f"{said[: MOST_NAME - 1]}…"
+    if not said:
         return "–"
-    ticks = "`" * (1 + max((len(run) for run in re.findall("`+", shown)), default=0))
-    pad = " " if "`" in (shown[0], shown[-1]) else ""
-    return f"{ticks}{pad}{shown}{pad}{ticks}"
+    ticks = "`" * (1 + max((len(run) for run in re.findall("`+", said)), default=0))
+    pad = " " if "`" in (said[0], said[-1]) else ""
+    return f"{ticks}{pad}{said}{pad}{ticks}"
 
 
 def block(text: str) -> str:
     """Data as a fenced block, which no line of it can end."""
-    shown = "\n".join(
-        _UNSEEN.sub("\N{REPLACEMENT CHARACTER}", line) for line in text[:MOST_MESSAGE].split("\n")
-    )
-    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", shown)), default=0))
-    return f"{fence}text\n{shown}\n{fence}"
+    said = shown(text[:MOST_MESSAGE])
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", said)), default=0))
+    return f"{fence}text\n{said}\n{fence}"
 
 
 def summary(report: Report, before_bytes: int = 0) -> str:
@@ -89,6 +84,8 @@ def _summary(report: Report, entries: Sequence[Reported], rows: int) -> str:
     if rows < len(entries):
         parts.append(f"… and {plural(len(entries) - rows, 'test')} more, none of them graver than these.")
     parts += [block(said) for each in entries[:rows] if (said := _said(each))]
+    if claims := [claim for run in report.runs for claim in run.claims]:
+        parts.append(block("\n".join(claims_table(claims))))
     scopes = tuple(dict.fromkeys(each.measured.scope for each in entries))
     if lines := explained(report.factors, scopes):
         parts.append(block("\n".join(lines)))
@@ -107,19 +104,27 @@ def headline(entries: Sequence[Reported]) -> str:
 
 def _table(report: Report, entries: Sequence[Reported]) -> list[str]:
     factors = report.factors
-    heads = ["test", "J/token", "±95 %", "change", "95 % interval", "verdict"]
+    units = {each.unit for each in entries}
+    heads = [
+        "test",
+        next(iter(units)) if len(units) == 1 else "figure",
+        "±95 %",
+        "change",
+        "95 % interval",
+        "verdict",
+    ]
     heads += [f"{code(factors.currency)}/Mtok"] if factors.price is not None else []
     heads += ["gCO2e/Mtok"] if factors.carbon is not None else []
     lines = [f"| {' | '.join(heads)} |", f"| --- |{' ---: |' * (len(heads) - 1)}"]
     for each in entries:
         measured = each.measured
-        figure = measured.figures.get("joules_per_token")
+        figure, unit = each.figure, "" if len(units) == 1 else f" {each.unit}"
         compared = against_baseline(measured.verdicts)
         changed = compared is not None and compared.change is not None
         cost = cost_of(measured, factors)
         cells = [
             code(short_test_name(measured.test)),
-            "" if figure is None else f"{figure.value:.4g}",
+            "" if figure is None else f"{figure.value:.4g}{unit}",
             "" if figure is None else f"{196 * figure.stderr / figure.value:.1f} %",
             signed(compared.change or 0.0) if compared is not None and changed else "",
             f"[{100 * (compared.change_low or 0.0):+.1f}, {100 * (compared.change_high or 0.0):+.1f}]"
@@ -178,8 +183,7 @@ def _short(each: Reported) -> str:
 
 
 def _data(text: str) -> str:
-    cleaned = _UNSEEN.sub("\N{REPLACEMENT CHARACTER}", text)
-    return cleaned.replace("%", "%25")
+    return shown(" ".join(text.split())).replace("%", "%25")
 
 
 def _property(text: str) -> str:

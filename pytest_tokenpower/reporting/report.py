@@ -6,12 +6,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pytest_tokenpower.analysis.power_curves import PowerCurves
-from pytest_tokenpower.core.records import MeasurementRecord, RunRecord, VerdictRecord
+from pytest_tokenpower.core.denominators import unit_of
+from pytest_tokenpower.core.records import Figure, MeasurementRecord, RunRecord, VerdictRecord
 from pytest_tokenpower.core.settings import NO_FACTORS, Factors
 from pytest_tokenpower.errors import TokenPowerError
 from pytest_tokenpower.gate.history import History, Series, collect, read_line
 from pytest_tokenpower.gate.verdict import FAILING
-from pytest_tokenpower.reporting.columns import status
+from pytest_tokenpower.reporting.columns import compared_figure, status
 from pytest_tokenpower.store.access import StoreContext
 from pytest_tokenpower.store.identity import repository_test
 from pytest_tokenpower.store.keys import differences
@@ -40,6 +41,16 @@ class Reported:
         found = status(self.measured)
         # A simulated figure is never called measured.
         return self.measured.provenance if found == "measured" else found
+
+    @property
+    def figure(self) -> Figure | None:
+        """The figure that the test is compared by, in ``unit``."""
+        return self.measured.figures.get(compared_figure(self.measured))
+
+    @property
+    def unit(self) -> str:
+        """Joules per what, as ``J/token``."""
+        return unit_of(compared_figure(self.measured))
 
     @property
     def failing(self) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from pytest_tokenpower.core.denominators import PER, denominator
-from pytest_tokenpower.core.records import MeasurementRecord
+from pytest_tokenpower.core.records import MeasurementRecord, PhaseSplit
 from pytest_tokenpower.core.text import short_test_name
 from pytest_tokenpower.gate.messages import message, word
 from pytest_tokenpower.gate.verdict import FAILING, SEVERITY
@@ -162,20 +162,37 @@ def mixed_steps(measured: MeasurementRecord) -> list[str]:
     if split.mixed_share is None:
         return [f"{name}: prefill and decode not told apart: {split.reason}"]
     much = f"{100 * split.mixed_share:.2g} % of the steps' energy"
-    if split.reason:
+    if split.reason and not _told(measured):
         return [f"{name}: prefill and decode not told apart, {much} being in mixed steps: {split.reason}"]
-    return [f"{name}: prefill and decode: {much} was in mixed steps, divided by least squares"]
+    return [f"{name}: prefill and decode: {much} was in mixed steps, {division(measured, split)}"]
+
+
+def division(measured: MeasurementRecord, split: PhaseSplit) -> str:
+    """How the energy of mixed steps was divided."""
+    if not split.reason:
+        return "divided by least squares"
+    if not _told(measured):
+        return f"not told apart: {split.reason}"
+    return f"which is in the errors, as it may be of either: {split.reason}"
+
+
+def _told(measured: MeasurementRecord) -> bool:
+    return any({"prefill", "decode"} & one.phases.keys() for one in measured.rounds)
 
 
 def cached(measured: MeasurementRecord) -> list[str]:
-    """That prompts came from a prefix cache, so that their prefill is not in the figures."""
-    count = measured.facts.get("prefix_cache.prompt_tokens")
-    if count is None:
+    """How much of the prompts came from a prefix cache and is in no figure; what to do where it was not asked for."""
+    prompts = sum(one.prompt_tokens for one in measured.rounds)
+    held = sum(one.cached_prompt_tokens for one in measured.rounds)
+    if not held:
         return []
     name = short_test_name(measured.test)
+    said = f"{name}: {100 * held / prompts:.0f} % of the prompt tokens came from a prefix cache and were not prefilled"
+    if measured.facts.get("prefix_cache.asked_for"):
+        return [f"{said}, as asked for"]
     return [
-        f"{name}: {count} prompt tokens of the last execution came from vLLM's prefix cache and were not prefilled: "
-        "enable_prefix_caching=False has every round do the same work"
+        f"{said}: switch it off for rounds that do all of their work (vLLM: enable_prefix_caching=False), or say "
+        "power_budget(prefix_cache=True) where it is meant"
     ]
 
 

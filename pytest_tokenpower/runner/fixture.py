@@ -16,7 +16,12 @@ from pytest_tokenpower.core.windows import PhaseWindow, RoundWindow
 from pytest_tokenpower.engines.identify import describe_callable
 from pytest_tokenpower.engines.phase_marks import notes_of, phases_of
 from pytest_tokenpower.errors import MeterError, TokenCountError, UsageError
-from pytest_tokenpower.runner.checks import declared_config, require_local_meter
+from pytest_tokenpower.runner.checks import (
+    declared_config,
+    is_benchmark,
+    require_local_meter,
+    require_workload,
+)
 from pytest_tokenpower.runner.compare import (
     VARIANTS,
     BlockPlan,
@@ -131,18 +136,24 @@ class Energy:
     def __call__(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Run ``fn(*args, **kwargs)`` in rounds under measurement; returns what it returned last.
 
-        An asynchronous function runs on an event loop of its own; in an asynchronous test see :meth:`async_run`.
+        ``energy(benchmark, fn, ...)`` measures ``fn`` and has pytest-benchmark time it after that. An asynchronous
+        function runs on an event loop of its own; in an asynchronous test see :meth:`async_run`.
         Raises whatever ``fn`` raises, and TokenCountError where its tokens cannot be counted.
         """
         # An error of the workload is shown as the test's own, without the frames that measured it.
         __tracebackhide__ = True
+        if is_benchmark(fn):
+            with self._refusing():
+                require_workload(self._test, fn, args)
+            self(*args, **kwargs)
+            return fn(*args, **kwargs)
         with self._refusing(), blocking(fn) as execute, self._measuring(fn):
             if self._replayed is not None:
                 self._windows.extend(self._replayed)
                 return execute(*args, **kwargs)
             ran = run_rounds(
                 partial(execute, *args, **kwargs),
-                lambda result: self._count(result, args, kwargs, fn),
+                lambda result: self._counted(result, args, kwargs, fn),
                 phases_of,
                 self._plan,
                 self._telemetry,
@@ -170,7 +181,7 @@ class Energy:
                 return await awaited(fn, *args, **kwargs)
             ran = await run_rounds_async(
                 partial(awaited, fn, *args, **kwargs),
-                lambda result: self._count(result, args, kwargs, fn),
+                lambda result: self._counted(result, args, kwargs, fn),
                 phases_of,
                 self._plan,
                 self._telemetry,
@@ -214,7 +225,7 @@ class Energy:
             if self._called:
                 raise UsageError(
                     f"{self._test}: energy() was called twice in one test; a test has one measurement: parametrize the "
-                    "test, or put both calls into one function"
+                    "test, or put both calls into one function (with pytest-benchmark: energy(benchmark, fn, ...))"
                 )
             self._called = True
             require_local_meter(self._test, fn, self._telemetry.devices)
@@ -311,14 +322,13 @@ class Energy:
         if self._replayed is not None:
             self._windows.append(self._next_replayed(self._replayed))
             return
-        if window._tokens is None:
+        tokens = window._tokens
+        if tokens is None or not any((tokens.prompt, tokens.generated, tokens.responses)):
             raise TokenCountError(
-                f"{self._test}: nothing says how many tokens were read and generated in the energy.measure() block: "
-                "call window.count(result) or window.tokens(prompt=..., generated=...) inside it"
+                f"{self._test}: nothing says what was read and generated in the energy.measure() block: call "
+                "window.count(result) or window.tokens(prompt=..., generated=...) inside it"
             )
-        if not any((window._tokens.prompt, window._tokens.generated, window._tokens.responses)):
-            raise TokenCountError(f"{self._test}: it says that nothing was read and nothing generated")
-        self._windows.append(RoundWindow(start_ns, end_ns, window._tokens, 1, window._phases))
+        self._windows.append(RoundWindow(start_ns, end_ns, tokens, 1, window._phases))
 
     def compare(
         self,
@@ -377,7 +387,7 @@ class Energy:
                     finished.append(
                         run_blocks(
                             running,
-                            lambda result: self._count(
+                            lambda result: self._counted(
                                 result, (), {}, baseline if callable(baseline) else started
                             ),
                             phases_of,
@@ -424,15 +434,6 @@ class Energy:
             return count_tokens(result if counted is None else counted, args, kwargs, fn)
         except (TokenCountError, UsageError) as error:
             raise type(error)(f"{self._test}: {error}") from None
-
-    def _count(
-        self,
-        result: object,
-        args: tuple[object, ...],
-        kwargs: Mapping[str, object],
-        fn: Callable[..., object],
-    ) -> TokenCount:
-        return self._counted(result, args, kwargs, fn)
 
     @property
     def result(self) -> Result:
@@ -521,7 +522,9 @@ class DisabledEnergy:
         self._skip = skip
 
     def __call__(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        """Run ``fn`` once."""
+        """Run ``fn`` once, or as often as pytest-benchmark does."""
+        if is_benchmark(fn):
+            require_workload("--energy-disable", fn, args)
         with blocking(fn) as execute:
             return execute(*args, **kwargs)
 

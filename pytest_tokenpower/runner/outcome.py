@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import platform
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -22,6 +24,7 @@ from pytest_tokenpower.core.records import (
 from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.engines.phase_marks import PHASES_ABSENT
+from pytest_tokenpower.gate.evidence import board_of, waiting_of
 from pytest_tokenpower.gate.verdict import Policy, judge, judge_ceilings
 from pytest_tokenpower.runner.checks import declared_config
 from pytest_tokenpower.store.keys import make_key
@@ -106,10 +109,14 @@ def finish(
     key = _key(taken, evaluation.method, limits.per)
     if not reasons and (unknown := analysis.unknown_figure(evaluation.records, denominator(key))):
         reasons = (unknown,)
+    if not reasons and taken.comparison is None:
+        reasons = analysis.unsteady_cache(evaluation.records)
     alone = bool(reasons) or taken.comparison is not None
     others = OtherScopes(evaluation.records) if alone else telemetry.other_scopes(windows, evaluation.records)
     policy = session.policy(limits)
     facts = _facts(taken)
+    if limits.prefix_cache:
+        facts["prefix_cache.asked_for"] = True
     measured = MeasurementRecord(
         test=taken.test,
         key=key,
@@ -125,9 +132,11 @@ def finish(
         phase_split=_phase_split(taken, evaluation),
         attempts=len(taken.attempts),
         gate=GateRecord(policy.regression_limit, session.settings.baseline_runs),
+        host=platform.node(),
+        started=None if session.recording is not None else round(time.time(), 3),
     )
     if taken.comparison is not None:
-        return _compared(taken.comparison, measured, failed=failed)
+        return _compared(taken.comparison, measured, policy, failed=failed)
     if failed or not judged:
         return measured
     return replace(measured, verdicts=_verdicts(taken, measured, limits, policy, session))
@@ -151,7 +160,7 @@ def judge_again(measured: MeasurementRecord, limits: Limits, session: Session) -
     look = 1 if session.settings.restarts else None
     policy = session.policy(limits)
     verdicts = (
-        *judge_ceilings(measured, limits.ceilings),
+        *judge_ceilings(measured, limits.ceilings, policy),
         *(judge(measured, baseline, policy, look=look) for baseline in session.baselines),
     )
     return replace(
@@ -179,7 +188,7 @@ def _verdicts(
     if session.settings.rerun_baseline:
         # Its runs are judged by the child processes; what is measured here asked for the fixture in its body.
         judged.append(VerdictRecord("no baseline", ", ".join(session.settings.baselines), reason=UNSEEN))
-    verdicts = (*judge_ceilings(measured, limits.ceilings), *judged)
+    verdicts = (*judge_ceilings(measured, limits.ceilings, policy), *judged)
     return tuple(replace(each, notes=(*each.notes, *pooled)) for each in verdicts)
 
 
@@ -223,10 +232,13 @@ def _pooled(attempts: int) -> tuple[str, ...]:
     return (f"Pooled with {earlier} of this run.",)
 
 
-def _compared(comparison: Comparison, both: MeasurementRecord, *, failed: bool) -> MeasurementRecord:
+def _compared(
+    comparison: Comparison, both: MeasurementRecord, policy: Policy, *, failed: bool
+) -> MeasurementRecord:
     """The candidate's rounds as the measurement, the baseline's beside them; never a stored baseline itself."""
     candidate = comparison.of_variant("candidate", both.rounds)
-    verdict = comparison.judge(both.rounds, denominator(both.key))
+    waiting = waiting_of([both], policy.boards).get(board_of(both))
+    verdict = comparison.judge(both.rounds, denominator(both.key), policy, waiting)
     return replace(
         both,
         rounds=candidate,
@@ -257,6 +269,7 @@ def _key(taken: MeasuredTest, method: str, per: str | None) -> dict[str, Fact]:
             prefilled=sum(one.prompt - one.cached_prompt for one in tokens),
         ),
         tokens=next(iter(counts)) if len(counts) == 1 else None,
+        cached_share=sum(one.cached_prompt for one in tokens) / max(sum(one.prompt for one in tokens), 1),
     )
 
 
@@ -287,10 +300,8 @@ def _counts(windows: Sequence[RoundWindow]) -> frozenset[TokenCount]:
     for window in windows:
         tokens, repeats = window.tokens, window.repeats
         shared = TokenCount(
-            tokens.prompt // repeats,
-            tokens.generated // repeats,
-            tokens.responses // repeats,
-            tokens.cached_prompt // repeats,
+            tokens.prompt // repeats, tokens.generated // repeats, tokens.responses // repeats
         )
-        counts |= window.executions or {shared}
+        # What a prefix cache held is compared as a share.
+        counts |= {dataclasses.replace(each, cached_prompt=0) for each in window.executions} or {shared}
     return frozenset(counts)

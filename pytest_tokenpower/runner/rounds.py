@@ -55,6 +55,9 @@ def steady(rounds: Sequence[RoundRecord], rounds_ahead: int) -> bool:
 
 MOST_REPEATS = 10_000
 
+LOOK_NS = 5_000_000_000
+"""How often a round of many executions looks whether its meters still read."""
+
 
 @dataclass(frozen=True)
 class RoundPlan:
@@ -85,6 +88,10 @@ class RoundEvaluator(Protocol):
 
     def assess(self, windows: Sequence[RoundWindow]) -> tuple[RoundRecord, ...]:
         """Wait until the readings reach beyond the last window, and give each round its energy and reasons."""
+        ...
+
+    def failed_for_good(self, start_ns: int) -> bool:
+        """Whether a meter that is needed for what runs since then has failed, and will not read again."""
         ...
 
 
@@ -123,12 +130,16 @@ def rounds(
         tell(len(warmup), clock.seconds())
         ran = yield 1
         warmup.append(counted_round(ran, count, phases))
+        if bench.failed_for_good(ran.start_ns):
+            break
     repeats = repeats_for(min(_seconds(warmup)), bench.shortest_window_ns() / 1e9)
     windows: list[RoundWindow] = []
     began = clock.seconds()
     while True:
         ran = yield repeats
         windows.append(counted_round(ran, count, phases))
+        if bench.failed_for_good(ran.start_ns):
+            break
         if len(windows) < plan.min_rounds:
             continue
         records = bench.assess(windows)
@@ -154,7 +165,7 @@ def run_rounds(
     measuring = rounds(count, phases, plan, bench)
     repeats = next(measuring)
     while True:
-        ran = executed(execute, repeats, bench.clock)
+        ran = executed(execute, repeats, bench)
         try:
             repeats = measuring.send(ran)
         except StopIteration as done:
@@ -176,7 +187,8 @@ async def run_rounds_async(
         results: list[object] = []
         wait, now_ns = device_wait(), bench.clock.monotonic_ns
         start_ns = now_ns()
-        for _ in range(repeats):
+        going_on = watched(start_ns, bench)
+        while len(results) < repeats and going_on():
             results.append(await execute())
         if wait is not None:
             wait()
@@ -213,13 +225,29 @@ def repeats_for(seconds: float, shortest_seconds: float) -> int:
     return max(1, min(MOST_REPEATS, math.ceil(shortest_seconds / max(seconds, 1e-6))))
 
 
-def executed(execute: Callable[[], object], repeats: int, clock: Clock) -> Executed:
-    """Run ``repeats`` executions in one window."""
+def watched(start_ns: int, bench: RoundEvaluator) -> Callable[[], bool]:
+    """Whether to go on with a round that began then: looked at rarely, and never in a round of a few seconds."""
+    look_ns = start_ns + LOOK_NS
+    now_ns = bench.clock.monotonic_ns
+
+    def going_on() -> bool:
+        nonlocal look_ns
+        if now_ns() < look_ns:
+            return True
+        look_ns = now_ns() + LOOK_NS
+        return not bench.failed_for_good(start_ns)
+
+    return going_on
+
+
+def executed(execute: Callable[[], object], repeats: int, bench: RoundEvaluator) -> Executed:
+    """Run ``repeats`` executions in one window, fewer where a meter fails for good meanwhile."""
     __tracebackhide__ = True
     results: list[object] = []
-    wait, now_ns = device_wait(), clock.monotonic_ns
+    wait, now_ns = device_wait(), bench.clock.monotonic_ns
     start_ns = now_ns()
-    for _ in range(repeats):
+    going_on = watched(start_ns, bench)
+    while len(results) < repeats and going_on():
         results.append(execute())
     if wait is not None:
         wait()
@@ -251,11 +279,11 @@ def measured_round(
     count: Callable[[object], TokenCount],
     phases: Callable[[object], Sequence[PhaseWindow]],
     repeats: int,
-    clock: Clock,
+    bench: RoundEvaluator,
 ) -> tuple[object, RoundWindow]:
     """One round: ``repeats`` executions in one window, counted after it has closed; the last result goes along."""
     __tracebackhide__ = True
-    ran = executed(execute, repeats, clock)
+    ran = executed(execute, repeats, bench)
     return ran.results[-1], counted_round(ran, count, phases)
 
 

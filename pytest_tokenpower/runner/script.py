@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -116,7 +115,7 @@ def measure(
     session = Session(Settings(source=source, scope=scope, warmup_rounds=warmup_rounds), Path.cwd())
     limits = Limits(min_rounds=min_rounds, max_rounds=max_rounds, max_seconds=max_seconds)
     try:
-        measuring = Measurement(session, limits)
+        measuring, now_ns = Measurement(session, limits), session.telemetry().clock.monotonic_ns
         with (
             sole_window(NAME, measuring.devices),
             own_boards(NAME, measuring.devices, waits_for_threads=False),
@@ -124,11 +123,11 @@ def measure(
         ):
             if (wait := device_wait()) is not None:
                 wait()
-            start_ns = time.monotonic_ns()
+            start_ns = now_ns()
             yield measuring
             if (wait := device_wait()) is not None:
                 wait()
-            end_ns = time.monotonic_ns()
+            end_ns = now_ns()
         measuring.end(start_ns, end_ns)
     finally:
         session.close()

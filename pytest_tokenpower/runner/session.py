@@ -32,14 +32,14 @@ from pytest_tokenpower.store.store import Store, default_store_path
 if TYPE_CHECKING:
     from pytest_tokenpower.analysis.power_curves import PowerCurves
     from pytest_tokenpower.meters.recording import Recording
-    from pytest_tokenpower.meters.types import Meter
+    from pytest_tokenpower.meters.types import Device, Meter
 
 
 class Session:
     """The settings of this run and what they stand for. Telemetry starts at the first energy test, not before.
 
-    ``gated_tests`` is how many tests of the run can fail by a comparison: the family that Holm's rule is over.
-    ``claims`` are what became of the claims of its suites.
+    ``gated_tests`` of the run can fail by a comparison, and by ``ceilings`` absolute limits: the family that Holm's
+    rule is over. ``claims`` are what became of the claims of its suites.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class Session:
         self._telemetry: TelemetrySession | MeterError | None = None
         self._priors = Priors()
         self.gated_tests = 1
+        self.ceilings = 0
         self.claims: tuple[ClaimRecord, ...] = ()
         self._measured: list[tuple[str, tuple[RoundWindow, ...], TelemetrySession]] = []
 
@@ -101,8 +102,8 @@ class Session:
 
     @property
     def family(self) -> int:
-        """How many comparisons this run makes: each gated test with each baseline."""
-        return self.gated_tests * len(self.baselines)
+        """In how many ways this run can fail: each gated test by each baseline or by comparing itself, and ceilings."""
+        return self.gated_tests * max(len(self.baselines), 1) + self.ceilings
 
     def policy(self, limits: Limits) -> Policy:
         """What a test with these limits is judged by in this run."""
@@ -110,6 +111,7 @@ class Session:
             regression_limit=limits.regression or self.settings.regression,
             key_ignore=(*self.settings.key_ignore, *limits.key_ignore),
             family=self.family,
+            alpha=self.settings.alpha,
             priors=self._priors,
         )
 
@@ -177,6 +179,11 @@ class Session:
         if isinstance(self._telemetry, MeterError):
             raise self._telemetry
         return self._telemetry
+
+    @property
+    def devices(self) -> Sequence[Device]:
+        """What has been measured so far; nothing where no test has begun to."""
+        return self._telemetry.devices if isinstance(self._telemetry, TelemetrySession) else ()
 
     def _start(self) -> TelemetrySession:
         scope = self.settings.scope

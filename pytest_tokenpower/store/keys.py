@@ -21,6 +21,9 @@ KEY_VERSION = 1
 PROTECTED = ("schema", "provenance", "scope")
 """Fields that no ignore pattern removes: a modelled joule never meets a measured one, nor a GPU's a node's."""
 
+CACHED_STEP = 5
+"""A share of cached prompt tokens is in the key to so many percent: it differs a little from run to run."""
+
 _AXIS = "axis."
 
 _INT64 = range(-(2**63), 2**63)
@@ -32,12 +35,12 @@ _LABELS = {
     "workload": "workload fingerprint",
     "denominator": "joules are per",
     "prompt_tokens": "prompt tokens per round",
-    "cached_prompt_tokens": "prompt tokens from a prefix cache per round",
+    "cached_prompt_percent": "prompt tokens from a prefix cache, in percent",
     "generated_tokens": "generated tokens per round",
     "responses": "responses per round",
 }
 
-_ABSENT = {"denominator": "token"}
+_ABSENT = {"denominator": "token", "cached_prompt_percent": "none"}
 """What a field stands for that is not in a key."""
 
 _UNITS = {"watts": "W", "mib": "MiB", "gib": "GiB", "bytes": "B", "mhz": "MHz", "celsius": "°C"}
@@ -69,6 +72,7 @@ def make_key(
     workload: str | None = None,
     denominator: str | None = None,
     tokens: TokenCount | None = None,
+    cached_share: float = 0.0,
     schema: int = KEY_VERSION,
 ) -> dict[str, Fact]:
     """The key of a measurement: flat, in the order of its field names, equal to itself after a trip through JSON.
@@ -79,7 +83,8 @@ def make_key(
     they are none of a trained model (random, dummy), which draw another power. The engine's version is cut to
     major.minor; ``denominator`` is what the joules are divided by, where that is not generated tokens; ``axes``
     (dtype, quantization: what the test or the engine declares) become ``axis.NAME``; ``tokens`` are those of one
-    execution of the workload. What is None is left out: unknown equals unknown only.
+    execution of the workload, and ``cached_share`` of all prompt tokens came from a prefix cache. What is None is left
+    out: unknown equals unknown only.
     Raises UsageError for a value that is no Fact.
     """
     fields: dict[str, object] = {
@@ -100,8 +105,8 @@ def make_key(
             "prompt_tokens": tokens.prompt,
             "generated_tokens": tokens.generated,
             "responses": tokens.responses,
-            "cached_prompt_tokens": tokens.cached_prompt or None,
         }
+    fields["cached_prompt_percent"] = round(100 * cached_share / CACHED_STEP) * CACHED_STEP or None
     fields |= _device_fields(devices, provenance)
     facts = {canonical_text(name): canonical_fact(value, name) for name, value in fields.items()}
     return {name: facts[name] for name in sorted(facts) if facts[name] is not None}

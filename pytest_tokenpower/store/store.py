@@ -69,6 +69,12 @@ class StoredFile(NamedTuple):
     name: str | None
 
     @property
+    def seconds(self) -> float:
+        """When it was written, in seconds since 1970."""
+        moment = datetime.strptime(self.created, "%Y%m%dT%H%M%S.%fZ")
+        return moment.replace(tzinfo=timezone.utc).timestamp()
+
+    @property
     def path(self) -> Path:
         """The run's file."""
         return Path(self.folder, self.file)
@@ -419,6 +425,11 @@ class Store:
             return found
         except (OSError, msgspec.MsgspecError, ValueError, IndexError, RecursionError) as error:
             raise self._fault(path, f"the measurement of {test} is not readable ({error})") from error
+
+    def dated(self, entry: StoredFile, test: str) -> MeasurementRecord:
+        """The measurement with the time at which it began; older runs only tell when they were written."""
+        found = self.measurement(entry, test)
+        return found if found.started is not None else msgspec.structs.replace(found, started=entry.seconds)
 
     def load(self, entry: StoredFile) -> RunRecord:
         """The whole run; the last few are kept. Raises StoreError."""

@@ -15,7 +15,7 @@ from pytest_tokenpower.core.records import NOT_MEASURED, ClaimRecord, Measuremen
 from pytest_tokenpower.core.settings import fraction
 from pytest_tokenpower.core.text import percent, signed
 from pytest_tokenpower.stats.change import Change
-from pytest_tokenpower.stats.decision import holm
+from pytest_tokenpower.stats.multiplicity import holm
 from pytest_tokenpower.stats.ratio import log_ratio
 from pytest_tokenpower.stats.runs import summarise_runs
 from pytest_tokenpower.stats.types import RunSummary

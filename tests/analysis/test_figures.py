@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 from msgspec.structs import replace
 
 from pytest_tokenpower.analysis.figures import figures
 from pytest_tokenpower.analysis.rounds import denominator_of, gated, unknown_figure
 from pytest_tokenpower.core.figures import FIGURES
-from pytest_tokenpower.core.records import PhaseRecord, RoundRecord
+from pytest_tokenpower.core.records import Figure, PhaseRecord, RoundRecord
 from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.core.types import Provenance
 from pytest_tokenpower.core.windows import RoundWindow
@@ -119,6 +120,26 @@ def test_an_execution_without_tokens_among_others_is_no_figure() -> None:
     assert gated(done) == []
     assert unknown_figure(done, "token").startswith("some executions generated no tokens, and others did")
     assert "joules_per_token" not in figures(done)
+
+
+def test_undivided_joules_are_in_the_error_of_a_phase_and_no_number_of_rounds_lessens_it() -> None:
+    def with_undivided(joules: float) -> dict[str, Figure]:
+        return figures(
+            [
+                replace(one, phases={n: replace(p, undivided_joules=joules) for n, p in one.phases.items()})
+                for one in rounds({ONE: 1200.0}) * 5
+            ]
+        )
+
+    plain, found = with_undivided(0.0), with_undivided(12.0)
+    for name, joules in (
+        ("prefill_joules_per_token", 300.0),
+        ("joules_per_prompt_token", 300.0),
+        ("decode_watts", 750.0),
+    ):
+        error = np.hypot(plain[name].stderr / plain[name].value, 12.0 / np.sqrt(12.0) / joules)
+        assert found[name].stderr / found[name].value == pytest.approx(error, rel=0.05)
+    assert found["joules_per_token"] == plain["joules_per_token"]
 
 
 def test_every_figure_is_what_its_name_and_unit_say() -> None:

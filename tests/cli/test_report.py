@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from pytest_tokenpower.reporting.formats import FORMATS
@@ -78,6 +79,14 @@ def test_cost_and_carbon_by_factors_of_the_command_line(git: Git, store: Store, 
     )
 
 
+def test_an_annotation_is_printed_as_the_command_that_it_is(
+    git: Git, store: Store, tokenpower: Command
+) -> None:
+    store.write(run(3, at_level(verdicts=regressed("main@1234567")), commit=git.commit("a")))
+    ended = tokenpower("report", "--format=annotation")
+    assert ended.out.startswith("::error title=Energy per token%3A 1 REGRESSED::REGRESSED: test_chat[bf16]")
+
+
 def test_a_recording_of_another_run_is_refused(
     git: Git, store: Store, tokenpower: Command, tmp_path: Path
 ) -> None:
@@ -87,6 +96,14 @@ def test_a_recording_of_another_run_is_refused(
     ended = tokenpower("report", "--format=html", f"--recording={recording}")
     assert ended.code == 4
     assert "holds the rounds of none of these runs" in ended.err
+
+
+def test_a_verdict_of_a_later_version_is_refused(git: Git, store: Store, tokenpower: Command) -> None:
+    later = msgspec.structs.replace(regressed("main@1234567")[0], kind="probably fine")
+    store.write(run(3, at_level(verdicts=(later,)), commit=git.commit("a")))
+    ended = tokenpower("report")
+    assert ended.code == 4
+    assert "'probably fine' is no verdict that this pytest-tokenpower knows" in ended.err
 
 
 def test_the_schema_needs_no_run(git: Git, tokenpower: Command) -> None:

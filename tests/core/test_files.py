@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
-from pytest_tokenpower.core.files import SWEPT_AFTER_S, replacing, write_whole
+from pytest_tokenpower.core.files import SWEPT_AFTER_S, replacing, scratch_prefix, write_whole
 
 
 def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -50,3 +51,20 @@ def test_only_what_has_no_writer_any_more_is_swept(tmp_path: Path) -> None:
         os.utime(each, (time.time() - SWEPT_AFTER_S - 60,) * 2)
     write_whole(path, b"new")
     assert sorted(os.listdir(tmp_path)) == [".notes.tmp", ".out.json.2.tmp", "out.json"]
+
+
+def test_folders_of_killed_processes_are_swept_a_day_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    mine, gone = scratch_prefix("engine"), f"tokenpower-engine-{ended.pid}-"
+    for name in (f"{mine}old", f"{gone}old", f"{gone}young", "tokenpower-locks-old"):
+        (tmp_path / name).mkdir()
+        if name.endswith("old"):
+            os.utime(tmp_path / name, (0, 0))
+    (tmp_path / f"{gone}link").symlink_to(tmp_path / f"{gone}young")
+    scratch_prefix("server")
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == sorted([f"{mine}old", f"{gone}young", f"{gone}link", "tokenpower-locks-old"])

@@ -12,7 +12,8 @@ RAN = "\n\ndef test_ran():\n    open('ran', 'w').close()\n"
 
 VALID = (
     "joules_per_token, joules_per_prompt_token, joules_per_total_token, joules_per_response, joules, mean_watts, "
-    "peak_watts, regression, min_rounds, max_rounds, max_seconds, key_ignore, per"
+    "peak_watts, regression, min_rounds, max_rounds, max_seconds, key_ignore, per, "
+    "prefix_cache"
 )
 
 
@@ -50,6 +51,7 @@ def test_every_argument_is_taken(project: Project) -> None:
         "joules_per_prompt_token=0.01, per='prompt_token'",
         "joules_per_total_token=0.01, per='total_token'",
         "per='token'",
+        "prefix_cache=True",
         "per='response'",
         "key_ignore='axis.quantization'",
         "key_ignore=('dtype', 'engine_version')",
@@ -62,6 +64,7 @@ MALFORMED = {
     "joule_per_token=1": "power_budget has no argument 'joule_per_token'",
     "0.35": f"power_budget takes its arguments by name, not 0.35: {VALID}",
     "per='prompt token'": "power_budget(per='prompt token'): must be one of token, prompt_token, total_token, response",
+    "prefix_cache='on'": "power_budget(prefix_cache='on'): must be True, where prompts from a prefix cache are meant",
     "per=None": "power_budget(per=None): must be one of token, prompt_token, total_token, response",
     "joules_per_token=0": "power_budget(joules_per_token=0): must be a positive number",
     "joules_per_token='0.35'": "power_budget(joules_per_token='0.35'): must be a positive number",
@@ -211,7 +214,7 @@ def pytest_collection_modifyitems(items):
         [
             "OVER BUDGET 0.01* J/token (limit *): test_over[[]joules_per_token[]]: joules_per_token exceeds "
             "its budget (95 % interval 0.01* to 0.01*).",
-            "OVER BUDGET 1.* J / response (limit 0.75): test_over[[]joules_per_response[]]: *exceeds its budget (*).",
+            "OVER BUDGET 1.* J/response (limit 0.75): test_over[[]joules_per_response[]]: *exceeds its budget (*).",
             "OVER BUDGET 1* J / execution of the workload (limit 7.5): test_over[[]joules[]]: joules exceeds *",
             "OVER BUDGET * W (limit 200): test_over[[]mean_watts[]]: mean_watts exceeds its budget (*).",
             "OVER BUDGET * W (limit 200): test_over[[]peak_watts[]]: peak_watts exceeds its budget.",

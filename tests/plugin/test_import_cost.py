@@ -11,7 +11,7 @@ import pytest
 from tests.support.projects import ALONE
 
 HEAVY = frozenset(
-    ["numpy", "scipy", "pynvml", "torch", "msgspec", "tabulate", "httpx", "filelock", "vllm", "transformers"]
+    ["numpy", "scipy", "pynvml", "torch", "msgspec", "tabulate", "httpx", "vllm", "transformers"]
 )
 
 

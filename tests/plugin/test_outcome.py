@@ -232,10 +232,10 @@ def judge(measurement, baseline, policy, *args, **more):
     change = 0.0 if kind == "passed" else 0.1
     return VerdictRecord(
         kind, baseline.label, value=1 + change, baseline_value=1.0, change=change, change_low=change - 0.1,
-        change_high=change + 0.1, p_value=0.03, threshold=0.03, baseline_runs=("a",), undecided="more runs",
+        change_high=change + 0.1, p_value=0.009, threshold=0.03, baseline_runs=("a",), undecided="more runs",
     )
 
-def settle(measurements):
+def settle(measurements, alpha):
     return {
         (one.test, each.against): replace(each, kind="regressed", notes=("Settled.",))
         for one in measurements for each in one.verdicts if each.kind == "inconclusive"

@@ -18,7 +18,17 @@ from pytest_tokenpower.core.records import decode_run, encode_run
 from pytest_tokenpower.reporting.exports.records import schema_text
 from pytest_tokenpower.reporting.formats import render
 from pytest_tokenpower.reporting.report import Report
-from tests.support.reports import FACTORS, HOSTILE, hostile, measured, ordinary, report, run, verdict
+from tests.support.reports import (
+    FACTORS,
+    HOSTILE,
+    embedding,
+    hostile,
+    measured,
+    ordinary,
+    report,
+    run,
+    verdict,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -138,6 +148,14 @@ def test_github_action_benchmark_reads_joules_per_token() -> None:
         assert entry["unit"] == "J/token"
         assert entry["range"].startswith("± ")
     assert "EUR per million tokens: 0.1041" in found[1]["extra"]
+
+
+def test_what_generates_nothing_is_followed_per_prompt_token() -> None:
+    [entry] = json.loads(render("github-action-benchmark", report(embedding())))
+    assert (entry["unit"], round(entry["value"], 4)) == ("J/prompt token", 0.4025)
+    [measures] = json.loads(render("bencher", report(embedding()))).values()
+    assert "joules-per-prompt-token" in measures
+    assert "joules-per-token" not in measures
 
 
 # ---- OpenMetrics -------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from pytest_tokenpower.reporting.markdown import (
     summary,
 )
 from pytest_tokenpower.reporting.report import Report
-from tests.support.reports import hostile, many, measured, ordinary, report, run, verdict
+from tests.support.reports import embedding, hostile, many, measured, ordinary, report, run, verdict
 
 markdown_it = pytest.importorskip("markdown_it", reason="markdown-it-py reads the Markdown")
 
@@ -43,7 +43,7 @@ INVALID: test_hot: too hot
 
 ```text
 REGRESSED +6.1 % (limit 3 %): test_chat[fp8] takes 0.2652 J/token; main@1a2b3c4 took 0.25 (2 runs).
-  95 % interval +4.7 % to +7.5 %.
+  +6.1 % [+4.7, +7.5] (95 % interval).
 ```
 
 ```text
@@ -139,7 +139,7 @@ def test_an_annotation_is_one_line_of_one_command() -> None:
     for each in (ordinary(), hostile(), many(30), report()):
         line, end = annotation(each).split("\n")
         assert end == ""
-        assert line.isprintable() or "\N{REPLACEMENT CHARACTER}" in line
+        assert line.isprintable()
     assert annotation(many(30)).startswith(
         "::error title=Energy per token%3A 4 REGRESSED%2C 26 passed::REGRESSED"
     )
@@ -149,3 +149,11 @@ def test_an_annotation_is_one_line_of_one_command() -> None:
 
 def test_a_long_message_is_cut() -> None:
     assert len(block("x" * 100_000)) < MOST_MESSAGE + 20
+
+
+def test_each_figure_has_its_unit_where_they_differ() -> None:
+    text = summary(report(measured(), embedding()))
+    assert "| test | figure | ±95 % |" in text
+    assert "| `test_embed` | 0.4025 J/prompt token |" in text
+    assert "| `test_chat[bf16]` | 1.001 J/token |" in text
+    assert "| test | J/prompt token | ±95 % |" in summary(report(embedding()))

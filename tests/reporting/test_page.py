@@ -10,14 +10,15 @@ from html.parser import HTMLParser
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_tokenpower.core.records import VerdictRecord
+from pytest_tokenpower.core.records import ClaimRecord, VerdictRecord
 from pytest_tokenpower.reporting.page import page, script_safe
 from pytest_tokenpower.reporting.page.content import content
 from pytest_tokenpower.reporting.report import Report, parts_of_change
-from tests.support.reports import HOSTILE, hostile, many, measured, ordinary, report, run
+from tests.support.reports import HOSTILE, embedding, hostile, many, measured, ordinary, report, run
 
 
 class Elements(HTMLParser):
@@ -142,3 +143,20 @@ def test_the_parts_of_a_change_are_drawn_where_a_record_has_them() -> None:
     verdict = cast(VerdictRecord, SimpleNamespace(work=part, pace=None))
     assert parts_of_change(verdict) == {"work": (0.05, 0.04, 0.06)}
     assert parts_of_change(VerdictRecord("passed")) == {}
+
+
+def test_what_generates_nothing_is_drawn_per_prompt_token() -> None:
+    [test] = content(report(embedding()))["tests"]
+    assert test["unit"] == "J/prompt token"
+    assert test["main"][0] == pytest.approx(0.4025, abs=0.002)
+    assert test["rounds"]["per_unit"] == [0.4, 0.401, 0.402, 0.403, 0.404, 0.405]
+
+
+def test_claims_of_suites_are_on_the_page() -> None:
+    claim = ClaimRecord(
+        "suite.toml", "fp8 saves", "<= 0.8", "refuted", "joules_per_token", 0.9, 0.85, 0.95, paper="0.7"
+    )
+    one = run(measured(), claims=(claim,))
+    assert content(Report((one,)))["claims"] == [
+        ["fp8 saves", "<= 0.8", "0.9 [0.85, 0.95]", "0.7", "refuted", ""]
+    ]

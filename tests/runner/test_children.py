@@ -223,9 +223,9 @@ def told(
 
 UNDECIDED = VerdictRecord(
     "inconclusive", "main", value=1.09, baseline_value=1.0, change=0.09, change_low=-0.1, change_high=0.2,
-    p_value=0.03, threshold=0.03, baseline_runs=("a",), undecided="more runs", provisional=True,
+    p_value=0.009, threshold=0.03, baseline_runs=("a",), undecided="more runs", provisional=True,
 )  # fmt: skip
-CERTAIN = replace(UNDECIDED, kind="regressed", p_value=0.001)
+CERTAIN = replace(UNDECIDED, kind="regressed", p_value=0.0001)
 
 
 def test_settling_fails_what_passed_and_nothing_else(pytester: pytest.Pytester) -> None:
@@ -235,7 +235,7 @@ def test_settling_fails_what_passed_and_nothing_else(pytester: pytest.Pytester) 
         [
             report("x.py::certain", CERTAIN, "failed"),
             report("x.py::settled", UNDECIDED),
-            report("x.py::expected", replace(UNDECIDED, p_value=0.003), wasxfail="known"),
+            report("x.py::expected", replace(UNDECIDED, p_value=0.002), wasxfail="known"),
             report("x.py::budget", replace(UNDECIDED, p_value=0.002), "failed"),
         ],
     )
@@ -245,9 +245,9 @@ def test_settling_fails_what_passed_and_nothing_else(pytester: pytest.Pytester) 
     ]  # fmt: skip
     assert heard[-1][2].splitlines() == [
         "REGRESSED +9.0 % (limit 3 %): settled takes 1.09 J/token; main took 1 (1 run).",
-        "  95 % interval -10.0 % to +20.0 %, one-sided p = 0.03.",
+        "  +9.0 % [-10.0, +20.0] (95 % interval), one-sided p = 0.009.",
         "  Settled with all comparisons of this run (Holm).",
-        "  Provisional: only 1 run stored.",
+        "  Provisional: fewer than three occasions of this test are stored, so that its own noise is not known.",
     ]
     found = {
         one.test.rpartition(":")[2]: [v.kind for v in one.verdicts] for one in config.stash[MEASUREMENTS]

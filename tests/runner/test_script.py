@@ -114,7 +114,7 @@ def uncounted() -> Iterator[object]:
 def nothing_generated() -> Iterator[object]:
     with measure("simulated") as m:
         yield m
-        m.tokens(prompt=10, generated=0)
+        m.tokens(prompt=0, generated=0, responses=0)
 
 
 def both() -> Iterator[object]:
@@ -139,13 +139,22 @@ def overlapping() -> Iterator[object]:
             pass
 
 
+def test_work_that_generates_nothing_has_its_own_figures() -> None:
+    with measure("simulated") as m:
+        m.count(TokenCount(prompt=generate().generated, generated=0))
+    assert m.result.valid
+    assert m.result.figures["joules_per_prompt_token"] > 0
+    with pytest.raises(MeterError, match=r"what was measured has .*joules_per_prompt_token"):
+        _ = m.result.joules_per_token
+
+
 @pytest.mark.parametrize(
     ("block", "error", "words"),
     [
         (nested, UsageError, "while another of the same board was open"),
         (in_a_thread, UsageError, "while another of the same board was open"),
         (uncounted, TokenCountError, "nothing says how many tokens"),
-        (nothing_generated, TokenCountError, "nothing says how many tokens"),
+        (nothing_generated, TokenCountError, "no tokens|nothing was"),
         (both, UsageError, "use one of both"),
         (twice, UsageError, "called twice"),
         (overlapping, UsageError, "while another of the same board was open"),

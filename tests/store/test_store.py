@@ -33,7 +33,7 @@ def leftovers(store: Store) -> list[str]:
 def test_a_run_comes_back_as_it_was(store: Store) -> None:
     written = run(65, measurement(), measurement("other", {"axis.batch": 8}), commit=COMMIT, name="v1")
     path = store.write(written)
-    assert path == store.path / "runs" / "20251122T010500.000000Z_0123456789ab_clean_00000041@v1.json"
+    assert path == store.path / "runs" / "20251127T100000.000000Z_0123456789ab_clean_00000041@v1.json"
     (entry,) = store.entries()
     assert entry.path == path
     assert (entry.commit, entry.state, entry.name) == (COMMIT[:12], "clean", "v1")

@@ -189,3 +189,13 @@ def odd() -> Report:
         },
         no_history="no run is stored in /store",
     )
+
+
+def embedding(test: str = "tests/test_energy.py::test_embed") -> MeasurementRecord:
+    """Rounds of 2 s that read 1000 prompt tokens and generate none: compared per prompt token."""
+    rounds = tuple(
+        RoundRecord(100 * SECOND + at * 2 * SECOND, 2.0, 400.0 + at, 0.5, 1000, 0, responses=10)
+        for at in range(6)
+    )
+    key = {"gpu.count": 1, "gpu.name": "NVIDIA H100 80GB HBM3", "denominator": "prompt_token"}
+    return msgspec.structs.replace(measured(test, key=key), rounds=rounds, figures=figures(rounds))

@@ -120,12 +120,6 @@ def lack_of_times(outputs: object) -> bool:
     return bool(each) and alike and not _times(each)
 
 
-def cached_tokens(outputs: object) -> int:
-    """Count the prompts' tokens that vLLM had in its prefix cache and did not compute; 0 where it does not say."""
-    counts = [getattr(one, "num_cached_tokens", None) for one in _each(outputs)]
-    return sum(count for count in counts if isinstance(count, int))
-
-
 def _each(outputs: object) -> tuple[object, ...]:
     if not isinstance(outputs, Sequence) or isinstance(outputs, str | bytes):
         return (outputs,)

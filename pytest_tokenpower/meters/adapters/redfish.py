@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -267,7 +266,7 @@ def _watts(resource: _Json, schema: str) -> float | None:
         listed = resource.get("PowerControl")
         controls = [_object(each) for each in listed] if isinstance(listed, list) else []
         value = next((each["PowerConsumedWatts"] for each in controls if "PowerConsumedWatts" in each), None)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
         return None
     return float(value)
 

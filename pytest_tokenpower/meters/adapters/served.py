@@ -27,6 +27,9 @@ TIMEOUT_S = 10.0
 RATE_PER_S, BURST = 50.0, 200.0
 """Requests of all clients together: a measurement makes some ten each half minute."""
 
+LATEST_NS = 2**62
+"""No machine has run for 146 years; two of these fit into 64 bits."""
+
 _Answer = TypeVar("_Answer", Hello, Piece)
 
 
@@ -122,7 +125,10 @@ class HttpTransport:
             raise UsageError("--energy-source=remote: name the service, as in remote:http://gpu-7:9471")
         self.name = f"remote:{without_credentials(self._url)}"
         self._client = httpx.Client(
-            base_url=self._url, headers={"Authorization": f"Bearer {os.environ.get(TOKEN_VARIABLE, '')}"}
+            base_url=self._url,
+            headers={"Authorization": f"Bearer {os.environ.get(TOKEN_VARIABLE, '')}"},
+            # The token is for the service alone, not for a proxy.
+            trust_env=False,
         )
 
     def hello(self) -> Hello:
@@ -132,7 +138,7 @@ class HttpTransport:
     def now_ns(self) -> int:
         """Return the feed's clock."""
         now = self._document("/v1/now")
-        if not isinstance(now, int):
+        if not isinstance(now, int) or not 0 < now < LATEST_NS:
             raise MeterError(f"{self.name}: /v1/now is no time: is this a meter of tokenpower serve-meter?")
         return now
 
@@ -147,7 +153,7 @@ class HttpTransport:
     def _get(self, path: str, kind: type[_Answer], parameters: dict[str, str] | None = None) -> _Answer:
         try:
             return msgspec.convert(self._document(path, parameters), kind)
-        except msgspec.ValidationError as error:
+        except (msgspec.ValidationError, ValueError, OverflowError) as error:
             raise MeterError(f"{self.name}: {path} is no answer of tokenpower serve-meter: {error}") from None
 
     def _document(self, path: str, parameters: dict[str, str] | None = None) -> object:

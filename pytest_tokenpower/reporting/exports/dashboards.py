@@ -11,8 +11,8 @@ from pytest_tokenpower.reporting.costs import cost_of
 from pytest_tokenpower.reporting.report import Report, Reported
 
 MEASURES = (
-    "joules_per_token", "prefill_joules_per_token", "decode_joules_per_token", "joules_per_response", "mean_watts",
-    "tokens_per_second",
+    "joules_per_token", "joules_per_prompt_token", "joules_per_total_token", "joules_per_response",
+    "prefill_joules_per_token", "decode_joules_per_token", "mean_watts", "tokens_per_second",
 )  # fmt: skip
 """The figures that are followed: a service draws a line for each."""
 
@@ -27,7 +27,7 @@ def series_names(report: Report) -> Iterator[tuple[str, Reported]]:
     """
     for each in report:
         measured = each.measured
-        if measured.reasons or "joules_per_token" not in measured.figures:
+        if measured.reasons or each.figure is None:
             continue
         name = each.test if measured.provenance == "measured" else f"{each.test} ({measured.provenance})"
         yield (name if len(report.runs) == 1 else f"{name} @{each.run.id[:8]}"), each
@@ -56,11 +56,12 @@ def bencher(report: Report) -> str:
 
 
 def smaller_is_better(report: Report) -> str:
-    """The array that github-action-benchmark reads with ``tool: customSmallerIsBetter``; joules per token alone."""
+    """The array that github-action-benchmark reads with ``tool: customSmallerIsBetter``: the figures compared."""
     found = []
     for name, each in series_names(report):
         measured = each.measured
-        figure = measured.figures["joules_per_token"]
+        figure = each.figure
+        assert figure is not None
         cost = cost_of(measured, report.factors)
         extra = [
             f"{measured.provenance}: {measured.method}, {measured.scope} energy",
@@ -68,8 +69,8 @@ def smaller_is_better(report: Report) -> str:
         ]
         extra += [
             f"{other}: {measured.figures[other].value:.4g} {FIGURES[other]}"
-            for other in MEASURES[1:]
-            if other in measured.figures
+            for other in MEASURES
+            if other in measured.figures and measured.figures[other] is not figure
         ]
         if cost is not None and cost.money is not None:
             extra.append(f"{report.factors.currency} per million tokens: {cost.money:.4g}")
@@ -78,7 +79,7 @@ def smaller_is_better(report: Report) -> str:
         found.append(
             {
                 "name": name,
-                "unit": "J/token",
+                "unit": each.unit,
                 "value": figure.value,
                 "range": f"± {1.96 * figure.stderr:.3g}",
                 "extra": "\n".join(extra),

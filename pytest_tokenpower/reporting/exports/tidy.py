@@ -66,7 +66,8 @@ def _row(each: Reported, report: Report) -> dict[str, Fact]:
     if (compared := against_baseline(measured.verdicts)) is not None:
         row |= {
             "baseline": compared.against,
-            "baseline_joules_per_token": compared.baseline_value,
+            "compared_figure": compared.figure,
+            "baseline_value": compared.baseline_value,
             "change": compared.change,
             "change_low": compared.change_low,
             "change_high": compared.change_high,

@@ -9,6 +9,8 @@ from typing import Any
 
 from pytest_tokenpower import __version__
 from pytest_tokenpower.analysis.power_curves import DrawnCurve, PowerCurves, coarser
+from pytest_tokenpower.analysis.rounds import joules_per_unit
+from pytest_tokenpower.core.denominators import denominator
 from pytest_tokenpower.core.figures import FIGURES
 from pytest_tokenpower.core.records import MeasurementRecord, RoundRecord, RunRecord, VerdictRecord
 from pytest_tokenpower.core.text import short_test_name, signed
@@ -16,9 +18,10 @@ from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.gate.history import History, Series
 from pytest_tokenpower.gate.messages import message, word
 from pytest_tokenpower.gate.verdict import FAILING, against_baseline
-from pytest_tokenpower.reporting.columns import compared_figure
 from pytest_tokenpower.reporting.costs import cost_of, explained
 from pytest_tokenpower.reporting.report import Report, Reported, parts_of_change
+from pytest_tokenpower.reporting.suites import found
+from pytest_tokenpower.reporting.terminal import division
 from pytest_tokenpower.stats.changepoints import ChangePoint
 from pytest_tokenpower.store.access import when
 
@@ -46,6 +49,11 @@ def content(report: Report) -> dict[str, Any]:
         "factors": explained(report.factors, scopes),
         "units": dict(FIGURES),
         "no_history": report.no_history,
+        "claims": [
+            [claim.name, claim.says, found(claim), claim.paper, claim.word, claim.reason]
+            for run in report.runs
+            for claim in run.claims
+        ],
         "tests": [
             _test(each, report, report.runs.index(each.run), steps=steps, spans=spans) for each in entries
         ],
@@ -77,7 +85,7 @@ def _facts(facts: Mapping[str, Fact]) -> dict[str, str]:
 def _test(each: Reported, report: Report, run: int, *, steps: int, spans: int) -> dict[str, Any]:
     measured = each.measured
     compared = against_baseline(measured.verdicts)
-    cost = cost_of(measured, report.factors)
+    cost, per = cost_of(measured, report.factors), denominator(measured.key)
     return {
         "run": run,
         "id": measured.test,
@@ -89,17 +97,19 @@ def _test(each: Reported, report: Report, run: int, *, steps: int, spans: int) -
         "scope": measured.scope,
         "method": measured.method,
         "reasons": measured.reasons,
+        "unit": each.unit,
+        "main": None if each.figure is None else [each.figure.value, 1.96 * each.figure.stderr],
         "figures": {name: [figure.value, 1.96 * figure.stderr] for name, figure in measured.figures.items()},
         "estimated": any(phase.estimated for one in measured.rounds for phase in one.phases.values()),
         "change": None if compared is None else _interval(compared),
         "cost": None if cost is None else [cost.kwh, cost.money, cost.grams],
         "verdicts": [_verdict(verdict, measured) for verdict in measured.verdicts],
-        "rounds": _rounds(measured.rounds),
+        "rounds": _rounds(measured.rounds, per),
         "more_rounds": [
-            {"name": f"{name} variant", **_rounds(rounds)} for name, rounds in measured.variants.items()
+            {"name": f"{name} variant", **_rounds(rounds, per)} for name, rounds in measured.variants.items()
         ]
         + [
-            {"name": f"restart {number}, in a fresh process", **_rounds(rounds)}
+            {"name": f"restart {number}, in a fresh process", **_rounds(rounds, per)}
             for number, rounds in enumerate(measured.restarts, 1)
         ],
         "attempts": measured.attempts,
@@ -150,7 +160,7 @@ def _verdict(verdict: VerdictRecord, measured: MeasurementRecord) -> dict[str, A
     }
 
 
-def _rounds(rounds: Sequence[RoundRecord]) -> dict[str, Any]:
+def _rounds(rounds: Sequence[RoundRecord], per: str) -> dict[str, Any]:
     """Columns over the rounds; ``at`` is when each began, in seconds from the first."""
     first = min((one.start_ns for one in rounds), default=0)
     reasons = list(dict.fromkeys(reason for one in rounds for reason in one.reasons))
@@ -158,12 +168,7 @@ def _rounds(rounds: Sequence[RoundRecord]) -> dict[str, Any]:
         "at": [_digits((one.start_ns - first) / 1e9) for one in rounds],
         "seconds": [_digits(one.seconds) for one in rounds],
         "joules": [_digits(one.joules) for one in rounds],
-        "per_token": [
-            None
-            if one.joules is None or not one.generated_tokens
-            else _digits(one.joules / one.generated_tokens)
-            for one in rounds
-        ],
+        "per_unit": [_digits(joules_per_unit(one, per)) for one in rounds],
         "tokens": [[one.prompt_tokens, one.generated_tokens] for one in rounds],
         "celsius": [_digits(one.temperature_celsius) for one in rounds],
         "mhz": [_digits(one.sm_clock_mhz) for one in rounds],
@@ -191,7 +196,7 @@ def _also(measured: MeasurementRecord) -> Iterator[list[str]]:
         parts = []
         if split.mixed_share is not None:
             parts.append(f"{split.mixed_share:.2%} of the steps' energy was in mixed steps")
-        parts.append(f"not told apart: {split.reason}" if split.reason else "divided by least squares")
+        parts.append(division(measured, split))
         yield ["prefill and decode", "; ".join(parts)]
 
 
@@ -234,7 +239,7 @@ def _curve(curve: DrawnCurve) -> dict[str, Any]:
 def _history(each: Reported, history: History, series: Series) -> dict[str, Any]:
     """The stored runs as columns, oldest first, and this run after them where it is not one of them."""
     baseline = {run for verdict in each.measured.verdicts for run in verdict.baseline_runs}
-    figure = each.measured.figures.get(compared_figure(each.measured))
+    figure = each.figure
     stored = any(point.run_id == each.run.id for point in series.points)
     points = [
         [

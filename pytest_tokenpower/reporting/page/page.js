@@ -173,25 +173,25 @@
 
   const roundsChart = (test, rounds, name) => {
     const lost = rounds.dropped.map((reasons) => reasons.length > 0);
-    const main = rounds === test.rounds ? test.figures.joules_per_token : null;
-    const known = rounds.per_token.filter((value) => value !== null).length;
+    const main = rounds === test.rounds ? test.main : null;
+    const known = rounds.per_unit.filter((value) => value !== null).length;
     return chart(`${name} of ${test.name}`,
-      `${plural(rounds.at.length, "round")}, ${lost.filter(Boolean).length} dropped${main ? `, ${figures(main[0])} joules per token` : ""}`,
+      `${plural(rounds.at.length, "round")}, ${lost.filter(Boolean).length} dropped${main ? `, ${figures(main[0])} ${test.unit}` : ""}`,
       (t) => {
         const dots = (stroke, fill, size) => ({ paths: () => null, stroke, points: { show: true, size, stroke, fill, width: 2 } });
         const celsius = rounds.celsius.some((value) => value !== null);
         return {
           options: {
             height: 200, scales: { x: { time: false }, y: {}, c: { range: (_, low, high) => [low - 1, high + 1] } },
-            axes: [...axes(t, { label: "seconds since the first round", size: 36 }, { label: "J/token", size: 64, values: (_, v) => v.map((x) => figures(x, 5)) }),
+            axes: [...axes(t, { label: "seconds since the first round", size: 36 }, { label: test.unit, size: 64, values: (_, v) => v.map((x) => figures(x, 5)) }),
               ...(celsius ? axes(t, {}, { scale: "c", side: 1, label: "°C", size: 44, grid: { show: false } }).slice(1) : [])],
             series: [{ label: "s", value: (_, v) => figures(v, 4) },
-              { label: "J/token", ...dots(t.level, t.level, 7) },
+              { label: test.unit, ...dots(t.level, t.level, 7) },
               { label: "dropped", ...dots(t.dropped, "transparent", 11) },
               ...(main ? [{ label: "figure", stroke: t.quiet, width: 1, dash: [6, 4], points: { show: false } }] : []),
               ...(celsius ? [{ label: "°C", scale: "c", stroke: t.warn, width: 1, dash: [2, 3], points: { show: false } }] : [])],
           },
-          data: [rounds.at, rounds.per_token.map((v, i) => (lost[i] ? null : v)), rounds.per_token.map((v, i) => (lost[i] ? v : null)),
+          data: [rounds.at, rounds.per_unit.map((v, i) => (lost[i] ? null : v)), rounds.per_unit.map((v, i) => (lost[i] ? v : null)),
             ...(main ? [rounds.at.map(() => main[0])] : []), ...(celsius ? [rounds.celsius] : [])],
         };
       }, { keys: known < rounds.at.length ? [el("span", { class: "key" }, `${rounds.at.length - known} without a figure are not drawn`)] : [] });
@@ -212,11 +212,11 @@
             height: 220, scales: { x: { time: false, range: [-0.5, points.length - 0.5] } },
             axes: axes(t,
               { size: 36, label: "commit", splits: () => at.filter((i) => i % Math.ceil(points.length / 8) === 0), values: (_, v) => v.map((i) => points[i]?.[0] || points[i]?.[1].slice(5, 10) || "") },
-              { label: "J/token", size: 64, values: (_, v) => v.map((x) => figures(x, 5)) }),
+              { label: test.unit, size: 64, values: (_, v) => v.map((x) => figures(x, 5)) }),
             series: [{ label: "run", value: (_, i) => (points[i] ? `${points[i][0]} ${points[i][1]} ${points[i][6]}` : "") },
               { label: "95 %", stroke: t.interval, fill: t.interval, width: 0, points: { show: false }, value: (_, v, s, i) => (points[i] ? `${figures(points[i][3])} to ${figures(points[i][4])}` : ""),
                 paths: uPlot.paths.bars({ size: [0.35, 8], disp: { y0: { unit: 1, values: () => pick(3) }, y1: { unit: 1, values: () => pick(4) } } }) },
-              { label: "J/token", ...dots(t.text, t.text, 6) },
+              { label: test.unit, ...dots(t.text, t.text, 6) },
               { label: "level", stroke: t.level, width: 1.5, paths: uPlot.paths.stepped({ align: 1 }), points: { show: false } },
               { label: "baseline", ...dots(t.good, "transparent", 12) },
               { label: "accepted", ...dots(t.warn, "transparent", 16) },
@@ -262,28 +262,30 @@
     limit: test.verdicts.find((verdict) => !verdict.budget && verdict.rows.length)?.rows[0].limit ?? null,
   })).sort((a, b) => b.failing - a.failing || b.interval[0] - a.interval[0]);
   if (compared.length) {
-    main.append(intervals("Change of each test, in J/token", compared.slice(0, MOST_ROWS)));
+    main.append(intervals("Change of each test, in the figure that it is compared by", compared.slice(0, MOST_ROWS)));
     if (compared.length > MOST_ROWS) main.append(el("p", { class: "quiet small" }, `The ${MOST_ROWS} that rose most are drawn, failing ones first; the table has all ${compared.length}.`));
   }
 
   const section = el("section", { id: "tests", "aria-labelledby": "tests-head" }, el("h2", { id: "tests-head" }, "Tests"));
   main.append(section);
-  const heads = ["test", "verdict", "J/token", "±95 %", "prefill", "decode", "W", "tok/s", "change", "95 % interval"];
+  const unit = new Set(data.tests.map((test) => test.unit)).size === 1 ? data.tests[0].unit : "";
+  const mainFigure = (test) => (test.main ? `${figures(test.main[0])}${unit ? "" : ` ${test.unit}`}` : "");
+  const heads = ["test", "verdict", unit || "figure", "±95 %", "prefill", "decode", "W", "tok/s", "change", "95 % interval"];
   if (data.currency) heads.push(`${data.currency}/Mtok`);
   if (data.carbon) heads.push("gCO2e/Mtok");
   const figure = (test, name, digits) => figures(test.figures[name]?.[0], digits);
   const cells = (test, at) => {
-    const main = test.figures.joules_per_token, mark = test.estimated ? "~" : "";
+    const main = test.main, mark = test.estimated ? "~" : "";
     const phase = (name) => (figure(test, name) ? mark + figure(test, name) : "");
     return [
-      el("a", { href: `#t${at}` }, label(test)), el("span", { class: kindClass(test.kind) }, test.word), figure(test, "joules_per_token"), main ? `${(100 * main[1] / main[0]).toFixed(1)} %` : "",
+      el("a", { href: `#t${at}` }, label(test)), el("span", { class: kindClass(test.kind) }, test.word), mainFigure(test), main ? `${(100 * main[1] / main[0]).toFixed(1)} %` : "",
       phase("prefill_joules_per_token"), phase("decode_joules_per_token"), figure(test, "mean_watts", 3), figure(test, "tokens_per_second"),
       test.change ? percent(test.change[0]) : "", test.change && test.change[1] !== null ? `[${[1, 2].map((i) => percent(test.change[i]).replace(" %", "")).join(", ")}]` : "",
       ...(data.currency ? [figures(test.cost?.[1], 3)] : []), ...(data.carbon ? [figures(test.cost?.[2], 3)] : []),
     ];
   };
   if (data.tests.length) {
-    const wrap = table(`${plural(data.tests.length, "test")}. J/token: per generated token${data.tests.some((test) => test.estimated) ? "; ~ phases marked from outside the engine" : ""}.`, heads, data.tests.map(cells), [0, 1]);
+    const wrap = table(`${plural(data.tests.length, "test")}. A token is a generated one${data.tests.some((test) => test.estimated) ? "; ~ phases marked from outside the engine" : ""}.`, heads, data.tests.map(cells), [0, 1]);
     const rows = [...wrap.querySelectorAll("tbody tr")];
     const text = el("input", { type: "search", id: "filter", autocomplete: "off" });
     const kinds = el("select", { id: "kinds" }, el("option", { value: "" }, "all"), [...counts].map(([kind, [, word]]) => el("option", { value: kind }, word)));
@@ -323,15 +325,15 @@
       if (lost.length) parts.push(el("p", {}, `${lost.length} of ${rounds.at.length} rounds dropped:`), el("ul", {}, rounds.reasons.map((reason, number) =>
         el("li", {}, `${reason} (round ${lost.filter(([, reasons]) => reasons.includes(number)).map(([at]) => at).join(", ")})`))));
       parts.push(el("details", {}, el("summary", {}, `All ${rounds.at.length} rounds as a table`), table(`${name} of ${test.name}`,
-        ["round", "at s", "s", "J", "prompt tokens", "generated", "J/token", "°C", "MHz", "dropped for"],
+        ["round", "at s", "s", "J", "prompt tokens", "generated", test.unit, "°C", "MHz", "dropped for"],
         rounds.at.map((at, i) => [String(i + 1), figures(at), figures(rounds.seconds[i]), figures(rounds.joules[i], 5), String(rounds.tokens[i][0]), String(rounds.tokens[i][1]),
-          figures(rounds.per_token[i]), figures(rounds.celsius[i], 3), figures(rounds.mhz[i]), rounds.dropped[i].map((n) => rounds.reasons[n]).join("; ")]), [0, 9])));
+          figures(rounds.per_unit[i]), figures(rounds.celsius[i], 3), figures(rounds.mhz[i]), rounds.dropped[i].map((n) => rounds.reasons[n]).join("; ")]), [0, 9])));
     });
     if (test.history) {
       parts.push(historyChart(test), el("p", { class: "quiet small" }, "Green rings: the baseline's runs; amber: regressed and accepted; red: this run; line: the level between steps."),
         test.history.steps.length ? el("ul", {}, test.history.steps.map(([at, text]) => el("li", {}, `Run ${at + 1}: ${text}`))) : el("p", { class: "small" }, "No step can be told from the noise."),
       el("details", {}, el("summary", {}, `All ${plural(test.history.points.length, "run")} as a table`), table(`Stored runs of ${test.name}`,
-        ["commit", "time (UTC)", "J/token", "95 % interval", "verdict", ""],
+        ["commit", "time (UTC)", test.unit, "95 % interval", "verdict", ""],
         test.history.points.map(([commit, time, value, low, high, , verdict, part]) => [commit, time, figures(value), `${figures(low)} to ${figures(high)}`, verdict, part]), [0, 1, 4, 5])));
     }
     if (!test.history) parts.push(el("p", { class: "quiet small" }, `No history: ${data.no_history || "no comparable run of this test is stored"}.`));
@@ -349,7 +351,7 @@
     const body = el("div");
     const one = el("details", { class: "test", id: `t${at}` },
       el("summary", {}, el("h3", {}, label(test)), el("span", { class: kindClass(test.kind) }, test.word),
-        el("span", { class: "quiet small" }, [figure(test, "joules_per_token") && `${figure(test, "joules_per_token")} J/token`, test.change && percent(test.change[0]), honest(test.provenance)].filter(Boolean).join(" · "))), body);
+        el("span", { class: "quiet small" }, [test.main && `${figures(test.main[0])} ${test.unit}`, test.change && percent(test.change[0]), honest(test.provenance)].filter(Boolean).join(" · "))), body);
     one.addEventListener("toggle", () => {
       if (one.open && !body.childNodes.length) body.append(...detail(test));
     });
@@ -362,6 +364,9 @@
   window.addEventListener("hashchange", openLinked);
   [...document.querySelectorAll("details.test")].filter((_, at) => data.tests[at].failing || data.tests.length === 1).slice(0, 3).forEach((one) => { one.open = true; });
   openLinked();
+
+  if (data.claims.length) main.append(el("h2", {}, "Claims of the suites"), table(plural(data.claims.length, "claim"),
+    ["claim", "says", "found [95 %]", "published", "word", "why"], data.claims, [0, 1, 2, 3, 4, 5]));
 
   main.append(el("h2", {}, "Machine and measurement"));
   const how = new Map();
