@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pytest_tokenpower.core.records import NOT_MEASURED, ClaimRecord, MeasurementRecord
-from pytest_tokenpower.core.text import plural, short_test_name
+from pytest_tokenpower.core.text import percent, plural, short_test_name, signed
 from pytest_tokenpower.errors import UsageError
 
 if TYPE_CHECKING:
     from pytest_tokenpower.suites.objectives import Outcome
     from pytest_tokenpower.suites.progress import Progress
+    from pytest_tokenpower.suites.soak import Soaked
 
 MAIN = "joules_per_token"
 
@@ -225,3 +226,41 @@ def objective_lines(outcome: Outcome) -> list[str]:
     if not rows:
         return [said]
     return [said, *tabulate(rows, headers=head, tablefmt="simple", disable_numparse=True).splitlines()]
+
+
+def soak_lines(cell: str, source: str, found: Soaked, limit: float | None) -> list[str]:
+    """A soak over its hours, and what drifted or stepped."""
+    from tabulate import tabulate
+
+    lines = [f"{cell}: {found.hours:.3g} h of continuous work, --source {source}"]
+    if found.drift is not None:
+        low, high = found.drift.change.change_interval()
+        lines.append(
+            f"drift of J/token from beginning to end: {signed(found.drift.change.change)} "
+            f"[{100 * low:+.2f}, {100 * high:+.2f}]"
+            + (f", limit {percent(limit)}" if limit is not None else "")
+        )
+    lines += [
+        f"step at {hour:.2f} h: {signed(step.change)} "
+        f"[{100 * step.change_interval()[0]:+.1f}, {100 * step.change_interval()[1]:+.1f}]"
+        for hour, step in found.steps
+    ] or ["no step of 1 % and more"]
+    if found.dropped:
+        lines.append(f"{found.dropped} stretch{'es' if found.dropped > 1 else ''} dropped by guards")
+    limits = list(
+        dict.fromkeys(name for part in found.parts for name, share in part.limited.items() if share > 0)
+    )
+    rows = [
+        [
+            f"{part.hour:.2f}",
+            f"{part.joules_per_token:.4g}",
+            f"{part.watts:.0f}",
+            "" if part.celsius is None else f"{part.celsius:.1f}",
+            "" if part.sm_clock_mhz is None else f"{part.sm_clock_mhz:.0f}",
+            *(f"{100 * part.limited.get(name, 0.0):.0f} %" for name in limits),
+            part.dropped or "",
+        ]
+        for part in found.parts
+    ]
+    head = ["from, h", "J/token", "W", "°C", "SM MHz", *(f"{name} limit" for name in limits), "dropped"]
+    return [*lines, "", *tabulate(rows, headers=head, tablefmt="simple", disable_numparse=True).splitlines()]

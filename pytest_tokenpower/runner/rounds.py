@@ -16,8 +16,7 @@ from pytest_tokenpower.core.windows import PhaseWindow, RoundWindow
 from pytest_tokenpower.engines.phase_marks import latencies_of
 
 if TYPE_CHECKING:
-    from pytest_tokenpower.engines.phase_marks import latencies_of
-from pytest_tokenpower.meters.clock import Clock
+    from pytest_tokenpower.meters.clock import Clock
 
 MOST_ROUNDS = 10
 

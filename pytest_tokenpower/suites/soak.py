@@ -1,0 +1,159 @@
+"""A soak: one piece of work without a pause for hours, in stretches, each with its energy and conditions. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from pytest_tokenpower.analysis.rounds import good
+from pytest_tokenpower.core.integrity import has_digest, is_damaged, with_digest
+from pytest_tokenpower.core.records import RoundRecord
+from pytest_tokenpower.stats.changepoints import ChangePoint, change_points
+from pytest_tokenpower.stats.drift import Drift, drift
+from pytest_tokenpower.stats.types import RunSummary
+
+MOST_STRETCHES = 1440
+LEAST_STRETCH_S = 10.0
+
+MOST_LEVELS = 96
+"""Steps are looked for between so many means of stretches: neighbours are too much alike to be evidence each."""
+
+LEAST_STEP = 0.01
+"""A smaller step is no finding."""
+
+
+def stretch_seconds(seconds: float) -> float:
+    """How long a stretch is: a day has 1440, however long a soak there are no more."""
+    return max(LEAST_STRETCH_S, seconds / MOST_STRETCHES)
+
+
+class SoakBegun(msgspec.Struct, frozen=True, tag_field="type", tag="tokenpower-soak"):
+    """The first line of a soak's file: of which cell, with which source of energy."""
+
+    cell: str
+    fingerprint: str
+    source: str
+    created: str
+
+
+class Stretch(msgspec.Struct, frozen=True, tag_field="type", tag="stretch"):
+    """A stretch, ``at_s`` seconds of soaking after the beginning (interruptions are left out)."""
+
+    at_s: float
+    round: RoundRecord
+
+
+_LINE = msgspec.json.Decoder(SoakBegun | Stretch)
+
+
+def encode_line(entry: SoakBegun | Stretch) -> bytes:
+    """A line of the file, ending in a digest of itself."""
+    return with_digest(msgspec.json.encode(entry)) + b"\n"
+
+
+def read_soak(data: bytes) -> tuple[SoakBegun | None, tuple[Stretch, ...], int]:
+    """The lines of a soak's file up to the first that is not whole, and how many bytes these are."""
+    begun: SoakBegun | None = None
+    stretches: list[Stretch] = []
+    size = 0
+    for raw in data.splitlines(keepends=True):
+        line = raw.rstrip(b"\n")
+        if not raw.endswith(b"\n") or not has_digest(line) or is_damaged(line):
+            break
+        try:
+            entry = _LINE.decode(line)
+        except msgspec.MsgspecError:
+            break
+        if isinstance(entry, SoakBegun):
+            if begun is not None:
+                break
+            begun = entry
+        elif begun is None:
+            break
+        else:
+            stretches.append(entry)
+        size += len(raw)
+    return begun, tuple(stretches), size
+
+
+@dataclass(frozen=True)
+class Hour:
+    """A part of a soak in means: since when (hours), J/token, watts, and conditions where they are known."""
+
+    hour: float
+    joules_per_token: float
+    watts: float
+    celsius: float | None
+    sm_clock_mhz: float | None
+    limited: Mapping[str, float]
+    dropped: int
+
+
+@dataclass(frozen=True)
+class Soaked:
+    """What a soak came to: its parts, the drift from the beginning to the end, and steps at their hours."""
+
+    hours: float
+    parts: tuple[Hour, ...]
+    drift: Drift | None
+    steps: tuple[tuple[float, ChangePoint], ...]
+    dropped: int
+
+
+def summarise(stretches: Sequence[Stretch], parts: int = 12) -> Soaked:
+    """Sum a soak up."""
+    kept = [each for each in stretches if good([each.round]) and each.round.generated_tokens]
+    hours = [each.at_s / 3600 for each in kept]
+    values = [(each.round.joules or 0.0) / each.round.generated_tokens for each in kept]
+    whole = (stretches[-1].at_s + stretches[-1].round.seconds) / 3600 if stretches else 0.0
+    size = max(1, math.ceil(len(kept) / MOST_LEVELS))
+    groups = [slice(at, at + size) for at in range(0, len(kept) - len(kept) % size, size)]
+    levels = [_level(values[group]) for group in groups]
+    steps = change_points(levels, least=math.log1p(LEAST_STEP)) if len(levels) > 2 else ()
+    return Soaked(
+        whole,
+        tuple(
+            _part(stretches, whole, at, parts) for at in range(parts) if _inside(stretches, whole, at, parts)
+        ),
+        drift(hours, values) if values else None,
+        tuple((hours[groups[step.index].start], step) for step in steps),
+        len(stretches) - len(kept),
+    )
+
+
+def _level(values: Sequence[float]) -> RunSummary:
+    logs = [math.log(value) for value in values]
+    mean = sum(logs) / len(logs)
+    squares = sum((log - mean) ** 2 for log in logs)
+    error = squares / max(len(logs) - 1, 1) / len(logs)
+    return RunSummary(mean, error, len(logs))
+
+
+def _inside(stretches: Sequence[Stretch], whole: float, at: int, parts: int) -> list[RoundRecord]:
+    first, last = whole * at / parts, whole * (at + 1) / parts
+    inside = [each.round for each in stretches if first <= each.at_s / 3600 < last]
+    return inside if good(inside) else []
+
+
+def _part(stretches: Sequence[Stretch], whole: float, at: int, parts: int) -> Hour:
+    inside = _inside(stretches, whole, at, parts)
+    kept = [each.record for each in good(inside)]
+    joules, seconds = sum(one.joules or 0.0 for one in kept), sum(one.seconds for one in kept)
+    names = dict.fromkeys(name for one in kept for name in one.limited_shares)
+    return Hour(
+        whole * at / parts,
+        joules / sum(one.generated_tokens for one in kept),
+        joules / seconds,
+        _mean([one.temperature_celsius for one in kept]),
+        _mean([one.sm_clock_mhz for one in kept]),
+        {name: _mean([one.limited_shares.get(name) for one in kept]) or 0.0 for name in names},
+        len(inside) - len(kept),
+    )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
