@@ -18,14 +18,15 @@ from reporting import driver_of, versions_line
 
 from pytest_tokenpower.core.records import (
     MeasurementRecord,
-    RoundRecord,
     RunRecord,
     VerdictRecord,
     decode_run,
 )
 from pytest_tokenpower.gate.noise import MeasuredNoise, analyse
 from pytest_tokenpower.gate.verdict import Policy, judge, judge_variants
-from pytest_tokenpower.stats.noise import StoredGate, clopper_pearson
+from pytest_tokenpower.stats.comparison import Blocks, block_differences
+from pytest_tokenpower.stats.noise import clopper_pearson
+from pytest_tokenpower.stats.planning import failing_share
 from pytest_tokenpower.store.baseline import ComparableRuns
 
 SEED = 20261122
@@ -55,8 +56,13 @@ class Restart:
 
     process: int
     extra: int
-    differences: tuple[float, ...]
+    blocks: Blocks | None
     seconds: float
+
+    @property
+    def differences(self) -> tuple[float, ...]:
+        """ln(candidate/baseline) of each block."""
+        return () if self.blocks is None else tuple(block_differences(self.blocks))
 
 
 @dataclass(frozen=True)
@@ -83,9 +89,10 @@ class Found:
             for measured in record.measurements:
                 if measured.variants:
                     rounds = [*measured.rounds, *measured.variants["baseline"]]
-                    differences = tuple(_differences(measured))
                     restarts.append(
-                        Restart(number, turn["compare"], differences, sum(each.seconds for each in rounds))
+                        Restart(
+                            number, turn["compare"], _blocks(measured), sum(each.seconds for each in rounds)
+                        )
                     )
                     continue
                 place = int(measured.test[-2])
@@ -112,7 +119,11 @@ class Found:
         """The spread of the runs without waste."""
         (found,) = analyse(
             [
-                RunRecord(id=str(run.process), created=f"{run.process:04}", measurements=(run.measured,))
+                RunRecord(
+                    id=str(run.process),
+                    created=f"2026-11-22T00:{run.process:02}:00Z",
+                    measurements=(run.measured,),
+                )
                 for run in self.identical
             ],
             threshold=THRESHOLDS[0],
@@ -166,7 +177,7 @@ class Found:
         """The share that the rule fails: by the measured spread of runs, and by the upper end of its interval."""
         noise = self.noise.adjusted or self.noise.raw
         at_spread, at_upper = (
-            StoredGate(sd, noise.location_error, STORED, self.noise.prior).failing_share(change, threshold)
+            failing_share(change, sd, STORED, Policy(threshold).of_rule(threshold))
             for sd in (noise.runs.sd, noise.runs.high)
         )
         return at_spread, at_upper
@@ -208,28 +219,25 @@ def runs_to_show(limit: float) -> int:
     return math.ceil(math.log(0.025) / math.log1p(-limit))
 
 
-def _differences(measured: MeasurementRecord) -> Iterator[float]:
-    """ln(candidate/baseline) of each ABBA block; a block with a dropped round is left out."""
-    variants = [("candidate", each) for each in measured.rounds]
-    variants += [("baseline", each) for each in measured.variants["baseline"]]
+def _blocks(measured: MeasurementRecord) -> Blocks | None:
+    """The ABBA blocks; one with a dropped round is left out."""
+    variants = [(1.0, each) for each in measured.rounds]
+    variants += [(0.0, each) for each in measured.variants["baseline"]]
     ordered = sorted(variants, key=lambda pair: pair[1].start_ns)
-    for at in range(0, len(ordered) - 3, 4):
-        block = ordered[at : at + 4]
-        if all(not one.reasons and one.joules is not None for _, one in block):
-            means = {
-                variant: np.mean([_log(one) for which, one in block if which == variant])
-                for variant in ("baseline", "candidate")
-            }
-            yield float(means["candidate"] - means["baseline"])
-
-
-def _log(one: RoundRecord) -> float:
-    return float(np.log((one.joules or float("nan")) / one.generated_tokens))
+    blocks = [ordered[at : at + 4] for at in range(0, len(ordered) - 3, 4)]
+    kept = [each for each in blocks if all(not one.reasons and one.joules is not None for _, one in each)]
+    if not kept:
+        return None
+    return Blocks(
+        np.array([[(one.joules or 0.0) / one.generated_tokens for _, one in each] for each in kept]),
+        np.array([[which for which, _ in each] for each in kept]),
+    )
 
 
 def compared(restarts: Sequence[Restart]) -> VerdictRecord:
     """The plugin's verdict on restarts in fresh processes."""
-    return judge_variants([each.differences for each in restarts], at_most=COMPARE_THRESHOLD)
+    blocks = [each.blocks for each in restarts if each.blocks is not None]
+    return judge_variants(blocks, Policy(COMPARE_THRESHOLD), at_most=COMPARE_THRESHOLD)
 
 
 def percent(share: float, digits: int = 1) -> str:
@@ -267,8 +275,8 @@ def render(found: Found) -> str:
         f"{len(processes)} fresh processes on one board, one after the other: {len(found.identical)} runs of identical "
         f"code, {wasteful} with waste in the same processes (before or after the other, in a balanced order by lot), "
         f"{len(found.restarts)} restarts of `energy.compare`. A run is never judged against one of its own process. "
-        "All verdicts are by the functions of the plugin, with its default prior. So few runs bound no rate at 1 %: "
-        "the counts come with exact 95 % intervals (Clopper and Pearson), and beside them stands what the rule "
+        "All verdicts are by the functions of the plugin, by what it believes by default. So few runs bound no rate "
+        "at 1 %: the counts come with exact 95 % intervals (Clopper and Pearson), and beside them stands what the rule "
         "foretells for normal runs of the measured spread, which is a model and no count.",
         "",
         "![Share of runs failed against the true change](h100-error-rates.svg)",
@@ -280,7 +288,7 @@ def render(found: Found) -> str:
         *_fell_short(found),
         "## Identical code",
         "",
-        f"{noise.runs} runs of {' or '.join(map(str, sorted(rounds)))} rounds, {noise.joules_per_token:.4g} J/token. "
+        f"{noise.runs} runs of {' or '.join(map(str, sorted(rounds)))} rounds, {noise.value:.4g} J/token. "
         f"Rounds: SD {percent(noise.raw.round_sd or 0, 2)}, lag-1 {noise.raw.lag1 or 0:.2f}; the meter's own error "
         f"{percent(noise.meter_error, 2)} a round. Run-to-run SD {_spread(noise.raw.runs)} as read"
         + (

@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from pytest_tokenpower.core.tokens import TokenCount
     from pytest_tokenpower.engines import EngineSpec, Timeouts
     from pytest_tokenpower.runner.fixture import Energy
+    from pytest_tokenpower.runner.result import Result
+    from pytest_tokenpower.runner.script import measure
     from pytest_tokenpower.workloads import (
         AllAtOnce,
         Batch,
@@ -28,14 +30,18 @@ __all__ = [
     "GivenBatch",
     "Poisson",
     "PromptSet",
+    "Result",
     "Timeouts",
     "TokenCount",
     "__version__",
+    "measure",
 ]
 __version__ = "0.1.0"
 
 _HOMES = {
     "Energy": "runner.fixture",
+    "Result": "runner.result",
+    "measure": "runner.script",
     "TokenCount": "core.tokens",
     **dict.fromkeys(("EngineSpec", "Timeouts"), "engines"),
     **dict.fromkeys(

@@ -15,6 +15,10 @@ class MeterError(TokenPowerError):
     """A meter could not be read. The readings around it become invalid; they never become small."""
 
 
+class MeterLost(MeterError):
+    """A meter will not read again in this run: to go on measuring is of no use."""
+
+
 class MeterUnavailable(MeterError):
     """There is no such meter on this machine, or it may not be read; the message says how to get at it."""
 

@@ -23,7 +23,12 @@ from pytest_tokenpower.meters.types import Device
 
 
 def track_of(timeline: Timeline | Stretch, device: Device) -> EnergyTrack | None:
-    """The best track of a device: ring (at the counter's scale), then counter, then polled power; None: no data."""
+    """Choose a device's best track: ring (at the counter's scale), then counter, then polled power; None: no data."""
+    track = _track_of(timeline, device)
+    return replace(track, clock_error_ns=device.clock_error_ns) if track and device.clock_error_ns else track
+
+
+def _track_of(timeline: Timeline | Stretch, device: Device) -> EnergyTrack | None:
     power = timeline.power(device.id)
     tick_ns = device.counter_tick_ns
     counters = counters_of(timeline, device)

@@ -72,28 +72,40 @@ def counter_disagreement(
         return read
 
     began, ended = (t0_ns - origin).astype(np.float64), (t1_ns - origin).astype(np.float64)
-    middle = (began + ended) / 2
-    growth = np.diff(counted)
     phases = np.linspace(0.0, tick_ns, 40, endpoint=False) if tick_ns else np.zeros(1)
-    misses = np.abs(growth - np.diff(ring(middle, phases[:, None]), axis=1))[:, whole].sum(axis=1)
-    phase_ns = float(phases[int(np.argmin(misses))])
-    low, high = ring(began - SLACK_NS, phase_ns), ring(ended + SLACK_NS, phase_ns)
-    expected = ring(middle, phase_ns)
+    growth = np.diff(counted)
+    # The value was read anywhere between the two moments, far apart where the thread had to wait for Python's lock:
+    # every phase that contradicts them least may be the true one.
+    least, most = _growths(ring(began, phases[:, None]), ring(ended, phases[:, None]))
+    misses = np.maximum(np.maximum(least - growth, growth - most), 0.0)[:, whole].sum(axis=1)
+    likely = misses <= misses.min()
+    low, high = (ring(edge, phases[likely, None]) for edge in (began - SLACK_NS, ended + SLACK_NS))
     at = np.searchsorted(chosen, [first, last])
     begin, end = max(int(at[0]), 0), min(int(at[1]), len(chosen) - 1)
     pairs = [(i, i + 1) for i in range(begin, end) if whole[i]]
     if whole[begin:end].all() and end - begin > 1:
         pairs.append((begin, end))
+    middle = (began + ended) / 2
+    expected = ring(middle, phases[likely, None])
     worst: float | None = None
     for i, j in pairs:
-        grown, ringed = float(counted[j] - counted[i]), float(expected[j] - expected[i])
-        excess = max(float(low[j] - high[i]) - grown, grown - float(high[j] - low[i]))
+        grown, ringed = float(counted[j] - counted[i]), expected[:, j] - expected[:, i]
+        excess = np.maximum(low[:, j] - high[:, i] - grown, grown - (high[:, j] - low[:, i]))
         seconds = float(middle[j] - middle[i]) / 1e9
         # A stretch shorter than a second is judged by the joules that a second may be off.
-        if ringed > 0 and excess > limit * ringed * max(1.0, 1.0 / seconds):
-            off = grown / ringed - 1
+        beyond = excess - limit * ringed * max(1.0, 1.0 / seconds)
+        best = int(np.argmin(beyond))
+        if ringed[best] > 0 and beyond[best] > 0:
+            off = grown / float(ringed[best]) - 1
             worst = off if worst is None or abs(off) > abs(worst) else worst
     return worst
+
+
+def _growths(
+    low: NDArray[np.float64], high: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The least and the most that may have come between neighbouring columns, of which only bounds are known."""
+    return low[:, 1:] - high[:, :-1], high[:, 1:] - low[:, :-1]
 
 
 def _apart(t_ns: NDArray[np.int64], first: int, last: int) -> NDArray[np.intp]:

@@ -4,35 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from pytest_tokenpower.analysis.rounds import good, log_errors
+from pytest_tokenpower.analysis.phases import undivided_error
+from pytest_tokenpower.analysis.rounds import gated, good
+from pytest_tokenpower.core.denominators import PER, figure_per
+from pytest_tokenpower.core.figures import FIGURES
 from pytest_tokenpower.core.records import Figure, RoundRecord
 
-FIGURES: Mapping[str, str] = {
-    "joules_per_token": "J / generated token",
-    "joules_per_prompt_token": "J of prefill / prefilled prompt token",
-    "prefill_joules_per_token": "J of prefill / generated token",
-    "decode_joules_per_token": "J of decode / generated token",
-    "joules_per_response": "J / response",
-    "joules": "J / execution of the workload",
-    "prefill_joules": "J of prefill / execution of the workload",
-    "decode_joules": "J of decode / execution of the workload",
-    "mean_watts": "W",
-    "peak_watts": "W",
-    "tokens_per_second": "generated tokens / s",
-    "prefill_watts": "W of prefill",
-    "decode_watts": "W of decode",
-    "prefill_tokens_per_second": "prompt tokens / s of prefill",
-    "decode_tokens_per_second": "generated tokens / s of decode",
-    "between_steps_joules_per_token": "J between steps / generated token",
-    "joule_seconds_per_response": "J / response x s / execution (energy-delay product)",
-    "power_imbalance": "the GPU that drew most, above their mean",
-    "seconds": "s / execution of the workload",
-}
-
-_OF_ALL_JOULES = frozenset({"joules_per_token", "joules_per_response", "joules", "mean_watts"})
-"""Figures whose relative error is at least that of the rounds' joules."""
+_OF_ALL_JOULES = frozenset({"joules", "mean_watts"})
+"""Figures whose relative error is at least that of the rounds' joules, as that of those with a denominator."""
 
 _BOARD = re.compile(r"(GPU-)?[0-9a-f]{8}-", re.IGNORECASE)
 """A GPU's id is its UUID (NVML's with GPU- before it); other devices are called by their meter."""
@@ -44,27 +25,26 @@ def round_values(rounds: Sequence[RoundRecord]) -> dict[str, list[float]]:
     values: dict[str, list[float]] = {name: [] for name in FIGURES}
     for each in kept:
         one, joules = each.record, each.joules
-        values["joules_per_token"].append(joules / one.generated_tokens)
-        values["joules_per_response"].append(joules / one.responses)
         values["joules"].append(joules / one.repeats)
         values["mean_watts"].append(joules / one.seconds)
-        values["tokens_per_second"].append(one.generated_tokens / one.seconds)
+        if one.generated_tokens:
+            values["tokens_per_second"].append(one.generated_tokens / one.seconds)
         values["seconds"].append(one.seconds / one.repeats)
+        for name, value in one.latency.items():
+            values[name].append(value)
         if one.peak_watts is not None:
             values["peak_watts"].append(one.peak_watts)
-        values["joule_seconds_per_response"].append(joules / one.responses * one.seconds / one.repeats)
+        if one.responses:
+            values["joule_seconds_per_response"].append(joules / one.responses * one.seconds / one.repeats)
         boards = [value for name, value in one.device_joules.items() if _BOARD.match(name) and value]
         if len(boards) > 1:
             values["power_imbalance"].append(max(boards) / (sum(boards) / len(boards)) - 1)
         if (prefill := one.phases.get("prefill")) is not None:
-            values["prefill_joules_per_token"].append(prefill.joules / one.generated_tokens)
+            if one.generated_tokens:
+                values["prefill_joules_per_token"].append(prefill.joules / one.generated_tokens)
             values["prefill_joules"].append(prefill.joules / one.repeats)
             values["prefill_watts"].append(prefill.joules / prefill.seconds)
-            # What came from a prefix cache was not prefilled.
-            if prefilled := one.prompt_tokens - one.cached_prompt_tokens:
-                values["joules_per_prompt_token"].append(prefill.joules / prefilled)
-                values["prefill_tokens_per_second"].append(prefilled / prefill.seconds)
-        if (decode := one.phases.get("decode")) is not None:
+        if (decode := one.phases.get("decode")) is not None and one.generated_tokens:
             values["decode_joules_per_token"].append(decode.joules / one.generated_tokens)
             values["decode_joules"].append(decode.joules / one.repeats)
             values["decode_watts"].append(decode.joules / decode.seconds)
@@ -72,9 +52,32 @@ def round_values(rounds: Sequence[RoundRecord]) -> dict[str, list[float]]:
             decoded = one.generated_tokens - one.responses
             if decoded > 0:
                 values["decode_tokens_per_second"].append(decoded / decode.seconds)
-        if (between := one.phases.get("between steps")) is not None:
+        if (between := one.phases.get("between steps")) is not None and one.generated_tokens:
             values["between_steps_joules_per_token"].append(between.joules / one.generated_tokens)
+    for per in PER:
+        values[figure_per(per)] = [part.joules / part.units for part in gated(rounds, per)]
+    values["prefill_tokens_per_second"] = [
+        part.units / part.seconds for part in gated(rounds, "prompt_token") if part.seconds > 0
+    ]
     return {name: each for name, each in values.items() if each and len(each) == len(kept)}
+
+
+def meter_errors(rounds: Sequence[RoundRecord], figure: str) -> list[float]:
+    """The meter's relative standard error of a figure in each good round; empty where it is none of joules."""
+    per = figure.removeprefix("joules_per_")
+    if per in PER:
+        return [part.stderr_joules / part.joules for part in gated(rounds, per)]
+    if figure in _OF_ALL_JOULES:
+        return [one.stderr_joules / one.joules for one in good(rounds)]
+    return []
+
+
+def _undivided(rounds: Sequence[RoundRecord], figure: str) -> float:
+    """The relative standard error of a phase's figure by undivided steps: alike in all rounds, it does not average."""
+    phase = "prefill" if figure == "joules_per_prompt_token" else figure.partition("_")[0]
+    parts = [one.record.phases[phase] for one in good(rounds) if phase in one.record.phases]
+    joules = sum(part.joules for part in parts)
+    return undivided_error(sum(part.undivided_joules for part in parts)) / joules if joules > 0 else 0.0
 
 
 def figures(rounds: Sequence[RoundRecord]) -> dict[str, Figure]:
@@ -94,8 +97,10 @@ def figures(rounds: Sequence[RoundRecord]) -> dict[str, Figure]:
             continue
         [summary] = summarise_runs(
             [[math.log(value) for value in values]],
-            meter_errors_per_run=[log_errors(rounds)] if name in _OF_ALL_JOULES else None,
+            meter_errors_per_run=[errors] if (errors := meter_errors(rounds, name)) else None,
         )
         value = math.exp(summary.location)
-        result[name] = Figure(value, value * math.sqrt(summary.squared_error))
+        result[name] = Figure(
+            value, value * math.hypot(math.sqrt(summary.squared_error), _undivided(rounds, name))
+        )
     return result

@@ -17,7 +17,7 @@ from pytest_tokenpower.analysis.cross_checks import (
     power_disagreement,
 )
 from pytest_tokenpower.analysis.tracks import GAP_PERIODS, LARGEST_DISAGREEMENT, EnergyTrack, WindowEnergy
-from pytest_tokenpower.meters.timeline import CounterColumns, Event
+from pytest_tokenpower.meters.timeline import FAILED, LOST, CounterColumns, Event
 from pytest_tokenpower.meters.types import Conditions, Device, PowerSamples
 
 LARGEST_RELATIVE_ERROR = 0.10
@@ -26,6 +26,9 @@ also at steady power: single ones of 33 ms spread by 6 to 9 % on an H100."""
 
 LARGEST_THERMAL_SHARE = 0.01
 """Thermal or brake slowdown for more than this share of a window makes it invalid; a power cap is information."""
+
+LASTING_NS = 30_000_000_000
+"""A meter that has failed at each poll for so long is not waited for any longer."""
 
 STALE_NS = 5_000_000_000
 """A condition that was read longer ago than this says nothing about a window."""
@@ -84,6 +87,21 @@ def length_reasons(device: Device, track: EnergyTrack, start_ns: int, end_ns: in
         f"{device.id}: a window of {(end_ns - start_ns) / 1e6:.2g} ms is shorter than the {track.method} can tell "
         f"apart ({track.period_ns / 1e6:.0f} ms): make a round longer than {shortest_window_ns(track) / 1e9:.2g} s"
     ]
+
+
+def failed_for_good(events: Sequence[Event], now_ns: int) -> bool:
+    """Whether a device will not be read again, as its meter says or since each of its polls has failed for long."""
+    failed = [event for event in events if event.guard in (FAILED, LOST)]
+    failed.sort(key=lambda event: event.end_ns, reverse=True)
+    if not failed or failed[0].end_ns < now_ns - STALE_NS:
+        return False
+    first_ns = failed[0].end_ns
+    for event in failed:
+        # Each failure reaches back to the poll before, so that those in a row leave no time between them.
+        if event.end_ns < first_ns:
+            break
+        first_ns = min(first_ns, event.start_ns)
+    return failed[0].guard == LOST or now_ns - first_ns >= LASTING_NS
 
 
 def event_reasons(device: Device, events: Sequence[Event]) -> list[str]:

@@ -104,7 +104,9 @@ def _figure(
         share = round(min(inside_ns / (one.end_ns - one.start_ns), 1.0), 4)
     if reasons := flagged_too_often(rounds, 1):
         return ScopeFigure(scope, provenance, None, "; ".join(reasons), seconds, share)
-    return ScopeFigure(scope, provenance, figures(rounds)["joules_per_token"], "", seconds, share)
+    per_token = figures(rounds).get("joules_per_token")
+    why = "" if per_token else "no tokens were generated"
+    return ScopeFigure(scope, provenance, per_token, why, seconds, share)
 
 
 def _with_joules(one: RoundRecord, side: RoundRecord) -> RoundRecord:

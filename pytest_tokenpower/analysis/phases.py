@@ -6,6 +6,7 @@ it is shorter than the meter's samples, its energy is that of the power around i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -31,11 +32,16 @@ LARGEST_BLURRED_SHARE = 0.1
 
 @dataclass(frozen=True)
 class PhaseColumns:
-    """One phase over rounds, columns of one length: joules, their variance (J²) and seconds."""
+    """One phase over rounds, columns of one length: joules, their variance (J²) and seconds.
+
+    ``undivided`` joules are of mixed steps that could not be split. Half of them is in ``joules``; truly it is anything
+    from none to all.
+    """
 
     joules: NDArray[np.float64]
     variance: NDArray[np.float64]
     seconds: NDArray[np.float64]
+    undivided: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,7 @@ class StepPhases:
     """The phases of rounds, by name, and how mixed steps were split; ``refusal`` says why they could not be.
 
     ``mixed_share`` is the share of the steps' energy that was in mixed ones. Without mixed steps there is no split.
+    A phase that undivided steps leave too uncertain is absent.
     """
 
     phases: dict[str, PhaseColumns]
@@ -100,6 +107,7 @@ def phase_records(
                     float(np.sqrt(phase.variance[at])),
                     float(phase.seconds[at]),
                     estimated,
+                    float(phase.undivided[at]),
                 )
                 for name, phase in found.phases.items()
                 if np.isfinite(phase.joules[at]) and phase.seconds[at] > 0
@@ -130,8 +138,8 @@ def step_phases(tracks: Sequence[EnergyTrack], steps: StepColumns, rounds: int) 
     """Joules, variance and seconds of each phase in each of so many rounds, summed over the devices' tracks.
 
     In a round the phases' joules add up to the energy from its first step's start to its last step's end. A round
-    that a track does not cover, or that has no steps, comes out as nan. Mixed steps that cannot be split leave no
-    phases at all, and a refusal.
+    that a track does not cover, or that has no steps, comes out as nan. Mixed steps that cannot be split (the refusal
+    says why) are half of either phase, with all of their energy as the uncertainty.
     """
     if not tracks or not len(steps.start_ns):
         return StepPhases({})
@@ -142,7 +150,8 @@ def step_phases(tracks: Sequence[EnergyTrack], steps: StepColumns, rounds: int) 
     mixed_share = float(np.nansum(joules[mixed])) / total if total else 0.0
     share = time_share = np.where(steps.prefill, 1.0, 0.0)
     spread = np.zeros(rounds)
-    split = None
+    undivided = np.zeros_like(joules)
+    split = refusal = None
     if mixed.any() or _blurred_share(steps, period_ns) > LARGEST_BLURRED_SHARE:
         found = fit_split(tracks, steps, joules)
         if not isinstance(found, str):
@@ -150,10 +159,12 @@ def step_phases(tracks: Sequence[EnergyTrack], steps: StepColumns, rounds: int) 
             split_share = _block_share(found, steps, blocks)
             spread = _spread(found, steps, joules, blocks, rounds)
             found = _too_vague(spread, split_share, joules) or found
-        if isinstance(found, str) and mixed.any():
-            return StepPhases({}, mixed_share=mixed_share, refusal=found)
         if isinstance(found, str):
             spread = np.zeros(rounds)  # pure steps can do without a split
+            if mixed.any():
+                refusal = found
+                undivided = np.abs(np.where(mixed, joules, 0.0))
+                share = time_share = np.where(mixed, 0.5, share)
         else:
             split, share = found, split_share
             time_share = np.where(mixed, found.time_share(steps), time_share)
@@ -163,14 +174,30 @@ def step_phases(tracks: Sequence[EnergyTrack], steps: StepColumns, rounds: int) 
             _sum(steps, part * joules, rounds),
             variance + spread,
             _sum(steps, seconds * steps.seconds, rounds),
+            _sum(steps, undivided, rounds),
         )
         for name, part, seconds, variance in (
             (PREFILL, share, time_share, meter[0]),
             (DECODE, 1.0 - share, 1.0 - time_share, meter[1]),
         )
     }
+    vague = {}
+    for name, phase in phases.items():
+        error, size = undivided_error(float(np.nansum(phase.undivided))), float(np.nansum(phase.joules))
+        if not 0 <= error <= LARGEST_ERROR * size:
+            vague[name] = error / size if size > 0 else math.inf
+    if len(vague) == len(phases):
+        return StepPhases({}, mixed_share=mixed_share, refusal=refusal)
+    for name, error in vague.items():
+        del phases[name]
+        refusal = f"{refusal}; {name} is left out, with a standard error of {error:.0%} from them"
     phases[BETWEEN] = _between(tracks, steps, rounds)
-    return StepPhases(phases, split, mixed_share)
+    return StepPhases(phases, split, mixed_share, refusal)
+
+
+def undivided_error(joules: float) -> float:
+    """The standard error of a phase that has half of these joules, where anything from none to all is as likely."""
+    return joules / math.sqrt(12.0)
 
 
 def _stretches(kind: NDArray[np.float64], steps: StepColumns) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -268,7 +295,7 @@ def _between(tracks: Sequence[EnergyTrack], steps: StepColumns, rounds: int) -> 
             part = np.minimum((end - start) / track.period_ns, 1.0)
             np.add.at(variance, at, (energy.stderr * part) ** 2)
         np.add.at(seconds, at, (end - start) / 1e9)
-    return PhaseColumns(joules, variance, seconds)
+    return PhaseColumns(joules, variance, seconds, np.zeros(rounds))
 
 
 def _sum(steps: StepColumns, values: NDArray[np.float64], rounds: int) -> NDArray[np.float64]:

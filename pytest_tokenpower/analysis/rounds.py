@@ -11,12 +11,17 @@ import numpy as np
 
 from pytest_tokenpower.analysis import guards, slow_meters
 from pytest_tokenpower.analysis.calibration import counters_of, track_of
-from pytest_tokenpower.analysis.phases import StepPhases, phase_records
+from pytest_tokenpower.analysis.phases import StepPhases, phase_records, undivided_error
 from pytest_tokenpower.analysis.tracks import EnergyTrack, WindowEnergy, window_energy
+from pytest_tokenpower.core.denominators import PER, followed
+from pytest_tokenpower.core.figures import PERCENTILES
 from pytest_tokenpower.core.records import PhaseRecord, RoundRecord
-from pytest_tokenpower.core.windows import RoundWindow
+from pytest_tokenpower.core.windows import Latency, RoundWindow
 from pytest_tokenpower.meters.timeline import Stretch, Timeline
 from pytest_tokenpower.meters.types import Conditions, Device
+
+LARGEST_CACHE_SPREAD = 0.05
+"""Between rounds: beyond it they are no repetitions of the same work."""
 
 NO_DEVICE = "there are no readings of any device"
 
@@ -133,12 +138,27 @@ def evaluate(timeline: Timeline, devices: Sequence[Device], rounds: Sequence[Rou
                 else None,
                 temperature_celsius=_over_devices(conditions, "temperature_celsius", one),
                 sm_clock_mhz=_over_devices(conditions, "sm_clock_mhz", one),
+                latency=_percentiles(one.latencies),
                 limited_shares=_limits(conditions, one),
                 # A meter that fails says so at every poll.
                 reasons=tuple(dict.fromkeys(reasons[at])),
             )
         )
     return Evaluation(tuple(records), frozenset(methods), split)
+
+
+def _percentiles(latencies: Sequence[Latency]) -> dict[str, float]:
+    """The percentiles of a round's latencies by the names of their figures."""
+    each = {
+        "ttft": [one.first_token_s for one in latencies],
+        "tpot": [one.per_token_s for one in latencies if one.per_token_s is not None],
+    }
+    return {
+        f"{name}_p{at}_seconds": float(np.percentile(values, at))
+        for name, values in each.items()
+        for at in PERCENTILES
+        if values
+    }
 
 
 def _finite(value: float) -> float | None:
@@ -214,11 +234,114 @@ def flagged_too_often(rounds: Sequence[RoundRecord], least: int) -> tuple[str, .
     return ()
 
 
-def log_joules_per_token(rounds: Sequence[RoundRecord]) -> list[float]:
-    """ln(J / generated token) of each good round."""
-    return [math.log(one.joules / one.record.generated_tokens) for one in good(rounds)]
+@dataclass(frozen=True)
+class Gated:
+    """The part of a good round that its test is compared by, and how many units its joules are divided by."""
+
+    joules: float
+    stderr_joules: float
+    seconds: float
+    units: int
 
 
-def log_errors(rounds: Sequence[RoundRecord]) -> list[float]:
+def gated(rounds: Sequence[RoundRecord], per: str | None = None) -> list[Gated]:
+    """The part of each good round that is compared; empty where a round lacks it.
+
+    Args:
+        rounds: of one measurement.
+        per: a denominator of core.denominators.PER; None: the one that follows from the counts. Joules per prompt
+            token are the prefill's, where tokens were generated as well.
+    """
+    kept = good(rounds)
+    per = per or denominator_of(rounds)
+    found = []
+    for one in kept:
+        part: GoodRound | PhaseRecord | None = one
+        if per == "prompt_token" and one.record.generated_tokens:
+            part = one.record.phases.get("prefill")
+        units = units_per(per, one.record)
+        if part is None or units <= 0 or part.joules <= 0:
+            return []
+        if isinstance(part, PhaseRecord):
+            error = math.hypot(part.stderr_joules, undivided_error(part.undivided_joules))
+            found.append(Gated(part.joules, error, part.seconds, units))
+        else:
+            found.append(Gated(part.joules, part.stderr_joules, one.record.seconds, units))
+    return found
+
+
+def denominator_of(rounds: Sequence[RoundRecord]) -> str:
+    """The denominator that follows from the counts of all rounds together."""
+    return followed(
+        generated=sum(one.generated_tokens for one in rounds),
+        prefilled=sum(prefilled_tokens(one) for one in rounds),
+    )
+
+
+def prefilled_tokens(one: RoundRecord) -> int:
+    """The prompt tokens that were computed: what came from a prefix cache was not."""
+    return one.prompt_tokens - one.cached_prompt_tokens
+
+
+def units_per(per: str, one: RoundRecord) -> int:
+    """How many units of a denominator a round has."""
+    return {
+        "token": one.generated_tokens,
+        "prompt_token": prefilled_tokens(one),
+        "total_token": one.prompt_tokens + one.generated_tokens,
+        "response": one.responses,
+    }[per]
+
+
+def joules_per_unit(one: RoundRecord, per: str) -> float | None:
+    """What a round's part of the figure with this denominator is, dropped or not; None where it is not known."""
+    part: RoundRecord | PhaseRecord | None = one
+    if per == "prompt_token" and one.generated_tokens:
+        part = one.phases.get("prefill")
+    units = units_per(per, one)
+    return None if part is None or part.joules is None or units <= 0 else part.joules / units
+
+
+def cached_share(one: RoundRecord) -> float:
+    """The share of a round's prompt tokens that came from a prefix cache."""
+    return one.cached_prompt_tokens / one.prompt_tokens if one.prompt_tokens else 0.0
+
+
+def unsteady_cache(rounds: Sequence[RoundRecord]) -> tuple[str, ...]:
+    """Why good rounds did different work, one having found more of its prompts in a prefix cache than another."""
+    shares = [cached_share(one.record) for one in good(rounds)]
+    if not shares or max(shares) - min(shares) <= LARGEST_CACHE_SPREAD:
+        return ()
+    return (
+        f"the prefix cache held {100 * min(shares):.0f} to {100 * max(shares):.0f} % of the prompt tokens from round "
+        "to round: more warm-up rounds (energy_warmup_rounds) fill it, new prompts or no cache leave it out",
+    )
+
+
+def unknown_figure(rounds: Sequence[RoundRecord], per: str) -> str:
+    """Say why there is no figure to compare by; empty where there is one, and where no round is good."""
+    kept = [one.record for one in good(rounds)]
+    if not kept or gated(rounds, per):
+        return ""
+    lacking = any(units_per(per, one) <= 0 for one in kept)
+    whole = f"per={per!r} compares by joules per {PER[per]}, which are not known: "
+    if not lacking:
+        return (
+            f"{whole}tokens were generated too, and the energy of the prefill is not told apart (energy.run(engine, "
+            "workload) does that): per='total_token' or 'response' need no phases"
+        )
+    if per == "token":
+        return "some executions generated no tokens, and others did: joules per token are not known"
+    if per == "prompt_token" and all(one.prompt_tokens for one in kept):
+        return f"{whole}all prompt tokens came from a prefix cache, and none was prefilled"
+    return f"{whole}some executions have none"
+
+
+def log_joules_per_token(rounds: Sequence[RoundRecord], per: str | None = None) -> list[float]:
+    """ln(joules / unit) of what is compared, of each good round; arguments as for :func:`gated`."""
+    return [math.log(one.joules / one.units) for one in gated(rounds, per)]
+
+
+def log_errors(rounds: Sequence[RoundRecord], per: str | None = None) -> list[float]:
     """The meter's own standard error of each of them (relative, so of the logarithm)."""
-    return [one.stderr_joules / one.joules for one in good(rounds)]
+    return [one.stderr_joules / one.joules for one in gated(rounds, per)]

@@ -84,7 +84,8 @@ class EnergyTrack:
 
     ``period_ns`` is the usual distance of the knots; ``edge_jitter_ns`` the standard error of a knot's time,
     ``lag_ns`` how late the knots are stamped. ``read_watts`` float64[n-1] is power as the board reported it, where that
-    is not the same: peaks are read off it, as what is sharpened overshoots.
+    is not the same: peaks are read off it, as what is sharpened overshoots. ``clock_error_ns`` is how far all knots may
+    be off the windows' clock, all alike: the track of another machine's meter.
     """
 
     method: Method
@@ -97,6 +98,7 @@ class EnergyTrack:
     scale_stderr: float = 0.0
     fit: ScaleFit | None = None
     read_watts: NDArray[np.float64] | None = None
+    clock_error_ns: int = 0
 
     @cached_property
     def watts(self) -> NDArray[np.float64]:
@@ -213,6 +215,10 @@ def window_energy(track: EnergyTrack, start_ns: NDArray[np.int64], end_ns: NDArr
         for at in range(0, max(len(start), 1), BLOCK)
     ]
     joules, variance, first, last = (np.concatenate(column) for column in zip(*parts, strict=True))
+    if error_ns := track.clock_error_ns:
+        # Both edges are off alike: what that does to a window is the difference of the windows to its sides.
+        sides = [_differences(track, start + by, end + by)[0] for by in (-error_ns, error_ns)]
+        variance += ((sides[1] - sides[0]) / 2) ** 2
     covered = (start + track.lag_ns >= t[0]) & (end + track.lag_ns <= t[-1]) & (end > start)
     gap = np.zeros(len(start), dtype=np.bool_)
     # Nothing is lost in the gaps of a counter; only an edge inside one is vague, and its variance says so.

@@ -7,29 +7,38 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
 from types import ModuleType
+from typing import TextIO, cast
 
 from pytest_tokenpower import __version__
+from pytest_tokenpower.core.credentials import without_credentials
+from pytest_tokenpower.core.faults import describe_fault, trace
+from pytest_tokenpower.core.shown import ShownStream
+from pytest_tokenpower.core.signals import interrupt_when_terminated
 from pytest_tokenpower.errors import TokenPowerError
 
 COMMANDS = {
     "demo": "real inference, a stored baseline, and a regression that fails its build",
     "doctor": "what can be measured on this machine, and how well",
     "models": "the models that are known by name: size, memory, and whether they fit this machine",
+    "sweep": "a suite of models, engines and work: a live table, claims, CSV and JSON",
     "analyse": "energy of the windows of a recording",
     "noise": "identical code again and again: how much it scatters, and the limit that this machine can hold",
     "history": "the stored runs of a test: a plot, and where its level changed",
     "compare": "two refs, saved runs or run files, test by test; exit code 1 on a regression",
     "show": "one stored run: figures, rounds, conditions, verdicts",
+    "report": "a page, a summary or an export of stored runs",
     "accept": "let a test rise by so much, in a file that is committed with the change",
     "list": "what is stored: tests, commits, names, boards, dates",
     "prune": "remove old runs that no baseline needs",
+    "serve-meter": "hand this machine's meters out over HTTP, read-only, for tests that run elsewhere",
     "push": "add this store's runs to a branch of a git remote",
     "pull": "fetch the runs that others pushed",
 }
 """Name and help of each subcommand; its module offers ``add_arguments(parser)`` and ``run(arguments) -> int``."""
 
-_MODULES = {"push": "sync", "pull": "sync", "list": "contents"}
+_MODULES = {"serve-meter": "serve_meter", "push": "sync", "pull": "sync", "list": "contents"}
 """The module of a subcommand, where it has another name."""
 
 _BLESS = (
@@ -40,48 +49,76 @@ _BLESS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand; the exit code is 0, what the command says, 4 for a user's mistake, 3 for ours."""
+    # All that a command prints goes through one door: the names in it are others'.
+    with (
+        ExitStack() as stack,
+        redirect_stdout(cast("TextIO", ShownStream(sys.stdout))) as out,
+        redirect_stderr(cast("TextIO", ShownStream(sys.stderr))),
+    ):
+        stack.callback(interrupt_when_terminated())
+        try:
+            code = _main(list(sys.argv[1:] if argv is None else argv))
+            out.flush()
+            return code
+        except BrokenPipeError:
+            # The reader has what it wanted (`| head`); Python's own flush at the end must not complain of it either.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
+            return 141
+        finally:
+            with suppress(BrokenPipeError):
+                out.flush()
+            sys.stderr.flush()
+
+
+def _main(given: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="tokenpower", description="Energy per token of LLM inference, measured."
     )
     parser.add_argument("--version", action="version", version=f"pytest-tokenpower {__version__}")
     parser.add_argument("--traceback", action="store_true", help="show where an unexpected error came from")
     chosen = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    given = list(sys.argv[1:] if argv is None else argv)
     # Wherever it stands: people add it at the end of the line that has just failed.
     traced = "--traceback" in given
     given = [word for word in given if word != "--traceback"]
-    for name, text in COMMANDS.items():
-        command = chosen.add_parser(name, help=text, description=text)
-        if name in given[:1]:
-            _module(name).add_arguments(command)
-    if given[:1] == ["bless"]:
-        print(f"tokenpower bless: {_BLESS}", file=sys.stderr)
-        return 4
-    arguments = parser.parse_args(given)
+    command = given[0] if given else ""
     try:
-        code: int = _module(arguments.command).run(arguments)
-        sys.stdout.flush()
+        for name, text in COMMANDS.items():
+            subparser = chosen.add_parser(name, help=text, description=text)
+            if name == command:
+                _module(name).add_arguments(subparser)
+        if command == "bless":
+            _complain("bless", _BLESS)
+            return 4
+        arguments = _parse(parser, given)
+        code: int = _module(command).run(arguments)
         return code
     except BrokenPipeError:
-        # The reader has what it wanted (`| head`); Python's own flush at the end must not complain of it either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        raise
     except TokenPowerError as error:
-        print(f"tokenpower {arguments.command}: {error}", file=sys.stderr)
+        _complain(command, without_credentials(str(error)))
         return 4
-    except KeyboardInterrupt:
-        print(f"tokenpower {arguments.command}: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        _complain(command, f"interrupted{f' ({error})' if error.args else ''}")
         return 130
     except Exception as error:
         if traced:
-            raise
-        what = " ".join(str(error).split())
-        print(
-            f"tokenpower {arguments.command}: unexpected {type(error).__name__}: {what} "
-            "(--traceback shows where; please report it)",
-            file=sys.stderr,
-        )
+            print(trace(error), file=sys.stderr)
+        _complain(command, f"{describe_fault(error)}{'' if traced else ' (--traceback shows it here)'}")
         return 3
+
+
+def _parse(parser: argparse.ArgumentParser, given: Sequence[str]) -> argparse.Namespace:
+    """Parse the words; those after ``--`` are pytest's where the command has any for it, wherever its options stand."""
+    at = given.index("--") if "--" in given else len(given)
+    arguments = parser.parse_args(given[:at])
+    if not hasattr(arguments, "arguments"):
+        return parser.parse_args(given)
+    arguments.arguments += given[at + 1 :]
+    return arguments
+
+
+def _complain(command: str, text: str) -> None:
+    print(f"tokenpower {command}: {text}", file=sys.stderr)
 
 
 def _module(command: str) -> ModuleType:

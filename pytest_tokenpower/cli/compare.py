@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from shutil import get_terminal_size
 
 from pytest_tokenpower.cli.store_access import add_storage
 from pytest_tokenpower.core.settings import DEFAULT_BASELINE_RUNS, DEFAULT_REGRESSION
@@ -10,7 +11,7 @@ from pytest_tokenpower.core.text import plural
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.gate.compare import Compared, compare
 from pytest_tokenpower.gate.messages import message
-from pytest_tokenpower.reporting.terminal import table
+from pytest_tokenpower.reporting.columns import Layout, table
 from pytest_tokenpower.store.access import RUN_HELP, StoreContext
 from pytest_tokenpower.store.baseline import Baseline
 from pytest_tokenpower.store.store import Store
@@ -85,7 +86,7 @@ def as_text(found: Compared, baseline: Baseline, candidate: Baseline) -> list[st
         f"{candidate.label} ({plural(len(entries), 'run')}) against {baseline.label} "
         f"(the newest {baseline.limit_runs} of {len(baseline.entries)})",
         "",
-        *(line for line, _ in table(found.measurements)),
+        *(line for line, _ in table(found.measurements, Layout(), get_terminal_size().columns)),
         "",
     ]
     for measured in found.measurements:

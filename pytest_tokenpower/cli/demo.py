@@ -11,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 
 from pytest_tokenpower.cli.scratch import CompletedRun, ScratchRepository
+from pytest_tokenpower.core.files import scratch_prefix
 from pytest_tokenpower.errors import MeterUnavailable, TokenPowerError
 
 
@@ -37,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
             )
     with ExitStack() as stack:
         folder = arguments.keep or Path(
-            stack.enter_context(tempfile.TemporaryDirectory(prefix="tokenpower-demo-"))
+            stack.enter_context(tempfile.TemporaryDirectory(prefix=scratch_prefix("demo")))
         )
         return _Demo(Path(folder), arguments.source, arguments.runs).play()
 

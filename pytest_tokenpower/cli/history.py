@@ -8,7 +8,7 @@ from typing import Any
 
 from pytest_tokenpower.cli.store_access import add_storage
 from pytest_tokenpower.errors import UsageError
-from pytest_tokenpower.gate.history import History, collect
+from pytest_tokenpower.gate.history import History, collect, read_line
 from pytest_tokenpower.reporting.history import as_text
 from pytest_tokenpower.store.access import StoreContext
 
@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.runs < 1:
         raise UsageError(f"--runs={arguments.runs}: must be at least 1")
     place = StoreContext.of(arguments)
-    history = collect(place, arguments.test, arguments.ref, arguments.runs)
+    history = collect(place, arguments.test, read_line(place, arguments.ref, arguments.runs))
     if arguments.json:
         print(json.dumps(as_json(history), indent=1, allow_nan=False))
     else:
@@ -53,7 +53,7 @@ def as_json(history: History) -> dict[str, Any]:
                         "id": point.run_id,
                         "commit": point.commit,
                         "created": point.entry.created,
-                        "joules_per_token": point.joules_per_token,
+                        series.figure: point.value,
                         "interval": list(point.interval()),
                         "level": level,
                         "verdict": point.verdict,

@@ -15,19 +15,24 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pytest_tokenpower.core.denominators import denominator, figure_per, unit_of
+from pytest_tokenpower.core.files import scratch_prefix
 from pytest_tokenpower.core.records import RunRecord, decode_run
 from pytest_tokenpower.core.settings import fraction
+from pytest_tokenpower.core.text import plural
 from pytest_tokenpower.errors import TokenPowerError, UsageError
 from pytest_tokenpower.gate.noise import FEWEST_RUNS, REFUSED, MeasuredNoise, NoAnswer, analyse
 from pytest_tokenpower.runner.child import ChildRun, child_arguments
 from pytest_tokenpower.stats.noise import RunNoise, Trend
+from pytest_tokenpower.stats.planning import NoiseParts
 
 DEFAULT_RUNS = 8
 
 EPILOG = """\
 What can be held: the smallest limit at which, against as many stored runs as energy_baseline_runs says, identical
 code fails in at most 1 % of builds, a rise of twice the limit fails in at least 95 %, and the limit is not below the
-noise floor t(1 - 5 %) se of the rule. It is worked out from the spread of the runs at one GPU temperature.
+smallest rise that fails at all. Runs of one sitting do not tell what another day brings: --keep=FOLDER adds to what
+earlier sittings have kept there, and answers from all of them.
 
 exit codes: 0, or 1 where a limit is below the noise or identical code failed too often, or where a test could not be
 measured often enough, or 4 for a mistake in the arguments or a pytest run that does not measure
@@ -62,7 +67,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how many stored runs a build is compared with (default: energy_baseline_runs of the project)",
     )
     parser.add_argument(
-        "--keep", metavar="FOLDER", type=Path, help="keep the runs' records in a new or empty folder"
+        "--keep",
+        metavar="FOLDER",
+        type=Path,
+        help="keep the runs' records in a folder, beside those of earlier occasions",
     )
     parser.add_argument(
         "--from",
@@ -130,12 +138,13 @@ def _measured(arguments: argparse.Namespace) -> list[RunRecord]:
     runs: list[RunRecord] = []
     with ExitStack() as stack:
         if arguments.keep is None:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tokenpower-noise-")))
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=scratch_prefix("noise"))))
         else:
-            folder = _new_folder(arguments.keep)
+            folder = _folder(arguments.keep)
+        earlier = sorted(folder.glob("*.json"))
         for number in range(1, arguments.runs + 1):
             began = time.monotonic()
-            path = folder / f"noise-{number:02}.json"
+            path = folder / f"noise-{len(earlier) + number:02}.json"
             record = child.run(path, f"run {number} of pytest {shlex.join(arguments.arguments)}".rstrip())
             if number == 1:
                 _check(record, arguments.arguments)
@@ -145,14 +154,12 @@ def _measured(arguments: argparse.Namespace) -> list[RunRecord]:
                 file=sys.stderr if arguments.json else sys.stdout,
                 flush=True,
             )
-    return runs
+        return [*(decode_run(each.read_bytes(), source=str(each)) for each in earlier), *runs]
 
 
-def _new_folder(path: Path) -> Path:
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UsageError(
-            f"--keep={path}: must be a new or empty folder; --from={path} answers from what is there"
-        )
+def _folder(path: Path) -> Path:
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"--keep={path}: is no folder")
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -176,8 +183,11 @@ def _check(record: RunRecord, arguments: Sequence[str]) -> None:
 def _line(record: RunRecord) -> str:
     parts = []
     for one in record.measurements[:3]:
-        figure = one.figures.get("joules_per_token")
-        parts.append(f"{_name(one.test)} {f'{figure.value:.4g} J/token' if figure else 'not measured'}")
+        name = figure_per(denominator(one.key))
+        figure = one.figures.get(name)
+        parts.append(
+            f"{_name(one.test)} {f'{figure.value:.4g} {unit_of(name)}' if figure else 'not measured'}"
+        )
     more = len(record.measurements) - len(parts)
     return ", ".join(parts) + (f" and {more} more" if more else "")
 
@@ -192,7 +202,7 @@ def _as_text(found: MeasuredNoise | NoAnswer) -> Iterator[str]:
         yield f"{found.test}: no answer: {found.why}"
         return
     honest = "" if found.provenance == "measured" else f"{found.provenance.upper()}, not measured: "
-    yield f"{found.test}  ({honest}{found.method}; {found.runs} runs, {found.joules_per_token:.4g} J/token)"
+    yield f"{found.test}  ({honest}{found.method}; {found.runs} runs, {found.value:.4g} {unit_of(found.figure)})"
     yield _row("rounds", _rounds(found.raw, found.meter_error))
     if found.adjusted is None:
         yield _row("runs", f"{_spread(found.raw)}; {found.refusal}")
@@ -200,6 +210,7 @@ def _as_text(found: MeasuredNoise | NoAnswer) -> Iterator[str]:
         yield _row("runs", f"{_spread(found.raw)}; at one GPU temperature {_spread(found.adjusted)}")
     if trend := _trend((found.adjusted or found.raw).run_drift, "run"):
         yield _row("", trend + (": NOT STEADY, warm the machine up" if found.unsteady else ""))
+    yield from _parts(found.parts)
     others = f", one of {found.family} tests" if found.family > 1 else ""
     yield _row(
         "can hold",
@@ -228,6 +239,25 @@ def _rounds(noise: RunNoise, meter_error: float) -> str:
         parts.append(trend)
     parts.append(f"the meter's own error {_percent(meter_error)}")
     return ", ".join(parts)
+
+
+def _parts(parts: NoiseParts) -> Iterator[str]:
+    """What occasions, pace and boards make of the noise, as far as these runs tell."""
+    if parts.occasions < FEWEST_RUNS:
+        yield _row(
+            "occasions",
+            f"{plural(parts.occasions, 'occasion')}: what another day brings is not in these figures; "
+            "--keep=FOLDER again on other days tells",
+        )
+    elif parts.total is not None:
+        within = f", within one {_percent(parts.within.sd)}" if parts.within is not None else ""
+        yield _row(
+            "occasions", f"{parts.occasions}: SD {_percent(parts.total.sd)} from one to the next{within}"
+        )
+    if parts.work is not None and parts.total is not None:
+        yield _row("pace", f"at one pace SD {_percent(parts.work.sd)}")
+    if parts.boards is not None:
+        yield _row("boards", f"{parts.boards.df + 1}: SD {_percent(parts.boards.sd)} between them")
 
 
 def _spread(noise: RunNoise) -> str:

@@ -71,10 +71,14 @@ class ScratchRepository:
         ) as process:
             assert process.stdout is not None
             lines = []
-            for line in process.stdout:
-                lines.append(line)
-                if echo:
-                    print(line, end="", flush=True)
+            try:
+                for line in process.stdout:
+                    lines.append(line)
+                    if echo:
+                        print(line, end="", flush=True)
+            except BaseException:
+                process.terminate()
+                raise
         return CompletedRun(process.returncode, "".join(lines), time.monotonic() - began)
 
     def _git(self, *arguments: str) -> str:

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 
 import msgspec
 
-from pytest_tokenpower.analysis.figures import FIGURES
 from pytest_tokenpower.analysis.rounds import good
 from pytest_tokenpower.cli.store_access import add_storage
+from pytest_tokenpower.core.figures import FIGURES
 from pytest_tokenpower.core.records import MeasurementRecord, RoundRecord, RunRecord, ScopeFigure, encode_run
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.errors import UsageError

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from pytest_tokenpower.cli.store_access import add_storage
+from pytest_tokenpower.core.credentials import without_credentials
 from pytest_tokenpower.core.text import plural
 from pytest_tokenpower.store.access import StoreContext
 from pytest_tokenpower.store.remote import BRANCH, choose_remote, pull, push
@@ -39,20 +40,20 @@ def run(arguments: argparse.Namespace) -> int:
     if pushing:
         place.entries()
     done = (push if pushing else pull)(repository, place.store, choose_remote(repository, arguments.remote))
-    files = plural(len(done.files), "file")
+    files, remote = plural(len(done.files), "file"), without_credentials(done.remote)
     if pushing:
         print(
-            f"Added {files} to {BRANCH} of {done.remote}."
+            f"Added {files} to {BRANCH} of {remote}."
             if done.files
-            else f"{BRANCH} of {done.remote} has every run of this store."
+            else f"{BRANCH} of {remote} has every run of this store."
         )
     elif not done.exists:
-        print(f"{done.remote} has no branch {BRANCH} yet: nothing was pushed so far.")
+        print(f"{remote} has no branch {BRANCH} yet: nothing was pushed so far.")
     else:
         print(
-            f"Added {files} from {BRANCH} of {done.remote}."
+            f"Added {files} from {BRANCH} of {remote}."
             if done.files
-            else f"This store has every run of {BRANCH} of {done.remote}."
+            else f"This store has every run of {BRANCH} of {remote}."
         )
     for problem in done.left_out:
         print(f"Left out: {problem.path}: {problem.reason}")

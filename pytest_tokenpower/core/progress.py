@@ -7,14 +7,18 @@ from collections.abc import Callable
 
 _LOGGER = logging.getLogger("pytest_tokenpower")
 
-_sinks: list[Callable[[str], object]] = []
+_sinks: list[tuple[Callable[[str], object], bool]] = []
 
 
-def report_progress(line: str) -> None:
-    """Say how far something is: to every sink, or at level INFO where there is none (``--log-cli-level=INFO``)."""
-    for sink in _sinks:
+def report_progress(line: str, *, urgent: bool = False) -> None:
+    """Say how far something is: to every sink, or at level INFO where there is none (``--log-cli-level=INFO``).
+
+    What is ``urgent`` is also told to sinks that want nothing else: a wait that nobody could explain otherwise.
+    """
+    told = [sink for sink, urgent_only in _sinks if urgent or not urgent_only]
+    for sink in told:
         sink(line)
-    if not _sinks:
+    if not told:
         _LOGGER.info("%s", line)
 
 
@@ -43,7 +47,8 @@ def warmup_progress() -> Callable[[int, float], None]:
     return at
 
 
-def show_on(sink: Callable[[str], object]) -> Callable[[], None]:
+def show_on(sink: Callable[[str], object], *, urgent_only: bool = False) -> Callable[[], None]:
     """Have lines given to ``sink`` until the function that this returns is called."""
-    _sinks.append(sink)
-    return lambda: _sinks.remove(sink)
+    entry = (sink, urgent_only)
+    _sinks.append(entry)
+    return lambda: _sinks.remove(entry)

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from pytest_tokenpower.core.integrity import is_damaged, with_digest
+from pytest_tokenpower.core.integrity import has_digest, is_damaged, with_digest
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.errors import StoreError
 
@@ -28,12 +28,17 @@ class Figure(msgspec.Struct, frozen=True, gc=False):
 
 
 class PhaseRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """One phase (prefill or decode) of one round. ``joules`` is for all repeats of the round together."""
+    """One phase (prefill or decode) of one round. ``joules`` is for all repeats of the round together.
+
+    ``undivided_joules`` were in steps of both phases that could not be divided: half of them counts here, and any share
+    may be true, which is not in ``stderr_joules``.
+    """
 
     joules: float
     stderr_joules: float
     seconds: float
     estimated: bool = False
+    undivided_joules: float = 0.0
 
 
 class RoundRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
@@ -42,7 +47,7 @@ class RoundRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     ``cached_prompt_tokens`` of the prompt tokens came from a prefix cache and were not prefilled. ``joules`` is None
     where the meter could not say. ``reasons`` is empty for a good round; otherwise the guards that
     dropped it. ``limited_shares`` is the share of the window's time under each limit (``power`` is information,
-    thermal ones drop the round); a limit that was not read is absent.
+    thermal ones drop the round); a limit that was not read is absent. ``latency`` are percentiles over its requests.
     """
 
     start_ns: int
@@ -59,6 +64,7 @@ class RoundRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     peak_watts: float | None = None
     temperature_celsius: float | None = None
     sm_clock_mhz: float | None = None
+    latency: dict[str, float] = {}
     limited_shares: dict[str, float] = {}
     reasons: tuple[str, ...] = ()
 
@@ -90,6 +96,22 @@ class PhaseSplit(msgspec.Struct, frozen=True, omit_defaults=True):
     reason: str = ""
 
 
+class ChangeRecord(msgspec.Struct, frozen=True):
+    """A change with its 95 % interval, as fractions."""
+
+    change: float
+    low: float
+    high: float
+
+
+class WaitingRecord(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The watts that a board draws while it waits, with their standard error, and the GPU temperature of that."""
+
+    watts: float
+    stderr: float
+    celsius: float | None = None
+
+
 class VerdictRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     """What was decided about a measurement, against one baseline, the other variant or a ceiling.
 
@@ -97,15 +119,21 @@ class VerdictRecord(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Attributes:
         kind: the verdict's word.
+        figure: what is compared with a baseline or the other variant.
         against: the baseline's label, OTHER_VARIANT, or the figure that has a ceiling.
         reason: why there is no comparison, or why it is not to be trusted.
         value: the figure of this run, ``baseline_value`` that of what it is held against.
         change: with its 95 % interval as fractions, at a common GPU temperature where that is known on both sides;
             ``raw_change`` is the change as it was read.
-        changes: the changes of other figures by name, as fractions, and ``means`` their values in this run.
-        threshold: the change, or the value, that is the limit. One under ``noise_floor``, the smallest rise that is
-            significant, is finer than the noise.
-        resolvable: the change that is found in four of five cases.
+        changes: the changes of other figures by name, as fractions, and ``means`` their values in this run; ``shown``
+            names those whose own interval excludes that nothing happened.
+        work: the part of the change that is the GPU's work, and ``pace`` the one that is its waiting; they add up to
+            ``change``. None where the waiting watts are not known.
+        decided_by: the part that decides: ``total`` or ``work``.
+        p_value: one-sided, of all ways in which this comparison can fail, for Holm's rule over the run.
+        threshold: the change, or the value, that is the limit. One under ``noise_floor``, the smallest rise that
+            fails among ``family`` comparisons, is finer than the noise.
+        resolvable: the change that fails in four of five cases.
         runs: fresh processes of this code that are in it, and ``blocks`` ABBA blocks in them.
         names: what the baseline and the candidate are called, where two variants are compared.
         accepted: it stays within its limit thanks to a committed acceptance alone.
@@ -117,12 +145,17 @@ class VerdictRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     kind: str
     against: str = ""
     reason: str = ""
+    figure: str = "joules_per_token"
     value: float | None = None
     baseline_value: float | None = None
     change: float | None = None
     change_low: float | None = None
     change_high: float | None = None
     raw_change: float | None = None
+    work: ChangeRecord | None = None
+    pace: ChangeRecord | None = None
+    decided_by: str = ""
+    family: int = 1
     p_value: float | None = None
     threshold: float | None = None
     resolvable: float | None = None
@@ -135,6 +168,7 @@ class VerdictRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     accepted: bool = False
     changes: dict[str, float] = {}
     means: dict[str, float] = {}
+    shown: tuple[str, ...] = ()
     undecided: str = ""
     next_step: str = ""
     notes: tuple[str, ...] = ()
@@ -155,7 +189,9 @@ class MeasurementRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     held the candidate against; the candidate's are ``rounds``. ``restarts`` are the rounds of further runs of the test
     in fresh processes, which its verdicts take in; of a doubtful test alone, so that a baseline is made of ``rounds``.
     ``attempts`` is how often the test ran until it was left at that (rerun plugins); ``rounds`` are of all of them.
-    ``other_scopes`` were measured along with the figure; ``phase_split`` is None where no step was mixed.
+    ``other_scopes`` were measured along with the figure; ``phase_split`` is None where no step was mixed. ``host`` and
+    ``started`` (seconds since 1970) say where and when its process measured: together they tell occasions. ``waiting``
+    is what its devices were seen to draw while they waited, by device.
     """
 
     test: str
@@ -175,6 +211,49 @@ class MeasurementRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     restarts: tuple[tuple[RoundRecord, ...], ...] = ()
     attempts: int = 1
     gate: GateRecord | None = None
+    host: str = ""
+    started: float | None = None
+    waiting: dict[str, WaitingRecord] = {}
+
+
+NOT_MEASURED = "not measured: "
+"""Begins the reason of a claim that lacks cells."""
+
+
+class ClaimRecord(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What became of a suite's claim.
+
+    Attributes:
+        suite: the suite file, from pytest's root directory.
+        name: the claim's, with the values that tell it from others of that name.
+        says: the claim itself, in short.
+        word: confirmed, refuted, not told or not testable here.
+        figure: what it is about.
+        ratio: of the figures, with its 95 % interval; of a shape the last point's to the first's.
+        p_value: two-sided, adjusted to all claims of the suite.
+        runs: how many runs each side has.
+        points: of a shape, the figure at each value of the axis.
+        paper: what was published.
+        severity: "fail" where it fails the run when it is refuted.
+        reason: why it is not testable, or what refutes it.
+        notes: what else the reader should know, a sentence each.
+    """
+
+    suite: str
+    name: str
+    says: str
+    word: str
+    figure: str
+    ratio: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p_value: float | None = None
+    runs: tuple[int, ...] = ()
+    points: tuple[tuple[float, float], ...] = ()
+    paper: str = ""
+    severity: str = "report"
+    reason: str = ""
+    notes: tuple[str, ...] = ()
 
 
 class RunRecord(msgspec.Struct, frozen=True, tag_field="type", tag="tokenpower-run"):
@@ -182,7 +261,7 @@ class RunRecord(msgspec.Struct, frozen=True, tag_field="type", tag="tokenpower-r
 
     ``root`` is pytest's root directory from the repository's top level ("" for the top level itself); None outside
     git, and in runs that were stored before it was recorded. ``failures`` are of a run that another one has started:
-    by test, what it failed with by itself.
+    by test, what it failed with by itself. ``claims`` are those of its suites.
     """
 
     id: str
@@ -198,6 +277,7 @@ class RunRecord(msgspec.Struct, frozen=True, tag_field="type", tag="tokenpower-r
     versions: dict[str, str] = {}
     command: tuple[str, ...] = ()
     failures: dict[str, str] = {}
+    claims: tuple[ClaimRecord, ...] = ()
 
 
 _encoder = msgspec.json.Encoder()
@@ -241,6 +321,8 @@ def decode_run(data: bytes, *, source: str) -> RunRecord:
         raise StoreError(f"{source}: malformed run ({error})") from error
     if is_damaged(data):
         raise StoreError(f"{source}: damaged, its digest is not that of what it holds")
+    if head.version == SCHEMA_VERSION and not has_digest(data):
+        raise StoreError(f"{source}: it does not end in its digest: cut short, or changed by hand")
     for measurement in run.measurements:
         if what := impossible(measurement):
             raise StoreError(f"{source}: impossible: {what}")
@@ -319,6 +401,8 @@ def impossible(measurement: MeasurementRecord) -> str:
     for number, one in enumerate(rounds, 1):
         for what in _impossible_round(one):
             return f"round {number} of {measurement.test}: {what}"
+    if measurement.attempts < 1:
+        return f"{measurement.attempts} attempts at {measurement.test}"
     figures: list[tuple[str, Figure]] = list(measurement.figures.items())
     figures += [
         (other.scope, other.joules_per_token)
@@ -339,8 +423,10 @@ def _impossible_round(one: RoundRecord) -> Iterator[str]:
         yield f"{one.seconds} seconds"
     if min(one.prompt_tokens, one.generated_tokens) < 0 or tokens > MOST_TOKENS:
         yield f"{one.prompt_tokens} prompt and {one.generated_tokens} generated tokens"
-    if good and tokens == 0:
-        yield "no tokens"
+    if good and tokens == 0 and not one.responses:
+        yield "no tokens and no responses"
+    if not 0 <= one.cached_prompt_tokens <= one.prompt_tokens:
+        yield f"{one.cached_prompt_tokens} cached of {one.prompt_tokens} prompt tokens"
     if one.repeats < 1 or one.responses < 0 or one.start_ns < 0:
         yield f"{one.repeats} repeats, {one.responses} responses, begun at {one.start_ns} ns"
     if one.joules is not None:
@@ -356,7 +442,8 @@ def _impossible_round(one: RoundRecord) -> Iterator[str]:
     if not _finite(one.limited_shares.values(), least=0):
         yield "a share of time under a limit that is none"
     for name, phase in one.phases.items():
-        if not _finite([phase.joules]) or not _finite([phase.seconds, phase.stderr_joules], least=0):
+        errors = [phase.seconds, phase.stderr_joules, phase.undivided_joules]
+        if not _finite([phase.joules]) or not _finite(errors, least=0):
             yield f"{phase.joules} joules in {phase.seconds} seconds of {name}"
 
 

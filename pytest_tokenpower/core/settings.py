@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from pytest_tokenpower.core.denominators import PER, figure_per
 from pytest_tokenpower.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,9 +22,15 @@ DEFAULT_MAX_SECONDS = 120.0
 
 
 class Limits(NamedTuple):
-    """The limits that a test declares with ``@pytest.mark.power_budget``; None: not limited."""
+    """The limits that a test declares with ``@pytest.mark.power_budget``; None: not limited.
+
+    ``per`` is the denominator (core.denominators.PER) by which it is compared; None: it follows from the counts.
+    ``prefix_cache``: prompts that come from a prefix cache are meant.
+    """
 
     joules_per_token: float | None = None
+    joules_per_prompt_token: float | None = None
+    joules_per_total_token: float | None = None
     joules_per_response: float | None = None
     joules: float | None = None
     mean_watts: float | None = None
@@ -33,6 +40,8 @@ class Limits(NamedTuple):
     max_rounds: int = DEFAULT_MAX_ROUNDS
     max_seconds: float = DEFAULT_MAX_SECONDS
     key_ignore: tuple[str, ...] = ()
+    per: str | None = None
+    prefix_cache: bool = False
 
     @property
     def ceilings(self) -> Mapping[str, float]:
@@ -41,12 +50,20 @@ class Limits(NamedTuple):
         return {name: value for name, value in values.items() if value is not None}
 
 
-CEILINGS = ("joules_per_token", "joules_per_response", "joules", "mean_watts", "peak_watts")
+CEILINGS = (
+    *map(figure_per, PER),
+    "joules",
+    "mean_watts",
+    "peak_watts",
+)
 
 Severity = Literal["warn", "fail"]
 
 CHILD_VARIABLE = "PYTEST_TOKENPOWER_CHILD"
 """Set in a pytest run that another one has started: it measures, and stores, compares and starts nothing itself."""
+
+EVENTS_VARIABLE = "PYTEST_TOKENPOWER_EVENTS"
+"""The file that a run tells of its suites' cells as it goes along."""
 
 FOREIGN_TREE_VARIABLE = "PYTEST_TOKENPOWER_FOREIGN_TREE"
 """The work tree that a child run must import nothing from."""
@@ -56,33 +73,78 @@ LOADED_VARIABLE = "PYTEST_TOKENPOWER_LOADED"
 
 DEFAULT_REGRESSION = 0.03
 
+DEFAULT_ALPHA = 0.01
+"""How often a run of identical code may fail, over all the ways in which it can."""
+
+MOST_ALPHA = 0.025
+"""The tail of the printed 95 % intervals: what has failed or improved excludes 0."""
+
 DEFAULT_WARMUP_ROUNDS = 2
 
 DEFAULT_BASELINE_RUNS = 5
 
 
-class Settings(NamedTuple):
-    """What the command line and the ini file ask for."""
+class ReportTarget(NamedTuple):
+    """A report to be written: in which format (reporting/formats.py), and where."""
 
-    disabled: bool
-    source: str
-    scope: Scope | None
-    save: str | None
-    autosave: bool
-    storage: Path | None
-    json: Path | None
-    record: Path | None
-    baselines: tuple[str, ...]
-    baselines_of_ini: bool
-    baseline_runs: int
-    rerun_baseline: bool
-    restart_seconds: float
-    require_hardware: bool
-    missing_baseline: Severity
-    inconclusive: Severity
-    key_ignore: tuple[str, ...]
-    regression: float
-    warmup_rounds: int
+    format: str
+    path: Path
+
+
+class Factors(NamedTuple):
+    """From kilowatt-hours to money and carbon; None: not asked for. ``carbon_source`` says where the intensity is from.
+
+    ``price`` is in ``currency`` per kWh, ``carbon`` in gCO2e per kWh, ``pue`` the data centre's total over its IT
+    energy.
+    """
+
+    price: float | None = None
+    currency: str = ""
+    carbon: float | None = None
+    carbon_source: str = ""
+    pue: float | None = None
+
+    def __bool__(self) -> bool:
+        """Whether anything is to be worked out."""
+        return self.price is not None or self.carbon is not None
+
+
+NO_FACTORS = Factors()
+
+
+class Settings(NamedTuple):
+    """What the command line and the ini file ask for; the defaults are those of a script, which has neither.
+
+    ``given`` are the options as a record keeps them.
+    """
+
+    disabled: bool = False
+    source: str = "auto"
+    scope: Scope | None = None
+    save: str | None = None
+    autosave: bool = False
+    storage: Path | None = None
+    json: Path | None = None
+    record: Path | None = None
+    reports: tuple[ReportTarget, ...] = ()
+    baselines: tuple[str, ...] = ()
+    baselines_of_ini: bool = False
+    baseline_runs: int = DEFAULT_BASELINE_RUNS
+    rerun_baseline: bool = False
+    restart_seconds: float = 0.0
+    require_hardware: bool = False
+    missing_baseline: Severity = "warn"
+    inconclusive: Severity = "warn"
+    key_ignore: tuple[str, ...] = ()
+    regression: float = DEFAULT_REGRESSION
+    alpha: float = DEFAULT_ALPHA
+    warmup_rounds: int = DEFAULT_WARMUP_ROUNDS
+    only: bool = False
+    skip: bool = False
+    given: tuple[str, ...] = ()
+    factors: Factors = NO_FACTORS
+    resume: bool = False
+    simulated_engines: bool = False
 
     @property
     def stores(self) -> bool:

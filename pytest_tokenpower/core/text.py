@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 
 def plural(number: int, what: str) -> str:
     """The number with its noun: "1 run", "2 runs"."""
@@ -14,10 +16,25 @@ def signed(share: float) -> str:
 
 
 def percent(share: float, digits: int = 3) -> str:
-    """A share for people: 3 %, 0.35 %."""
-    return f"{100 * share:.{digits}g} %"
+    """A share for people: 3 %, 0.35 %, 110 %."""
+    return f"{100 * share:.{digits}g} %" if 100 * share < 10.0**digits else f"{100 * share:.0f} %"
 
 
 def short_test_name(test: str) -> str:
     """What people call a test: the part of its id after the file and class."""
     return test.rpartition("::")[2]
+
+
+class EnergyUnit(NamedTuple):
+    """A unit of energy that is easy to read: its name, and its size in joules."""
+
+    name: str
+    joules: float
+
+
+def energy_unit(joules: float) -> EnergyUnit:
+    """Choose the unit in which ``joules`` reads as a number from 1 to 1000 or so: µJ, mJ, J or Wh."""
+    for unit in (EnergyUnit("µJ", 1e-6), EnergyUnit("mJ", 1e-3), EnergyUnit("J", 1.0)):
+        if joules < {"µJ": 1e-3, "mJ": 1.0, "J": 36_000.0}[unit.name]:
+            return unit
+    return EnergyUnit("Wh", 3600.0)

@@ -311,6 +311,13 @@ _REFUSALS: tuple[tuple[Callable[[Any], bool], Callable[[Any], str]], ...] = (
         ),
     ),
     (
+        lambda one: isinstance(one, float),
+        lambda one: (
+            f"vectors and scores do not say how many tokens were read: return {OWN_COUNT}, with generated=0 and "
+            "responses=..."
+        ),
+    ),
+    (
         lambda one: array_kind(one) is not None and not is_id_table(one),
         lambda one: (
             f"{array_kind(one)} is no table of token ids [sequences, tokens]: return {OWN_COUNT}, with "

@@ -25,12 +25,20 @@ class PhaseWindow:
 
 
 @dataclass(frozen=True)
+class Latency:
+    """What a request waited: for its first token from when it was due, and for each further one (None: no such)."""
+
+    first_token_s: float
+    per_token_s: float | None
+
+
+@dataclass(frozen=True)
 class RoundWindow:
     """One round as it was run: its window on the monotonic clock, the tokens of all its repeats, its phases.
 
     ``executions`` are the different token counts that its executions had: one, unless the work varies; empty where
     only their sum is known. Mixed steps are split by coefficients that the rounds of one ``pool`` have in common.
-    ``devices`` are those whose energy is the round's, where a recording says so.
+    ``devices`` are those whose energy is the round's, where a recording says so. ``latencies`` are of all its requests.
     """
 
     start_ns: int
@@ -41,3 +49,4 @@ class RoundWindow:
     executions: frozenset[TokenCount] = frozenset()
     pool: str = ""
     devices: tuple[str, ...] | None = None
+    latencies: tuple[Latency, ...] = ()

@@ -8,12 +8,13 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from pytest_tokenpower.core.windows import Latency
 from pytest_tokenpower.engines.protocol import Engine, EngineIdentity, Generation, Serving, Step, Timeouts
 
 if TYPE_CHECKING:
     from pytest_tokenpower.engines.spec import EngineSpec
 
-__all__ = ["Engine", "EngineIdentity", "EngineSpec", "Generation", "Serving", "Step", "Timeouts"]
+__all__ = ["Engine", "EngineIdentity", "EngineSpec", "Generation", "Latency", "Serving", "Step", "Timeouts"]
 
 
 def __getattr__(name: str) -> object:

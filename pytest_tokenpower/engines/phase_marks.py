@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pytest_tokenpower.core.types import Fact
-from pytest_tokenpower.core.windows import DECODE, MIXED, PREFILL, PhaseWindow
+from pytest_tokenpower.core.windows import DECODE, MIXED, PREFILL, Latency, PhaseWindow
 from pytest_tokenpower.engines.protocol import Generation, Step
 from pytest_tokenpower.engines.vllm.requests import (
-    cached_tokens,
     lack_of_times,
     steps_from_request_metrics,
     stretches_from_request_metrics,
@@ -38,17 +37,19 @@ def phases_of(result: object) -> tuple[PhaseWindow, ...]:
     )
 
 
+def latencies_of(result: object) -> tuple[Latency, ...]:
+    """Read the latencies of an execution's requests off its result; empty where it does not tell them."""
+    return tuple(result.latencies) if isinstance(result, Generation) else ()
+
+
 def notes_of(result: object) -> dict[str, Fact]:
-    """Facts for the record of what vLLM's outputs say of their prefill: why there is none, or that it was spared."""
-    notes: dict[str, Fact] = {}
-    if lack_of_times(result):
-        notes[PHASES_ABSENT] = (
-            "vLLM's outputs have no times, which vllm.LLM(..., disable_log_stats=False) gives them; or use "
-            "energy.run(EngineSpec('vllm', ...), workload)"
-        )
-    if cached := cached_tokens(result):
-        notes["prefix_cache.prompt_tokens"] = cached
-    return notes
+    """Facts for the record: why vLLM's outputs tell no phases."""
+    if not lack_of_times(result):
+        return {}
+    return {
+        PHASES_ABSENT: "vLLM's outputs have no times, which vllm.LLM(..., disable_log_stats=False) gives them; or use "
+        "energy.run(EngineSpec('vllm', ...), workload)"
+    }
 
 
 def phases_of_steps(steps: Sequence[Step], *, estimated: bool = False) -> tuple[PhaseWindow, ...]:

@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 
 from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.core.types import Fact
+from pytest_tokenpower.core.windows import Latency
 from pytest_tokenpower.workloads.arrivals import Arrivals
 from pytest_tokenpower.workloads.base import Batch
 
@@ -41,13 +42,14 @@ class Generation:
     """Outcome of one batch: token ids of each response, and the steps that made them (each empty: unknown).
 
     ``tokens`` are the engine's own counts, also where it gives no ids. ``steps_exact`` is False where the marks are
-    estimates from outside the engine.
+    estimates from outside the engine. ``latencies`` are those of the responses, as the engine or its client saw them.
     """
 
     token_ids: Sequence[Sequence[int]]
     tokens: TokenCount
     steps: Sequence[Step] = ()
     steps_exact: bool = True
+    latencies: Sequence[Latency] = ()
 
 
 @dataclass(frozen=True)

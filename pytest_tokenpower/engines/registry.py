@@ -39,12 +39,40 @@ ENGINES: Mapping[str, str] = {
     "sglang": "pytest_tokenpower.engines.sglang:SglangEngine",
     "tensorrt-llm": "pytest_tokenpower.engines.tensorrt_llm:TensorrtLlmEngine",
     "deepspeed-mii": "pytest_tokenpower.engines.deepspeed_mii:MiiEngine",
+    "simulated": "pytest_tokenpower.engines.simulated:SimulatedEngine",
 }
 """The adapters of this package, as ``module:name`` of their factory."""
 
 SERVERS = frozenset({"openai", "vllm-server"})
 """Adapters whose engine is another process anyway, which they speak to over HTTP: one more around them adds nothing.
 Their factories take ``timeouts`` and ``env`` themselves."""
+
+PACKAGES: Mapping[str, str] = {
+    **dict.fromkeys(("vllm", "vllm-async", "vllm-server"), "vllm"),
+    "transformers": "transformers",
+    "sglang": "sglang",
+    "tensorrt-llm": "tensorrt_llm",
+    "deepspeed-mii": "mii",
+}
+"""The package that an adapter needs in its own process."""
+
+_VLLM = {
+    "dtype": "dtype",
+    "quantization": "quantization",
+    "kv_cache_dtype": "kv_cache_dtype",
+    "tensor_parallel": "tensor_parallel_size",
+    "pipeline_parallel": "pipeline_parallel_size",
+}
+
+OPTION_OF: Mapping[str, Mapping[str, str]] = {
+    **dict.fromkeys(("vllm", "vllm-async", "vllm-server"), _VLLM),
+    "transformers": {"dtype": "dtype"},
+    "sglang": {**_VLLM, "tensor_parallel": "tp_size", "pipeline_parallel": "pp_size"},
+    "tensorrt-llm": {name: _VLLM[name] for name in ("dtype", "tensor_parallel", "pipeline_parallel")},
+    "deepspeed-mii": {"tensor_parallel": "tensor_parallel"},
+    "openai": {},
+}
+"""The option of an adapter that sets an axis of its identity; one's own engine takes it by the axis's name."""
 
 
 def is_reference(text: object) -> bool:

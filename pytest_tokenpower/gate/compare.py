@@ -40,8 +40,7 @@ def compare(
 ) -> Compared:
     """Judge each test of ``candidate``, all its comparable runs together; raises UsageError where no test is in both.
 
-    The rule is the gate's: the moderated t on runs, its prior learned from the baseline's other tests, Holm over all
-    tests that are compared.
+    The rule is the gate's: its noise learned from the baseline's other tests, Holm over all tests that are compared.
     """
     ours, theirs = runs_of(candidate), tests_of(baseline)
     both = [test for test in ours if test in theirs]
@@ -59,9 +58,9 @@ def compare(
             threshold or (before.threshold if before else None) or DEFAULT_REGRESSION,
             tuple(ignore),
             len(both),
-            priors,
+            priors=priors,
             # A run is never its own baseline.
-            frozenset(run_ids),
+            left_out=frozenset(run_ids),
         )
         verdict = judge(measured, baseline, policy, restarts=restarts)
         # Two packages may have tests of one node id.
@@ -88,7 +87,7 @@ def runs_of(side: Baseline) -> dict[str, tuple[list[str], list[MeasurementRecord
             for test, inside in contents.measurements.items():
                 ids, measured = found.get(test, ([], []))
                 if inside.comparable and (not measured or not differences(measured[0].key, inside.key)):
-                    measured.append(side.store.measurement(entry, test))
+                    measured.append(side.store.dated(entry, test))
                     ids.append(contents.run_id)
                     found[test] = ids, measured
         except StoreError:

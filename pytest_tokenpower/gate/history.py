@@ -9,6 +9,7 @@ from itertools import pairwise
 from statistics import median
 
 from pytest_tokenpower.analysis.rounds import log_errors, log_joules_per_token
+from pytest_tokenpower.core.denominators import denominator, figure_per
 from pytest_tokenpower.core.records import MeasurementRecord
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.errors import StoreError, UsageError
@@ -37,13 +38,13 @@ class StoredPoint:
     verdict: str
 
     def interval(self) -> tuple[float, float]:
-        """The 95 % interval of J/token by the spread of the run's own rounds."""
+        """The 95 % interval of the figure by the spread of the run's own rounds."""
         half = 1.96 * math.sqrt(self.summary.squared_error)
         return math.exp(self.summary.location - half), math.exp(self.summary.location + half)
 
     @property
-    def joules_per_token(self) -> float:
-        """The run's J/token."""
+    def value(self) -> float:
+        """The run's joules per unit of what it is compared by."""
         return math.exp(self.summary.location)
 
 
@@ -54,6 +55,11 @@ class Series:
     key: Mapping[str, Fact]
     points: tuple[StoredPoint, ...]
     changes: tuple[ChangePoint, ...]
+
+    @property
+    def figure(self) -> str:
+        """The figure that its runs are compared by."""
+        return figure_per(denominator(self.key))
 
     def levels(self) -> list[float]:
         """The level that each point belongs to: the median between two steps, which a stray run does not move."""
@@ -83,20 +89,34 @@ class History:
         return tuple(reversed(self.commits[self.commits.index(after) : self.commits.index(before)]))
 
 
-def collect(place: StoreContext, test: str, ref: str | None, limit: int) -> History:
-    """Read the runs; raises UsageError for a test that is not stored or not the only one of its kind."""
-    line, commits, entries = _first_parent_commits(place, ref)
-    entries = entries[:limit]
+@dataclass(frozen=True)
+class Line:
+    """The stored runs along a line of commits, newest first, and what was accepted on it."""
+
+    name: str
+    commits: tuple[str, ...]
+    entries: tuple[StoredFile, ...]
+    accepted: Acceptances | None
+
+
+def read_line(place: StoreContext, ref: str | None, limit: int) -> Line:
+    """Read which of the newest ``limit`` runs lie on the line of ``ref``; raises StoreError where none does."""
+    name, commits, entries = _first_parent_commits(place, ref)
+    accepted = Acceptances.read(place.needs_repository(), commits) if commits else None
+    return Line(name, commits, entries[:limit], accepted)
+
+
+def collect(place: StoreContext, test: str, line: Line) -> History:
+    """Read a test's runs; raises UsageError for one that is not stored or not the only one of its kind."""
     tests: set[str] = set()
     readable = []
-    for entry in entries:
+    for entry in line.entries:
         try:
             tests.update(place.store.contents(entry).measurements)
         except StoreError:
             continue  # Named in store.problems.
         readable.append(entry)
     chosen = choose_test(test, tests)
-    accepted = Acceptances.read(place.needs_repository(), commits) if commits else None
     found: list[tuple[StoredFile, MeasurementRecord]] = []
     invalid = 0
     for entry in reversed(readable):
@@ -107,7 +127,7 @@ def collect(place: StoreContext, test: str, ref: str | None, limit: int) -> Hist
             measurement = place.store.measurement(entry, chosen)
         except StoreError:
             continue
-        if inside.comparable and log_joules_per_token(measurement.rounds):
+        if inside.comparable and log_joules_per_token(measurement.rounds, denominator(measurement.key)):
             found.append((entry, measurement))
         else:
             invalid += 1
@@ -116,7 +136,7 @@ def collect(place: StoreContext, test: str, ref: str | None, limit: int) -> Hist
             f"{chosen} has {invalid} stored measurements and no level: they are invalid, or compare two variants "
             "within the test; tokenpower show --test says which"
         )
-    return History(chosen, line, commits, _by_key(place, chosen, found, accepted), invalid)
+    return History(chosen, line.name, line.commits, _by_key(place, chosen, found, line.accepted), invalid)
 
 
 def _first_parent_commits(
@@ -147,8 +167,10 @@ def _by_key(
 ) -> tuple[Series, ...]:
     """The measurements by key, the key of the newest run first."""
     summaries = summarise_runs(
-        [log_joules_per_token(measured.rounds) for _, measured in found],
-        meter_errors_per_run=[log_errors(measured.rounds) for _, measured in found],
+        [log_joules_per_token(measured.rounds, denominator(measured.key)) for _, measured in found],
+        meter_errors_per_run=[
+            log_errors(measured.rounds, denominator(measured.key)) for _, measured in found
+        ],
     )
     groups: list[tuple[Mapping[str, Fact], list[StoredPoint]]] = []
     for (entry, measured), summary in zip(found, summaries, strict=True):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 
-from pytest_tokenpower.analysis.figures import FIGURES
-from pytest_tokenpower.core.records import OTHER_VARIANT, VerdictRecord
+from pytest_tokenpower.core.denominators import PER, unit_of
+from pytest_tokenpower.core.figures import FIGURES
+from pytest_tokenpower.core.records import OTHER_VARIANT, ChangeRecord, VerdictRecord
 from pytest_tokenpower.core.text import percent, plural, short_test_name, signed
 from pytest_tokenpower.gate.verdict import FAILING, PARTS
 
@@ -69,16 +70,18 @@ def _stored(verdict: VerdictRecord) -> str:
     against = (
         f"{verdict.against} took {verdict.baseline_value:.4g} ({plural(len(verdict.baseline_runs), 'run')})."
     )
-    return f"takes {verdict.value:.4g} J/token; {against}"
+    return f"takes {verdict.value:.4g} {unit_of(verdict.figure)}; {against}"
 
 
 def _stored_lines(verdict: VerdictRecord) -> list[str]:
     lines = []
-    interval = f"95 % interval {signed(verdict.change_low or 0.0)} to {signed(verdict.change_high or 0.0)}{_p(verdict)}"
+    said = [intervals(verdict) + _p(verdict)]
+    if verdict.decided_by == "work":
+        said.append("decided by work")
     # The figures are as read; the change that is judged is at one GPU temperature, and may be another one.
     if verdict.raw_change is not None and abs(verdict.raw_change - (verdict.change or 0.0)) >= 5e-4:
-        interval += f", at the same GPU temperature ({signed(verdict.raw_change)} as read)"
-    lines.append(f"{interval}.")
+        said.append(f"at the same GPU temperature ({signed(verdict.raw_change)} as read)")
+    lines.append(f"{', '.join(said)}.")
     if anatomy := _anatomy(verdict):
         lines.append(anatomy)
     lines += verdict.notes
@@ -88,11 +91,42 @@ def _stored_lines(verdict: VerdictRecord) -> list[str]:
         lines.append("Doubtful: to be restarted in a fresh process when all tests have run.")
     if _below_noise(verdict) and not verdict.undecided:
         lines.append(
-            f"The limit is below the noise: changes under {percent(verdict.noise_floor or 0.0, 2)} cannot be told."
+            f"The limit is below the noise: {_among(verdict)}rises under {percent(verdict.noise_floor or 0.0, 2)} "
+            "cannot be told."
         )
-    if verdict.provisional:
-        lines.append(f"Provisional: only {plural(len(verdict.baseline_runs), 'run')} stored.")
+    if verdict.provisional and verdict.kind != "inconclusive":
+        lines.append(
+            "Provisional: fewer than three occasions of this test are stored, so that its own noise is not known."
+        )
     return lines
+
+
+def intervals(verdict: VerdictRecord) -> str:
+    """A change and its two parts, where they are known, each with its 95 % interval."""
+    total = ChangeRecord(verdict.change or 0.0, verdict.change_low or 0.0, verdict.change_high or 0.0)
+    if verdict.work is None or verdict.pace is None:
+        return f"{_with_interval(total)} (95 % interval)"
+    return (
+        f"{_with_interval(total)}: work {_with_interval(verdict.work)}, pace {_with_interval(verdict.pace)} "
+        "(95 % intervals)"
+    )
+
+
+def _with_interval(change: ChangeRecord) -> str:
+    # What is said of 0 must agree with what is printed: a bound is not rounded across it.
+    low, high = (_outwards(bound, side) for bound, side in ((change.low, -1), (change.high, 1)))
+    return f"{signed(change.change)} [{low}, {high}]"
+
+
+def _outwards(bound: float, side: int) -> str:
+    rounded = round(100 * bound, 1)
+    if rounded == 0 and bound * side < 0:
+        return f"{100 * bound:+.2g}"
+    return f"{rounded + 0.0:+.1f}"
+
+
+def _among(verdict: VerdictRecord) -> str:
+    return f"among {verdict.family} comparisons " if verdict.family > 1 else ""
 
 
 def _below_noise(verdict: VerdictRecord) -> bool:
@@ -101,7 +135,7 @@ def _below_noise(verdict: VerdictRecord) -> bool:
 
 def _p(verdict: VerdictRecord) -> str:
     # The p is that of an increase.
-    if verdict.p_value is None or verdict.kind == "improved":
+    if verdict.p_value is None or verdict.p_value >= 1 or verdict.kind == "improved":
         return ""
     return f", one-sided p {f'= {verdict.p_value:.2g}' if verdict.p_value >= 1e-4 else '< 0.0001'}"
 
@@ -115,19 +149,25 @@ def _anatomy(verdict: VerdictRecord) -> str:
         engine.append(
             f"power {verdict.means['mean_watts']:.0f} W ({signed(changes['mean_watts'])}), "
             f"{verdict.means['tokens_per_second']:.4g} tok/s ({signed(changes['tokens_per_second'])}): "
-            f"{_power_or_speed(math.log1p(changes['mean_watts']), math.log1p(changes['tokens_per_second']))}"
+            f"{_power_or_speed(verdict)}"
         )
     parts = [", ".join(phases)] if phases else []
     return "; ".join([*parts, *engine]) + "." if parts or engine else ""
 
 
-def _power_or_speed(power: float, speed: float) -> str:
-    """With ln J/token = ln W - ln tok/s: which of the two carries the change."""
+def _power_or_speed(verdict: VerdictRecord) -> str:
+    """With ln J/token = ln W - ln tok/s: which of the two carries the change, where its own interval shows it."""
+    power, speed = (math.log1p(verdict.changes[name]) for name in ("mean_watts", "tokens_per_second"))
     total = power - speed
     if abs(total) < 0.005:
         return "no change"
     share = power / total
     hotter, slower = ("hotter", "slower") if total > 0 else ("cooler", "faster")
+    needed = (["mean_watts"] if share >= 1 - MOSTLY else []) + (
+        ["tokens_per_second"] if share <= MOSTLY else []
+    )
+    if not set(needed) <= set(verdict.shown):
+        return "neither is shown to be the cause"
     if share > MOSTLY:
         return f"{hotter}, not {slower}"
     if share < 1 - MOSTLY:
@@ -137,7 +177,8 @@ def _power_or_speed(power: float, speed: float) -> str:
 
 def _ceiling(said: str, verdict: VerdictRecord, name: str) -> str:
     relation = {"over budget": "exceeds", "passed": "stays within"}.get(verdict.kind, "cannot be told from")
-    unit = FIGURES[verdict.against].replace(" / generated token", "/token")
+    denominated = verdict.against.removeprefix("joules_per_") in PER
+    unit = unit_of(verdict.against) if denominated else FIGURES[verdict.against]
     interval = ""
     if verdict.change_low is not None and verdict.change_high is not None and verdict.threshold is not None:
         low, high = (verdict.threshold * (1 + share) for share in (verdict.change_low, verdict.change_high))
@@ -146,6 +187,11 @@ def _ceiling(said: str, verdict: VerdictRecord, name: str) -> str:
         f"{said} {verdict.value:.4g} {unit} (limit {verdict.threshold:g}): {name}: {verdict.against} "
         f"{relation} its budget{interval}."
     )
+
+
+def _of_figure(verdict: VerdictRecord) -> str:
+    """What is compared, where it is not joules per generated token."""
+    return "" if verdict.figure == "joules_per_token" else f" {unit_of(verdict.figure)}"
 
 
 def _variants(verdict: VerdictRecord) -> str:
@@ -162,6 +208,6 @@ def _variants(verdict: VerdictRecord) -> str:
     )
     return (
         f"{candidate} {'saves' if saves else 'costs'} {100 * abs(change):.1f} % ± {50 * (high - low):.1f}"
-        f"{'' if saves else ' more'}{against} (95 % interval {100 * low:+.1f} to {100 * high:+.1f} %; "
+        f"{'' if saves else ' more'}{_of_figure(verdict)}{against} ({intervals(verdict)}; "
         f"{verdict.blocks} ABBA blocks in {plural(verdict.runs, 'restart')}); {limit}."
     )

@@ -5,26 +5,32 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Literal
 
+import msgspec
 import numpy as np
 
 from pytest_tokenpower.analysis.rounds import good, log_errors, log_joules_per_token
+from pytest_tokenpower.core.denominators import denominator, figure_per
 from pytest_tokenpower.core.records import MeasurementRecord, RunRecord
 from pytest_tokenpower.core.settings import DEFAULT_BASELINE_RUNS, DEFAULT_REGRESSION
+from pytest_tokenpower.gate.evidence import Boards, runs_of, waiting_of
 from pytest_tokenpower.gate.operating_point import gpu_temperatures
 from pytest_tokenpower.gate.verdict import FAILING, Policy, judge
-from pytest_tokenpower.stats.noise import RunNoise, StoredGate, clopper_pearson, estimate_noise
-from pytest_tokenpower.stats.prior import Prior, learn_priors
+from pytest_tokenpower.stats.learning import learn_noise
+from pytest_tokenpower.stats.noise import RunNoise, clopper_pearson, estimate_noise
+from pytest_tokenpower.stats.planning import NoiseParts, noise_floor, noise_parts, smallest_limit
 from pytest_tokenpower.stats.runs import summarise_runs
+from pytest_tokenpower.stats.scatter import Noise
 from pytest_tokenpower.stats.temperature import Adjustment, adjust_temperature
 from pytest_tokenpower.store.baseline import ComparableRuns
 from pytest_tokenpower.store.keys import describe, differences
 
 FEWEST_RUNS = 3
 
-ALPHA = 0.05
+ALPHA = 0.01
 
 _COMPARES = "compares two variants within the test"
 
@@ -64,8 +70,9 @@ class ReplayedGate:
 class MeasuredNoise:
     """What identical runs of one test scatter by, and what a limit may be there.
 
-    ``raw`` is as read; ``adjusted`` at one GPU temperature, None where ``refusal`` says why not. ``holds`` is the
-    smallest limit that keeps the gate's promises (``stats.noise.StoredGate``) at the spread that was found,
+    ``value`` is of the ``figure`` that the test is compared by. ``raw`` is as read; ``adjusted`` at one temperature,
+    None where ``refusal`` says why not; ``parts`` tells occasions, pace and boards apart. ``holds`` is the smallest
+    limit that keeps the gate's promises (``stats.planning.smallest_limit``) at the spread that was found,
     ``holds_surely`` at its one-sided 95 % upper limit: both fractions, against ``baseline_runs`` stored runs, in a
     ``family`` of so many tests.
     """
@@ -73,17 +80,18 @@ class MeasuredNoise:
     test: str
     provenance: str
     method: str
-    joules_per_token: float
+    figure: str
+    value: float
     runs: int
     left_out: tuple[str, ...]
     raw: RunNoise
     adjusted: RunNoise | None
     refusal: str
+    parts: NoiseParts
     meter_error: float
     limit: float
     baseline_runs: int
     family: int
-    prior: Prior
     holds: float
     holds_surely: float
     noise_floor: float
@@ -124,20 +132,30 @@ def analyse(
 ) -> tuple[MeasuredNoise | NoAnswer, ...]:
     """Each energy test of repeated runs of identical code, in the order of the first run that holds it.
 
-    ``threshold`` and ``baseline_runs`` replace what the tests' own settings say. The prior of each test is learned
+    ``threshold`` and ``baseline_runs`` replace what the tests' own settings say. The noise of each test is learned
     from these runs of the others, as it would be from a store that holds them.
     """
-    ordered = sorted(runs, key=lambda run: run.created)
+    ordered = [_dated(run) for run in sorted(runs, key=lambda run: run.created)]
     tests = dict.fromkeys(measured.test for run in ordered for measured in run.measurements)
     chosen = {test: _valid(test, ordered) for test in tests}
-    priors = learn_priors(
-        {
-            test: summarise_runs([log_joules_per_token(one.rounds) for one in valid]) if valid else []
-            for test, (valid, _) in chosen.items()
-        }
+    learned = learn_noise(
+        {test: (tuple(runs_of(valid)),) if valid else () for test, (valid, _) in chosen.items()},
+        waiting_of([one for valid, _ in chosen.values() for one in valid], Boards()),
     )
     return tuple(
-        _analyse(test, *chosen[test], priors[test], threshold, baseline_runs, len(tests)) for test in tests
+        _analyse(test, *chosen[test], learned[test], threshold, baseline_runs, len(tests)) for test in tests
+    )
+
+
+def _dated(run: RunRecord) -> RunRecord:
+    """The run with the time of each of its measurements, which older ones do not say."""
+    created = datetime.fromisoformat(run.created.replace("Z", "+00:00")).timestamp()
+    return msgspec.structs.replace(
+        run,
+        measurements=tuple(
+            one if one.started is not None else msgspec.structs.replace(one, started=created)
+            for one in run.measurements
+        ),
     )
 
 
@@ -164,7 +182,7 @@ def _analyse(
     test: str,
     valid: Sequence[MeasurementRecord],
     left_out: Sequence[str],
-    prior: Prior,
+    noise: Noise,
     threshold: float | None,
     baseline_runs: int | None,
     family: int,
@@ -182,35 +200,36 @@ def _analyse(
     gate = valid[-1].gate
     limit = threshold or (gate.regression if gate else DEFAULT_REGRESSION)
     stored = baseline_runs or (gate.baseline_runs if gate else DEFAULT_BASELINE_RUNS)
-    values = [log_joules_per_token(one.rounds) for one in valid]
-    errors = [log_errors(one.rounds) for one in valid]
-    raw = estimate_noise(values, prior, meter_errors_per_run=errors)
-    adjusted, refusal, extra = _adjusted(
-        values, [gpu_temperatures(one) for one in valid], errors, prior, stored
-    )
-    noise = adjusted or raw
-    rule = StoredGate(noise.runs.sd, noise.location_error, stored, prior, extra, family, ALPHA)
+    values = [log_joules_per_token(one.rounds, denominator(one.key)) for one in valid]
+    errors = [log_errors(one.rounds, denominator(one.key)) for one in valid]
+    raw = estimate_noise(values, meter_errors_per_run=errors)
+    adjusted, refusal = _adjusted(values, [gpu_temperatures(one) for one in valid], errors)
+    parts = noise_parts(runs_of(valid), waiting_of(valid, Boards()))
+    policy = Policy(limit, family=family)
+    # Occasions are the units of the gate; from too few of them runs alone have to tell.
+    enough = parts.total is not None and parts.total.df >= FEWEST_RUNS - 1
+    spread = parts.total if enough and parts.total is not None else (adjusted or raw).runs
+    sd, surely = (max(each, 1e-6) for each in (spread.sd, spread.at_most()))
     return MeasuredNoise(
         test=test,
         provenance=valid[0].provenance,
         method=valid[0].method,
-        joules_per_token=math.exp(
-            float(np.mean([run.location for run in summarise_runs(values, prior=prior)]))
-        ),
+        figure=figure_per(denominator(valid[0].key)),
+        value=math.exp(float(np.mean([run.location for run in summarise_runs(values)]))),
         runs=len(valid),
         left_out=tuple(left_out),
         raw=raw,
         adjusted=adjusted,
         refusal=refusal,
+        parts=parts,
         meter_error=float(np.sqrt(np.mean(np.square(np.concatenate(errors))))),
         limit=limit,
         baseline_runs=stored,
         family=family,
-        prior=prior,
-        holds=rule.smallest_threshold(),
-        holds_surely=replace(rule, run_sd=noise.runs.at_most()).smallest_threshold(),
-        noise_floor=rule.noise_floor,
-        judged=judge_each(valid, limit, stored, prior, family),
+        holds=smallest_limit(sd, stored, policy.of_rule(limit), noise),
+        holds_surely=smallest_limit(surely, stored, policy.of_rule(limit), noise),
+        noise_floor=noise_floor(sd, stored, policy.of_rule(limit), noise),
+        judged=judge_each(valid, limit, stored, noise, family),
     )
 
 
@@ -218,23 +237,18 @@ def _adjusted(
     values: Sequence[Sequence[float]],
     temperatures: Sequence[Sequence[float] | None],
     errors: Sequence[Sequence[float]],
-    prior: Prior,
-    baseline_runs: int,
-) -> tuple[RunNoise | None, str, float]:
-    """The noise at one GPU temperature, why there is none, and what the adjustment adds to se² on average."""
+) -> tuple[RunNoise | None, str]:
+    """The noise at one GPU temperature, or why there is none."""
     if any(each is None for each in temperatures):
-        return None, "the GPU's temperature is not known", 0.0
-    found = adjust_temperature(values[:-1], temperatures[:-1], values[-1:], temperatures[-1:], prior)
+        return None, "the GPU's temperature is not known"
+    found = adjust_temperature(values[:-1], temperatures[:-1], values[-1:], temperatures[-1:])
     if not isinstance(found, Adjustment):
-        return None, found.reason, 0.0
-    means = [float(np.mean(each)) for each in temperatures if each is not None]
-    shift = float(np.var(means, ddof=1)) * (1 + 1 / baseline_runs)
-    noise = estimate_noise([*found.baseline, *found.new], prior, meter_errors_per_run=errors)
-    return noise, "", shift * found.slope_stderr**2
+        return None, found.reason
+    return estimate_noise([*found.baseline, *found.new], meter_errors_per_run=errors), ""
 
 
 def judge_each(
-    runs: Sequence[MeasurementRecord], limit: float, baseline_runs: int, prior: Prior, family: int = 1
+    runs: Sequence[MeasurementRecord], limit: float, baseline_runs: int, noise: Noise, family: int = 1
 ) -> ReplayedGate:
     """Each run against the ``baseline_runs`` others that follow it, round about: each is a baseline equally often."""
     stored = min(baseline_runs, len(runs) - 1)
@@ -245,7 +259,7 @@ def judge_each(
                 "the others", tuple(runs[(at + step) % len(runs)] for step in range(1, stored + 1))
             ),
             Policy(limit, family=family),
-            prior=prior,
+            noise=noise,
         ).kind
         for at, run in enumerate(runs)
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pytest_tokenpower.analysis.rounds import good
 from pytest_tokenpower.core.records import MeasurementRecord
-from pytest_tokenpower.stats.temperature import MOST_SHIFT_CELSIUS, PRIOR_SLOPE, PRIOR_SLOPE_SD
+from pytest_tokenpower.stats.temperature import MOST_SHIFT_CELSIUS
 from pytest_tokenpower.store.keys import describe, differences, ignoring
 
 NOTABLE_SHARE = 0.1
@@ -22,13 +22,11 @@ power limit for a quarter of the time lie 3 % apart, single rounds 9 %."""
 class Drift:
     """How the new runs' conditions differ from the stored runs': ``lines`` say it, empty where they are alike.
 
-    ``invalid`` says why the two cannot be compared at all. ``leakage`` is the most that the difference of the die
-    temperatures, which could not be taken out, may have added to ln(J/token) of the new runs.
+    ``invalid`` says why the two cannot be compared at all.
     """
 
     lines: tuple[str, ...] = ()
     invalid: str = ""
-    leakage: float = 0.0
 
 
 def gpu_temperatures(measurement: MeasurementRecord) -> list[float] | None:
@@ -61,13 +59,11 @@ def compare_conditions(
     lines = [_throttling(new, runs)]
     clocks, invalid = _clocks(new, runs)
     lines.append(clocks)
-    leakage = 0.0
     if refusal:
         lines.append(f"Compared as read, not at one GPU temperature: {refusal}.")
-        leakage = _shift_celsius(new, runs) * (PRIOR_SLOPE + 2 * PRIOR_SLOPE_SD)
     else:
         lines.append(_start(new, runs))
-    return Drift(tuple(line for line in lines if line), invalid, leakage)
+    return Drift(tuple(line for line in lines if line), invalid)
 
 
 def _throttling(new: Sequence[MeasurementRecord], runs: Sequence[MeasurementRecord]) -> str:
@@ -118,12 +114,6 @@ def _start(new: Sequence[MeasurementRecord], runs: Sequence[MeasurementRecord]) 
         f"The first round was at {here:.0f} °C, the baseline's at {there:.0f} °C: more warm-up rounds would bring the "
         "board to one temperature."
     )
-
-
-def _shift_celsius(new: Sequence[MeasurementRecord], runs: Sequence[MeasurementRecord]) -> float:
-    sides = [[_mean(gpu_temperatures(one)) for one in side] for side in (new, runs)]
-    here, there = (_mean([mean for mean in side if mean is not None]) for side in sides)
-    return 0.0 if here is None or there is None else here - there
 
 
 def _starts(runs: Sequence[MeasurementRecord]) -> list[float]:

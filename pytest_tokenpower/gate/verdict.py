@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import msgspec
 
-from pytest_tokenpower.analysis.figures import figures, round_values
-from pytest_tokenpower.analysis.rounds import log_errors, log_joules_per_token
-from pytest_tokenpower.core.records import OTHER_VARIANT, MeasurementRecord, VerdictRecord
-from pytest_tokenpower.core.text import percent, signed
+from pytest_tokenpower.analysis.figures import figures, meter_errors, round_values
+from pytest_tokenpower.core.denominators import denominator, figure_per
+from pytest_tokenpower.core.records import OTHER_VARIANT, ChangeRecord, MeasurementRecord, VerdictRecord
+from pytest_tokenpower.core.settings import DEFAULT_ALPHA
+from pytest_tokenpower.gate import remarks
 from pytest_tokenpower.gate.acceptance import acceptance_notes, allowed_change, made_use, next_step
-from pytest_tokenpower.gate.operating_point import Drift, compare_conditions, gpu_temperatures
+from pytest_tokenpower.gate.evidence import Boards, calibrations_of, runs_of, waiting_of
+from pytest_tokenpower.gate.operating_point import compare_conditions
 from pytest_tokenpower.gate.priors import Priors
-from pytest_tokenpower.stats.decision import decide, decide_budget, holm, repeated_p
-from pytest_tokenpower.stats.moderated import (
-    OCCASION_SHARE,
-    Estimate,
-    compare_constant,
-    compare_interleaved,
-    compare_stored,
+from pytest_tokenpower.stats import rule
+from pytest_tokenpower.stats.change import Change
+from pytest_tokenpower.stats.comparison import (
+    Blocks,
+    Run,
+    compare,
+    compare_blocks,
+    compare_ceiling,
+    compare_figures,
 )
-from pytest_tokenpower.stats.prior import DEFAULT_PRIOR, Prior
-from pytest_tokenpower.stats.runs import summarise_blocks, summarise_runs
-from pytest_tokenpower.stats.temperature import Adjustment, adjust_temperature
+from pytest_tokenpower.stats.levels import split_levels
+from pytest_tokenpower.stats.multiplicity import holm
+from pytest_tokenpower.stats.pace import Waiting
+from pytest_tokenpower.stats.scatter import DEFAULT_NOISE, Noise
 from pytest_tokenpower.store.baseline import Baseline, ComparableRuns, stored_runs
 
 SEVERITY = (
@@ -51,16 +56,25 @@ class Policy:
     Attributes:
         regression_limit: the rise that fails it, as a fraction.
         key_ignore: patterns of key fields in which the baseline may differ.
-        family: how many comparisons the whole run makes.
+        family: in how many ways the whole run can fail.
+        alpha: how often a run of identical code may fail, over all of them.
         priors: what is known of the noise of the baseline's other tests.
+        boards: what calibrations tell of the boards.
         left_out: ids of runs that are no baseline: those that are judged themselves.
     """
 
     regression_limit: float
     key_ignore: tuple[str, ...] = ()
     family: int = 1
+    alpha: float = DEFAULT_ALPHA
     priors: Priors = field(default_factory=Priors)
+    boards: Boards = field(default_factory=Boards)
     left_out: frozenset[str] = frozenset()
+
+    def of_rule(self, limit: float, look: int | None = None) -> rule.Policy:
+        """The same for the statistics; ``look`` None: there is only one."""
+        looks = {} if look is None else {"look": look, "looks": LOOKS}
+        return rule.Policy(limit, alpha=self.alpha, family=max(self.family, 1), **looks)
 
 
 def judge(
@@ -70,9 +84,9 @@ def judge(
     *,
     restarts: Sequence[MeasurementRecord] = (),
     look: int | None = None,
-    prior: Prior = DEFAULT_PRIOR,
+    noise: Noise = DEFAULT_NOISE,
 ) -> VerdictRecord:
-    """Judge a measurement by the moderated t with runs as units, at a common GPU temperature: the gate's only door.
+    """Judge a measurement by its total, work and pace, with runs, occasions and boards as units: the gate's only door.
 
     A single test cannot wait for the others: it is decided with ``policy.family`` times its own p, the first step of
     Holm's rule, so that no later result can take the decision back. What Holm's later steps add is settled when the
@@ -82,93 +96,139 @@ def judge(
         measurement: what is judged.
         baseline: stored runs, of which the comparable ones are found here; or runs that were found already.
         policy: what it is judged by.
-        restarts: further runs of the same code in fresh processes.
+        restarts: further runs of the same code in fresh processes; those on other boards are left out.
         look: which of LOOKS looks this is, where a comparison may be restarted: its p is then what it is worth when
             all looks are counted (O'Brien & Fleming's levels), and before the last one "doubtful" takes the place of
-            "inconclusive". None: there is only this one.
-        prior: what is believed of the noise where runs are given; a baseline's other tests tell it.
+            an "inconclusive" that restarts may settle. None: there is only this one.
+        noise: what is believed of the scatter where runs are given; a baseline's other tests tell it.
     """
     if isinstance(baseline, Baseline):
         stored = stored_runs(baseline, measurement, policy.key_ignore, policy.left_out)
-        prior = policy.priors.of(baseline, measurement)
+        noise = policy.priors.of(baseline, measurement, policy.boards)
     else:
         stored = baseline
     if not stored.runs:
         return VerdictRecord(
             "no baseline", against=stored.label, reason=stored.why, threshold=policy.regression_limit
         )
-    threshold = allowed_change(policy.regression_limit, stored)
-    new = (measurement, *restarts)
-    # Restarts share the occasion of the run that they follow; of two sides on one occasion it cancels.
-    raw, adjusted, refusal = _estimates(new, stored.runs, prior, 0.0 if look is None else OCCASION_SHARE)
-    drift = compare_conditions(new, stored.runs, refusal)
-    estimate = adjusted or raw
-    p = estimate.p_above() if look is None else repeated_p(estimate.p_above(), look, LOOKS)
-
-    def decided(at: Estimate, p: float) -> str:
-        return decide(
-            at,
-            threshold,
-            p_adjusted=min(1.0, policy.family * p),
-            p_improved=min(1.0, policy.family * at.p_below()),
-        )
-
-    kind = decided(estimate, p)
-    cooler = replace(estimate, delta=estimate.delta - drift.leakage)
-    trusted = not drift.invalid and decided(cooler, cooler.p_above()) == decided(estimate, estimate.p_above())
-    if not trusted:
-        kind = "invalid" if drift.invalid else "inconclusive"
-    elif kind == "inconclusive" and look is not None and look < LOOKS:
+    limit = allowed_change(policy.regression_limit, stored)
+    side = _Sides.of(stored, (measurement, *restarts), noise)
+    found = compare(
+        side.level,
+        side.new,
+        noise,
+        earlier=side.before,
+        waiting=waiting_of(side.records, policy.boards),
+        calibrations=calibrations_of(side.records, policy.boards),
+    )
+    decision = rule.decide(found, policy.of_rule(limit, look))
+    drift = compare_conditions(side.new_records, side.level_records, found.temperature.refused)
+    kind: str = "invalid" if drift.invalid else decision.kind
+    if kind == "inconclusive" and look is not None and look < LOOKS and not decision.reason:
         kind = "doubtful"
-    low, high = estimate.change_interval()
-    here, there = averages(new), averages(stored.runs)
+    here, there = averages(side.new_records), averages(side.level_records)
+    low, high = found.total.change_interval()
+    figure = figure_per(denominator(measurement.key))
     return VerdictRecord(
         kind=kind,
         against=stored.label,
         reason=drift.invalid,
-        value=here["joules_per_token"],
-        baseline_value=there["joules_per_token"],
-        change=estimate.change,
+        figure=figure,
+        value=here[figure],
+        baseline_value=there[figure],
+        change=found.total.change,
         change_low=low,
         change_high=high,
-        raw_change=raw.change,
+        raw_change=found.raw.change,
+        work=None if found.work is None else _record(found.work),
+        pace=None if found.pace is None else ChangeRecord(found.pace.delta, *found.pace.interval()),
+        decided_by=decision.part,
+        family=policy.family,
         # Holm's rule over the run turns no comparison into a failure that its own conditions make worthless.
-        p_value=p if trusted else None,
-        threshold=threshold,
-        resolvable=estimate.resolvable(threshold),
-        noise_floor=math.expm1(estimate.smallest_failing()),
+        p_value=None if drift.invalid else decision.p_failing,
+        threshold=limit,
+        resolvable=decision.resolvable,
+        noise_floor=decision.smallest_failing,
         baseline_runs=stored.run_ids,
-        runs=len(new),
-        provisional=estimate.provisional,
+        runs=len(side.new),
+        provisional=not found.known,
         changes={
             name: here[name] / there[name] - 1
             for name in (*PARTS, "mean_watts", "tokens_per_second")
             if name in here and name in there
         },
         means={name: here[name] for name in ("mean_watts", "tokens_per_second") if name in here},
-        undecided=_undecided(kind, estimate, threshold, drift, trusted=trusted),
-        accepted=made_use(estimate.change, policy.regression_limit, stored),
-        next_step=next_step(stored.test or measurement.test, estimate.change, high),
+        shown=_shown(side, noise),
+        undecided=remarks.undecided(kind, found, decision, policy.family),
+        accepted=made_use(found.total.change, policy.regression_limit, stored),
+        next_step=next_step(stored.test or measurement.test, found.total.change, high),
         notes=(
             *drift.lines,
+            *remarks.of_comparison(found, side.left_out, side.started),
             *([stored.note] if stored.note else []),
-            *acceptance_notes(kind, estimate.change, policy.regression_limit, stored),
+            *acceptance_notes(kind, found.total.change, policy.regression_limit, stored),
         ),
     )
 
 
-def _undecided(kind: str, estimate: Estimate, threshold: float, drift: Drift, *, trusted: bool) -> str:
-    """What would decide an inconclusive verdict."""
-    if kind != "inconclusive":
-        return ""
-    if not trusted:
-        return (
-            f"the difference of the GPU temperatures may be worth {signed(math.expm1(drift.leakage))}, which would "
-            "make it another verdict: bring the board to the baseline's temperature (warm-up rounds)"
+@dataclass(frozen=True)
+class _Sides:
+    """The runs of both sides, oldest first, cut into levels: the present one, and those before it."""
+
+    level: tuple[Run, ...]
+    before: tuple[tuple[Run, ...], ...]
+    new: tuple[Run, ...]
+    records: tuple[MeasurementRecord, ...]
+    level_records: tuple[MeasurementRecord, ...]
+    new_records: tuple[MeasurementRecord, ...]
+    left_out: int
+
+    @classmethod
+    def of(cls, stored: ComparableRuns, new: Sequence[MeasurementRecord], noise: Noise) -> _Sides:
+        accepted = [
+            *reversed([tuple(reversed(each)) for each in stored.earlier]),
+            tuple(reversed(stored.runs)),
+        ]
+        old = [one for level in accepted for one in level]
+        every = runs_of([*old, *new])
+        starts = [sum(map(len, accepted[:at])) for at in range(1, len(accepted))]
+        levels = split_levels(every[: len(old)], starts=[at for at in starts if at < len(old)], noise=noise)
+        present = levels[-1]
+        fresh = every[len(old) :]
+        kept = [at for at, run in enumerate(fresh) if run.board == fresh[0].board]
+        return cls(
+            present,
+            levels[:-1],
+            tuple(fresh[at] for at in kept),
+            (*old, *new),
+            tuple(old[len(old) - len(present) :]),
+            tuple(new[at] for at in kept),
+            len(new) - len(kept),
         )
-    return (
-        f"this comparison can tell changes from {percent(estimate.resolvable(threshold), 2)} on; more stored runs of "
-        "the baseline or more rounds would tell smaller ones"
+
+    @property
+    def started(self) -> tuple[float, ...]:
+        """When the runs of the level began, as far as that is known."""
+        return tuple(one.started for one in self.level_records if one.started is not None)
+
+
+def _record(change: Change) -> ChangeRecord:
+    return ChangeRecord(change.change, *change.change_interval())
+
+
+def _shown(side: _Sides, noise: Noise) -> tuple[str, ...]:
+    """The figures whose change is shown by their own interval: only those may be named as a cause."""
+    values = [round_values(one.rounds) for one in (*side.level_records, *side.new_records)]
+    names = (*PARTS, "mean_watts", "tokens_per_second")
+    return tuple(
+        name
+        for name in names
+        if all(name in each and min(each[name]) > 0 for each in values)
+        and rule.shown(
+            compare_figures(
+                side.level, side.new, [[math.log(value) for value in each[name]] for each in values], noise
+            )
+        )
     )
 
 
@@ -182,37 +242,8 @@ def averages(runs: Sequence[MeasurementRecord]) -> dict[str, float]:
     }
 
 
-def _estimates(
-    new: Sequence[MeasurementRecord],
-    runs: Sequence[MeasurementRecord],
-    prior: Prior,
-    occasion_share: float,
-) -> tuple[Estimate, Estimate | None, str]:
-    """The comparison as read, and at a common temperature where both sides' temperatures allow it; or why not."""
-    old = len(runs)
-    values = [log_joules_per_token(one.rounds) for one in (*runs, *new)]
-    errors = [log_errors(one.rounds) for one in (*runs, *new)]
-    summaries = summarise_runs(values, meter_errors_per_run=errors, prior=prior)
-    raw = compare_stored(summaries[:old], summaries[old:], prior, occasion_share=occasion_share)
-    temperatures = [gpu_temperatures(one) for one in (*runs, *new)]
-    if any(each is None for each in temperatures):
-        return raw, None, ""
-    reduced = adjust_temperature(values[:old], temperatures[:old], values[old:], temperatures[old:], prior)
-    if not isinstance(reduced, Adjustment):
-        return raw, None, reduced.reason
-    summaries = summarise_runs([*reduced.baseline, *reduced.new], meter_errors_per_run=errors, prior=prior)
-    adjusted = compare_stored(
-        summaries[:old],
-        summaries[old:],
-        prior,
-        extra_squared_error=reduced.squared_error,
-        occasion_share=occasion_share,
-    )
-    return raw, adjusted, ""
-
-
 def judge_ceilings(
-    measurement: MeasurementRecord, ceilings: Mapping[str, float], prior: Prior = DEFAULT_PRIOR
+    measurement: MeasurementRecord, ceilings: Mapping[str, float], policy: Policy
 ) -> tuple[VerdictRecord, ...]:
     """The verdict on each absolute limit, by the same rule against a constant.
 
@@ -238,35 +269,38 @@ def judge_ceilings(
                 VerdictRecord(kind, name, value=peak, change=peak / ceiling - 1, threshold=ceiling)
             )
             continue
-        [summary] = summarise_runs(
-            [[math.log(value) for value in values[name]]],
-            meter_errors_per_run=[log_errors(measurement.rounds)],
-            prior=prior,
-        )
-        estimate = compare_constant([summary], ceiling, prior)
-        low, high = estimate.change_interval()
+        new = Run(tuple(values[name]), meter_errors=tuple(meter_errors(measurement.rounds, name)))
+        found = compare_ceiling([new], ceiling)
+        decision = rule.decide(found, policy.of_rule(0.0))
+        low, high = found.total.change_interval()
         verdicts.append(
             VerdictRecord(
-                decide_budget(estimate),
+                _OF_CEILING.get(decision.kind, decision.kind),
                 name,
-                value=ceiling * (1 + estimate.change),
-                change=estimate.change,
+                value=ceiling * (1 + found.total.change),
+                change=found.total.change,
                 change_low=low,
                 change_high=high,
-                p_value=estimate.p_above(),
+                p_value=decision.p_failing,
+                family=policy.family,
                 threshold=ceiling,
             )
         )
     return tuple(verdicts)
 
 
+_OF_CEILING = {"regressed": "over budget", "improved": "passed"}
+"""What the rule says of a constant, in the words of a budget."""
+
+
 def judge_variants(
-    restarts: Sequence[Sequence[float]],
+    restarts: Sequence[Blocks],
+    policy: Policy,
     *,
     at_least: float | None = None,
     at_most: float | None = None,
     names: tuple[str, str] | None = None,
-    prior: Prior = DEFAULT_PRIOR,
+    waiting: Waiting | None = None,
 ) -> VerdictRecord:
     """Judge a candidate that must save ``at_least`` or cost ``at_most`` so much (fractions).
 
@@ -274,68 +308,64 @@ def judge_variants(
     between. at_most: regressed, passed, improved or inconclusive as against a stored baseline.
 
     Args:
-        restarts: per restart the differences of its ABBA blocks, ln J/token of the candidate less the baseline's.
+        restarts: the ABBA blocks of each restart.
+        policy: of which family the comparison is one, and at which level it is decided.
         at_least: the saving that is asked for.
         at_most: the cost that is allowed; 0 where neither is given.
         names: what the message calls the baseline and the candidate.
-        prior: what is believed of the noise.
+        waiting: the waiting watts of the board.
     """
-    estimate = estimate_difference(restarts, prior)
-    low, high = estimate.change_interval()
-    if at_least is not None:
-        bound = math.log1p(-at_least)
-        if estimate.p_above(bound) < 0.05 and estimate.delta > bound:
-            kind = "over budget"
-        else:
-            kind = "passed" if estimate.upper() < bound else "inconclusive"
-        threshold = -at_least
-    else:
-        threshold = 0.0 if at_most is None else at_most
-        kind = decide(estimate, threshold)
+    found = compare_blocks(restarts, waiting=waiting)
+    limit = -at_least if at_least is not None else (at_most or 0.0)
+    decision = rule.decide(found, policy.of_rule(limit))
+    low, high = found.total.change_interval()
     return VerdictRecord(
-        kind=kind,
+        kind="over budget" if at_least is not None and decision.kind == "regressed" else decision.kind,
         against=OTHER_VARIANT,
-        change=estimate.change,
+        change=found.total.change,
         change_low=low,
         change_high=high,
-        p_value=estimate.p_below() if estimate.change < 0 else estimate.p_above(),
-        threshold=threshold,
-        resolvable=estimate.resolvable(abs(threshold)),
-        runs=estimate.new_runs,
-        blocks=sum(map(len, restarts)),
+        work=None if found.work is None else _record(found.work),
+        pace=None if found.pace is None else ChangeRecord(found.pace.delta, *found.pace.interval()),
+        decided_by=decision.part,
+        p_value=decision.p_failing,
+        family=policy.family,
+        threshold=limit,
+        resolvable=decision.resolvable,
+        noise_floor=decision.smallest_failing,
+        runs=found.new_runs,
+        blocks=sum(len(each.joules_per_token) for each in restarts),
         names=names,
-    )
-
-
-def estimate_difference(restarts: Sequence[Sequence[float]], prior: Prior = DEFAULT_PRIOR) -> Estimate:
-    """Estimate the difference of two variants over all restarts, by the moderated t with restarts as units."""
-    summaries = summarise_blocks(restarts, prior)
-    return compare_interleaved(
-        [summary.location for summary in summaries], [summary.squared_error for summary in summaries], prior
+        notes=remarks.of_reason(found, decision),
     )
 
 
 def settle(
-    measurements: Sequence[MeasurementRecord], alpha: float = 0.05
+    measurements: Sequence[MeasurementRecord], alpha: float = DEFAULT_ALPHA
 ) -> dict[tuple[str, str], VerdictRecord]:
-    """The comparisons that Holm's rule over the whole run turns from undecided into regressed.
+    """The verdicts that Holm's rule over the whole run turns from undecided into failures.
 
-    By test and baseline. The first step of the rule was taken when each test ended (:func:`judge`); the
-    later ones, which need every p, can only add failures.
+    By test and what it was held against: stored runs, the other variant or a ceiling. The first step of the rule was
+    taken when each test ended (:func:`judge`); the later ones, which need every p, can only add failures.
     """
     members = [
         (measured.test, verdict, verdict.p_value)
         for measured in measurements
         for verdict in measured.verdicts
-        if verdict.baseline_runs and verdict.p_value is not None
+        if verdict.p_value is not None
     ]
     adjusted: Sequence[float] = [float(p) for p in holm([p for _, _, p in members])]
     settled = {}
     for (test, verdict, _), p in zip(members, adjusted, strict=True):
-        risen = (verdict.change or 0.0) > (verdict.threshold or 0.0)
-        if verdict.kind == "inconclusive" and risen and p < alpha:
+        if verdict.kind == "inconclusive" and p < alpha:
+            ceiling = not verdict.baseline_runs and (
+                verdict.against != OTHER_VARIANT or (verdict.threshold or 0.0) < 0
+            )
             settled[test, verdict.against] = msgspec.structs.replace(
-                verdict, kind="regressed", undecided="", notes=(*verdict.notes, SETTLED)
+                verdict,
+                kind="over budget" if ceiling else "regressed",
+                undecided="",
+                notes=(*verdict.notes, SETTLED),
             )
     return settled
 

@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from pytest_tokenpower.errors import MeterError, TokenPowerError
+from pytest_tokenpower.errors import MeterError, MeterLost, TokenPowerError
 from pytest_tokenpower.meters.clock import Clock
-from pytest_tokenpower.meters.timeline import Event, Timeline
+from pytest_tokenpower.meters.timeline import FAILED, LOST, Event, Timeline
 from pytest_tokenpower.meters.types import Device, Meter
 
 OPEN_TIMEOUT_S = 20.0
@@ -148,20 +148,23 @@ def poll_once(
     """
     began_ns = clock.monotonic_ns()
     steps = [clock.tick()]
-    faults: list[tuple[str, str]] = []
+    faults: list[tuple[str, str, str]] = []
     try:
         for reading in meter.poll(clock):
             timeline.append(reading)
             if reading.fault is not None:
-                faults.append((reading.device_id, reading.fault))
+                faults.append((reading.device_id, reading.fault, LOST if reading.lost else FAILED))
     except Exception as error:
         words = str(error) if isinstance(error, MeterError) else f"{type(error).__name__}: {error}"
-        faults = [(device.id, f"{device.id}: the meter {meter.name} failed: {words}") for device in devices]
+        guard = LOST if isinstance(error, MeterLost) else FAILED
+        faults = [
+            (device.id, f"{device.id}: the meter {meter.name} failed: {words}", guard) for device in devices
+        ]
     # A step while the meter was being read has misplaced what it read.
     steps.append(clock.tick())
     now_ns = clock.monotonic_ns()
-    for device_id, reason in faults:
-        timeline.note(Event(since_ns, now_ns, "meter failed", reason, device_id))
+    for device_id, reason, guard in faults:
+        timeline.note(Event(since_ns, now_ns, guard, reason, device_id))
     for step in steps:
         if step is not None:
             reason = (
@@ -278,7 +281,7 @@ class Collector:
         for device in devices:
             start_ns = min(self.timeline.newest_ns(device.id) or until_ns, until_ns)
             reason = f"{device.id}: the meter {meter.name} {what}"
-            self.timeline.note(Event(start_ns, max(now_ns, until_ns), "meter failed", reason, device.id))
+            self.timeline.note(Event(start_ns, max(now_ns, until_ns), FAILED, reason, device.id))
 
     def stop(self) -> None:
         """End the threads; one that hangs in its meter is left behind (it is a daemon)."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import itertools
-import os
+import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -16,6 +17,7 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
+from pytest_tokenpower.core.files import replacing
 from pytest_tokenpower.core.types import Fact, Scope
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.meters.clock import STEP_NS
@@ -37,10 +39,15 @@ _Millijoules = Annotated[int, Meta(ge=0, le=9_000_000_000_000_000)] | Annotated[
 
 
 class Head(msgspec.Struct):
-    """What every row has; ``version`` is the first one's."""
+    """What every row has; ``version`` and ``digest`` are the first one's, ``sha256`` the last one's.
+
+    A recording whose first row announces a digest ends in a row of type ``end`` with that of all bytes before it.
+    """
 
     type: str
     version: object = None
+    digest: object = None
+    sha256: object = None
 
 
 class Row(msgspec.Struct, frozen=True, tag_field="type"):
@@ -180,34 +187,43 @@ def read_recording(path: Path) -> Recording:
     """
     parts = _Parts()
     try:
-        with closing(open_recording(path, "rb")) as lines:
+        with closing(open_recording(path, "rb", packed=path.suffix == ".gz")) as lines:
             for row in _rows(path, lines):
                 parts.add(row)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UsageError(f"{path}: this recording cannot be read: {reason}") from error
     timeline, devices = parts.timeline()
     return Recording(path, timeline, devices, tuple(parts.windows))
 
 
-def open_recording(path: Path, mode: Literal["rb", "wb"]) -> IO[bytes]:
-    """The file itself, read or written through gzip where its name ends in ``.gz``."""
-    return cast("IO[bytes]", gzip.open(path, mode)) if path.suffix == ".gz" else path.open(mode)
+def open_recording(path: Path, mode: Literal["rb", "wb"], *, packed: bool) -> IO[bytes]:
+    """Open the file itself, or read or write it through gzip."""
+    return cast("IO[bytes]", gzip.open(path, mode)) if packed else path.open(mode)
 
 
 def _rows(path: Path, lines: IO[bytes]) -> Iterator[AnyRow]:
     decode = msgspec.json.Decoder(AnyRow).decode
     head = msgspec.json.Decoder(Head).decode
-    begun = False
+    begun = announced = ended = False
+    digest = hashlib.sha256()
     for number, line in enumerate(lines, 1):
+        if begun and line.startswith(_END) and (announced or b'"sha256"' in line):
+            if _decoded_head(head, line).sha256 != digest.hexdigest():
+                raise UsageError(f"{path}, line {number}: {_CHANGED}")
+            ended = True
+            continue
+        digest.update(line)
         if line.isspace():
             continue
+        if ended:
+            raise UsageError(f"{path}, line {number}: rows after the end")
         try:
             if begun:
                 yield decode(line)
                 continue
             first = head(line)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             if begun and _is_foreign(head, line):
                 continue
             raise UsageError(f"{path}, line {number}: {_reason(error, begun)}") from None
@@ -217,19 +233,33 @@ def _rows(path: Path, lines: IO[bytes]) -> Iterator[AnyRow]:
                 f'{path}, line {number}: a recording begins with {{"type": "recording", "version": {VERSION}}}, '
                 f"and this is {what}"
             )
-        begun = True
+        begun, announced = True, first.digest is not None
     if not begun:
         raise UsageError(f"{path}: this recording is empty")
+    if announced and not ended:
+        raise UsageError(f"{path}: {_CHANGED}")
+
+
+_END = b'{"type":"end"'
+
+_CHANGED = (
+    "the recording was cut short, or changed since it was written (a recording that is edited on purpose has neither "
+    '"digest" in its first row nor a last row of type "end")'
+)
+
+
+def _decoded_head(head: Callable[[bytes], Head], line: bytes) -> Head:
+    try:
+        return head(line)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return Head("")
 
 
 def _is_foreign(head: Callable[[bytes], Head], line: bytes) -> bool:
-    try:
-        return head(line).type not in TYPES
-    except msgspec.MsgspecError:
-        return False
+    return _decoded_head(head, line).type not in {"", *TYPES}
 
 
-def _reason(error: msgspec.MsgspecError, begun: bool) -> str:
+def _reason(error: Exception, begun: bool) -> str:
     what = "malformed row" if isinstance(error, msgspec.ValidationError) else "not a line of JSON"
     return f"{what}: {error}" if begun else f"not a recording ({what}: {error})"
 
@@ -381,14 +411,17 @@ def write_recording(
     ``realtime_offset_ns`` is realtime less the timeline's clock. Times are rounded to microseconds. Raises UsageError
     where the file cannot be written.
     """
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    digest = hashlib.sha256()
     try:
-        with open_recording(temporary, "wb") as out:
+        with (
+            replacing(path) as temporary,
+            open_recording(temporary, "wb", packed=path.suffix == ".gz") as out,
+        ):
             for rows in _encoded(timeline, windows, realtime_offset_ns):
+                digest.update(rows)
                 out.write(rows)
-        temporary.replace(path)
+            out.write(_END + b',"sha256":"' + digest.hexdigest().encode() + b'"}\n')
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UsageError(f"{path}: the recording cannot be written: {error.strerror or error}") from error
 
 
@@ -400,7 +433,7 @@ def _encoded(
     def us(t_ns: int) -> int:
         return (t_ns + realtime_offset_ns + 500) // 1000
 
-    yield b'{"type":"recording","version":%d}\n' % VERSION
+    yield b'{"type":"recording","version":%d,"digest":"sha256"}\n' % VERSION
     yield encode(ClockRow(us(0), 0)) + b"\n"
     for device in timeline.devices.values():
         yield encode(_device_row(timeline, device)) + b"\n"

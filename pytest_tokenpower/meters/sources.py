@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from pytest_tokenpower.core.credentials import without_credentials
 from pytest_tokenpower.core.types import Scope
 from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
 from pytest_tokenpower.meters.accelerators import CPU_ALONE, DEV, DRM, accelerator, find_accelerator
 from pytest_tokenpower.meters.collector import Collector
-from pytest_tokenpower.meters.credentials import without_credentials
 from pytest_tokenpower.meters.scopes import SCOPES, default_scope
 from pytest_tokenpower.meters.types import Device, Meter
 
@@ -32,6 +32,8 @@ SOURCES = (
     "redfish or redfish:URL",
     "prometheus or prometheus:URL",
     "trtllm or trtllm:URL",
+    "remote:URL",
+    "ray or ray:SOURCE",
     "model",
     "simulated",
     "simulated:SCENARIO.json",
@@ -126,6 +128,16 @@ def meters_for(source: str) -> Sequence[Meter]:
         return [RedfishMeter(argument or None)]
     if name == "prometheus":
         return [_prometheus(argument or None)]
+    if name == "remote":
+        from pytest_tokenpower.meters.adapters.served import HttpTransport
+        from pytest_tokenpower.meters.remote import RemoteMeter
+
+        transport = HttpTransport(argument or None)
+        return [RemoteMeter(transport.name, transport)]
+    if name == "ray":
+        from pytest_tokenpower.meters.adapters.ray_nodes import ray_meters
+
+        return ray_meters(argument or "auto", start)
     if name == "model" and not argument:
         from pytest_tokenpower.meters.adapters.cpu_model import CpuModelMeter
 
@@ -137,9 +149,13 @@ def meters_for(source: str) -> Sequence[Meter]:
         load_nvml()
         from pytest_tokenpower.meters.adapters.nvml.meter import NvmlMeter
         from pytest_tokenpower.meters.simulation.library import SimulatedBoards
-        from pytest_tokenpower.meters.simulation.scenario import load_scenario
+        from pytest_tokenpower.meters.simulation.scenario import Board, Scenario, load_scenario
 
-        boards = SimulatedBoards(load_scenario(argument)) if argument else SimulatedBoards()
+        if argument == "virtual":
+            # Without noise its ring would stand still, which no board's does, and what stands still is mistrusted.
+            boards = SimulatedBoards(Scenario(clock="virtual", boards=(Board(ring_noise_share=0.005),)))
+        else:
+            boards = SimulatedBoards(load_scenario(argument)) if argument else SimulatedBoards()
         return [NvmlMeter(boards, provenance="simulated", clock=boards.clock)]
     raise UsageError(
         f"--energy-source={without_credentials(source)}: the valid sources are {', '.join(SOURCES)}, or several with a "

@@ -16,6 +16,10 @@ from pytest_tokenpower.meters.types import Conditions, CounterReading, Device, P
 _BLOCK_ROWS = 1 << 16
 
 
+FAILED, LOST = "meter failed", "meter lost"
+"""The guards of a meter that could not be read, for now or for good."""
+
+
 @dataclass(frozen=True)
 class Event:
     """Something that spoils the readings of a device (None: of all) between two moments."""
@@ -49,6 +53,12 @@ class _Columns:
                 self._tail[name][self._used : self._used + take] = values[done : done + take]
             self._used += take
             done += take
+
+    def forget(self, before_ns: int) -> None:
+        """Drop the full blocks that end before a moment; the newest rows stay."""
+        keep = 0 if self._used else 1
+        while len(self._full) > keep and self._full[0]["t_ns"][-1] < before_ns:
+            del self._full[0]
 
     def __len__(self) -> int:
         return len(self._full) * _BLOCK_ROWS + self._used
@@ -128,6 +138,15 @@ class Timeline:
         """Remember that a stretch of the timeline is spoilt."""
         with self._lock:
             self._events.append(event)
+
+    def forget(self, before_ns: int) -> None:
+        """Let go of what is older, in whole blocks: of a service that runs for months."""
+        with self._lock:
+            for columns in (*self._power.values(), *self._counters.values()):
+                columns.forget(before_ns)
+            for conditions in self._conditions.values():
+                del conditions[: bisect_left(conditions, before_ns, key=lambda one: one.t_ns)]
+            self._events = [event for event in self._events if event.end_ns >= before_ns]
 
     @property
     def all_events(self) -> Sequence[Event]:

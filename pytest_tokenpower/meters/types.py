@@ -34,6 +34,7 @@ class Device:
     counter's own update period (100 ms on an H100); 0 for a counter that is exact at the moment of reading.
     ``latency_s`` is how late a reading may arrive: a window's energy is waited for that much longer.
     The fact ``resolution_ms`` is the shortest window that the device resolves, however often it is read.
+    ``clock_error_ns`` is how far the stamps of a meter on another machine may be off this machine's clock.
     """
 
     id: str
@@ -45,6 +46,7 @@ class Device:
     facts: Mapping[str, Fact] = field(default_factory=dict)
     counter_tick_ns: int = 0
     latency_s: float = 0.0
+    clock_error_ns: int = 0
 
     @property
     def resolution_s(self) -> float:
@@ -110,13 +112,17 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Reading:
-    """What one poll gave for one device. ``fault`` says what could not be read; the rest is still good."""
+    """What one poll gave for one device. ``fault`` says what could not be read; the rest is still good.
+
+    ``lost``: with this fault, nothing of the device will be good again.
+    """
 
     device_id: str
     power: PowerSamples | None = None
     counters: Sequence[CounterReading] = ()
     conditions: Conditions | None = None
     fault: str | None = None
+    lost: bool = False
 
 
 class Meter(Protocol):

@@ -5,29 +5,35 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from collections import Counter
 from collections.abc import Generator, Mapping
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_tokenpower.core.settings import CHILD_VARIABLE
+from pytest_tokenpower.core.settings import CHILD_VARIABLE, EVENTS_VARIABLE
+from pytest_tokenpower.core.signals import interrupt_when_terminated
 from pytest_tokenpower.engines import registry
-from pytest_tokenpower.errors import HistoryError, MeterError, StoreError, TokenPowerError, UsageError
-from pytest_tokenpower.plugin import hookspecs, marker, options
+from pytest_tokenpower.errors import TokenPowerError, UsageError
+from pytest_tokenpower.plugin import hookspecs, marker, options, outcome
+from pytest_tokenpower.plugin.edge import fail, faults_end_in, refuse, said
+from pytest_tokenpower.plugin.opening import EACH, TWICE, open_energy, twice
 from pytest_tokenpower.plugin.state import (
-    ATTEMPTS,
     ENERGY,
-    MEASUREMENT,
     MEASUREMENTS,
-    NO_METER,
     SESSION,
     SETTINGS,
-    failure_of,
+    SKIPPED,
+    WAYS,
     may_measure,
     runs_tests,
     session_of,
     test_id,
 )
+
+ITEM: pytest.StashKey[pytest.Item] = pytest.StashKey()
+"""The test that runs, or ran last: hooks are asked as conftest files see it."""
 
 if TYPE_CHECKING:
     from pytest_tokenpower.runner.fixture import DisabledEnergy, Energy
@@ -43,34 +49,65 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
     pluginmanager.add_hookspecs(hookspecs)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None, object, object]:
+    """In a child run, take back what other plugins would begin with at once: measuring coverage."""
+    if CHILD_VARIABLE in os.environ:
+        from pytest_tokenpower.plugin.child import leave_alone
+
+        leave_alone(early_config.known_args_namespace)
+    return (yield)
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Read and check the settings."""
     config.addinivalue_line("markers", marker.MARKER)
+    config.addinivalue_line("markers", marker.CELL_MARKER)
     config.stash[MEASUREMENTS] = []
     config.add_cleanup(registry.register_source(lambda: _engines(config)))
     if CHILD_VARIABLE in os.environ:
+        from pytest_tokenpower.plugin.child import leave_alone
+
+        leave_alone(config.option)
+    if CHILD_VARIABLE in os.environ or EVENTS_VARIABLE in os.environ:
         _end_with_parent()
     try:
         config.stash[SETTINGS] = options.read_settings(config)
+        # Importing what checks it is for those who ask for it.
+        if any(config.getoption(f"--energy-{name}") != default for name, default in options.PLAIN_LAYOUT):
+            options.layout_of(config)
     except TokenPowerError as error:
-        raise pytest.UsageError(str(error)) from None
+        refuse(error)
 
 
 def _engines(config: pytest.Config) -> Mapping[str, str]:
     from pytest_tokenpower.plugin.engines import added_engines
 
-    return added_engines(config)
+    return added_engines(config.stash.get(ITEM, None) or config)
 
 
 def _end_with_parent() -> None:
     """Have a child run interrupted when the run that waits for it is killed: it would hold the GPU for nobody."""
     import ctypes
 
+    from pytest_tokenpower.core.subprocesses import keep_descendants
+
+    keep_descendants()
     # A shell has what it starts in the background ignore Ctrl-C, and so would the child.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGINT)  # PR_SET_PDEATHSIG
+
+
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+    """Collect suites (``*.energy.toml``), whose cells are tests."""
+    if not file_path.name.endswith(".energy.toml"):
+        return None
+    from pytest_tokenpower.plugin.suites import SuiteFile
+
+    return SuiteFile.from_parent(parent, path=file_path)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -86,24 +123,41 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
                 complaints[str(error)] = None
     if complaints:
         # A UsageError from here would be an internal error on an xdist worker.
-        report.outcome, report.longrepr, report.result = "failed", "\n".join(complaints), []
+        report.outcome, report.longrepr, report.result = "failed", said("\n".join(complaints)), []
     return report
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Count the tests that can fail by a comparison; every xdist worker collects, so counts, them all."""
+    """Look at the energy tests of this run before the first of them: no two of one id, and how they can fail.
+
+    Every xdist worker collects, so counts, them all.
+    """
     config = session.config
     chosen = config.stash[SETTINGS]
-    if not chosen.baselines or config.option.collectonly:
+    if chosen.disabled or config.option.collectonly:
         return
-    gated = sum(map(may_measure, session.items))
-    session_of(config).gated_tests = max(gated, 1)
-    # A worker cannot end the run: there each energy test says it.
-    if gated and runs_tests(config) and not chosen.disabled and not hasattr(config, "workerinput"):
+    gated = [] if chosen.skip else [item for item in session.items if may_measure(item)]
+    measuring = Counter(map(test_id, gated))
+    doubled: frozenset[str] = frozenset(test for test, times in measuring.items() if times > 1)
+    config.stash[TWICE] = doubled
+    # A worker cannot end the run: there each test says it.
+    if doubled and runs_tests(config) and not hasattr(config, "workerinput"):
+        refuse(twice(min(doubled)))
+    ceilings = 0
+    for item in gated:
+        # A marker that was added late and is malformed is said when its test comes.
+        with contextlib.suppress(UsageError):
+            ceilings += len(marker.read_budget(item).ceilings)
+    if gated:
+        config.stash[WAYS] = (len(gated), ceilings)
+    if not chosen.baselines:
+        return
+    if gated and runs_tests(config) and not hasattr(config, "workerinput"):
         try:
-            _ = session_of(config).baselines
+            with faults_end_in(refuse):
+                _ = session_of(config).baselines
         except TokenPowerError as error:
-            raise pytest.UsageError(f"ini energy_baseline: {error}") from None
+            refuse(f"ini energy_baseline: {error}")
 
 
 @pytest.fixture
@@ -112,128 +166,68 @@ def energy(request: pytest.FixtureRequest) -> Generator[Energy | DisabledEnergy,
 
     While the test lasts no other process of this user measures on the same GPUs (an xdist worker, another job).
     """
-    from pytest_tokenpower.runner.locks import hold_devices
-
-    fixture = _energy(request)
-    try:
-        with hold_devices(getattr(fixture, "gpu_ids", ())):
-            yield fixture
-    finally:
-        # A plugin may run the item again.
-        for key in (ENERGY, NO_METER):
-            if key in request.node.stash:
-                del request.node.stash[key]
+    with open_energy(request.node) as fixture:
+        yield fixture
 
 
-def _energy(request: pytest.FixtureRequest) -> Energy | DisabledEnergy:
-    from pytest_tokenpower.runner.fixture import DisabledEnergy, Energy
-
-    item, config = request.node, request.config
-    chosen = config.stash[SETTINGS]
-    if chosen.disabled:
-        return DisabledEnergy()
-    try:
-        session = session_of(config)
-        _ = session.baselines
-        item.stash[ENERGY] = fixture = Energy(
-            test_id(item),
-            marker.read_budget(item),
-            session,
-            lambda result, args, kwargs, fn: item.ihook.pytest_tokenpower_count_tokens(
-                result=result, args=args, kwargs=kwargs
-            ),
-            item.stash.get(ATTEMPTS, ()),
-        )
-        return fixture
-    except MeterError as error:
-        if chosen.require_hardware:
-            item.stash[NO_METER] = f"energy_require_hardware is set, and {error}"
-            return DisabledEnergy()
-        pytest.skip(str(error))
-    except (UsageError, HistoryError, StoreError) as error:
-        raise _failure(error) from None
-
-
-def _failure(error: TokenPowerError) -> BaseException:
-    """A failure of the test in the error's words alone, without a traceback into the plugin."""
-    return pytest.fail.Exception(str(error), pytrace=False)
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell an xdist worker that others run the same tests, which it cannot know."""
+    if node.config.getoption("dist") == "each":
+        node.workerinput[EACH] = node.workerinput["workercount"]
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_setup() -> Generator[None, object, object]:
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
     """Say what a fixture could not start, an engine most of all, in the error's own words."""
+    item.config.stash[ITEM] = item
+    chosen = item.config.stash[SETTINGS]
+    if chosen.only and not may_measure(item):
+        pytest.skip("measures no energy (--energy-only)")
+    if chosen.skip and may_measure(item):
+        pytest.skip("measures energy (--energy-skip)")
     try:
         return (yield)
     except TokenPowerError as error:
-        raise _failure(error) from None
+        fail(error)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """Judge an energy test when its body has ended, and fail the test itself."""
-    _check_meter(item)
+    """Say what the fixture refuses in its own words."""
+    outcome.check_meter(item)
+    item.stash[outcome.BODY] = outcome.Body()
     try:
-        result = yield
-    except (KeyboardInterrupt, pytest.exit.Exception, pytest.skip.Exception):
-        raise
-    except BaseException as error:
-        fixture = item.stash.get(ENERGY, None)
-        if fixture is not None and fixture.used and not isinstance(error, UsageError):
-            item.stash[MEASUREMENT] = fixture.finish(failed=True)
-        if fixture is not None and isinstance(error, TokenPowerError):
-            raise _failure(error) from None
-        raise
-    # A test may ask for the fixture in its body: request.getfixturevalue("energy").
-    _check_meter(item)
-    fixture = item.stash.get(ENERGY, None)
-    if fixture is None:
-        return result
-    if not fixture.used:
-        pytest.fail(
-            f"{item.nodeid} asks for the energy fixture and measures nothing: call energy(fn, ...) or enter "
-            "energy.measure()",
-            pytrace=False,
-        )
-    item.stash[MEASUREMENT] = measured = fixture.finish(failed=False)
-    # Should a plugin run this test again, its rounds are judged together: another roll would hide half of what is
-    # found. A measurement that is not to be trusted says nothing, and is left out.
-    if all(verdict.kind != "invalid" for verdict in measured.verdicts):
-        item.stash[ATTEMPTS] = fixture.attempts
-    complaint = failure_of(item.name, measured, item.config.stash[SETTINGS])
-    if complaint:
-        pytest.fail(complaint, pytrace=False)
-    return result
-
-
-def _check_meter(item: pytest.Item) -> None:
-    if (reason := item.stash.get(NO_METER, None)) is not None:
-        pytest.fail(reason, pytrace=False)
+        return (yield)
+    except TokenPowerError as error:
+        fail(error)
+    finally:
+        item.stash[outcome.BODY].ended = True
 
 
 @pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
+    """Say what a fixture was refused as it was torn down in the error's own words, also where it has caught it."""
+    fixture = item.stash.get(ENERGY, None)
+    try:
+        result = yield
+    except TokenPowerError as error:
+        fail(error)
+    if fixture is not None and (refused := fixture.refused_late):
+        fail(refused)
+    return result
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Send the measurement along with the report: that is how it travels from an xdist worker."""
-    if call.when == "call" and (measured := item.stash.get(MEASUREMENT, None)) is not None:
-        import msgspec
-
-        from pytest_tokenpower.reporting.junit import properties
-
-        # A plugin that reruns tests makes several reports of one item: each has its own measurement.
-        del item.stash[MEASUREMENT]
-        item.user_properties[:] = [
-            each for each in item.user_properties if not each[0].startswith("energy.")
-        ] + properties(measured)
-        report = yield
-        report.energy = msgspec.to_builtins(measured)  # type: ignore[attr-defined]
-        if any(verdict.kind == "doubtful" for verdict in measured.verdicts):
-            # The controller, which decides it in the end, has no items to read this from.
-            chosen, session = item.config.stash[SETTINGS], session_of(item.config)
-            ignore = (*chosen.key_ignore, *marker.read_budget(item).key_ignore)
-            report.energy_doubt = {"family": session.family, "ignore": ignore}  # type: ignore[attr-defined]
-        return report
-    return (yield)
+    """Judge an energy test, and send the measurement along: that is how it travels from an xdist worker."""
+    report = outcome.judged(item, call, (yield))
+    if report.skipped and (reason := item.stash.get(SKIPPED, None)) is not None:
+        report.energy_skipped = reason  # type: ignore[attr-defined]
+        del item.stash[SKIPPED]
+    return report
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -243,6 +237,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     from pytest_tokenpower.plugin.progress import show_progress
     from pytest_tokenpower.plugin.rerun import Rerunner
     from pytest_tokenpower.plugin.results import Gatherer, Sender
+    from pytest_tokenpower.plugin.sweeps import Sweeps
 
     config = session.config
     # Results are gathered on the controller (or the only process); xdist's workers only send theirs.
@@ -250,22 +245,42 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         config.pluginmanager.register(Sender(config), "tokenpower-sender")
     else:
         config.pluginmanager.register(Gatherer(config), "tokenpower-gatherer")
+        config.pluginmanager.register(Sweeps(config), "tokenpower-sweeps")
     chosen = config.stash[SETTINGS]
     if chosen.disabled or not runs_tests(config):
         return
+    # Engines, work trees and folders that are made for a run are to be gone after it, however it ends.
+    config.add_cleanup(interrupt_when_terminated())
     try:
-        if not hasattr(config, "workerinput"):
+        with faults_end_in(refuse):
             show_progress(config)
-            if chosen.baselines:
-                config.pluginmanager.register(AbsentTests(config), "tokenpower-absent-tests")
-            if chosen.rerun_baseline:
-                config.pluginmanager.register(Rerunner(config), "tokenpower-rerunner")
-        if chosen.source not in options.PLAIN_SOURCES:
-            session_of(config).check_source()
-        if chosen.stores or chosen.baselines or chosen.json is not None or chosen.record is not None:
-            session_of(config).prepare()
+            if not hasattr(config, "workerinput"):
+                if chosen.baselines:
+                    config.pluginmanager.register(AbsentTests(config), "tokenpower-absent-tests")
+                if chosen.rerun_baseline:
+                    config.pluginmanager.register(Rerunner(config), "tokenpower-rerunner")
+            if chosen.source not in options.PLAIN_SOURCES:
+                session_of(config).check_source()
+            if (
+                chosen.stores
+                or chosen.baselines
+                or chosen.json is not None
+                or chosen.record is not None
+                or chosen.reports
+            ):
+                session_of(config).prepare()
     except TokenPowerError as error:
-        raise pytest.UsageError(str(error)) from None
+        refuse(error)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, object]) -> None:
+    """Tell pytest-benchmark's JSON what energy was measured with; without what differs between two like machines."""
+    if (session := config.stash.get(SESSION, None)) is not None and (devices := session.devices):
+        machine_info["energy"] = [
+            {"name": each.name, "scope": each.scope, "meter": each.meter, "provenance": each.provenance}
+            for each in devices
+        ]
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

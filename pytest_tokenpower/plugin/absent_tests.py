@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pytest_tokenpower.errors import TokenPowerError
+from pytest_tokenpower.plugin.edge import Lines
 from pytest_tokenpower.plugin.state import SESSION, session_of, test_id
 
 
@@ -41,7 +42,7 @@ class AbsentTests:
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         for line in self._lines():
-            terminalreporter.write_line(line, yellow=True)
+            Lines(terminalreporter).write_line(line, yellow=True)
 
     def _lines(self) -> list[str]:
         option = self._config.option

@@ -10,14 +10,17 @@ from pytest_tokenpower.engines.registry import ENGINES, is_reference
 from pytest_tokenpower.errors import UsageError
 
 
-def added_engines(config: pytest.Config) -> Mapping[str, str]:
+def added_engines(asker: pytest.Item | pytest.Config) -> Mapping[str, str]:
     """The engines of every ``pytest_tokenpower_engines``, asked anew: conftest files are found as pytest collects.
+
+    A test has those of the conftest files in its folder and above; a config, those of all.
 
     Raises UsageError for a name that is taken and for what is no reference, naming the plugin.
     """
     found: dict[str, str] = {}
     givers: dict[str, str] = dict.fromkeys(ENGINES, "pytest-tokenpower itself")
-    for hook in config.hook.pytest_tokenpower_engines.get_hookimpls():
+    hooks = asker.ihook if isinstance(asker, pytest.Item) else asker.hook
+    for hook in hooks.pytest_tokenpower_engines.get_hookimpls():
         if hook.wrapper or hook.hookwrapper:
             continue
         engines = hook.function()

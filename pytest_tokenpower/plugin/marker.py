@@ -6,14 +6,21 @@ from typing import Any
 
 import pytest
 
+from pytest_tokenpower.core.denominators import PER
 from pytest_tokenpower.core.settings import DEFAULT_MAX_ROUNDS, Limits, fraction
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.plugin.options import checked_key_ignore
 
 MARKER = (
-    "power_budget(joules_per_token=None, joules_per_response=None, joules=None, mean_watts=None, peak_watts=None, "
-    "regression=None, min_rounds=6, max_rounds=30, max_seconds=120, key_ignore=()): limits of an energy test; "
-    "regression is the rise over the baseline that fails it, such as '3%'"
+    "power_budget(joules_per_token=None, joules_per_prompt_token=None, joules_per_total_token=None, "
+    "joules_per_response=None, joules=None, mean_watts=None, peak_watts=None, regression=None, per=None, "
+    "min_rounds=6, max_rounds=30, max_seconds=120, key_ignore=(), prefix_cache=False): limits of an energy test; "
+    "regression is the rise over the baseline that fails it, such as '3%', of joules per `per`: token (default where "
+    "tokens are generated), prompt_token, total_token or response; prefix_cache=True: prompts that it holds are meant"
+)
+
+CELL_MARKER = (
+    "energy_cell(**axes): a cell of a suite, with its values; -m 'energy_cell(batch=8)' selects by them"
 )
 
 
@@ -53,6 +60,14 @@ def read_budget(item: pytest.Item) -> Limits:
 def _budget_argument(name: str, value: Any) -> Any:
     if name == "regression":
         return fraction(None, value)
+    if name == "per":
+        if value not in PER:
+            raise UsageError(f"must be one of {', '.join(PER)}")
+        return value
+    if name == "prefix_cache":
+        if not isinstance(value, bool):
+            raise UsageError("must be True, where prompts from a prefix cache are meant, or False")
+        return value
     if name in ("min_rounds", "max_rounds"):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise UsageError("must be an integer of at least 1")

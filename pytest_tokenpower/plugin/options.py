@@ -18,6 +18,10 @@ from pytest_tokenpower.core.settings import (
     CHILD_VARIABLE,
     DEFAULT_BASELINE_RUNS,
     DEFAULT_WARMUP_ROUNDS,
+    MOST_ALPHA,
+    NO_FACTORS,
+    Factors,
+    ReportTarget,
     Settings,
     Severity,
     fraction,
@@ -26,6 +30,7 @@ from pytest_tokenpower.errors import UsageError
 
 if TYPE_CHECKING:
     from pytest_tokenpower.core.types import Scope
+    from pytest_tokenpower.reporting.columns import Layout
 
 
 PLAIN_SOURCES = frozenset({"auto", "nvml", "amd", "rapl", "hwmon", "ipmi", "model", "simulated"})
@@ -39,8 +44,9 @@ def add_options(parser: pytest.Parser) -> None:
         "--energy-source",
         metavar="SOURCE",
         help="what measures: auto (default: NVML, then AMD, then RAPL), nvml, amd, rapl, hwmon, ipmi, redfish[:URL], "
-        "prometheus[:URL], model (CPU-time model), simulated or simulated:SCENARIO.json, replay:RECORDING, or what a "
-        "plugin adds; several with commas between them, such as nvml,rapl",
+        "prometheus[:URL], model (CPU-time model), simulated, simulated:virtual (on a time of its own) or "
+        "simulated:SCENARIO.json, replay:RECORDING, or what a plugin adds; several with commas between them, such as "
+        "nvml,rapl",
     )
     group.addoption(
         "--energy-scope",
@@ -76,7 +82,34 @@ def add_options(parser: pytest.Parser) -> None:
         metavar="PATH",
         help="where runs are stored (default: tokenpower in the repository's git folder, which `git clean` keeps)",
     )
+    group.addoption(
+        "--energy-columns",
+        metavar="NAMES",
+        default="",
+        help="columns of the table, with commas between them: test, joules_per_token, error, prefill, decode, watts, "
+        "change, interval, verdict, and every figure by its name (default: as many as the terminal is wide)",
+    )
+    group.addoption(
+        "--energy-sort",
+        metavar="BY",
+        default="run",
+        help="order of the table: run (default), name, joules_per_token, change or verdict",
+    )
+    group.addoption(
+        "--energy-group-by",
+        metavar="BY",
+        default="none",
+        help="groups in the table: none (default), file, func or param",
+    )
     group.addoption("--energy-json", metavar="PATH", help="write this run's record to a file")
+    group.addoption(
+        "--energy-report",
+        metavar="[FORMAT:]PATH",
+        action="append",
+        help="write a report of this run: PATH.html (one page that opens without a network), PATH.md (a summary; on "
+        "GitHub also the job's summary and an annotation), PATH.csv, or FORMAT:PATH with comment, annotation, json, "
+        "bencher, github-action-benchmark, openmetrics, trace or pytest-benchmark; may be given several times",
+    )
     group.addoption(
         "--energy-record",
         metavar="PATH",
@@ -84,10 +117,40 @@ def add_options(parser: pytest.Parser) -> None:
         "--energy-source=replay:PATH; each xdist worker writes its own, with its name before the suffix",
     )
     group.addoption(
+        "--energy-only", action="store_true", default=None, help="skip the tests that measure no energy"
+    )
+    group.addoption(
+        "--energy-skip", action="store_true", default=None, help="skip the tests that measure energy"
+    )
+    group.addoption(
+        "--energy-resume",
+        action="store_true",
+        default=None,
+        help="suites: take over the cells that an interrupted run has finished, and measure the others",
+    )
+    group.addoption(
+        "--energy-simulated-engines",
+        action="store_true",
+        default=None,
+        help="suites: have a forecast stand for every engine, to try a suite out with --energy-source=simulated",
+    )
+    group.addoption(
         "--energy-disable", action="store_true", default=None, help="run energy tests once, without measuring"
     )
     for name, (kind, default, _, text) in INI.items():
         parser.addini(name, f"{text}; default: {default or 'none'}", type=kind, default=None)
+
+
+PLAIN_LAYOUT = (("columns", ""), ("sort", "run"), ("group-by", "none"))
+"""The options of the table, each with its default."""
+
+
+def layout_of(config: pytest.Config) -> Layout:
+    """Read how the table is to look; raises UsageError."""
+    from pytest_tokenpower.reporting.columns import layout
+
+    found = layout(*(config.getoption(f"--energy-{name}") for name, _ in PLAIN_LAYOUT))
+    return found._replace(factors=_factors(config))
 
 
 _Kind = Literal["string", "bool", "int", "float", "args"]
@@ -133,11 +196,31 @@ INI: dict[str, tuple[_Kind, object, str, str]] = {
         "a share in quotes, such as '3%' or '0.03'",
         "how much more energy per token fails a test without a limit of its own",
     ),
+    "energy_alpha": (
+        "string",
+        "1%",
+        "a share in quotes of at most 2.5 %, such as '1%'",
+        "how often a run of identical code may fail, over all its comparisons together",
+    ),
     "energy_baseline_runs": (
         "int",
         DEFAULT_BASELINE_RUNS,
         "an integer of at least 1",
         "how many stored runs make the baseline, newest first",
+    ),
+    "energy_price": ("string", "", "a price per kWh", "what a kWh costs, for the cost of a million tokens"),
+    "energy_currency": ("string", "", "a currency", "the currency of energy_price, such as EUR"),
+    "carbon_intensity": (
+        "string",
+        "",
+        "gCO2e per kWh, or a country's three letters",
+        "gCO2e per kWh, or a country (DEU, USA, ...) whose yearly average is taken from a table",
+    ),
+    "energy_pue": (
+        "string",
+        "",
+        "a number of at least 1",
+        "the data centre's total energy over that of its IT",
     ),
     "energy_warmup_rounds": (
         "int",
@@ -185,6 +268,8 @@ def read_settings(config: pytest.Config) -> Settings:
             "--energy-baseline is empty, as a variable that is not set leaves it: give a git ref, the name of a saved "
             "run or a path, or leave the option away"
         )
+    if config.getoption("--energy-only") and config.getoption("--energy-skip"):
+        raise UsageError("--energy-only and --energy-skip together leave no test: give one of them")
     rootdir = config.rootpath
     child = CHILD_VARIABLE in os.environ
     storage = text("--energy-storage", "energy_storage")
@@ -192,7 +277,7 @@ def read_settings(config: pytest.Config) -> Settings:
     record = config.getoption("--energy-record")
     return Settings(
         disabled=bool(config.getoption("--energy-disable")),
-        source=text("--energy-source", "energy_source"),
+        source=_source(config, text("--energy-source", "energy_source")),
         scope=_scope(text("--energy-scope", "energy_scope")),
         save=None if child else config.getoption("--energy-save"),
         autosave=not child and bool(config.getoption("--energy-autosave")),
@@ -201,6 +286,7 @@ def read_settings(config: pytest.Config) -> Settings:
         else None,
         json=config.invocation_params.dir / json if json else None,
         record=_of_worker(config.invocation_params.dir / record, config) if record and not child else None,
+        reports=() if child else _reports(config),
         baselines=() if child else _names("--energy-baseline", text("--energy-baseline", "energy_baseline")),
         baselines_of_ini=config.getoption("--energy-baseline") is None,
         rerun_baseline=not child and bool(config.getoption("--energy-rerun-baseline")),
@@ -215,8 +301,56 @@ def read_settings(config: pytest.Config) -> Settings:
             [name for each in _ini(config, "energy_key_ignore") for name in each.replace(",", " ").split()]
         ),
         regression=fraction("energy_regression", _ini(config, "energy_regression")),
+        alpha=_alpha(_ini(config, "energy_alpha")),
         warmup_rounds=_at_least(0, config, "energy_warmup_rounds"),
+        only=bool(config.getoption("--energy-only")),
+        skip=bool(config.getoption("--energy-skip")),
+        given=_given_options(config),
+        factors=_factors(config),
+        resume=not child and bool(config.getoption("--energy-resume")),
+        simulated_engines=bool(config.getoption("--energy-simulated-engines")),
     )
+
+
+def _given_options(config: pytest.Config) -> tuple[str, ...]:
+    """Our own options, wherever they were given; others' may hold what is nobody's business."""
+    plain = {f"energy_{name.replace('-', '_')}": default for name, default in PLAIN_LAYOUT}
+    found = []
+    for name, value in sorted(vars(config.option).items()):
+        if name.startswith("energy_") and value is not None and value != plain.get(name):
+            option = f"--{name.replace('_', '-')}"
+            found.append(option if value is True else f"{option}={value}")
+    return tuple(found)
+
+
+def _reports(config: pytest.Config) -> tuple[ReportTarget, ...]:
+    if not (given := config.getoption("--energy-report")):
+        return ()
+    from pytest_tokenpower.reporting.formats import target
+
+    return tuple(target(text, config.invocation_params.dir) for text in given)
+
+
+def _factors(config: pytest.Config) -> Factors:
+    names = ("energy_price", "energy_currency", "carbon_intensity", "energy_pue")
+    values = [str(_ini(config, name)) for name in names]
+    if not any(values):
+        return NO_FACTORS
+    from pytest_tokenpower.reporting.costs import read_factors
+
+    return read_factors(*values)
+
+
+def _source(config: pytest.Config, source: str) -> str:
+    """Put boards on a time of their own for engines that only wait, unless a scenario says what they live on."""
+    if not config.getoption("--energy-simulated-engines"):
+        return source
+    if source.partition(":")[0] != "simulated":
+        raise UsageError(
+            f"--energy-simulated-engines with --energy-source={source}: what no engine does cannot be measured; use "
+            "--energy-source=simulated"
+        )
+    return "simulated:virtual" if source == "simulated" else source
 
 
 def _of_worker(path: Path, config: pytest.Config) -> Path:
@@ -270,6 +404,13 @@ def _seconds(name: str, value: str) -> float:
     if not 0 <= seconds < float("inf"):
         raise UsageError(f"{name}={value}: must be a number of seconds, 0 for no restarts")
     return seconds
+
+
+def _alpha(value: object) -> float:
+    alpha = fraction("energy_alpha", value)
+    if alpha > MOST_ALPHA:
+        raise UsageError(f"ini energy_alpha={value}: must be {INI['energy_alpha'][2]}")
+    return alpha
 
 
 def _at_least(least: int, config: pytest.Config, name: str) -> int:

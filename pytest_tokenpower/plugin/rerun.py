@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_tokenpower.errors import TokenPowerError, UsageError
+from pytest_tokenpower.plugin.edge import fail, said
 from pytest_tokenpower.plugin.marker import read_budget
 from pytest_tokenpower.plugin.progress import teller
 from pytest_tokenpower.plugin.state import (
@@ -51,7 +51,7 @@ class Rerunner:
                     session_of(self._config).root,
                 )
             except TokenPowerError as error:
-                pytest.exit(f"energy: {error}", returncode=pytest.ExitCode.USAGE_ERROR)
+                pytest.exit(said(f"energy: {error}"), returncode=pytest.ExitCode.USAGE_ERROR)
         return (yield)
 
     @pytest.hookimpl(tryfirst=True)
@@ -63,17 +63,16 @@ class Rerunner:
         if not is_gated(item) and not rerun.of_test(item.nodeid)[1] and not rerun.failure(item.nodeid):
             return None
         chosen, limits, session = self._config.stash[SETTINGS], read_budget(item), session_of(self._config)
-        policy = replace(session.policy(limits), family=session.gated_tests)
-        measured = rerun.judge(item.nodeid, policy, limits.ceilings)
+        measured = rerun.judge(item.nodeid, session.policy(limits), limits.ceilings)
 
         def outcome() -> None:
             if measured is None:
                 if failure := rerun.failure(item.nodeid):
-                    pytest.fail(f"{item.name} failed in a process of its own: {failure}", pytrace=False)
+                    fail(f"{item.name} failed in a process of its own: {failure}")
                 pytest.skip("nothing was measured in its own process: run it alone to see why")
             item.stash[MEASUREMENT] = measured
             if complaint := failure_of(item.name, measured, chosen):
-                pytest.fail(complaint, pytrace=False)
+                fail(complaint)
 
         hook = item.ihook
         hook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)

@@ -66,6 +66,7 @@ class PendingRestarts:
         doubtful = [one for one in measurements if any(v.kind == "doubtful" for v in one.verdicts)]
         if not doubtful:
             return
+        from pytest_tokenpower.core.files import scratch_prefix
         from pytest_tokenpower.runner.restarts import Case, Escalation
 
         overhead = START_SECONDS + self._setup_seconds
@@ -74,7 +75,7 @@ class PendingRestarts:
             for one in doubtful
         ]
         numbers = count(1)
-        with tempfile.TemporaryDirectory(prefix="tokenpower-restart-") as folder:
+        with tempfile.TemporaryDirectory(prefix=scratch_prefix("restart")) as folder:
             escalation = Escalation(
                 lambda test, left_s: self._restart(test, left_s, Path(folder), next(numbers)),
                 self._judge,

@@ -11,6 +11,7 @@ from pytest_tokenpower.core.settings import Settings
 
 if TYPE_CHECKING:
     from pytest_tokenpower.core.records import MeasurementRecord, VerdictRecord
+    from pytest_tokenpower.core.types import Fact
     from pytest_tokenpower.runner.fixture import Energy
     from pytest_tokenpower.runner.outcome import Attempt
     from pytest_tokenpower.runner.session import Session
@@ -18,10 +19,17 @@ if TYPE_CHECKING:
 SETTINGS: pytest.StashKey[Settings] = pytest.StashKey()
 SESSION: pytest.StashKey[Session] = pytest.StashKey()
 ENERGY: pytest.StashKey[Energy] = pytest.StashKey()
+SKIPPED: pytest.StashKey[str] = pytest.StashKey()
 NO_METER: pytest.StashKey[str] = pytest.StashKey()
 MEASUREMENTS: pytest.StashKey[list[MeasurementRecord]] = pytest.StashKey()
 MEASUREMENT: pytest.StashKey[MeasurementRecord] = pytest.StashKey()
+WAYS: pytest.StashKey[tuple[int, int]] = pytest.StashKey()
+"""How many of the collected tests can fail by a comparison, and by how many ceilings."""
 ATTEMPTS: pytest.StashKey[tuple[Attempt, ...]] = pytest.StashKey()
+
+
+MOST_PARAMETER = 200
+"""A longer parameter is a prompt or a document: it is no column."""
 
 
 def session_of(config: pytest.Config) -> Session:
@@ -34,7 +42,9 @@ def session_of(config: pytest.Config) -> Session:
             config.rootpath,
             cache(lambda source: config.hook.pytest_tokenpower_meters(source=source)),
         )
-    return config.stash[SESSION]
+    session = config.stash[SESSION]
+    session.gated_tests, session.ceilings = config.stash.get(WAYS, (1, 0))
+    return session
 
 
 def failure_of(name: str, measured: MeasurementRecord, chosen: Settings) -> str:
@@ -73,6 +83,18 @@ def test_id(item: pytest.Item) -> str:
     """The node id, the same in every process: a distribution mode may add to that of its workers' items (@group)."""
     plain = f"{item.parent.nodeid}::{item.name}" if item.parent is not None else item.nodeid
     return plain if item.nodeid.startswith(plain) else item.nodeid
+
+
+def parameters(item: pytest.Item) -> dict[str, Fact]:
+    """What a parametrised test was given, as far as it is text, number or boolean."""
+    from pytest_tokenpower.store.keys import canonical_fact
+
+    given: dict[str, object] = getattr(getattr(item, "callspec", None), "params", {})
+    return {
+        f"param.{name}": canonical_fact(value, name)
+        for name, value in given.items()
+        if isinstance(value, (int, float, bool)) or (isinstance(value, str) and len(value) <= MOST_PARAMETER)
+    }
 
 
 def runs_tests(config: pytest.Config) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tabulate import tabulate
 
+from pytest_tokenpower.core.denominators import unit_of
 from pytest_tokenpower.core.text import signed
 from pytest_tokenpower.gate.history import LEAST_CHANGE, History, Series
 from pytest_tokenpower.reporting.plot import Point, letter, render
@@ -54,7 +55,7 @@ def _heading(history: History, series: Series) -> list[str]:
 
 def _plot(series: Series) -> list[str]:
     points = [
-        Point(point.joules_per_token, *point.interval(), level)
+        Point(point.value, *point.interval(), level)
         for point, level in zip(series.points, series.levels(), strict=True)
     ]
     ends = [
@@ -66,7 +67,7 @@ def _plot(series: Series) -> list[str]:
         [change.index for change in series.changes],
         *(ends if len(points) > 1 else (ends[0], "")),
     )
-    return ["J/token", *drawn]
+    return [unit_of(series.figure), *drawn]
 
 
 def _changes(history: History, series: Series, place: StoreContext) -> list[str]:
@@ -78,7 +79,7 @@ def _changes(history: History, series: Series, place: StoreContext) -> list[str]
         low, high = change.change_interval()
         lines.append(
             f"{letter(number)}  {signed(change.change)} [{100 * low:+.1f}, {100 * high:+.1f}]  "
-            f"{levels[change.index - 1]:.4g} -> {levels[change.index]:.4g} J/token"
+            f"{levels[change.index - 1]:.4g} -> {levels[change.index]:.4g} {unit_of(series.figure)}"
         )
         lines += _suspects(history, series, change, place)
     return lines
@@ -107,7 +108,7 @@ def _table(series: Series) -> list[str]:
     rows = []
     for point in reversed(series.points[-_LISTED_RUNS:]):
         low, high = point.interval()
-        value = point.joules_per_token
+        value = point.value
         rows.append(
             [
                 point.entry.id8,
@@ -118,7 +119,7 @@ def _table(series: Series) -> list[str]:
                 point.verdict,
             ]
         )
-    columns = ("run", "commit", "time (UTC)", "J/token", "±95 %", "verdict")
+    columns = ("run", "commit", "time (UTC)", unit_of(series.figure), "±95 %", "verdict")
     return tabulate(
         rows,
         headers=columns,

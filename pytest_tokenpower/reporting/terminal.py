@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from pytest_tokenpower.core.records import MeasurementRecord
-from pytest_tokenpower.core.text import short_test_name, signed
+from pytest_tokenpower.core.denominators import PER, denominator
+from pytest_tokenpower.core.records import MeasurementRecord, PhaseSplit
+from pytest_tokenpower.core.text import short_test_name
 from pytest_tokenpower.gate.messages import message, word
-from pytest_tokenpower.gate.verdict import FAILING, against_baseline, gravest
+from pytest_tokenpower.gate.verdict import FAILING, SEVERITY
+from pytest_tokenpower.reporting.columns import ESTIMATED, Layout, is_estimated, status, table
+from pytest_tokenpower.reporting.costs import explained
 from pytest_tokenpower.reporting.junit import scope_label
 
 if TYPE_CHECKING:
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
 class Reporter(Protocol):
     """What is needed of pytest's terminal reporter."""
 
-    def write_sep(self, sep: str, title: str) -> None:
+    def write_sep(self, sep: str, title: str, **markup: bool) -> None:
         """Write a line across the terminal with a title in it."""
         ...
 
@@ -27,21 +30,7 @@ class Reporter(Protocol):
         ...
 
 
-COLUMNS = (
-    "test",
-    "J/token",
-    "±95 %",
-    "prefill",
-    "decode",
-    "W",
-    "tok/s",
-    "change",
-    "95 % interval",
-    "verdict",
-)
-
-ESTIMATED = "~"
-"""Stands before a phase's figure whose marks do not come from the engine itself."""
+LEGEND = "{per}. ±95 %: by this run's rounds alone; what differs between runs is in the interval."
 
 MOST_PROBLEMS = 10
 """So many files that were skipped are named; the others are only counted."""
@@ -52,21 +41,38 @@ def summary(
     measurements: Sequence[MeasurementRecord],
     session: Session,
     problems: Mapping[str, str],
+    *,
+    layout: Layout,
+    width: int,
+    verbosity: int = 0,
 ) -> None:
-    """Write the energy section; ``problems`` are the stored files that were skipped, each with the reason."""
-    reporter.write_sep("=", "energy")
+    """Write the energy section, the news in its first line.
+
+    Args:
+        reporter: Where it is written.
+        measurements: The tests that were measured, in the order of the run.
+        session: The run, for the baselines that it compares with.
+        problems: The stored files that were skipped, each with the reason.
+        layout: Which columns, and in which order the tests.
+        width: Columns of the terminal.
+        verbosity: pytest's: at -2 (``-qq``) and below the news is all.
+    """
+    news, grave = headline(measurements, width - 14)
+    reporter.write_sep("=", f"energy: {news}", **_markup(grave), bold=True)
+    if verbosity < -1:
+        for measured in measurements:
+            if measured.provenance != "measured":
+                reporter.write_line(_source(measured))
+                break
+        return
     for line in header(measurements, session):
         reporter.write_line(line)
     reporter.write_line("")
-    for line, kind in table(measurements):
-        markup = (
-            {"red": True}
-            if kind in FAILING
-            else {"yellow": True}
-            if kind in ("inconclusive", "no baseline")
-            else {}
-        )
-        reporter.write_line(line, **markup)
+    lines = table(measurements, layout, width)
+    for line, kind in lines:
+        reporter.write_line(line, **_markup(kind))
+    if verbosity >= 0 and "±95 %" in lines[0][0]:
+        reporter.write_line(LEGEND.format(per=_per(measurements)))
     notes = [
         line
         for measured in measurements
@@ -78,7 +84,8 @@ def summary(
         )
     ]
     notes += absences(measurements)
-    if any(map(_estimated, measurements)):
+    notes += explained(layout.factors, [measured.scope for measured in measurements if measured.figures])
+    if any(map(is_estimated, measurements)):
         notes.append(f"{ESTIMATED} estimated: the phases were marked from outside the engine")
     if notes:
         reporter.write_line("")
@@ -92,6 +99,34 @@ def summary(
         reporter.write_line("")
     for line in skipped(problems):
         reporter.write_line(line, yellow=True)
+
+
+def _per(measurements: Sequence[MeasurementRecord]) -> str:
+    """What the tests' joules are divided by, and by which of it those are compared that have another than usual."""
+    used = {denominator(measured.key) for measured in measurements}
+    if used <= {"token"}:
+        return "Per generated token"
+    names = [PER[per] if per != "token" else "generated token" for per in PER if per in used]
+    return f"Compared per {' or '.join(names)}"
+
+
+def headline(measurements: Sequence[MeasurementRecord], width: int) -> tuple[str, str | None]:
+    """Return the news in at most ``width`` characters, the gravest first, and the verdict that colours it."""
+    kinds = list(map(status, measurements))
+    order = [*SEVERITY[:3], "failed", *SEVERITY[3:], "measured"]
+    counts = {kind: kinds.count(kind) for kind in sorted(set(kinds), key=order.index)}
+    news = ", ".join(f"{count} {word(kind)}" for kind, count in counts.items())
+    if len(news) > width:
+        news = news[: news.rindex(",", 0, width)] + ", …"
+    return news, next(iter(counts), None)
+
+
+def _markup(kind: str | None) -> dict[str, bool]:
+    if kind in FAILING or kind == "failed":
+        return {"red": True}
+    if kind in ("inconclusive", "no baseline", "doubtful"):
+        return {"yellow": True}
+    return {"green": True} if kind == "improved" else {}
 
 
 def header(measurements: Sequence[MeasurementRecord], session: Session) -> list[str]:
@@ -118,55 +153,6 @@ def _source(measured: MeasurementRecord) -> str:
     return f"{honest}{', '.join(names)}, {measured.method} ({scope})"
 
 
-def table(measurements: Sequence[MeasurementRecord]) -> list[tuple[str, str | None]]:
-    """The table's lines, each with the verdict that colours it."""
-    from tabulate import tabulate
-
-    rows = [row(measured) for measured in measurements]
-    used = [i for i in range(len(COLUMNS)) if i in (0, 1) or any(each[i] for each in rows)]
-    text = tabulate(
-        [[each[i] for i in used] for each in rows],
-        headers=[COLUMNS[i] for i in used],
-        tablefmt="simple",
-        disable_numparse=True,
-        colalign=["left" if COLUMNS[i] in ("test", "verdict") else "right" for i in used],
-    ).splitlines()
-    kinds = [getattr(gravest(measured.verdicts), "kind", None) for measured in measurements]
-    return list(zip(text, [None, None, *kinds], strict=True))
-
-
-def row(measured: MeasurementRecord) -> list[str]:
-    """One test's cells, in the order of COLUMNS; what is not known stays empty."""
-
-    def figure(name: str) -> str:
-        return f"{measured.figures[name].value:.4g}" if name in measured.figures else ""
-
-    def phase(name: str) -> str:
-        return ESTIMATED + figure(name) if figure(name) and _estimated(measured) else figure(name)
-
-    main = measured.figures.get("joules_per_token")
-    verdict = gravest(measured.verdicts)
-    compared = against_baseline(measured.verdicts)
-    return [
-        short_test_name(measured.test),
-        figure("joules_per_token"),
-        f"{196 * main.stderr / main.value:.1f} %" if main else "",
-        phase("prefill_joules_per_token"),
-        phase("decode_joules_per_token"),
-        f"{measured.figures['mean_watts'].value:.0f}" if "mean_watts" in measured.figures else "",
-        figure("tokens_per_second"),
-        signed(compared.change) if compared and compared.change is not None else "",
-        f"[{100 * (compared.change_low or 0):+.1f}, {100 * (compared.change_high or 0):+.1f}]"
-        if compared
-        else "",
-        word(verdict.kind) if verdict else ("failed" if measured.reasons else "measured"),
-    ]
-
-
-def _estimated(measured: MeasurementRecord) -> bool:
-    return any(phase.estimated for one in measured.rounds for phase in one.phases.values())
-
-
 def mixed_steps(measured: MeasurementRecord) -> list[str]:
     """How the phases came out of steps that prefilled and decoded at once, or why they did not."""
     split = measured.phase_split
@@ -176,20 +162,37 @@ def mixed_steps(measured: MeasurementRecord) -> list[str]:
     if split.mixed_share is None:
         return [f"{name}: prefill and decode not told apart: {split.reason}"]
     much = f"{100 * split.mixed_share:.2g} % of the steps' energy"
-    if split.reason:
+    if split.reason and not _told(measured):
         return [f"{name}: prefill and decode not told apart, {much} being in mixed steps: {split.reason}"]
-    return [f"{name}: prefill and decode: {much} was in mixed steps, divided by least squares"]
+    return [f"{name}: prefill and decode: {much} was in mixed steps, {division(measured, split)}"]
+
+
+def division(measured: MeasurementRecord, split: PhaseSplit) -> str:
+    """How the energy of mixed steps was divided."""
+    if not split.reason:
+        return "divided by least squares"
+    if not _told(measured):
+        return f"not told apart: {split.reason}"
+    return f"which is in the errors, as it may be of either: {split.reason}"
+
+
+def _told(measured: MeasurementRecord) -> bool:
+    return any({"prefill", "decode"} & one.phases.keys() for one in measured.rounds)
 
 
 def cached(measured: MeasurementRecord) -> list[str]:
-    """That prompts came from a prefix cache, so that their prefill is not in the figures."""
-    count = measured.facts.get("prefix_cache.prompt_tokens")
-    if count is None:
+    """How much of the prompts came from a prefix cache and is in no figure; what to do where it was not asked for."""
+    prompts = sum(one.prompt_tokens for one in measured.rounds)
+    held = sum(one.cached_prompt_tokens for one in measured.rounds)
+    if not held:
         return []
     name = short_test_name(measured.test)
+    said = f"{name}: {100 * held / prompts:.0f} % of the prompt tokens came from a prefix cache and were not prefilled"
+    if measured.facts.get("prefix_cache.asked_for"):
+        return [f"{said}, as asked for"]
     return [
-        f"{name}: {count} prompt tokens of the last execution came from vLLM's prefix cache and were not prefilled: "
-        "enable_prefix_caching=False has every round do the same work"
+        f"{said}: switch it off for rounds that do all of their work (vLLM: enable_prefix_caching=False), or say "
+        "power_budget(prefix_cache=True) where it is meant"
     ]
 
 

@@ -35,6 +35,20 @@ def require_local_meter(test: str, workload: object, devices: Sequence[Device]) 
         )
 
 
+def is_benchmark(fn: object) -> bool:
+    """Whether something is the fixture of pytest-benchmark, or a method of it."""
+    return type(getattr(fn, "__self__", fn)).__module__.partition(".")[0] == "pytest_benchmark"
+
+
+def require_workload(test: str, benchmark: object, args: Sequence[object]) -> None:
+    """Raise UsageError where pytest-benchmark is not simply called with a workload."""
+    if hasattr(benchmark, "__self__") or not args or not callable(args[0]):
+        raise UsageError(
+            f"{test}: energy(benchmark, fn, ...) takes the benchmark fixture itself and a workload; for "
+            "benchmark.pedantic call energy(fn, ...) first, and then benchmark.pedantic(fn, ...)"
+        )
+
+
 _SPELLINGS = {
     "bf16": "bfloat16",
     "fp16": "float16",

@@ -28,28 +28,23 @@ _DROPPED = {
     "--energy-rerun-baseline": 0,
     "--energy-max-seconds": 1,
     "--energy-autosave": 0,
+    "--energy-resume": 0,
     "--energy-save": 1,
     "--energy-json": 1,
     "--energy-record": 1,
-    # What the whole run writes, the child would write over; pytest empties --basetemp when it starts.
-    "--junitxml": 1,
-    "--junit-xml": 1,
-    "--html": 1,
-    "--report-log": 1,
-    "--log-file": 1,
-    "--pastebin": 1,
-    "--basetemp": 1,
+    # It opens its file as it is read.
+    "--benchmark-json": 1,
     "-n": 1,
     "--numprocesses": 1,
-    # A child has a cache of its own that knows no last failure, and nobody is there to debug it.
-    **dict.fromkeys(("--lf", "--last-failed", "--ff", "--failed-first", "--nf", "--new-first"), 0),
-    **dict.fromkeys(
-        ("--sw", "--stepwise", "--sw-skip", "--stepwise-skip", "--sw-reset", "--stepwise-reset"), 0
-    ),
-    **dict.fromkeys(("--lfnf", "--last-failed-no-failures"), 1),
-    **dict.fromkeys(("--cache-clear", "--pdb", "--trace"), 0),
 }
-"""Options of the whole run that its child runs do not repeat, with the number of their values."""
+"""Options of the whole run that its child runs do not repeat, with the number of their values.
+
+What else it writes, the child itself takes back (plugin/child.py).
+"""
+
+
+_NOT_INHERITED = ("COV_CORE_", "COVERAGE_PROCESS_", "GITHUB_STEP_SUMMARY")
+"""Beginnings of variables by which a process adds to the coverage data or the job summary of its parent."""
 
 
 def child_arguments(arguments: Sequence[str]) -> list[str]:
@@ -164,17 +159,15 @@ class ChildRun:
             )
 
     def _environment(self) -> dict[str, str]:
-        environment = {**os.environ, CHILD_VARIABLE: "1", "PYTHONUNBUFFERED": "1"}
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_INHERITED)}
+        environment = {**inherited, CHILD_VARIABLE: "1", "PYTHONUNBUFFERED": "1"}
         if self.top is None:
             return environment
         # The package under test may be installed from another work tree: this one goes first.
         places = dict.fromkeys((self.top, self.top / "src", *(self.top / each for each in self.import_roots)))
         sources = [str(path) for path in places if path.is_dir()]
-        inherited = os.environ.get("PYTHONPATH")
-        return {
-            **environment,
-            "PYTHONPATH": os.pathsep.join([*sources, *([inherited] if inherited else [])]),
-        }
+        given = environment.get("PYTHONPATH")
+        return {**environment, "PYTHONPATH": os.pathsep.join([*sources, *([given] if given else [])])}
 
 
 def _own_cache(folder: Path, arguments: Sequence[str]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -10,14 +9,19 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
-from pytest_tokenpower.analysis.rounds import LARGEST_FLAGGED_SHARE
+import msgspec
+import numpy as np
+
+from pytest_tokenpower.analysis.rounds import LARGEST_FLAGGED_SHARE, denominator_of, gated, unknown_figure
+from pytest_tokenpower.core.denominators import figure_per
 from pytest_tokenpower.core.progress import warmup_progress
 from pytest_tokenpower.core.records import OTHER_VARIANT, RoundRecord, VerdictRecord
 from pytest_tokenpower.core.settings import fraction
 from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.core.windows import PhaseWindow, RoundWindow
 from pytest_tokenpower.errors import EngineError, TokenCountError, UsageError
-from pytest_tokenpower.gate.verdict import judge_variants
+from pytest_tokenpower.gate.verdict import Policy, judge_variants
+from pytest_tokenpower.runner.coroutines import blocking
 from pytest_tokenpower.runner.rounds import (
     MOST_ROUNDS,
     MOST_SECONDS,
@@ -26,8 +30,10 @@ from pytest_tokenpower.runner.rounds import (
     quick_enough,
     repeats_for,
 )
-from pytest_tokenpower.stats.prior import DEFAULT_PRIOR, Prior
+from pytest_tokenpower.stats.comparison import Blocks, block_differences
+from pytest_tokenpower.stats.pace import Waiting
 from pytest_tokenpower.stats.runs import summarise_blocks
+from pytest_tokenpower.stats.scatter import DEFAULT_NOISE
 
 
 class Startable(Protocol):
@@ -108,7 +114,10 @@ def annotate_errors(variant: str, names: tuple[str, str] | None) -> Iterator[Non
 
 def started(variant: Callable[[], object] | Startable, stack: ExitStack) -> Callable[[], object]:
     """What runs one execution of a variant; one that has to be started ends with ``stack``."""
-    return stack.enter_context(variant.start()) if hasattr(variant, "start") else variant
+    running: AbstractContextManager[Callable[[], object]] = (
+        variant.start() if hasattr(variant, "start") else blocking(variant)
+    )
+    return stack.enter_context(running)
 
 
 def names_of(baseline: object, candidate: object) -> tuple[str, str] | None:
@@ -168,6 +177,7 @@ class BlockPlan:
     min_blocks: int
     max_blocks: int
     max_seconds: float
+    per: str | None = None
 
 
 @dataclass(frozen=True)
@@ -186,7 +196,6 @@ def run_blocks(
     *,
     bench: RoundEvaluator,
     order: random.Random,
-    prior: Prior = DEFAULT_PRIOR,
     names: tuple[str, str] | None = None,
 ) -> tuple[Block, ...]:
     """Warm both variants up, then run ABBA blocks of one restart, each with a first variant drawn from ``order``.
@@ -198,7 +207,7 @@ def run_blocks(
 
     def run(variant: Variant, repeats: int) -> RoundWindow:
         with annotate_errors(variant, names):
-            return measured_round(execute[variant], count, phases, repeats, clock)[1]
+            return measured_round(execute[variant], count, phases, repeats, bench)[1]
 
     seconds: dict[Variant, list[float]] = {variant: [] for variant in VARIANTS}
     began = clock.seconds()
@@ -221,14 +230,17 @@ def run_blocks(
         variants = (lead, other, other, lead)
         windows = tuple(replace(run(variant, repeats[variant]), pool=variant) for variant in variants)
         blocks.append(Block(variants, windows))
+        if bench.failed_for_good(windows[0].start_ns):
+            break
         if len(blocks) < plan.min_blocks:
             continue
         if clock.seconds() - began > plan.max_seconds:
             break
-        found = differences(blocks, bench.assess([window for block in blocks for window in block.windows]))
-        if len(found) >= plan.min_blocks:
-            (summary,) = summarise_blocks([found], prior)
-            if summary.squared_error <= (prior.tau0_interleaved / 2) ** 2:
+        records = bench.assess([window for block in blocks for window in block.windows])
+        found = kept_blocks(blocks, records, plan.per or denominator_of(records))
+        if found is not None and len(found.joules_per_token) >= plan.min_blocks:
+            (summary,) = summarise_blocks([block_differences(found)])
+            if summary.squared_error <= (DEFAULT_NOISE.interleaved.sd / 2) ** 2:
                 break
     return tuple(blocks)
 
@@ -264,45 +276,58 @@ class Comparison:
         variants = [each for blocks in self.restarts for block in blocks for each in block.variants]
         return tuple(record for each, record in zip(variants, records, strict=True) if each == variant)
 
-    def judge(self, records: Sequence[RoundRecord]) -> VerdictRecord:
-        """The verdict over all restarts; ``records`` as for :meth:`of_variant`."""
+    def judge(
+        self, records: Sequence[RoundRecord], per: str, policy: Policy, waiting: Waiting | None = None
+    ) -> VerdictRecord:
+        """The verdict over all restarts.
+
+        Args:
+            records: as for :meth:`of_variant`.
+            per: their denominator.
+            policy: what it is judged by.
+            waiting: the waiting watts of the board.
+        """
         found = []
         rest = list(records)
         for blocks in self.restarts:
             size = sum(len(block.windows) for block in blocks)
-            found.append(differences(blocks, rest[:size]))
+            found.append(kept_blocks(blocks, rest[:size], per))
             rest = rest[size:]
-        kept = [each for each in found if each]
+        kept = [each for each in found if each is not None]
         total = sum(len(blocks) for blocks in self.restarts)
-        dropped = total - sum(map(len, kept))
+        dropped = total - sum(len(each.joules_per_token) for each in kept)
         if not kept or dropped > LARGEST_FLAGGED_SHARE * total:
             causes = dict.fromkeys(reason for record in records for reason in record.reasons)
+            if unknown := unknown_figure(records, per):
+                causes.setdefault(unknown)
             return VerdictRecord(
                 "invalid",
                 OTHER_VARIANT,
                 reason=f"{dropped} of {total} ABBA blocks could not be measured: {'; '.join(causes)}",
             )
-        return judge_variants(
+        verdict = judge_variants(
             kept,
+            policy,
             at_least=self.at_least,
             at_most=self.at_most,
             names=self.names,
+            waiting=waiting,
         )
+        return msgspec.structs.replace(verdict, figure=figure_per(per))
 
 
-def differences(blocks: Sequence[Block], records: Sequence[RoundRecord]) -> list[float]:
-    """Per block the mean ln(J/token) of the candidate less that of the baseline; spoilt blocks are left out.
+def kept_blocks(blocks: Sequence[Block], records: Sequence[RoundRecord], per: str) -> Blocks | None:
+    """The blocks of one restart of which all four rounds are good; None where there is none.
 
-    ``records`` are of all the blocks' windows, in their order.
+    ``records`` are of all the blocks' windows, in their order; ``per`` is their denominator.
     """
-    found = []
-    rest = iter(records)
-    for block in blocks:
-        values: dict[Variant, list[float]] = {variant: [] for variant in VARIANTS}
-        for variant in block.variants:
-            record = next(rest)
-            if not record.reasons and record.joules is not None:
-                values[variant].append(math.log(record.joules / record.generated_tokens))
-        if all(len(values[variant]) == 2 for variant in VARIANTS):
-            found.append(sum(values["candidate"]) / 2 - sum(values["baseline"]) / 2)
-    return found
+    joules, seconds, candidate = [], [], []
+    for number, block in enumerate(blocks):
+        parts = gated(records[4 * number : 4 * number + 4], per)
+        if len(parts) == len(block.variants):
+            joules.append([each.joules / each.units for each in parts])
+            seconds.append([each.seconds / each.units for each in parts])
+            candidate.append([float(variant == "candidate") for variant in block.variants])
+    if not joules:
+        return None
+    return Blocks(np.array(joules), np.array(candidate), np.array(seconds))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, overload
 
 from pytest_tokenpower.core.records import MeasurementRecord
 from pytest_tokenpower.core.tokens import TokenCount, count_tokens
@@ -14,8 +15,13 @@ from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.core.windows import PhaseWindow, RoundWindow
 from pytest_tokenpower.engines.identify import describe_callable
 from pytest_tokenpower.engines.phase_marks import notes_of, phases_of
-from pytest_tokenpower.errors import TokenCountError, UsageError
-from pytest_tokenpower.runner.checks import declared_config, require_local_meter
+from pytest_tokenpower.errors import MeterError, TokenCountError, UsageError
+from pytest_tokenpower.runner.checks import (
+    declared_config,
+    is_benchmark,
+    require_local_meter,
+    require_workload,
+)
 from pytest_tokenpower.runner.compare import (
     VARIANTS,
     BlockPlan,
@@ -27,9 +33,11 @@ from pytest_tokenpower.runner.compare import (
     run_blocks,
     started,
 )
+from pytest_tokenpower.runner.coroutines import awaited, blocking, refuse_pending
 from pytest_tokenpower.runner.open_windows import sole_window
 from pytest_tokenpower.runner.outcome import Attempt, MeasuredTest, finish
-from pytest_tokenpower.runner.rounds import RoundPlan, device_wait, run_rounds
+from pytest_tokenpower.runner.result import Result
+from pytest_tokenpower.runner.rounds import RoundPlan, device_wait, run_rounds, run_rounds_async
 
 if TYPE_CHECKING:
     from pytest_tokenpower.core.settings import Limits
@@ -45,28 +53,44 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 Counter = Callable[
-    [object, tuple[object, ...], dict[str, object], Callable[..., object]], "TokenCount | None"
+    [object, tuple[object, ...], dict[str, object], "Callable[..., object] | None"], "TokenCount | None"
 ]
 
 
 class Window:
     """An open window of ``energy.measure()``: say what was generated in it before it closes."""
 
-    def __init__(self) -> None:
+    def __init__(self, energy: Energy | None) -> None:
+        self._energy = energy
+        self._open = True
         self._tokens: TokenCount | None = None
         self._phases: tuple[PhaseWindow, ...] = ()
 
+    @property
+    def counted(self) -> bool:
+        """Whether tokens were counted in it."""
+        return self._tokens is not None
+
     def tokens(self, *, prompt: int, generated: int, responses: int = 1) -> None:
         """Add the tokens of what ran in this window."""
-        self._add(TokenCount(prompt, generated, responses))
+        self._add(lambda energy: TokenCount(prompt, generated, responses))
 
     def count(self, result: object) -> None:
         """Add the tokens of a result: anything that ``energy(fn)`` can count."""
-        self._add(count_tokens(result))
+        self._add(lambda energy: energy._counted(result))
         self._phases += phases_of(result)
 
-    def _add(self, count: TokenCount) -> None:
-        self._tokens = count if self._tokens is None else self._tokens + count
+    def _add(self, count: Callable[[Energy], TokenCount]) -> None:
+        if self._energy is None:
+            return
+        with self._energy._refusing():
+            if not self._open:
+                raise UsageError(
+                    f"{self._energy._test}: tokens were counted when their energy.measure() block had ended: count "
+                    "them inside it"
+                )
+            tokens = count(self._energy)
+        self._tokens = tokens if self._tokens is None else self._tokens + tokens
 
 
 class Energy:
@@ -90,18 +114,106 @@ class Energy:
         self._declared: dict[str, Fact] = {}
         self._workload: str | None = None
         self._notes: dict[str, Fact] = {}
+        self._facts: dict[str, Fact] = {}
         self._called = False
         self._comparison: Comparison | None = None
         self._entered = False
+        self._ended = False
+        self._open = 0
+        self._refusals: list[str] = []
+        self._refused_before = 0
+        self._result: tuple[object, Result] | None = None
         self._replayed = session.replayed(test)
 
-    def __call__(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+    @overload
+    def __call__(
+        self, fn: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> R: ...
+
+    @overload
+    def __call__(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
+
+    def __call__(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Run ``fn(*args, **kwargs)`` in rounds under measurement; returns what it returned last.
 
+        ``energy(benchmark, fn, ...)`` measures ``fn`` and has pytest-benchmark time it after that. An asynchronous
+        function runs on an event loop of its own; in an asynchronous test see :meth:`async_run`.
         Raises whatever ``fn`` raises, and TokenCountError where its tokens cannot be counted.
         """
         # An error of the workload is shown as the test's own, without the frames that measured it.
         __tracebackhide__ = True
+        if is_benchmark(fn):
+            with self._refusing():
+                require_workload(self._test, fn, args)
+            self(*args, **kwargs)
+            return fn(*args, **kwargs)
+        with self._refusing(), blocking(fn) as execute, self._measuring(fn):
+            if self._replayed is not None:
+                self._windows.extend(self._replayed)
+                return execute(*args, **kwargs)
+            ran = run_rounds(
+                partial(execute, *args, **kwargs),
+                lambda result: self._counted(result, args, kwargs, fn),
+                phases_of,
+                self._plan,
+                self._telemetry,
+            )
+            return self._keep(*ran)
+
+    @overload
+    async def async_run(self, fn: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
+
+    @overload
+    async def async_run(
+        self, fn: Callable[P, AsyncIterator[R]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> list[R]: ...
+
+    async def async_run(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Run ``await fn(*args, **kwargs)`` in rounds as ``energy(fn, ...)`` does, on the event loop of the test.
+
+        What ``fn`` returns as an asynchronous stream is read to its end and counted as a list. Between the rounds,
+        while readings are awaited, the loop stands still.
+        """
+        __tracebackhide__ = True
+        with self._refusing(), self._measuring(fn):
+            if self._replayed is not None:
+                self._windows.extend(self._replayed)
+                return await awaited(fn, *args, **kwargs)
+            ran = await run_rounds_async(
+                partial(awaited, fn, *args, **kwargs),
+                lambda result: self._counted(result, args, kwargs, fn),
+                phases_of,
+                self._plan,
+                self._telemetry,
+            )
+            return self._keep(*ran)
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        """Remember what is refused: a test that catches the error has not measured what it was to measure."""
+        try:
+            if self._ended:
+                raise UsageError(
+                    f"{self._test}: a measurement began when the test's body had ended, as its fixtures were "
+                    "torn down: its figures would be in no verdict; measure in the test, or before it"
+                )
+            yield
+        except (UsageError, TokenCountError, MeterError) as error:
+            self._refusals.append(str(error))
+            raise
+
+    @contextmanager
+    def _window(self) -> Iterator[None]:
+        with sole_window(self._test, self.boards):
+            self._open += 1
+            try:
+                yield
+            finally:
+                self._open -= 1
+
+    @contextmanager
+    def _measuring(self, fn: Callable[..., object]) -> Iterator[None]:
+        """The measurement of one workload, for which the boards are its own."""
         if self._entered:
             raise UsageError(f"{self._test}: energy() and energy.measure() in one test: use one of them")
         if not callable(fn):
@@ -109,34 +221,30 @@ class Energy:
                 f"{self._test}: energy({type(fn).__name__}): what it measures is called; an engine is measured by "
                 "energy.run(engine, workload)"
             )
-        if self._called:
-            raise UsageError(
-                f"{self._test}: energy() was called twice in one test; a test has one measurement: parametrize the "
-                "test, or put both calls into one function"
-            )
-        self._called = True
-        require_local_meter(self._test, fn, self._telemetry.devices)
-        self._identity = describe_callable(fn)
-        declared_config(self._declared, self._identity)
-        if self._replayed is not None:
-            self._windows.extend(self._replayed)
-            return fn(*args, **kwargs)
-        budget = self._budget
-        last, windows = run_rounds(
-            partial(fn, *args, **kwargs),
-            lambda result: self._count(result, args, dict(kwargs), fn),
-            phases_of,
+        with self._window():
+            if self._called:
+                raise UsageError(
+                    f"{self._test}: energy() was called twice in one test; a test has one measurement: parametrize the "
+                    "test, or put both calls into one function (with pytest-benchmark: energy(benchmark, fn, ...))"
+                )
+            self._called = True
+            require_local_meter(self._test, fn, self._telemetry.devices)
+            self._identity = describe_callable(fn)
+            declared_config(self._declared, self._identity)
+            yield
+
+    @property
+    def _plan(self) -> RoundPlan:
+        budget, warmup = self._budget, self._session.settings.warmup_rounds
+        if self._telemetry.slow:
             # A slow meter has a single figure for all of it: one round that is as long as it takes.
-            RoundPlan(self._session.settings.warmup_rounds, 1, 1, budget.max_seconds)
-            if self._telemetry.slow
-            else RoundPlan(
-                self._session.settings.warmup_rounds, budget.min_rounds, budget.max_rounds, budget.max_seconds
-            ),
-            self._telemetry,
-        )
+            return RoundPlan(warmup, 1, 1, budget.max_seconds, budget.per)
+        return RoundPlan(warmup, budget.min_rounds, budget.max_rounds, budget.max_seconds, budget.per)
+
+    def _keep(self, last: object, windows: Sequence[RoundWindow]) -> object:
         self._windows.extend(windows)
         self._notes = notes_of(last)
-        return cast(R, last)
+        return last
 
     def run(self, engine: Engine | EngineSpec, workload: Workload | Batch) -> Generation:
         """Run a workload of pytest_tokenpower.workloads on an engine in rounds; returns what it generated last.
@@ -150,11 +258,12 @@ class Energy:
         from pytest_tokenpower.engines.execution import Execution
         from pytest_tokenpower.engines.spec import EngineSpec
 
-        if self.used:
-            raise UsageError(
-                f"{self._test}: energy.run() is a measurement of its own: use it once, and alone"
-            )
         with ExitStack() as stack:
+            stack.enter_context(self._refusing())
+            if self.used:
+                raise UsageError(
+                    f"{self._test}: energy.run() is a measurement of its own: use it once, and alone"
+                )
             running = stack.enter_context(engine.start()) if isinstance(engine, EngineSpec) else engine
             execution = Execution(running, workload)
             if execution.device_ids is not None:
@@ -175,6 +284,10 @@ class Energy:
         if self._identity is not None:
             declared_config(self._declared, self._identity)
 
+    def note(self, **facts: Fact) -> None:
+        """Have facts recorded along with the measurement; they are not compared."""
+        self._facts |= facts
+
     @contextmanager
     def measure(self) -> Iterator[Window]:
         """Measure what runs inside the ``with`` block, as one round; the block may be entered again for more.
@@ -182,29 +295,40 @@ class Energy:
         Nothing is warmed up and nothing is repeated: a single window stands for a single round. Raises
         TokenCountError when the block ends without tokens having been counted.
         """
-        if self._called:
-            raise UsageError(f"{self._test}: energy() and energy.measure() in one test: use one of them")
-        declared_config(self._declared, None)
-        self._entered = True
-        window, now_ns = Window(), self._telemetry.clock.monotonic_ns
-        if (wait := device_wait()) is not None:
-            wait()
-        with sole_window(self._test, frozenset(device.id for device in self._telemetry.devices)):
-            start_ns = now_ns()
-            yield window
+        with self._refusing():
+            if self._called:
+                raise UsageError(f"{self._test}: energy() and energy.measure() in one test: use one of them")
+            declared_config(self._declared, None)
+            self._entered = True
+            window, now_ns = Window(self), self._telemetry.clock.monotonic_ns
             if (wait := device_wait()) is not None:
                 wait()
-            end_ns = now_ns()
+            with self._window():
+                start_ns = now_ns()
+                try:
+                    yield window
+                except GeneratorExit:
+                    self._refusals.append(
+                        f"{self._test}: an energy.measure() block was begun and never ended"
+                    )
+                    raise
+                if (wait := device_wait()) is not None:
+                    wait()
+                end_ns = now_ns()
+            self._close(window, start_ns, end_ns)
+
+    def _close(self, window: Window, start_ns: int, end_ns: int) -> None:
+        window._open = False
         if self._replayed is not None:
             self._windows.append(self._next_replayed(self._replayed))
             return
-        if window._tokens is None or window._tokens.generated == 0:
+        tokens = window._tokens
+        if tokens is None or not any((tokens.prompt, tokens.generated, tokens.responses)):
             raise TokenCountError(
-                f"{self._test}: nothing says how many tokens were generated in the energy.measure() block: call "
-                "window.count(result) or window.tokens(prompt=..., generated=...) inside it, with at least one "
-                "generated token"
+                f"{self._test}: nothing says what was read and generated in the energy.measure() block: call "
+                "window.count(result) or window.tokens(prompt=..., generated=...) inside it"
             )
-        self._windows.append(RoundWindow(start_ns, end_ns, window._tokens, 1, window._phases))
+        self._windows.append(RoundWindow(start_ns, end_ns, tokens, 1, window._phases))
 
     def compare(
         self,
@@ -224,61 +348,63 @@ class Energy:
         surely does not. ``names=("bf16", "FP8")`` is what the verdict calls them, "FP8 saves 32.4 %"; without them
         callables are called by their own names, and engines by the options in which they differ.
         """
-        if self.used:
-            raise UsageError(
-                f"{self._test}: energy.compare() is a measurement of its own: use it once, and alone"
-            )
-        if self._replayed is not None:
-            raise UsageError(
-                f"{self._test}: energy.compare() cannot be replayed: it needs both variants running"
-            )
-        self._entered = True
-        asked = CompareArgs.of(self._test, baseline, candidate, at_least, at_most, restarts, names)
-        limit = self._budget.regression or self._session.settings.regression
-        rounds, order = self._budget, random.Random()
-        plan = BlockPlan(
-            self._session.settings.warmup_rounds,
-            max(2, rounds.min_rounds // 2),
-            max(2, rounds.max_rounds // 2),
-            rounds.max_seconds,
-        )
-        finished = []
-        for _ in range(asked.restarts):
-            with ExitStack() as stack:
-                running: dict[Variant, Callable[[], object]] = {}
-                for name, variant in zip(VARIANTS, (baseline, candidate), strict=True):
-                    with annotate_errors(name, asked.names):
-                        running[name] = started(variant, stack)
-                for variant in running.values():
-                    require_local_meter(self._test, variant, self._telemetry.devices)
-                self._identity = describe_callable(running["candidate"])
-                declared_config(self._declared, self._identity)
-                used = [getattr(variant, "device_ids", None) for variant in running.values()]
-                if None not in used:
-                    self._telemetry = self._telemetry.on_gpus(
-                        sorted({gpu for each in used for gpu in each or ()})
-                    )
-                finished.append(
-                    run_blocks(
-                        running,
-                        lambda result: self._count(
-                            result, (), {}, baseline if callable(baseline) else started
-                        ),
-                        phases_of,
-                        plan,
-                        bench=self._telemetry,
-                        order=order,
-                        names=asked.names,
-                    )
+        with self._refusing(), self._window():
+            if self.used:
+                raise UsageError(
+                    f"{self._test}: energy.compare() is a measurement of its own: use it once, and alone"
                 )
-        self._comparison = Comparison(
-            tuple(finished),
-            asked.at_least,
-            None if asked.at_least else asked.at_most or limit,
-            fresh=asked.fresh,
-            names=asked.names,
-        )
-        self._windows.extend(self._comparison.windows)
+            if self._replayed is not None:
+                raise UsageError(
+                    f"{self._test}: energy.compare() cannot be replayed: it needs both variants running"
+                )
+            self._entered = True
+            asked = CompareArgs.of(self._test, baseline, candidate, at_least, at_most, restarts, names)
+            limit = self._budget.regression or self._session.settings.regression
+            rounds, order = self._budget, random.Random()
+            plan = BlockPlan(
+                self._session.settings.warmup_rounds,
+                max(2, rounds.min_rounds // 2),
+                max(2, rounds.max_rounds // 2),
+                rounds.max_seconds,
+                rounds.per,
+            )
+            finished = []
+            for _ in range(asked.restarts):
+                with ExitStack() as stack:
+                    running: dict[Variant, Callable[[], object]] = {}
+                    for name, variant in zip(VARIANTS, (baseline, candidate), strict=True):
+                        with annotate_errors(name, asked.names):
+                            running[name] = started(variant, stack)
+                    for variant in running.values():
+                        require_local_meter(self._test, variant, self._telemetry.devices)
+                    self._identity = describe_callable(running["candidate"])
+                    declared_config(self._declared, self._identity)
+                    used = [getattr(variant, "device_ids", None) for variant in running.values()]
+                    if None not in used:
+                        self._telemetry = self._telemetry.on_gpus(
+                            sorted({gpu for each in used for gpu in each or ()})
+                        )
+                    finished.append(
+                        run_blocks(
+                            running,
+                            lambda result: self._counted(
+                                result, (), {}, baseline if callable(baseline) else started
+                            ),
+                            phases_of,
+                            plan,
+                            bench=self._telemetry,
+                            order=order,
+                            names=asked.names,
+                        )
+                    )
+            self._comparison = Comparison(
+                tuple(finished),
+                asked.at_least,
+                None if asked.at_least else asked.at_most or limit,
+                fresh=asked.fresh,
+                names=asked.names,
+            )
+            self._windows.extend(self._comparison.windows)
 
     def _next_replayed(self, recorded: Sequence[RoundWindow]) -> RoundWindow:
         if len(self._windows) == len(recorded):
@@ -288,25 +414,64 @@ class Energy:
             )
         return recorded[len(self._windows)]
 
-    def _count(
-        self, result: object, args: tuple[object, ...], kwargs: dict[str, object], fn: Callable[..., object]
+    def _counted(
+        self,
+        result: object,
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+        fn: Callable[..., object] | None = None,
     ) -> TokenCount:
-        counted = self._counter(result, args, kwargs, fn)
-        if counted is not None and not isinstance(counted, TokenCount):
-            raise UsageError(
-                f"{self._test}: the hook pytest_tokenpower_count_tokens returned {counted!r}: it must return a "
-                "TokenCount, or None for what it does not know"
-            )
+        """Count a result as the hook of the test's folder does, or as its shape says."""
+        kwargs = dict(kwargs or {})
         try:
-            count = count_tokens(result if counted is None else counted, args, kwargs, fn)
-        except TokenCountError as error:
-            raise TokenCountError(f"{self._test}: {error}") from None
-        if count.generated == 0:
-            raise TokenCountError(
-                f"{self._test}: the workload generated no tokens ({count.prompt} prompt tokens): joules per token "
-                "needs at least one; return a TokenCount with what it generated"
+            refuse_pending(result)
+            counted = self._counter(result, args, kwargs, fn)
+            if counted is not None and not isinstance(counted, TokenCount):
+                raise UsageError(
+                    f"the hook pytest_tokenpower_count_tokens returned {counted!r}: it must return a TokenCount, or "
+                    "None for what it does not know"
+                )
+            return count_tokens(result if counted is None else counted, args, kwargs, fn)
+        except (TokenCountError, UsageError) as error:
+            raise type(error)(f"{self._test}: {error}") from None
+
+    @property
+    def result(self) -> Result:
+        """What has been measured so far: ``energy.result.joules_per_token``, with its standard error.
+
+        Raises UsageError before the measurement, and inside an open window.
+        """
+        if self._open:
+            raise UsageError(
+                f"{self._test}: energy.result was read while a window is open: read it after the block"
             )
-        return count
+        if not self._windows:
+            raise UsageError(f"{self._test}: energy.result: nothing has been measured yet")
+        state = (len(self._windows), len(self._refusals))
+        if self._result is None or self._result[0] != state:
+            found = Result.of(
+                finish(self._taken(self.attempts[-1:]), self._budget, self._session, judged=False)
+            )
+            reasons = (*found.reasons, *self._refusals[:1])
+            self._result = state, replace(found, reasons=reasons, figures={} if reasons else found.figures)
+        return self._result[1]
+
+    @property
+    def refusal(self) -> str:
+        """What was refused first, whether or not the test saw it; empty where nothing was."""
+        if self._open:
+            return f"{self._test}: a window is still open at the test's end: wait for its thread or task in the test"
+        return self._refusals[0] if self._refusals else ""
+
+    @property
+    def refused_late(self) -> str:
+        """What was refused when the test's body had ended; empty where nothing was."""
+        return "; ".join(self._refusals[self._refused_before :]) if self._ended else ""
+
+    @property
+    def boards(self) -> frozenset[str]:
+        """The devices whose energy is measured: one measurement at a time has them."""
+        return frozenset(device.id for device in self._telemetry.devices)
 
     @property
     def gpu_ids(self) -> tuple[str, ...]:
@@ -331,27 +496,46 @@ class Energy:
         return (*earlier, Attempt(tuple(self._windows), self._comparison))
 
     def finish(self, *, failed: bool) -> MeasurementRecord:
-        """The measurement of this test with its verdicts; ``failed``: the test failed by itself, so none is passed."""
+        """End the test's measurement, and give it with its verdicts; none where the test ``failed`` by itself."""
+        self._ended, self._refused_before = True, len(self._refusals)
         self._session.keep(self._test, self._windows, self._telemetry)
-        taken = MeasuredTest(
+        attempts = self.attempts[-1:] if failed else self.attempts
+        return finish(self._taken(attempts), self._budget, self._session, failed=failed)
+
+    def _taken(self, attempts: tuple[Attempt, ...]) -> MeasuredTest:
+        return MeasuredTest(
             test=self._test,
             telemetry=self._telemetry,
-            attempts=self.attempts[-1:] if failed else self.attempts,
+            attempts=attempts,
             repeated=self._called,
             identity=self._identity,
             declared=self._declared,
             workload=self._workload,
-            notes=self._notes,
+            notes={**self._notes, **self._facts},
         )
-        return finish(taken, self._budget, self._session, failed=failed)
 
 
 class DisabledEnergy:
     """The fixture under --energy-disable: workloads run once, nothing is measured."""
 
-    def __call__(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __init__(self, skip: Callable[[str], NoReturn]) -> None:
+        self._skip = skip
+
+    def __call__(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Run ``fn`` once, or as often as pytest-benchmark does."""
+        if is_benchmark(fn):
+            require_workload("--energy-disable", fn, args)
+        with blocking(fn) as execute:
+            return execute(*args, **kwargs)
+
+    async def async_run(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Run ``fn`` once."""
-        return fn(*args, **kwargs)
+        return await awaited(fn, *args, **kwargs)
+
+    @property
+    def result(self) -> NoReturn:
+        """Skip the rest of the test: there is no figure to look at."""
+        self._skip("energy.result: nothing is measured (--energy-disable)")
 
     def run(self, engine: Engine | EngineSpec, workload: Workload | Batch) -> Generation:
         """Run the workload once."""
@@ -377,7 +561,10 @@ class DisabledEnergy:
     def declare(self, **axes: Fact) -> None:
         """Nothing is compared."""
 
+    def note(self, **facts: Fact) -> None:
+        """Nothing is recorded."""
+
     @contextmanager
     def measure(self) -> Iterator[Window]:
         """Run the block."""
-        yield Window()
+        yield Window(None)

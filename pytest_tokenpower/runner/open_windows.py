@@ -15,14 +15,14 @@ _open: dict[str, list[str]] = {}
 
 @contextmanager
 def sole_window(test: str, boards: frozenset[str]) -> Iterator[None]:
-    """Hold boards for one window; a second window meanwhile is refused, and so is the first where that went unseen.
+    """Hold boards for one measurement; another meanwhile is refused, and so is the first where that went unseen.
 
     Args:
         test: the test that measures.
         boards: ids of the devices that it measures.
 
     Raises:
-        UsageError: another window of a board is open, or was asked for while this one was.
+        UsageError: another measurement of a board is open, or was asked for while this one was.
     """
     asked = [test]
     with _lock:
@@ -41,6 +41,36 @@ def sole_window(test: str, boards: frozenset[str]) -> Iterator[None]:
                 del _open[board]
     if len(asked) > 1:
         raise UsageError(_overlap(asked[1], test))
+
+
+_held: dict[str, tuple[str, int]] = {}
+"""Who keeps a board for itself for longer than a window, and in which thread."""
+
+
+@contextmanager
+def own_boards(test: str, boards: frozenset[str], *, waits_for_threads: bool) -> Iterator[None]:
+    """Keep boards for a test or a script's block, with or without open windows.
+
+    Args:
+        test: the test that measures.
+        boards: ids of the devices that it measures.
+        waits_for_threads: who keeps a board in another thread lets it go without this one's help.
+
+    Raises:
+        UsageError: a board is kept already, by one that would be waited for without end.
+    """
+    me = threading.get_ident()
+    with _lock:
+        for holder, thread in (_held[board] for board in boards if board in _held):
+            if thread == me or not waits_for_threads:
+                raise UsageError(_overlap(test, holder))
+        _held.update(dict.fromkeys(boards, (test, me)))
+    try:
+        yield
+    finally:
+        with _lock:
+            for board in boards:
+                _held.pop(board, None)
 
 
 def _overlap(test: str, holder: str) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import platform
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -12,6 +14,7 @@ from msgspec.structs import replace
 from pytest_tokenpower.analysis import rounds as analysis
 from pytest_tokenpower.analysis.figures import figures
 from pytest_tokenpower.analysis.other_scopes import OtherScopes
+from pytest_tokenpower.core.denominators import denominator, followed
 from pytest_tokenpower.core.records import (
     GateRecord,
     MeasurementRecord,
@@ -21,6 +24,7 @@ from pytest_tokenpower.core.records import (
 from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.engines.phase_marks import PHASES_ABSENT
+from pytest_tokenpower.gate.evidence import board_of, waiting_of
 from pytest_tokenpower.gate.verdict import Policy, judge, judge_ceilings
 from pytest_tokenpower.runner.checks import declared_config
 from pytest_tokenpower.store.keys import make_key
@@ -75,7 +79,17 @@ class MeasuredTest:
         return pooled
 
 
-def finish(taken: MeasuredTest, limits: Limits, session: Session, *, failed: bool) -> MeasurementRecord:
+FAILED = "the test failed by itself"
+
+
+def failed_by_itself(measured: MeasurementRecord) -> MeasurementRecord:
+    """The record of a test that turned out to have failed when it had been measured: nothing to compare with."""
+    return replace(measured, comparable=False, reasons=(FAILED,), figures={}, other_scopes=(), verdicts=())
+
+
+def finish(
+    taken: MeasuredTest, limits: Limits, session: Session, *, failed: bool = False, judged: bool = True
+) -> MeasurementRecord:
     """Make the record of what a test measured.
 
     Args:
@@ -83,6 +97,7 @@ def finish(taken: MeasuredTest, limits: Limits, session: Session, *, failed: boo
         limits: what the test declares.
         session: what the run is compared with.
         failed: the test failed by itself, so there are no verdicts.
+        judged: compare with what it is to be compared with; a look at the figures alone is not.
     """
     telemetry = taken.telemetry
     windows = taken.windows
@@ -90,16 +105,21 @@ def finish(taken: MeasuredTest, limits: Limits, session: Session, *, failed: boo
         windows = tuple(window for each in taken.attempts for window in telemetry.resolved(each.windows))
     evaluation = telemetry.evaluate(windows)
     least = 1 if telemetry.slow or not taken.repeated else min(limits.min_rounds, limits.max_rounds)
-    reasons = (
-        ("the test failed by itself",) if failed else analysis.flagged_too_often(evaluation.records, least)
-    )
+    reasons = (FAILED,) if failed else analysis.flagged_too_often(evaluation.records, least)
+    key = _key(taken, evaluation.method, limits.per)
+    if not reasons and (unknown := analysis.unknown_figure(evaluation.records, denominator(key))):
+        reasons = (unknown,)
+    if not reasons and taken.comparison is None:
+        reasons = analysis.unsteady_cache(evaluation.records)
     alone = bool(reasons) or taken.comparison is not None
     others = OtherScopes(evaluation.records) if alone else telemetry.other_scopes(windows, evaluation.records)
     policy = session.policy(limits)
     facts = _facts(taken)
+    if limits.prefix_cache:
+        facts["prefix_cache.asked_for"] = True
     measured = MeasurementRecord(
         test=taken.test,
-        key=_key(taken, evaluation.method),
+        key=key,
         facts=facts,
         provenance=telemetry.provenance,
         scope=telemetry.scope,
@@ -112,10 +132,12 @@ def finish(taken: MeasuredTest, limits: Limits, session: Session, *, failed: boo
         phase_split=_phase_split(taken, evaluation),
         attempts=len(taken.attempts),
         gate=GateRecord(policy.regression_limit, session.settings.baseline_runs),
+        host=platform.node(),
+        started=None if session.recording is not None else round(time.time(), 3),
     )
     if taken.comparison is not None:
-        return _compared(taken.comparison, measured, failed=failed)
-    if failed:
+        return _compared(taken.comparison, measured, policy, failed=failed)
+    if failed or not judged:
         return measured
     return replace(measured, verdicts=_verdicts(taken, measured, limits, policy, session))
 
@@ -133,6 +155,21 @@ def _phase_split(taken: MeasuredTest, evaluation: analysis.Evaluation) -> PhaseS
     )
 
 
+def judge_again(measured: MeasurementRecord, limits: Limits, session: Session) -> MeasurementRecord:
+    """Judge what an earlier process has measured by this run's baselines, limits and settings."""
+    look = 1 if session.settings.restarts else None
+    policy = session.policy(limits)
+    verdicts = (
+        *judge_ceilings(measured, limits.ceilings, policy),
+        *(judge(measured, baseline, policy, look=look) for baseline in session.baselines),
+    )
+    return replace(
+        measured,
+        verdicts=verdicts,
+        gate=GateRecord(policy.regression_limit, session.settings.baseline_runs),
+    )
+
+
 def _verdicts(
     taken: MeasuredTest, measured: MeasurementRecord, limits: Limits, policy: Policy, session: Session
 ) -> tuple[VerdictRecord, ...]:
@@ -140,7 +177,7 @@ def _verdicts(
         reasons = "; ".join(measured.reasons)
         return (VerdictRecord("invalid", reason=f"the measurement is not to be trusted: {reasons}"),)
     look = 1 if session.settings.restarts else None
-    lost = _lost_baselines(taken, measured, policy, session)
+    lost = _lost_baselines(taken, measured, limits, policy, session)
     pooled = _pooled(len(taken.attempts))
     judged = [
         VerdictRecord("invalid", baseline.label, reason=LOST.format(label=baseline.label))
@@ -151,7 +188,7 @@ def _verdicts(
     if session.settings.rerun_baseline:
         # Its runs are judged by the child processes; what is measured here asked for the fixture in its body.
         judged.append(VerdictRecord("no baseline", ", ".join(session.settings.baselines), reason=UNSEEN))
-    verdicts = (*judge_ceilings(measured, limits.ceilings), *judged)
+    verdicts = (*judge_ceilings(measured, limits.ceilings, policy), *judged)
     return tuple(replace(each, notes=(*each.notes, *pooled)) for each in verdicts)
 
 
@@ -167,7 +204,7 @@ LOST = (
 
 
 def _lost_baselines(
-    taken: MeasuredTest, measured: MeasurementRecord, policy: Policy, session: Session
+    taken: MeasuredTest, measured: MeasurementRecord, limits: Limits, policy: Policy, session: Session
 ) -> set[str]:
     """The baselines that an attempt had, and all attempts together have not, as their tokens differ.
 
@@ -175,7 +212,10 @@ def _lost_baselines(
     """
     if len({_counts(each.windows) for each in taken.attempts}) == 1:
         return set()
-    keys = [_key(dataclasses.replace(taken, attempts=(each,)), measured.method) for each in taken.attempts]
+    keys = [
+        _key(dataclasses.replace(taken, attempts=(each,)), measured.method, limits.per)
+        for each in taken.attempts
+    ]
     return {
         baseline.label
         for baseline in session.baselines
@@ -192,10 +232,13 @@ def _pooled(attempts: int) -> tuple[str, ...]:
     return (f"Pooled with {earlier} of this run.",)
 
 
-def _compared(comparison: Comparison, both: MeasurementRecord, *, failed: bool) -> MeasurementRecord:
+def _compared(
+    comparison: Comparison, both: MeasurementRecord, policy: Policy, *, failed: bool
+) -> MeasurementRecord:
     """The candidate's rounds as the measurement, the baseline's beside them; never a stored baseline itself."""
     candidate = comparison.of_variant("candidate", both.rounds)
-    verdict = comparison.judge(both.rounds)
+    waiting = waiting_of([both], policy.boards).get(board_of(both))
+    verdict = comparison.judge(both.rounds, denominator(both.key), policy, waiting)
     return replace(
         both,
         rounds=candidate,
@@ -206,8 +249,9 @@ def _compared(comparison: Comparison, both: MeasurementRecord, *, failed: bool) 
     )
 
 
-def _key(taken: MeasuredTest, method: str) -> dict[str, Fact]:
+def _key(taken: MeasuredTest, method: str, per: str | None) -> dict[str, Fact]:
     identity, counts = taken.identity, _counts(taken.windows)
+    tokens = [window.tokens for window in taken.windows]
     return make_key(
         devices=taken.telemetry.devices_of_key(taken.windows),
         provenance=taken.telemetry.provenance,
@@ -219,7 +263,13 @@ def _key(taken: MeasuredTest, method: str) -> dict[str, Fact]:
         weights=_made_up(identity) if identity else None,
         axes=declared_config(taken.declared, identity) if identity else None,
         workload=taken.workload,
+        denominator=per
+        or followed(
+            generated=sum(one.generated for one in tokens),
+            prefilled=sum(one.prompt - one.cached_prompt for one in tokens),
+        ),
         tokens=next(iter(counts)) if len(counts) == 1 else None,
+        cached_share=sum(one.cached_prompt for one in tokens) / max(sum(one.prompt for one in tokens), 1),
     )
 
 
@@ -250,10 +300,8 @@ def _counts(windows: Sequence[RoundWindow]) -> frozenset[TokenCount]:
     for window in windows:
         tokens, repeats = window.tokens, window.repeats
         shared = TokenCount(
-            tokens.prompt // repeats,
-            tokens.generated // repeats,
-            tokens.responses // repeats,
-            tokens.cached_prompt // repeats,
+            tokens.prompt // repeats, tokens.generated // repeats, tokens.responses // repeats
         )
-        counts |= window.executions or {shared}
+        # What a prefix cache held is compared as a share.
+        counts |= {dataclasses.replace(each, cached_prompt=0) for each in window.executions} or {shared}
     return frozenset(counts)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from pytest_tokenpower.core.files import scratch_prefix
 from pytest_tokenpower.core.records import MeasurementRecord, RunRecord, VerdictRecord
 from pytest_tokenpower.errors import HistoryError, TokenPowerError
 from pytest_tokenpower.gate.operating_point import unlikeness
@@ -65,12 +66,16 @@ class Rerun:
             )
         if first.variants:
             return first
-        stored = self._stored(test, candidate, baseline, policy.key_ignore)
-        verdict = judge(first, stored, policy, restarts=candidate[1:])
+        # All alternate, so that both sides share their occasion, however long it takes.
+        first, *again = alternating = [_together(one, first) for one in candidate]
+        stored = self._stored(
+            test, alternating, [_together(one, first) for one in baseline], policy.key_ignore
+        )
+        verdict = judge(first, stored, policy, restarts=again)
         return replace(
             first,
-            verdicts=(*judge_ceilings(first, ceilings), verdict),
-            restarts=tuple(one.rounds for one in candidate[1:]),
+            verdicts=(*judge_ceilings(first, ceilings, policy), verdict),
+            restarts=tuple(one.rounds for one in again),
         )
 
     def failure(self, test: str) -> str:
@@ -133,6 +138,11 @@ class Rerun:
         return baseline, candidate
 
 
+def _together(one: MeasurementRecord, first: MeasurementRecord) -> MeasurementRecord:
+    """A measurement as of the time and host of the first."""
+    return replace(one, host=first.host, started=first.started or 0.0)
+
+
 def failures_of(runs: Sequence[RunRecord], test: str) -> str:
     """What a test failed with in any of the runs, other than by a verdict; empty where it did not."""
     return "; ".join(dict.fromkeys(run.failures[test] for run in runs if test in run.failures))
@@ -171,7 +181,7 @@ def rerun(
     repeated = child_arguments(arguments)
     runs: dict[str, list[RunRecord]] = {"baseline": [], "candidate": []}
     with (
-        tempfile.TemporaryDirectory(prefix="tokenpower-rerun-") as scratch,
+        tempfile.TemporaryDirectory(prefix=scratch_prefix("rerun")) as scratch,
         _worktree(repository, commits[0], Path(scratch) / "baseline") as tree,
     ):
         places = (*roots, Path(root or ""), Path(os.path.relpath(folder, repository.top_level)))

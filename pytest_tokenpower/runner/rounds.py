@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -13,6 +13,7 @@ from pytest_tokenpower.core.progress import warmup_progress
 from pytest_tokenpower.core.records import RoundRecord
 from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.core.windows import PhaseWindow, RoundWindow
+from pytest_tokenpower.engines.phase_marks import latencies_of
 from pytest_tokenpower.errors import UsageError
 
 if TYPE_CHECKING:
@@ -55,18 +56,23 @@ def steady(rounds: Sequence[RoundRecord], rounds_ahead: int) -> bool:
 
 MOST_REPEATS = 10_000
 
+LOOK_NS = 5_000_000_000
+"""How often a round of many executions looks whether its meters still read."""
+
 
 @dataclass(frozen=True)
 class RoundPlan:
     """How many rounds: ``min_rounds`` always, then more while precision asks for them and time allows.
 
-    Before them ``warmup_rounds``, then more until the last two are alike (see the module warmup).
+    Before them ``warmup_rounds``, then more until the last two are alike. ``per`` is the denominator of what has to be
+    precise; None: it follows from the counts.
     """
 
     warmup_rounds: int
     min_rounds: int
     max_rounds: int
     max_seconds: float
+    per: str | None = None
 
 
 class RoundEvaluator(Protocol):
@@ -85,21 +91,35 @@ class RoundEvaluator(Protocol):
         """Wait until the readings reach beyond the last window, and give each round its energy and reasons."""
         ...
 
+    def failed_for_good(self, start_ns: int) -> bool:
+        """Whether a meter that is needed for what runs since then has failed, and will not read again."""
+        ...
 
-def run_rounds(
-    execute: Callable[[], object],
+
+@dataclass(frozen=True)
+class Executed:
+    """The executions of one round: what they returned, and the window on the monotonic clock around all of them."""
+
+    results: Sequence[object]
+    start_ns: int
+    end_ns: int
+
+
+Rounds = Generator[int, Executed, tuple[object, tuple[RoundWindow, ...]]]
+"""A measurement under way: it asks for so many executions in one window, and gives the last result and the windows."""
+
+
+def rounds(
     count: Callable[[object], TokenCount],
     phases: Callable[[object], Sequence[PhaseWindow]],
     plan: RoundPlan,
     bench: RoundEvaluator,
-) -> tuple[object, tuple[RoundWindow, ...]]:
+) -> Rounds:
     """Warm up, measure rounds, and return the last result with the windows of the measured rounds.
 
     A workload shorter than the meter resolves is repeated inside each round. Nothing of the measurement runs
     between a round's two clock readings; results are counted after the window has closed.
     """
-    __tracebackhide__ = True
-    last: object = None
     warmup: list[RoundWindow] = []
     tell = warmup_progress()
     clock = bench.clock
@@ -109,14 +129,18 @@ def run_rounds(
         len(warmup) >= MOST_ROUNDS or clock.seconds() - began > MOST_SECONDS or _warm(warmup, plan, bench)
     ):
         tell(len(warmup), clock.seconds())
-        last, window = measured_round(execute, count, phases, 1, clock)
-        warmup.append(window)
+        ran = yield 1
+        warmup.append(counted_round(ran, count, phases))
+        if bench.failed_for_good(ran.start_ns):
+            break
     repeats = repeats_for(min(_seconds(warmup)), bench)
     windows: list[RoundWindow] = []
     began = clock.seconds()
     while True:
-        last, window = measured_round(execute, count, phases, repeats, clock)
-        windows.append(window)
+        ran = yield repeats
+        windows.append(counted_round(ran, count, phases))
+        if bench.failed_for_good(ran.start_ns):
+            break
         if len(windows) < plan.min_rounds:
             continue
         records = bench.assess(windows)
@@ -127,7 +151,53 @@ def run_rounds(
             break
         if kept >= plan.min_rounds and _precise(records, plan):
             break
-    return last, tuple(windows)
+    return ran.results[-1], tuple(windows)
+
+
+def run_rounds(
+    execute: Callable[[], object],
+    count: Callable[[object], TokenCount],
+    phases: Callable[[object], Sequence[PhaseWindow]],
+    plan: RoundPlan,
+    bench: RoundEvaluator,
+) -> tuple[object, tuple[RoundWindow, ...]]:
+    """Run a workload through :func:`rounds`."""
+    __tracebackhide__ = True
+    measuring = rounds(count, phases, plan, bench)
+    repeats = next(measuring)
+    while True:
+        ran = executed(execute, repeats, bench)
+        try:
+            repeats = measuring.send(ran)
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]
+
+
+async def run_rounds_async(
+    execute: Callable[[], Awaitable[object]],
+    count: Callable[[object], TokenCount],
+    phases: Callable[[object], Sequence[PhaseWindow]],
+    plan: RoundPlan,
+    bench: RoundEvaluator,
+) -> tuple[object, tuple[RoundWindow, ...]]:
+    """Run an asynchronous workload through :func:`rounds`, on whatever event loop awaits this."""
+    __tracebackhide__ = True
+    measuring = rounds(count, phases, plan, bench)
+    repeats = next(measuring)
+    while True:
+        results: list[object] = []
+        wait, now_ns = device_wait(), bench.clock.monotonic_ns
+        start_ns = now_ns()
+        going_on = watched(start_ns, bench)
+        while len(results) < repeats and going_on():
+            results.append(await execute())
+        if wait is not None:
+            wait()
+        ran = Executed(results, start_ns, now_ns())
+        try:
+            repeats = measuring.send(ran)
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]
 
 
 def _warm(warmup: Sequence[RoundWindow], plan: RoundPlan, bench: RoundEvaluator) -> bool:
@@ -146,7 +216,7 @@ def _seconds(windows: Sequence[RoundWindow]) -> list[float]:
 def _precise(records: Sequence[RoundRecord], plan: RoundPlan) -> bool:
     from pytest_tokenpower.stats.stopping import enough
 
-    values, errors = log_joules_per_token(records), log_errors(records)
+    values, errors = log_joules_per_token(records, plan.per), log_errors(records, plan.per)
     meter = sum(error**2 for error in errors) / len(errors) ** 2
     return enough(values, meter, fewest=plan.min_rounds, most=plan.max_rounds)
 
@@ -162,35 +232,66 @@ def repeats_for(seconds: float, bench: RoundEvaluator) -> int:
     return max(1, min(MOST_REPEATS, math.ceil(shortest_seconds / max(seconds, 1e-6))))
 
 
+def watched(start_ns: int, bench: RoundEvaluator) -> Callable[[], bool]:
+    """Whether to go on with a round that began then: looked at rarely, and never in a round of a few seconds."""
+    look_ns = start_ns + LOOK_NS
+    now_ns = bench.clock.monotonic_ns
+
+    def going_on() -> bool:
+        nonlocal look_ns
+        if now_ns() < look_ns:
+            return True
+        look_ns = now_ns() + LOOK_NS
+        return not bench.failed_for_good(start_ns)
+
+    return going_on
+
+
+def executed(execute: Callable[[], object], repeats: int, bench: RoundEvaluator) -> Executed:
+    """Run ``repeats`` executions in one window, fewer where a meter fails for good meanwhile."""
+    __tracebackhide__ = True
+    results: list[object] = []
+    wait, now_ns = device_wait(), bench.clock.monotonic_ns
+    start_ns = now_ns()
+    going_on = watched(start_ns, bench)
+    while len(results) < repeats and going_on():
+        results.append(execute())
+    if wait is not None:
+        wait()
+    return Executed(results, start_ns, now_ns())
+
+
+def counted_round(
+    executed: Executed,
+    count: Callable[[object], TokenCount],
+    phases: Callable[[object], Sequence[PhaseWindow]],
+) -> RoundWindow:
+    """Count the executions of a round whose window has closed."""
+    tokens = [count(result) for result in executed.results]
+    marks = [phases(result) for result in executed.results]
+    return RoundWindow(
+        start_ns=executed.start_ns,
+        end_ns=executed.end_ns,
+        tokens=sum(tokens[1:], tokens[0]),
+        repeats=len(executed.results),
+        executions=frozenset(tokens),
+        # One execution without phases would make the others' sums short: then the round has none.
+        phases=tuple(phase for each in marks for phase in each) if all(marks) else (),
+        latencies=tuple(each for result in executed.results for each in latencies_of(result)),
+    )
+
+
 def measured_round(
     execute: Callable[[], object],
     count: Callable[[object], TokenCount],
     phases: Callable[[object], Sequence[PhaseWindow]],
     repeats: int,
-    clock: Clock,
+    bench: RoundEvaluator,
 ) -> tuple[object, RoundWindow]:
     """One round: ``repeats`` executions in one window, counted after it has closed; the last result goes along."""
     __tracebackhide__ = True
-    results: list[object] = []
-    wait, now_ns = device_wait(), clock.monotonic_ns
-    start_ns = now_ns()
-    for _ in range(repeats):
-        results.append(execute())
-    if wait is not None:
-        wait()
-    end_ns = now_ns()
-    tokens = [count(result) for result in results]
-    marks = [phases(result) for result in results]
-    window = RoundWindow(
-        start_ns=start_ns,
-        end_ns=end_ns,
-        tokens=sum(tokens[1:], tokens[0]),
-        repeats=repeats,
-        executions=frozenset(tokens),
-        # One execution without phases would make the others' sums short: then the round has none.
-        phases=tuple(phase for each in marks for phase in each) if all(marks) else (),
-    )
-    return results[-1], window
+    ran = executed(execute, repeats, bench)
+    return ran.results[-1], counted_round(ran, count, phases)
 
 
 def device_wait() -> Callable[[], object] | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -15,14 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_tokenpower import __version__
-from pytest_tokenpower.core.records import MeasurementRecord, RunRecord
+from pytest_tokenpower.core.credentials import without_credentials
+from pytest_tokenpower.core.records import ClaimRecord, MeasurementRecord, RunRecord
 from pytest_tokenpower.core.settings import Limits, Settings
 from pytest_tokenpower.core.windows import RoundWindow
 from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
 from pytest_tokenpower.gate.priors import Priors
 from pytest_tokenpower.gate.verdict import Policy
 from pytest_tokenpower.meters import sources
-from pytest_tokenpower.meters.credentials import without_credentials
 from pytest_tokenpower.runner.telemetry import TelemetrySession
 from pytest_tokenpower.store.baseline import Baseline
 from pytest_tokenpower.store.explain import what_was_stored
@@ -31,14 +30,16 @@ from pytest_tokenpower.store.identity import root_in
 from pytest_tokenpower.store.store import Store, default_store_path
 
 if TYPE_CHECKING:
+    from pytest_tokenpower.analysis.power_curves import PowerCurves
     from pytest_tokenpower.meters.recording import Recording
-    from pytest_tokenpower.meters.types import Meter
+    from pytest_tokenpower.meters.types import Device, Meter
 
 
 class Session:
     """The settings of this run and what they stand for. Telemetry starts at the first energy test, not before.
 
-    ``gated_tests`` is how many tests of the run can fail by a comparison: the family that Holm's rule is over.
+    ``gated_tests`` of the run can fail by a comparison, and by ``ceilings`` absolute limits: the family that Holm's
+    rule is over. ``claims`` are what became of the claims of its suites.
     """
 
     def __init__(
@@ -53,6 +54,8 @@ class Session:
         self._telemetry: TelemetrySession | MeterError | None = None
         self._priors = Priors()
         self.gated_tests = 1
+        self.ceilings = 0
+        self.claims: tuple[ClaimRecord, ...] = ()
         self._measured: list[tuple[str, tuple[RoundWindow, ...], TelemetrySession]] = []
 
     @cached_property
@@ -99,8 +102,8 @@ class Session:
 
     @property
     def family(self) -> int:
-        """How many comparisons this run makes: each gated test with each baseline."""
-        return self.gated_tests * len(self.baselines)
+        """In how many ways this run can fail: each gated test by each baseline or by comparing itself, and ceilings."""
+        return self.gated_tests * max(len(self.baselines), 1) + self.ceilings
 
     def policy(self, limits: Limits) -> Policy:
         """What a test with these limits is judged by in this run."""
@@ -108,6 +111,7 @@ class Session:
             regression_limit=limits.regression or self.settings.regression,
             key_ignore=(*self.settings.key_ignore, *limits.key_ignore),
             family=self.family,
+            alpha=self.settings.alpha,
             priors=self._priors,
         )
 
@@ -140,6 +144,9 @@ class Session:
                 )
             if self.recording is not None:
                 raise UsageError("--energy-record: a replay measures nothing that could be recorded")
+        for target in self.settings.reports:
+            if not target.path.parent.is_dir() or target.path.is_dir():
+                raise UsageError(f"--energy-report={target.path}: must be a file in a folder that exists")
         _ = self.recording
         # The ini file speaks for all runs: only one that has energy tests needs what it names.
         if not self.settings.baselines_of_ini:
@@ -173,6 +180,11 @@ class Session:
             raise self._telemetry
         return self._telemetry
 
+    @property
+    def devices(self) -> Sequence[Device]:
+        """What has been measured so far; nothing where no test has begun to."""
+        return self._telemetry.devices if isinstance(self._telemetry, TelemetrySession) else ()
+
     def _start(self) -> TelemetrySession:
         scope = self.settings.scope
         if self.recording is None:
@@ -200,6 +212,15 @@ class Session:
     def keep(self, test: str, windows: Sequence[RoundWindow], telemetry: TelemetrySession) -> None:
         """Remember a test's rounds for --energy-record, and by which devices they are measured."""
         self._measured.append((test, tuple(windows), telemetry))
+
+    def curves(self, test: str) -> PowerCurves | None:
+        """The power and phases of what a test has measured last in this process; None where it has not."""
+        from pytest_tokenpower.analysis.power_curves import power_curves
+
+        for name, windows, telemetry in reversed(self._measured):
+            if name == test:
+                return power_curves(telemetry.collector.timeline, telemetry.devices_in_use(windows), windows)
+        return None
 
     def write_recording(self) -> None:
         """Write what --energy-record asks for; nothing where no energy test has run in this process."""
@@ -258,6 +279,7 @@ class Session:
             root=self.root,
             host={"hostname": platform.node(), "machine": platform.machine(), "cpus": os.cpu_count()},
             versions=versions,
-            command=tuple(without_credentials(argument) for argument in sys.argv[1:]),
+            command=tuple(map(without_credentials, self.settings.given)),
             failures=dict(failures or {}),
+            claims=self.claims,
         )

@@ -7,11 +7,12 @@ from copy import copy
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from pytest_tokenpower.analysis import slow_meters
+from pytest_tokenpower.analysis import guards, slow_meters
 from pytest_tokenpower.analysis.calibration import track_of
 from pytest_tokenpower.analysis.other_scopes import OtherScopes, other_scopes, whole
 from pytest_tokenpower.analysis.rounds import Evaluation, evaluate, readings_around
 from pytest_tokenpower.core.records import RoundRecord, ScopeFigure
+from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.core.windows import RoundWindow
 from pytest_tokenpower.errors import MeterUnavailable
 from pytest_tokenpower.meters.scopes import choose
@@ -113,6 +114,20 @@ class TelemetrySession:
             return Evaluation(())
         self.collector.flush(windows[-1].end_ns + AFTER_NS, devices=self.devices)
         return evaluate(self.collector.timeline, self.devices_in_use(windows), windows)
+
+    def failed_for_good(self, start_ns: int) -> bool:
+        """Whether a meter of the figure has failed and will not read again; asks nothing of the meters."""
+        now_ns = self.clock.monotonic_ns()
+        looked_ns = min(start_ns, now_ns - 2 * guards.LASTING_NS)
+        failed = [
+            device
+            for device in self.devices
+            if guards.failed_for_good(self.collector.timeline.events(device.id, looked_ns, now_ns), now_ns)
+        ]
+        if not failed:
+            return False
+        used = self.devices_in_use([RoundWindow(start_ns, now_ns, TokenCount(0, 0, 0))])
+        return any(device in used for device in failed)
 
     def resolved(self, windows: Sequence[RoundWindow]) -> tuple[RoundWindow, ...]:
         """The windows of a test as the figure's meter can tell them apart: to a slow one they are a single one."""

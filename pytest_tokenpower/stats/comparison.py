@@ -47,6 +47,9 @@ PACE_SCATTER = Scatter(0.003, 2.0)
 FEWEST_PACE_OCCASIONS = 3
 """How many occasions on one host tell how its pace scatters."""
 
+FIGURE_CAUTION = 0.05
+"""The run-to-run SD that speed and power are taken to have while a test's own runs do not tell."""
+
 OTHER_BOARD_WATTS_SD = 6.0
 """How much the waiting watts of boards of one model differ: 115 to 124 W and 120 to 134 W on eight H100s."""
 
@@ -227,9 +230,7 @@ def compare_blocks(
     """
     if not restarts or any(not each.joules_per_token.size for each in restarts):
         raise ValueError("a comparison needs at least one restart, each with at least one block")
-    total, known, sd = _blocks_change(
-        [_differences(np.log(each.joules_per_token), each.candidate) for each in restarts], noise
-    )
+    total, known, sd = _blocks_change([block_differences(each) for each in restarts], noise)
     found = Comparison(
         total, total, runs=len(restarts), occasions=1, new_runs=len(restarts), known=known, run_sd=sd
     )
@@ -314,7 +315,15 @@ def compare_figures(
     if len(values) != len(runs):
         raise ValueError(f"{len(values)} values for {len(runs)} runs")
     plan = _Plan(runs, ["now"] * len(baseline), len(new), noise)
-    return plan.contrast([np.asarray(value) for value in values], noise.total, noise.board, 0.0, None)[0]
+    # Speed scatters by more than energy does.
+    return plan.contrast(
+        [np.asarray(value) for value in values],
+        noise.total,
+        noise.board,
+        0.0,
+        None,
+        least_caution=FIGURE_CAUTION,
+    )[0]
 
 
 def readings(
@@ -325,7 +334,7 @@ def readings(
     cells = [(str(at), run.board) for at, level in enumerate(levels) for run in level]
     plan = _Plan(runs, ["now"] * (len(runs) - 1), 1, DEFAULT_NOISE)
     seconds, watts, _ = _pace_of(plan, waiting or {})
-    paced = _paced(runs, seconds, watts, plan.base) if seconds is not None else None
+    paced = _paced(runs, seconds, watts, slice(None)) if seconds is not None else None
 
     def groups(rounds: Sequence[FloatArray]) -> Groups:
         summaries = _summaries(runs, rounds)
@@ -388,6 +397,7 @@ class _Plan:
         )
         fresh = locations[self.first_new :]
         fresh_error = float(np.mean(errors[self.first_new :]))
+        fresh_df = max(sum(each.rounds - 1 for each in summaries[self.first_new :]), 1)
         present = [at for at, (level, _) in enumerate(groups.cells) if level == "now"]
         rounds_sd = max((each.round_sd for each in summaries), default=0.0)
         caution = Scatter(max(least_caution, CAUTION_PER_ROUND_SD * rounds_sd), MOST_DF)
@@ -396,51 +406,54 @@ class _Plan:
         own_share = 1 - self.noise.occasion_share
         believed_run = Scatter(believed.sd * math.sqrt(own_share), believed.df)
         here = {run.occasion for run in self.runs[self.first_new :]}
-        if present and {groups.occasions[at] for at in present} == here and here != {""}:
-            # Both sides on one occasion: its effect falls out of the difference.
-            found = accounts(within_squares, within_df, believed_run, caution, learned=self.noise.learned)
-            counts = float((1 / groups.counts[present]).sum()) / len(present) ** 2 + 1 / self.new
-            delta = float(fresh.mean() - groups.means[present].mean())
-            floor = float(groups.errors[present].sum()) / len(present) ** 2 + fresh_error / self.new
-            together = tuple(
-                StudentError(math.sqrt(max(each.stderr**2 * counts, floor) + extra), each.df)
-                for each in found
-            )
-            return Change(delta, together), within_df >= FEWEST_DF, found[0].stderr
         squares, df = groups.between()
         run_variance = (CAUTION_DF_RUN * believed_run.sd**2 + within_squares) / (CAUTION_DF_RUN + within_df)
         size = len(groups.means) / float((1 / groups.counts).sum()) if len(groups.means) else 1.0
-        occasion_variance = believed.sd**2 * self.noise.occasion_share
-        # Groups of several runs scatter by less than single ones.
-        belief = (
-            Scatter(math.sqrt(occasion_variance + run_variance / size), believed.df) if size > 1 else believed
-        )
+        together = bool(present) and {groups.occasions[at] for at in present} == here and here != {""}
+        if together:
+            # Both sides on one occasion: its effect falls out of the difference, that of another board does not.
+            squares, df, belief = within_squares, within_df, believed_run
+        elif size > 1:
+            # Groups of several runs scatter by less than single ones.
+            occasion_variance = believed.sd**2 * self.noise.occasion_share
+            belief = Scatter(math.sqrt(occasion_variance + run_variance / size), believed.df)
+        else:
+            belief = believed
         found = accounts(squares, df, belief, caution, learned=self.noise.learned)
         floor = float(groups.errors.mean()) if len(groups.means) else fresh_error / self.new
-        delta = float(fresh.mean())
 
-        def parts(sd: float) -> tuple[float, float, float]:
-            """The difference and the parts of its variance from runs and from boards, at this SD of an occasion."""
-            variance = max(sd**2, floor)
-            spare = min(run_variance, own_share * variance) if self.new > size else run_variance
-            new_variance = variance + spare * (1 / self.new - 1 / size)
-            # Fewer rounds than the stored runs had leave the new figure less certain than those.
-            new_variance += max(fresh_error / self.new - floor, 0.0) if self.new <= size else 0.0
+        def parts(sd: float) -> tuple[float, float, float, float]:
+            """The difference and the parts of its variance from runs, boards and rounds, at this SD of a unit."""
+            rounds = 0.0
+            if together:
+                per_group = float((1 / groups.counts[present]).mean())
+                variance = max(sd**2 * per_group, float(groups.errors[present].mean()))
+                new_variance = sd**2 / self.new
+                rounds = max(fresh_error - sd**2, 0.0) / self.new
+            else:
+                variance = max(sd**2, floor)
+                spare = min(run_variance, own_share * variance) if self.new > size else run_variance
+                new_variance = variance + spare * (1 / self.new - 1 / size)
+                # Fewer rounds than the stored runs had leave the new figure less certain than those.
+                rounds = max(fresh_error / self.new - floor, 0.0) if self.new <= size else 0.0
             if not present:
-                return float(fresh.mean()), new_variance, 0.0
-            return self._difference(
+                return float(fresh.mean()), new_variance, 0.0, rounds
+            found = self._difference(
                 groups, present, float(fresh.mean()), variance, new_variance, boards.sd**2
             )
+            return (*found, rounds)
 
+        delta = 0.0
         result: list[StudentError] = []
         for each in found:
-            delta, run_part, board_part = parts(each.stderr)
-            total = run_part + board_part + extra
-            shares = run_part**2 / each.df + board_part**2 / boards.df
+            delta, run_part, board_part, rounds_part = parts(each.stderr)
+            total = run_part + board_part + rounds_part + extra
+            shares = run_part**2 / each.df + board_part**2 / boards.df + rounds_part**2 / fresh_df
             ceiling = math.inf
             # A spread of boards that is known on few degrees of freedom has no such ceiling.
             if math.isfinite(each.ceiling) and board_part == 0:
-                ceiling = math.sqrt(parts(each.ceiling)[1] + extra)
+                _, widest, _, of_rounds = parts(each.ceiling)
+                ceiling = math.sqrt(widest + of_rounds + extra)
             result.append(
                 StudentError(math.sqrt(total), total**2 / shares if shares > 0 else each.df, ceiling)
             )
@@ -549,7 +562,10 @@ def _temperature(plan: _Plan, rounds: Sequence[FloatArray]) -> tuple[list[FloatA
     ]
     fresh = list(range(plan.first_new, len(plan.runs)))
     if not old or not all(plan.runs[at].temperatures_celsius for at in fresh):
-        return none, Temperature(refused="no stored run on this board has temperatures" if fresh else ""), 0.0
+        elsewhere = any(run.temperatures_celsius for run in plan.runs[plan.base])
+        here = all(plan.runs[at].temperatures_celsius for at in fresh)
+        reason = "leakage is a board's own, and no stored run is of this one" if elsewhere and here else ""
+        return none, Temperature(refused=reason), 0.0
     found = adjust_temperature(
         [rounds[at].tolist() for at in old],
         [plan.runs[at].temperatures_celsius for at in old],
@@ -586,6 +602,11 @@ def _board_offsets(
     return [
         calibrations[run.board].log_joules if run.board in calibrations else 0.0 for run in plan.runs
     ], scatter
+
+
+def block_differences(blocks: Blocks) -> list[float]:
+    """Per block the mean ln(J/token) of the candidate less that of the baseline."""
+    return _differences(np.log(blocks.joules_per_token), blocks.candidate)
 
 
 def _differences(values: FloatArray, candidate: FloatArray) -> list[float]:

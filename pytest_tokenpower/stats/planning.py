@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.special import ndtri
+from scipy.special import gammaincinv, ndtr
 
 from pytest_tokenpower.stats.change import MOST_DF, Change, StudentError
 from pytest_tokenpower.stats.comparison import Run, readings
@@ -15,9 +15,13 @@ from pytest_tokenpower.stats.noise import Spread
 from pytest_tokenpower.stats.pace import Waiting
 from pytest_tokenpower.stats.rule import Policy
 from pytest_tokenpower.stats.scatter import CAUTION_SD, DEFAULT_NOISE, Groups, Noise, Scatter, accounts
+from pytest_tokenpower.stats.types import FloatArray
 
 FOUND = 0.95
 """How often a change of twice the limit is found where the limit is held."""
+
+_QUANTILES = 100
+_WIDEST = 10.0
 
 
 @dataclass(frozen=True)
@@ -63,15 +67,51 @@ def noise_parts(runs: Sequence[Run], waiting: Mapping[str, Waiting] | None = Non
 def smallest_limit(run_sd: float, stored_runs: int, policy: Policy, noise: Noise = DEFAULT_NOISE) -> float:
     """The limit, as a fraction, that a gate of so many stored runs (one an occasion) holds at this noise.
 
-    The larger of its noise floor, at the SD that the stored runs have on average, and of the limit at which twice as
-    much is found in 95 % of builds. Identical code then fails less often than the level says.
+    The smallest at which twice as much is found in 95 % of builds, and not below the noise floor. Identical code then
+    fails less often than the level says.
     """
+    low, high = noise_floor(run_sd, stored_runs, policy, noise), _WIDEST
+    for _ in range(40):
+        middle = (low + high) / 2
+        tried = replace(policy, limit=middle)
+        low, high = (
+            (low, middle)
+            if failing_share(2 * middle, run_sd, stored_runs, tried, noise) >= FOUND
+            else (middle, high)
+        )
+    return high
+
+
+def noise_floor(run_sd: float, stored_runs: int, policy: Policy, noise: Noise = DEFAULT_NOISE) -> float:
+    """The smallest rise that fails, as a fraction: the median over what so few stored runs may show of this noise."""
+    return math.expm1(float(np.median(_margins(run_sd, stored_runs, policy, noise))))
+
+
+def failing_share(
+    change: float, run_sd: float, stored_runs: int, policy: Policy, noise: Noise = DEFAULT_NOISE
+) -> float:
+    """How often a run whose true change is ``change`` (a fraction) fails, for normal runs of this noise.
+
+    The difference, with SD run_sd sqrt(1 + 1/K), is independent of the stored runs' scatter (Cochran 1934), so that
+    the share is a mean over what that may be.
+    """
+    needed = np.maximum(policy.theta, _margins(run_sd, stored_runs, policy, noise))
+    spread = max(run_sd * math.sqrt(1 + 1 / stored_runs), 1e-12)
+    return float(ndtr((math.log1p(change) - needed) / spread).mean())
+
+
+def _margins(run_sd: float, stored_runs: int, policy: Policy, noise: Noise) -> FloatArray:
+    """Equally likely values of the difference that is just significant: the stored runs' squares are chi-squared."""
     df = stored_runs - 1
-    found = accounts(df * run_sd**2, df, noise.total, Scatter(CAUTION_SD, MOST_DF), learned=noise.learned)
+    at = (np.arange(_QUANTILES) + 0.5) / _QUANTILES
+    squares = run_sd**2 * 2 * gammaincinv(df / 2, at) if df else np.zeros(1)
     spread = math.sqrt(1 + 1 / stored_runs)
-    errors = tuple(StudentError(each.stderr * spread, each.df, each.ceiling * spread) for each in found)
-    floor = Change(0.0, errors).margin(policy.level)
-    return math.expm1(max(floor, float(ndtri(FOUND)) * run_sd * spread))
+    margins = []
+    for each in squares:
+        found = accounts(float(each), df, noise.total, Scatter(CAUTION_SD, MOST_DF), learned=noise.learned)
+        errors = tuple(StudentError(one.stderr * spread, one.df, one.ceiling * spread) for one in found)
+        margins.append(Change(0.0, errors).margin(policy.level))
+    return np.array(margins)
 
 
 def _between(groups: Groups) -> Spread | None:

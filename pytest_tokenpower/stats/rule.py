@@ -25,7 +25,7 @@ from scipy.special import ndtr
 
 from pytest_tokenpower.stats.change import POWER_80, Change
 from pytest_tokenpower.stats.comparison import FEWEST_PACE_OCCASIONS, Comparison
-from pytest_tokenpower.stats.decision import holm, repeated_p
+from pytest_tokenpower.stats.multiplicity import holm, repeated_p
 
 Kind = Literal["regressed", "improved", "passed", "doubtful", "inconclusive"]
 Part = Literal["total", "work"]
@@ -38,7 +38,7 @@ DOUBT = 0.05
 """A p of the build between its level and this is doubtful: restarts may settle it."""
 
 INTERVAL = 0.95
-MOST_ALPHA = 0.025
+MOST_ALPHA = (1 - INTERVAL) / 2
 """The level of the printed intervals, and their tail: what has failed or improved excludes 0."""
 
 

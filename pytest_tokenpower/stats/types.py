@@ -35,15 +35,13 @@ class Prior:
 
     ``tau0`` is the run-to-run SD (fresh process, other occasion) and ``nu0`` how many degrees of freedom it
     is worth: the run-to-run variance is scaled-inverse-chi-squared(nu0, tau0²), the prior of limma (Smyth
-    2004, Stat. Appl. Genet. Mol. Biol. 3(1), article 3). ``tau0_interleaved`` is the SD of the difference of
-    two variants between restarts in which both were run alternately. ``round_sd`` and ``lag1`` are the SD and
+    2004, Stat. Appl. Genet. Mol. Biol. 3(1), article 3). ``round_sd`` and ``lag1`` are the SD and
     the lag-1 autocorrelation of the rounds of one run; they are worth ``round_df`` degrees of freedom and
     ``lag1_rounds`` rounds. ``source`` says where the figures come from, for the report.
     """
 
     tau0: float
     nu0: float
-    tau0_interleaved: float
     round_sd: float
     lag1: float
     round_df: float = 2.0
@@ -51,7 +49,7 @@ class Prior:
     source: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("tau0", "nu0", "tau0_interleaved", "round_sd", "round_df", "lag1_rounds"):
+        for name in ("tau0", "nu0", "round_sd", "round_df", "lag1_rounds"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"Prior({name}={value!r}): must be finite and at least 0")
@@ -62,7 +60,6 @@ class Prior:
 DEFAULT_PRIOR = Prior(
     tau0=0.005,
     nu0=2.0,
-    tau0_interleaved=0.0025,
     round_sd=0.005,
     lag1=0.4,
     source="default, from repeated vLLM runs on H100s widened for noisier boards",
@@ -74,6 +71,5 @@ to 0.7 %, lag-1 0.3 to 0.6. The run-to-run prior is wider, 0.5 %, and weak, beca
 with two degrees of freedom half of all boards lie above 0.6 % and one in ten above 1.5 %. Worth more (4, at 1
 %) it hides a 2 % change from five stored runs of an H100 (77 % found, now 97 %); worth more at 0.5 % it fails
 identical code too often on a board of 1 % with one stored run (8 to 10 % against 4 %).
-benchmarks/gate_error_rates.py shows both sides. Two arms in one restart share the occasion; their two process
-effects of at most 0.16 % make a difference of 0.23 %.
+benchmarks/gate_error_rates.py shows both sides.
 """

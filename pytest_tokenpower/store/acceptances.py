@@ -17,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 
+from pytest_tokenpower.core.files import write_whole
 from pytest_tokenpower.core.records import VerdictRecord
 from pytest_tokenpower.core.settings import fraction
 from pytest_tokenpower.errors import StoreError, UsageError
@@ -158,23 +159,16 @@ class Acceptances:
                 placed.append(PlacedAcceptance(found, file, _PENDING, begins, current=True))
         return cls(placed, commits)
 
-    def begins(self, test: str) -> int | None:
-        """The place on the line at which the newest accepted level of a test begins; None without one.
-
-        An acceptance that is not on the line yet, and names no earlier commit, begins no level here.
-        """
-        places = [one.begins for one in self._placed if one.begins >= 0 and one.acceptance.covers(test)]
-        return min(places, default=None)
-
     def steps(self, test: str) -> tuple[str, ...]:
         """The commits of the line at which an accepted level of a test begins, newest first."""
         places = {one.begins for one in self._placed if one.begins >= 0 and one.acceptance.covers(test)}
         return tuple(self._commits[place] for place in sorted(places))
 
-    def before_level(self, test: str, commit: str | None) -> bool:
-        """Whether a stored commit lies before the newest accepted level of a test."""
-        level = self.begins(test)
-        return level is not None and self._positions.get(commit or "", level) > level
+    def level(self, test: str, commit: str | None) -> int:
+        """How many accepted levels of a test began after a stored commit: 0 is the present one."""
+        position = self._positions.get(commit or "", -1)
+        places = {one.begins for one in self._placed if one.begins >= 0 and one.acceptance.covers(test)}
+        return sum(place < position for place in places)
 
     def counts(self, test: str, verdicts: Sequence[VerdictRecord], commit: str | None) -> bool:
         """Whether a run's measurement may be a baseline: it did not regress, or its rise was accepted afterwards."""
@@ -293,7 +287,7 @@ def write_acceptance(repository: Repository, found: Acceptance) -> Path:
     path = repository.top_level / acceptance_file(found.test)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(encode_acceptance(found), "utf-8")
+        write_whole(path, encode_acceptance(found).encode())
     except OSError as error:
         raise StoreError(f"{path}: cannot be written ({error.strerror or error})") from error
     return path

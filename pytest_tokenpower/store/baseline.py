@@ -45,6 +45,9 @@ def stored_runs(
         runs=tuple(run.measurement for run in runs),
         run_ids=tuple(run.run_id for run in runs),
         why=found.why or "the only runs there are those that are compared",
+        earlier=tuple(
+            tuple(run.measurement for run in level if run.run_id not in left_out) for level in found.earlier
+        ),
         note=found.note,
         origin=found.origin,
         acceptance=found.acceptance,
@@ -57,7 +60,8 @@ def stored_runs(
 class ComparableRuns:
     """The comparable runs of a baseline, newest first, and what the baseline is called.
 
-    ``why`` says why there are none, ``note`` what else the reader should know of them, ``origin`` which commits were
+    ``earlier`` are those of earlier accepted levels, the latest level first: they tell how the test scatters. ``why``
+    says why there are none, ``note`` what else the reader should know of them, ``origin`` which commits were
     measured. ``acceptance`` is the one by which ``test`` (from the repository's top level) may rise over them.
     ``own``: the candidate is a commit of the baseline's own branch, so that a change is that branch's own.
     """
@@ -71,39 +75,44 @@ class ComparableRuns:
     acceptance: PlacedAcceptance | None = None
     test: str = ""
     own: bool = False
+    earlier: tuple[tuple[MeasurementRecord, ...], ...] = ()
 
 
 ALIKE = ("provenance", "scope", "gpu.name", "cpu.name")
 
 
-def histories(baseline: Baseline, key: Mapping[str, Fact]) -> dict[str, list[MeasurementRecord]]:
+def histories(
+    baseline: Baseline, key: Mapping[str, Fact]
+) -> dict[str, tuple[tuple[MeasurementRecord, ...], ...]]:
     """Per test the newest comparable runs under one key, on the same kind of machine as ``key``.
 
-    At most ``baseline.limit_runs`` runs of each test. What the store cannot read is left out and stands in its
-    problems.
+    By accepted level, the present one and each level's newest run first; at most ``baseline.limit_runs`` runs of each
+    level and twice as many of each test. What the store cannot read is left out and stands in its problems.
     """
-    found: dict[str, list[MeasurementRecord]] = {}
+    found: dict[str, dict[int, list[MeasurementRecord]]] = {}
     keys: dict[str, dict[str, Fact]] = {}
     # Each run usually holds every test: twice the runs that are wanted find them, a store of thousands or not.
     for entry in baseline.entries[: 2 * baseline.limit_runs]:
         try:
             contents = baseline.store.contents(entry)
             for test, place in contents.measurements.items():
-                runs = found.setdefault(test, [])
                 alike = all(place.key.get(name) == key.get(name) for name in ALIKE)
                 same = keys.setdefault(test, place.key) == place.key
+                accepted = baseline.accepted
+                level = accepted.level(test, entry.commit) if accepted else 0
+                runs = found.setdefault(test, {}).setdefault(level, [])
                 if not (place.comparable and alike and same and len(runs) < baseline.limit_runs):
                     continue
-                measured = baseline.store.measurement(entry, test)
-                # A regression that nobody accepted is another level, not noise, and so is what was before a step.
-                accepted = baseline.accepted
-                if runs and accepted and accepted.before_level(test, entry.commit):
-                    continue
+                measured = baseline.store.dated(entry, test)
+                # A regression that nobody accepted is another level, not noise.
                 if accepted is None or accepted.counts(test, measured.verdicts, entry.commit):
                     runs.append(measured)
         except StoreError:
             continue
-    return found
+    return {
+        test: tuple(tuple(levels[at]) for at in sorted(levels) if levels[at])
+        for test, levels in found.items()
+    }
 
 
 Kind = Literal["ref", "name", "path"]
@@ -133,6 +142,7 @@ class BaselineRun(NamedTuple):
 class Found:
     """The comparable runs of a test, newest first; without any, ``why`` says what is in the way.
 
+    ``earlier`` are the runs of earlier accepted levels, the latest level first.
     ``differences`` is how the nearest stored key differs, where a different key is the reason. ``origin`` names the
     commits that were measured. ``note`` tells what the reader must know of them: newer runs that regressed and are
     not accepted, commits in between that were not measured, an earlier name. ``acceptance`` is what the test may rise
@@ -145,6 +155,7 @@ class Found:
     note: str = ""
     origin: str = ""
     acceptance: PlacedAcceptance | None = None
+    earlier: tuple[tuple[BaselineRun, ...], ...] = ()
 
 
 def parse_baseline(text: str) -> tuple[Kind | None, str]:
@@ -248,12 +259,14 @@ class Baseline:
         wanted = ignoring(key, patterns)
         known: dict[int, tuple[KeyDifference, ...]] = {}
         runs: list[BaselineRun] = []
+        earlier: dict[int, list[BaselineRun]] = {}
         names: dict[str, str | None] = {}
         mine = self.identity(test)
         seen = NoBaseline(mine, self.label, len(self.entries))
         for entry, name, place in self._places(test, self.entries, seen):
-            if runs and self.accepted and self.accepted.before_level(name, entry.commit):
-                break
+            # What was before an accepted level tells how the test scatters, once there is a run at the level.
+            level = self.accepted.level(name, entry.commit) if runs and self.accepted else 0
+            before = earlier.setdefault(level, []) if level else runs
             if not place.comparable:
                 seen.invalid += 1
                 continue
@@ -264,7 +277,7 @@ class Baseline:
                 seen.add_differing(found)
                 continue
             try:
-                measurement = self.store.measurement(entry, name)
+                measurement = self.store.dated(entry, name)
             except StoreError:
                 seen.unreadable += 1  # Named in store.problems.
                 continue
@@ -274,12 +287,16 @@ class Baseline:
                     rises = [v.change or 0.0 for v in measurement.verdicts if v.kind == "regressed"]
                     seen.add_regressed(commit or "", max(rises, default=0.0))
                 continue
-            names.setdefault(name, commit)
-            runs.append(BaselineRun(run_id, commit, measurement))
-            if len(runs) == self.limit_runs:
+            if not level:
+                names.setdefault(name, commit)
+            before.append(BaselineRun(run_id, commit, measurement))
+            if len(before) == self.limit_runs:
                 break
         if runs:
-            return self._found(mine, runs, names, seen)
+            complete = self._found(mine, runs, names, seen)
+            return replace(
+                complete, earlier=tuple(tuple(earlier[at]) for at in sorted(earlier) if earlier[at])
+            )
         return Found((), self._why(test, seen, existing), seen.nearest)
 
     def _found(

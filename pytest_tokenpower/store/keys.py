@@ -21,6 +21,9 @@ KEY_VERSION = 1
 PROTECTED = ("schema", "provenance", "scope")
 """Fields that no ignore pattern removes: a modelled joule never meets a measured one, nor a GPU's a node's."""
 
+CACHED_STEP = 5
+"""A share of cached prompt tokens is in the key to so many percent: it differs a little from run to run."""
+
 _AXIS = "axis."
 
 _INT64 = range(-(2**63), 2**63)
@@ -30,11 +33,15 @@ _LABELS = {
     "method": "meter method",
     "engine_version": "engine version",
     "workload": "workload fingerprint",
+    "denominator": "joules are per",
     "prompt_tokens": "prompt tokens per round",
-    "cached_prompt_tokens": "prompt tokens from a prefix cache per round",
+    "cached_prompt_percent": "prompt tokens from a prefix cache, in percent",
     "generated_tokens": "generated tokens per round",
     "responses": "responses per round",
 }
+
+_ABSENT = {"denominator": "token", "cached_prompt_percent": "none"}
+"""What a field stands for that is not in a key."""
 
 _UNITS = {"watts": "W", "mib": "MiB", "gib": "GiB", "bytes": "B", "mhz": "MHz", "celsius": "°C"}
 
@@ -63,7 +70,9 @@ def make_key(
     weights: str | None = None,
     axes: Mapping[str, Fact] | None = None,
     workload: str | None = None,
+    denominator: str | None = None,
     tokens: TokenCount | None = None,
+    cached_share: float = 0.0,
     schema: int = KEY_VERSION,
 ) -> dict[str, Fact]:
     """The key of a measurement: flat, in the order of its field names, equal to itself after a trip through JSON.
@@ -72,8 +81,10 @@ def make_key(
     ``gpu.`` with each of their key facts; unlike ones become ``gpu1.``, ``gpu2.``. ``method`` is how the energy was
     read (power ring, energy counter, power polling): on short windows each has a bias of its own. ``weights`` says that
     they are none of a trained model (random, dummy), which draw another power. The engine's version is cut to
-    major.minor; ``axes`` (dtype, quantization: what the test or the engine declares) become ``axis.NAME``; ``tokens``
-    are those of one execution of the workload. What is None is left out: unknown equals unknown only.
+    major.minor; ``denominator`` is what the joules are divided by, where that is not generated tokens; ``axes``
+    (dtype, quantization: what the test or the engine declares) become ``axis.NAME``; ``tokens`` are those of one
+    execution of the workload, and ``cached_share`` of all prompt tokens came from a prefix cache. What is None is left
+    out: unknown equals unknown only.
     Raises UsageError for a value that is no Fact.
     """
     fields: dict[str, object] = {
@@ -86,6 +97,7 @@ def make_key(
         "model": model,
         "weights": weights,
         "workload": workload,
+        "denominator": None if denominator == "token" else denominator,
         **{f"{_AXIS}{name}": value for name, value in (axes or {}).items()},
     }
     if tokens is not None:
@@ -93,8 +105,8 @@ def make_key(
             "prompt_tokens": tokens.prompt,
             "generated_tokens": tokens.generated,
             "responses": tokens.responses,
-            "cached_prompt_tokens": tokens.cached_prompt or None,
         }
+    fields["cached_prompt_percent"] = round(100 * cached_share / CACHED_STEP) * CACHED_STEP or None
     fields |= _device_fields(devices, provenance)
     facts = {canonical_text(name): canonical_fact(value, name) for name, value in fields.items()}
     return {name: facts[name] for name in sorted(facts) if facts[name] is not None}
@@ -190,7 +202,7 @@ class KeyDifference:
     def __str__(self) -> str:
         unit = _unit(self.field)
         # An engine that is not quantized has no such axis, no more than a test that does not declare it.
-        absent = "none declared" if self.field.startswith(_AXIS) else "unknown"
+        absent = "none declared" if self.field.startswith(_AXIS) else _ABSENT.get(self.field, "unknown")
         here, there = (absent if side is None else _show(side, unit) for side in (self.here, self.there))
         return f"{label(self.field)}: {here} here, {there} there"
 

@@ -8,13 +8,23 @@ import random
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 
+from pytest_tokenpower.core.credentials import without_credentials
 from pytest_tokenpower.core.records import decode_run
+from pytest_tokenpower.core.text import plural
 from pytest_tokenpower.errors import HistoryError, StoreError, TokenPowerError, UsageError
 from pytest_tokenpower.store.git import GitOutput, Repository, run_git
-from pytest_tokenpower.store.store import Problem, Store, StoredFile, file_name, parse_file_name, publish
+from pytest_tokenpower.store.store import (
+    MOST_RUN_BYTES,
+    Problem,
+    Store,
+    StoredFile,
+    file_name,
+    parse_file_name,
+    publish,
+)
 
 BRANCH = "tokenpower-store"
 
@@ -25,6 +35,11 @@ _RUNS = "runs"
 _NETWORK_S = 600.0
 
 _AT_ONCE = 16
+
+MOST_FILES = 20_000
+
+MOST_BYTES = 2 << 30
+"""A pull takes no more than this: whoever may write to the branch could fill the disk of everyone who reads it."""
 
 _README = b"""Stored runs of pytest-tokenpower, written by `tokenpower push` and read by `tokenpower pull`.
 Files are only ever added. Do not merge this branch into another one.
@@ -95,25 +110,33 @@ class StoreBranch:
                 found[file] = blob
         return found
 
-    def contents(self, wanted: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:
-        """Each file's bytes, some at once."""
-        files = iter(sorted(wanted))
+    def contents(self, wanted: Mapping[str, str]) -> Iterator[tuple[str, bytes | None]]:
+        """Each file's bytes, the newest first and some at once; None for one that is larger than any run."""
+        files = iter(sorted(wanted, reverse=True))
         while some := list(islice(files, _AT_ONCE)):
-            blobs = [wanted[file] for file in some]
-            found = self._blobs(blobs)
-            missing = sorted(set(blobs) - found.keys())
-            if missing:
+            sizes = self._sizes([wanted[file] for file in some])
+            if missing := sorted({wanted[file] for file in some} - sizes.keys()):
                 # The branch came with an earlier fetch of a clone with a filter.
                 listed = "".join(f"{blob}\n" for blob in missing).encode()
                 self._fetch("--filter=blob:none", "--stdin", stdin=listed)
-                found |= self._blobs(missing)
-            for file, blob in zip(some, blobs, strict=True):
-                if blob not in found:
+                sizes |= self._sizes(missing)
+            small = [file for file in some if sizes.get(wanted[file], 0) <= MOST_RUN_BYTES]
+            found = self._blobs([wanted[file] for file in small])
+            yield from ((file, None) for file in some if file not in small)
+            for file in small:
+                if wanted[file] not in found:
                     raise HistoryError(
                         f"{self._remote} {BRANCH}: the contents of {file} are not here; run git fetch --refetch "
                         f"--no-filter {self._remote} {BRANCH}"
                     )
-                yield file, found[blob]
+                yield file, found[wanted[file]]
+
+    def _sizes(self, blobs: Sequence[str]) -> dict[str, int]:
+        """Bytes of the blobs that are here."""
+        asked = "".join(f"{blob}\n" for blob in blobs).encode()
+        listed = self._git("cat-file", "--batch-check=%(objectname) %(objectsize)", stdin=asked).stdout
+        rows = (row.split() for row in listed.splitlines())
+        return {blob: int(size) for blob, size, *_ in rows if size.isdecimal()}
 
     def _blobs(self, blobs: Sequence[str]) -> dict[str, bytes]:
         output = run_git(
@@ -201,8 +224,8 @@ class StoreBranch:
         known = all(self._git("var", f"GIT_{role}_IDENT").code == 0 for role in ("AUTHOR", "COMMITTER"))
         return () if known else ("-c", "user.name=tokenpower", "-c", "user.email=tokenpower@localhost")
 
-    def _git(self, *arguments: str) -> GitOutput:
-        return run_git(self._top, *arguments)
+    def _git(self, *arguments: str, stdin: bytes = b"") -> GitOutput:
+        return run_git(self._top, *arguments, stdin=stdin)
 
     def _must(self, *arguments: str, stdin: bytes = b"") -> str:
         done = run_git(self._top, *arguments, stdin=stdin, timeout_s=_NETWORK_S)
@@ -211,7 +234,8 @@ class StoreBranch:
         return done.stdout
 
 
-ATTEMPTS = 5
+PATIENCE_S = 300.0
+"""Twenty jobs that push at once are all through in half a minute."""
 
 
 @dataclass(frozen=True)
@@ -240,12 +264,13 @@ def choose_remote(repository: Repository, name: str | None) -> str:
 def push(repository: Repository, store: Store, remote: str) -> SyncResult:
     """Add the store's files to the branch on ``remote``; nothing there is changed or removed.
 
-    Where others push at the same time it merges and tries again, up to ATTEMPTS times. Raises HistoryError for what
+    Where others push at the same time it merges and tries again, for PATIENCE_S. Raises HistoryError for what
     git or the remote refuses.
     """
     branch = StoreBranch(repository, remote)
     left_out: dict[str, Problem] = {}
-    for attempt in range(ATTEMPTS):
+    until = time.monotonic() + PATIENCE_S
+    for attempt in count(1):
         tip = branch.fetch()
         there = branch.files(tip) if tip else {}
         added = {}
@@ -267,9 +292,11 @@ def push(repository: Repository, store: Store, remote: str) -> SyncResult:
         # Only the remote's branch tells for sure that another push was quicker.
         if branch.tip() == tip and "lock" not in answer.stderr:
             raise HistoryError(f"git push to {remote} {BRANCH} failed: {answer.complaint}")
-        time.sleep(random.random() * 0.2 * 2**attempt)
+        if time.monotonic() > until:
+            break
+        time.sleep(random.random() * min(0.2 * 2**attempt, 5.0))
     raise HistoryError(
-        f"git push to {remote} {BRANCH}: others were quicker {ATTEMPTS} times in a row; run it again"
+        f"git push to {remote} {BRANCH}: others were quicker {plural(attempt, 'time')} in a row; run it again"
     )
 
 
@@ -287,11 +314,16 @@ def pull(repository: Repository, store: Store, remote: str) -> SyncResult:
     wanted = {file: blob for file, blob in branch.files(tip).items() if file not in here}
     added: list[str] = []
     left_out = []
-    for file, data in branch.contents(wanted):
+    taken = dict(sorted(wanted.items(), reverse=True)[:MOST_FILES])
+    room = MOST_BYTES
+    for file, data in branch.contents(taken):
         folder = store.folder
-        reason = _foreign(file, data)
-        if reason:
-            left_out.append(Problem(Path(f"{remote}/{BRANCH}", folder.name, file), reason))
+        room -= len(data or b"")
+        if room < 0:
+            break
+        reason = "larger than any run" if data is None else _foreign(file, data)
+        if reason or data is None:
+            left_out.append(Problem(Path(without_credentials(remote), BRANCH, folder.name, file), reason))
             continue
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -304,6 +336,11 @@ def pull(repository: Repository, store: Store, remote: str) -> SyncResult:
                 "name another one with --storage=PATH"
             ) from error
         added.append(file)
+    if len(taken) < len(wanted) or room < 0:
+        reason = (
+            f"a pull takes at most {MOST_FILES} runs of {MOST_BYTES >> 20} MiB: pull again for older ones"
+        )
+        left_out.append(Problem(Path(without_credentials(remote), BRANCH), reason))
     return SyncResult(remote, tuple(sorted(added)), tuple(left_out))
 
 
@@ -316,7 +353,7 @@ def _local_files(store: Store) -> Iterator[tuple[str, Path]]:
 def _unsound(store: Store, file: Path) -> str:
     """Why a file of ours is not worth sharing; empty if it is."""
     try:
-        store.contents(store.open_file(file))
+        store.load(store.open_file(file))
     except (TokenPowerError, OSError) as error:
         return str(error).removeprefix(f"{file}: ")
     return ""

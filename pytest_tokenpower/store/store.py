@@ -6,8 +6,10 @@ import errno
 import hashlib
 import os
 import re
+import stat
 import sys
 import uuid
+import zlib
 from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -16,6 +18,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
+from pytest_tokenpower.core.files import sweep
 from pytest_tokenpower.core.integrity import has_digest, is_damaged
 from pytest_tokenpower.core.records import (
     SCHEMA_VERSION,
@@ -23,6 +26,7 @@ from pytest_tokenpower.core.records import (
     RunRecord,
     decode_run,
     encode_run,
+    impossible,
 )
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.errors import HistoryError, StoreError, UsageError
@@ -63,6 +67,12 @@ class StoredFile(NamedTuple):
     state: State
     id8: str
     name: str | None
+
+    @property
+    def seconds(self) -> float:
+        """When it was written, in seconds since 1970."""
+        moment = datetime.strptime(self.created, "%Y%m%dT%H%M%S.%fZ")
+        return moment.replace(tzinfo=timezone.utc).timestamp()
 
     @property
     def path(self) -> Path:
@@ -210,6 +220,9 @@ def is_store(path: Path) -> bool:
 
 _LOADED_RUNS = 8
 
+MOST_RUN_BYTES = 64 << 20
+"""No run is larger: a thousand tests of a hundred rounds each are 30 MB."""
+
 
 def default_store_path(repository: Repository | None, rootdir: Path) -> Path:
     """Where runs live unless told otherwise.
@@ -304,7 +317,7 @@ class Store:
         self.path = path
         self._problems: dict[str, Problem] = {}
         self._contents: dict[str, Contents] = {}
-        self._spans: dict[str, list[tuple[int, int]]] = {}
+        self._spans: dict[str, list[tuple[int, int, int]]] = {}
         self._keys: dict[bytes, dict[str, Fact]] = {}
         self._runs: OrderedDict[str, RunRecord] = OrderedDict()
 
@@ -320,9 +333,10 @@ class Store:
 
     def check_writable(self) -> None:
         """Write, sync and remove a file as :meth:`write` would; raises StoreError with the remedy."""
-        probe = f".probe-{uuid.uuid4().hex}"
+        probe = f".probe-{uuid.uuid4().hex}.tmp"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            sweep(self.folder, ".")
             publish(self.folder, probe, b"probe\n")
             (self.folder / probe).unlink()
         except OSError as error:
@@ -399,12 +413,23 @@ class Store:
         place = self.contents(entry).measurements[test]
         path = os.path.join(entry.folder, entry.file)
         try:
-            start, stop = self._bytes_of(path)[place.position]
+            start, stop, checksum = self._bytes_of(path)[place.position]
             with open(path, "rb") as stream:
                 stream.seek(start)
-                return _measurement.decode(stream.read(stop - start))
+                data = stream.read(stop - start)
+            if zlib.crc32(data) != checksum:
+                raise self._fault(path, "it changed while it was read")
+            found = _measurement.decode(data)
+            if what := impossible(found):
+                raise self._fault(path, f"impossible: {what}")
+            return found
         except (OSError, msgspec.MsgspecError, ValueError, IndexError, RecursionError) as error:
             raise self._fault(path, f"the measurement of {test} is not readable ({error})") from error
+
+    def dated(self, entry: StoredFile, test: str) -> MeasurementRecord:
+        """The measurement with the time at which it began; older runs only tell when they were written."""
+        found = self.measurement(entry, test)
+        return found if found.started is not None else msgspec.structs.replace(found, started=entry.seconds)
 
     def load(self, entry: StoredFile) -> RunRecord:
         """The whole run; the last few are kept. Raises StoreError."""
@@ -420,8 +445,12 @@ class Store:
 
     def _read(self, path: str) -> bytes:
         try:
+            found = os.stat(path)
+            # Opening a pipe would wait for its writer.
+            if not stat.S_ISREG(found.st_mode) or found.st_size > MOST_RUN_BYTES:
+                raise self._fault(path, f"no file, or larger than any run ({found.st_size} bytes)")
             with open(path, "rb") as stream:
-                return stream.read()
+                return stream.read(MOST_RUN_BYTES)
         except OSError as error:
             raise self._fault(path, f"cannot be read ({error.strerror})") from error
 
@@ -461,18 +490,19 @@ class Store:
                 measurements[sys.intern(test)] = IndexedMeasurement(key, head.comparable, position)
         return Contents(run.id, run.commit, len(data), measurements, run.root)
 
-    def _bytes_of(self, path: str) -> list[tuple[int, int]]:
-        """Where the measurements of a file stand in it, as [start, stop), in their order."""
+    def _bytes_of(self, path: str) -> list[tuple[int, int, int]]:
+        """Where the measurements of a file stand in it, as [start, stop) with a checksum, in their order."""
         spans = self._spans.get(path)
         if spans is None:
             data = self._read(path)
+            self._head(data, path)  # The file may not be the one that was indexed.
             spans, end = [], 0
             for raw in _split_run.decode(data).measurements:
                 text = bytes(raw)
                 # One comma apart in files that we write; in others (indented by hand) it has to be looked for.
                 start = end + 1 if data.startswith(text, end + 1) else data.index(text, end)
                 end = start + len(text)
-                spans.append((start, end))
+                spans.append((start, end, zlib.crc32(text)))
             self._spans[path] = spans
         return spans
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from pytest_tokenpower.analysis.figures import FIGURES, figures
-from pytest_tokenpower.core.records import PhaseRecord, RoundRecord
+from pytest_tokenpower.analysis.figures import figures
+from pytest_tokenpower.analysis.rounds import denominator_of, gated, unknown_figure
+from pytest_tokenpower.core.figures import FIGURES
+from pytest_tokenpower.core.records import Figure, PhaseRecord, RoundRecord
 from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.core.types import Provenance
 from pytest_tokenpower.core.windows import RoundWindow
@@ -60,12 +63,92 @@ def test_prompt_tokens_from_a_cache_were_not_prefilled() -> None:
     assert "joules_per_prompt_token" not in whole
 
 
+@pytest.mark.parametrize("phases", [True, False])
+def test_work_that_generates_nothing_is_all_prefill(phases: bool) -> None:
+    found = figures([replace(one, generated_tokens=0) for one in rounds({ONE: 1200.0}, phases=phases)])
+    assert found["joules_per_prompt_token"].value == pytest.approx(6.0)
+    assert found["prefill_tokens_per_second"].value == pytest.approx(50.0)
+    assert found["joules_per_total_token"].value == pytest.approx(6.0)
+    assert found["joules_per_response"].value == pytest.approx(120.0)
+    assert not {"joules_per_token", "tokens_per_second", "prefill_joules_per_token"} & set(found)
+
+
+@pytest.mark.parametrize(
+    ("changes", "asked", "expected"),
+    [
+        ({}, None, (1200.0, 4.0, 100)),
+        ({}, "prompt_token", (300.0, 0.5, 200)),
+        ({}, "total_token", (1200.0, 4.0, 300)),
+        ({}, "response", (1200.0, 4.0, 10)),
+        ({"generated_tokens": 0}, None, (1200.0, 4.0, 200)),
+        ({"generated_tokens": 0, "cached_prompt_tokens": 50}, None, (1200.0, 4.0, 150)),
+        ({"generated_tokens": 0, "prompt_tokens": 0}, None, (1200.0, 4.0, 10)),
+        ({"generated_tokens": 0, "cached_prompt_tokens": 200}, None, (1200.0, 4.0, 10)),
+    ],
+)
+def test_what_is_compared_follows_from_the_counts_or_is_asked_for(
+    changes: dict[str, int], asked: str | None, expected: tuple[float, float, int]
+) -> None:
+    done = [replace(one, **changes) for one in rounds({ONE: 1200.0})]
+    assert {(part.joules, part.seconds, part.units) for part in gated(done, asked)} == {expected}
+    assert unknown_figure(done, asked or denominator_of(done)) == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "asked", "why"),
+    [
+        ({"phases": {}}, "prompt_token", "the energy of the prefill is not told apart"),
+        ({"cached_prompt_tokens": 200}, "prompt_token", "all prompt tokens came from a prefix cache"),
+        ({"prompt_tokens": 0}, "prompt_token", "some executions have none"),
+        ({"responses": 0}, "response", "some executions have none"),
+    ],
+)
+def test_what_cannot_be_compared_says_why(changes: dict[str, int], asked: str, why: str) -> None:
+    done = rounds({ONE: 1200.0})
+    done = (
+        [*done[:-1], replace(done[-1], **changes)]
+        if "cached" not in str(changes)
+        else [replace(one, **changes) for one in done]
+    )
+    assert gated(done, asked) == []
+    assert why in unknown_figure(done, asked)
+
+
+def test_an_execution_without_tokens_among_others_is_no_figure() -> None:
+    first, *rest = rounds({ONE: 1200.0})
+    done = [replace(first, generated_tokens=0), *rest]
+    assert gated(done) == []
+    assert unknown_figure(done, "token").startswith("some executions generated no tokens, and others did")
+    assert "joules_per_token" not in figures(done)
+
+
+def test_undivided_joules_are_in_the_error_of_a_phase_and_no_number_of_rounds_lessens_it() -> None:
+    def with_undivided(joules: float) -> dict[str, Figure]:
+        return figures(
+            [
+                replace(one, phases={n: replace(p, undivided_joules=joules) for n, p in one.phases.items()})
+                for one in rounds({ONE: 1200.0}) * 5
+            ]
+        )
+
+    plain, found = with_undivided(0.0), with_undivided(12.0)
+    for name, joules in (
+        ("prefill_joules_per_token", 300.0),
+        ("joules_per_prompt_token", 300.0),
+        ("decode_watts", 750.0),
+    ):
+        error = np.hypot(plain[name].stderr / plain[name].value, 12.0 / np.sqrt(12.0) / joules)
+        assert found[name].stderr / found[name].value == pytest.approx(error, rel=0.05)
+    assert found["joules_per_token"] == plain["joules_per_token"]
+
+
 def test_every_figure_is_what_its_name_and_unit_say() -> None:
     found = {name: figure.value for name, figure in figures(rounds({ONE: 900.0, TWO: 300.0})).items()}
     assert found == pytest.approx(
         {
             "joules_per_token": 12.0,
             "joules_per_prompt_token": 1.5,
+            "joules_per_total_token": 4.0,
             "prefill_joules_per_token": 3.0,
             "decode_joules_per_token": 7.5,
             "between_steps_joules_per_token": 0.5,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_tokenpower.analysis.phases import step_phases
+from pytest_tokenpower.analysis.phases import step_phases, undivided_error
 from pytest_tokenpower.analysis.step_split import LARGEST_CONDITION, Split, StepColumns, fit_split
 from pytest_tokenpower.analysis.tracks import EnergyTrack, window_energy
 from pytest_tokenpower.core.windows import BETWEEN, DECODE, PREFILL
@@ -190,10 +190,38 @@ def test_steps_of_one_mix_are_refused() -> None:
     assert f"at most {LARGEST_CONDITION:.0f}" in found.refusal
 
 
-def test_few_steps_are_refused() -> None:
+def test_few_steps_are_not_divided() -> None:
     made = stream([[(400, 0), (300, 20), (0, 40), (0, 40)]], Planted())
     found = step_phases([made.track], made.steps, 1)
-    assert found.refusal == "mixed steps cannot be split: 4 steps, at least 12 are needed"
+    assert found.refusal is not None
+    assert found.refusal.startswith("mixed steps cannot be split: 4 steps, at least 12 are needed")
+
+
+@pytest.mark.parametrize(
+    ("prompts", "both", "left_out"),
+    [
+        (2000, 20, set()),  # mixed energy is a small part of either phase
+        (150, 20, {PREFILL}),  # of the decode alone
+        (150, 400, {PREFILL, DECODE}),
+    ],
+)
+def test_mixed_steps_that_cannot_be_divided_leave_undecided_what_they_are_a_large_part_of(
+    prompts: int, both: int, left_out: set[str]
+) -> None:
+    made = stream([[(prompts, 0), (both, both), *[(0, 20)] * 7]], Planted())
+    found = step_phases([made.track], made.steps, 1)
+    assert {PREFILL, DECODE} - found.phases.keys() == left_out
+    if not found.phases:
+        return
+    undivided = sum(float(phase.undivided[0]) for name, phase in found.phases.items() if name == DECODE)
+    assert undivided == pytest.approx(Planted().joules((both, both)), rel=0.2)
+    for name, truly in ((PREFILL, made.prefill_joules), (DECODE, made.decode_joules)):
+        if name in found.phases:
+            phase = found.phases[name]
+            error = np.hypot(undivided_error(undivided), np.sqrt(phase.variance[0]))
+            assert abs(phase.joules[0] - truly) < 2 * error
+    for name in left_out:
+        assert f"; {name} is left out, with a standard error of" in (found.refusal or "")
 
 
 def test_a_split_that_noise_has_made_is_refused() -> None:

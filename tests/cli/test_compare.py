@@ -54,8 +54,10 @@ def test_all_runs_of_the_candidate_count_and_sharpen(git: Git, store: Store, tok
     [("regressed", 0), ("missing", 1), ("regressed,missing", 1), ("inconclusive", 0), ("nothing", 0)],
 )
 def test_what_fails_is_chosen(git: Git, store: Store, tokenpower: Command, fail_on: str, code: int) -> None:
-    store.write(run(1, at_level(), at_level(test=OTHER), commit=git.commit("one")))
-    store.write(run(2, at_level(seed=2), commit=git.commit("two")))
+    first = git.commit("one")
+    for number in range(1, 6):
+        store.write(run(number, at_level(seed=number), at_level(test=OTHER), commit=first))
+    store.write(run(6, at_level(seed=6), commit=git.commit("two")))
     ended = tokenpower("compare", "HEAD~1", "HEAD", f"--fail-on={fail_on}")
     assert ended.code == code
     assert f"Only in HEAD~1@{git('rev-parse', '--short=7', 'HEAD~1')}: {OTHER}" in ended.out

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from pytest_tokenpower.errors import HistoryError
+from pytest_tokenpower.store import remote as remote_store
 from pytest_tokenpower.store.git import GitOutput, Repository
-from pytest_tokenpower.store.remote import ATTEMPTS, BRANCH, StoreBranch, push
+from pytest_tokenpower.store.remote import BRANCH, StoreBranch, push
 from pytest_tokenpower.store.store import Store, default_store_path
 from tests.support.commands import Command
 from tests.support.repositories import Git, measurement, run
@@ -202,7 +203,7 @@ def test_another_push_in_between_is_merged(
     assert stored_there(remote) == sorted(first.files() + second.files())
 
 
-def test_it_gives_up_after_so_many_attempts(
+def test_it_gives_up_when_its_patience_is_over(
     remote: Git, first: Clone, second: Clone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first.save(1)
@@ -220,9 +221,10 @@ def test_it_gives_up_after_so_many_attempts(
         return real(self, commit)
 
     monkeypatch.setattr(StoreBranch, "push", overtaken)
-    with pytest.raises(HistoryError, match="others were quicker 5 times in a row"):
+    monkeypatch.setattr(remote_store, "PATIENCE_S", 0.0)
+    with pytest.raises(HistoryError, match="others were quicker 1 time in a row"):
         push(first.repository, first.store, "origin")
-    assert len(calls) == ATTEMPTS
+    assert len(calls) == 1
     assert stored_there(remote) == second.files()
 
 
@@ -363,3 +365,37 @@ def test_a_remote_that_refuses(
     assert ended.code == 4
     assert f"git push to origin {BRANCH} failed" in ended.err
     assert "no runs here" in ended.err
+
+
+def test_a_pull_is_bounded(
+    first: Clone, second: Clone, tokenpower: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first.save(1, 2, 3)
+    at(first, monkeypatch)
+    assert tokenpower("push").code == 0
+    at(second, monkeypatch)
+    monkeypatch.setattr(remote_store, "MOST_FILES", 2)
+    said = tokenpower("pull").out.splitlines()
+    assert said[0] == f"Added 2 files from {BRANCH} of origin."
+    assert re.fullmatch(rf"Left out: origin/{BRANCH}: a pull takes at most 2 runs of \d+ MiB: .*", said[1])
+    assert second.files() == first.files()[1:]  # the newest
+    monkeypatch.setattr(remote_store, "MOST_RUN_BYTES", 10)
+    said = tokenpower("pull").out.splitlines()
+    assert said[1].endswith(f"{first.files()[0]}: larger than any run")
+    monkeypatch.undo()
+    at(second, monkeypatch)
+    monkeypatch.setattr(remote_store, "MOST_BYTES", 10)
+    assert "Added" not in tokenpower("pull").out
+    assert second.files() == first.files()[1:]
+
+
+def test_a_password_of_a_remote_is_not_shown(
+    first: Clone, tokenpower: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first.save(1)
+    at(first, monkeypatch)
+    for command in ("push", "pull"):
+        ended = tokenpower(command, "http://bob:s3cretpw@127.0.0.1:9/x.git")
+        assert ended.code == 4
+        assert "http://127.0.0.1:9/x.git" in ended.err
+        assert "s3cretpw" not in ended.out + ended.err

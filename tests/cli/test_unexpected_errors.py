@@ -1,22 +1,48 @@
-"""An error that nobody foresaw ends in one line; --traceback shows where it came from."""
+"""An error that nobody foresaw ends in one line that names a file to attach; --traceback shows it at once."""
+
+import re
+from pathlib import Path
 
 import pytest
 
 from pytest_tokenpower import cli
+from pytest_tokenpower.cli import doctor
 
 
-def _fails(_: object) -> int:
-    raise ZeroDivisionError("first\nsecond")
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(_: object) -> int:
+        raise ZeroDivisionError("first\nsecond https://bob:s3cret@host/x")
+
+    monkeypatch.setattr(doctor, "run", fail)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
 
-def test_one_line_unless_asked_for_more(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from pytest_tokenpower.cli import doctor
-
-    monkeypatch.setattr(doctor, "run", _fails)
+@pytest.mark.usefixtures("failing")
+def test_one_line_and_a_file_to_attach(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor"]) == 3
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("tokenpower doctor: unexpected ZeroDivisionError: first second")
-    with pytest.raises(ZeroDivisionError):
-        cli.main(["doctor", "--traceback"])
+    assert line.startswith("tokenpower doctor: unexpected ZeroDivisionError: first second https://host/x; ")
+    found = re.search(r"with (\S+tokenpower-fault-\S+\.txt)", line)
+    assert found is not None
+    report = Path(found[1]).read_text()
+    assert "in fail" in report
+    assert "pytest-tokenpower" in report.splitlines()[0]
+    assert "s3cret" not in line + report
+
+
+@pytest.mark.usefixtures("failing")
+def test_the_traceback_where_it_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor", "--traceback"]) == 3
+    said = capsys.readouterr().err
+    assert said.startswith("Traceback (most recent call last):")
+    assert said.splitlines()[-1].startswith("tokenpower doctor: unexpected ZeroDivisionError")
+    assert "s3cret" not in said
+
+
+def test_without_room_for_a_file_the_line_is_all(
+    capsys: pytest.CaptureFixture[str], failing: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", "/dev/null")
+    assert cli.main(["doctor"]) == 3
+    assert capsys.readouterr().err.startswith("tokenpower doctor: unexpected ZeroDivisionError: first second")

@@ -255,7 +255,10 @@ REFUSED = {
         "item ['sequences'] of a dict: an array of float64",
     ),
     "id-lists-without-prompt": ([[1, 2, 3]], "where the prompts end in token ids cannot be told"),
-    "embeddings": ([[0.1, 0.2]], "item [0][0] of a list of list: the tokens of a float"),
+    "embeddings": (
+        [[0.1, 0.2]],
+        "item [0][0] of a list of list: vectors and scores do not say how many tokens were read: return",
+    ),
     "none-among": (
         [output("0", completion([1])), None],
         "item [1] of a list of SimpleNamespace: the tokens of None",

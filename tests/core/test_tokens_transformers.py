@@ -327,3 +327,12 @@ def test_pipeline_ids_count_and_its_text_does_not() -> None:
 
     with pytest.raises(TokenCountError, match="return_tensors=True"):
         counted(pipeline, "w5", **SAMPLED)
+
+
+@pytest.mark.parametrize("as_lists", [False, True])
+def test_vectors_of_an_encoder_are_refused_with_what_to_return(as_lists: bool) -> None:
+    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    encoder = transformers.BertModel(transformers.BertConfig(vocab_size=50, **small))
+    output = encoder(input_ids=torch.ones((3, 7), dtype=torch.long))
+    with pytest.raises(TokenCountError, match=r"with generated=0 and responses=\.\.\."):
+        count_tokens(output.last_hidden_state.tolist() if as_lists else output)

@@ -11,8 +11,8 @@ from pytest_tokenpower import errors
 
 PUBLIC = {
     "pytest_tokenpower": "AllAtOnce Batch Concurrency Energy EngineSpec FixedShape GivenBatch Poisson PromptSet "
-    "Timeouts TokenCount __version__",
-    "pytest_tokenpower.engines": "Engine EngineIdentity EngineSpec Generation Serving Step Timeouts",
+    "Result Timeouts TokenCount __version__ measure",
+    "pytest_tokenpower.engines": "Engine EngineIdentity EngineSpec Generation Latency Serving Step Timeouts",
     "pytest_tokenpower.meters": "Clock Conditions CounterReading Device Meter PowerSamples Reading",
     "pytest_tokenpower.models": "Architecture Model find_model load_models write_random_model",
     "pytest_tokenpower.records": "Figure MeasurementRecord PhaseRecord PhaseSplit RoundRecord RunRecord ScopeFigure "

@@ -164,7 +164,6 @@ def test_what_the_prefix_cache_held_was_not_prefilled() -> None:
     outputs, _ = staggered([(0.5, [100], 0), (0.8, [200], 0)], 8, 0.02)
     outputs[0].num_cached_tokens, outputs[1].num_cached_tokens = 96, 200
     assert [step.prompt_tokens for step in stretches_from_request_metrics(outputs)] == [4, 1, 0]
-    assert notes_of(outputs) == {"prefix_cache.prompt_tokens": 296}
 
 
 def test_phases_of_overlapping_requests_are_estimates() -> None:
@@ -241,8 +240,8 @@ def test_the_report_says_what_the_outputs_do_not_tell(project: Project) -> None:
     result.stdout.fnmatch_lines(
         [
             "test_plain: prefill and decode not told apart: vLLM's outputs have no times, *disable_log_stats=False*",
-            "test_plain: 48 prompt tokens * came from vLLM's prefix cache and were not prefilled: *",
+            "test_plain: * % of the prompt tokens came from a prefix cache and were not prefilled: switch it off*",
         ]
     )
-    assert run.measurements[0].facts["prefix_cache.prompt_tokens"] == 48
+    assert {one.cached_prompt_tokens // one.repeats for one in run.measurements[0].rounds} == {48}
     assert "prefill_joules" not in run.measurements[0].figures

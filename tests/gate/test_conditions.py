@@ -59,7 +59,7 @@ BASELINE = stored(*(measured(level) for level in (0.200, 0.2002, 0.1998)))
 
 def test_alike_conditions_are_not_worth_a_word() -> None:
     drift = compare_conditions([measured()], BASELINE.runs)
-    assert (drift.lines, drift.invalid, drift.leakage) == ((), "", 0.0)
+    assert (drift.lines, drift.invalid) == ((), "")
 
 
 @settings(max_examples=60, deadline=None)
@@ -122,29 +122,25 @@ def test_what_one_side_does_not_know_is_not_compared(new: MeasurementRecord, old
     assert "°C" not in text(verdict)
 
 
-def test_temperatures_too_far_apart_are_said_and_decide_nothing_that_leakage_could() -> None:
+def test_temperatures_too_far_apart_are_said_and_what_leakage_could_be_is_uncertain() -> None:
     hot = judge_stored(measured(0.209, celsius=(72,)), BASELINE, 0.03)
     assert hot.kind == "inconclusive"
     assert (
         "  Compared as read, not at one GPU temperature: baseline 60 to 60 °C, now 72 to 72 °C: too far apart to "
         "adjust; warm the board up to where the baseline was." in text(hot).splitlines()
     )
-    assert "the difference of the GPU temperatures may be worth +4.5 %" in text(hot)
     assert hot.raw_change == hot.change
-    # Twelve degrees explain neither a third more, nor do they hide it.
-    assert judge_stored(measured(0.27, celsius=(72,)), BASELINE, 0.03).kind == "regressed"
-    assert judge_stored(measured(0.15, celsius=(48,)), BASELINE, 0.03).kind == "improved"
-    # A cold board's figure may hide a rise.
-    assert judge_stored(measured(0.2, celsius=(72,)), BASELINE, 0.05).kind == "passed"
-    assert judge_stored(measured(0.2, celsius=(45,)), BASELINE, 0.03).kind == "inconclusive"
+    same = judge_stored(measured(0.209), BASELINE, 0.03)
+    assert (hot.change_high or 0) - (hot.change_low or 0) > (same.change_high or 0) - (same.change_low or 0)
+    # Twelve degrees explain neither a half more, nor do they hide it.
+    assert judge_stored(measured(0.3, celsius=(72,)), BASELINE, 0.03).kind == "regressed"
+    assert judge_stored(measured(0.12, celsius=(48,)), BASELINE, 0.03).kind == "improved"
 
 
-def test_no_later_step_turns_an_untrusted_comparison_into_a_failure() -> None:
-    new = [measured(0.209, celsius=(72,)), measured(0.3, clocks=(1400,))]
-    verdicts = [judge_stored(each, BASELINE, 0.03, look=1) for each in new]
-    assert [verdict.kind for verdict in verdicts] == ["inconclusive", "invalid"]
-    assert [verdict.p_value for verdict in verdicts] == [None, None]
-    assert settle([msgspec.structs.replace(new[0], verdicts=(verdict,)) for verdict in verdicts]) == {}
+def test_no_later_step_turns_an_invalid_comparison_into_a_failure() -> None:
+    verdict = judge_stored(measured(0.3, clocks=(1400,)), BASELINE, 0.03, look=1)
+    assert (verdict.kind, verdict.p_value) == ("invalid", None)
+    assert settle([msgspec.structs.replace(measured(), verdicts=(verdict,))]) == {}
 
 
 def test_a_cold_start_is_named_also_where_the_rounds_can_be_adjusted() -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pytest_tokenpower.core.records import MeasurementRecord, VerdictRecord
 from pytest_tokenpower.gate.verdict import settle
-from pytest_tokenpower.stats.prior import DEFAULT_PRIOR
+from pytest_tokenpower.stats.scatter import DEFAULT_NOISE, Scatter
 from pytest_tokenpower.store.baseline import ComparableRuns
 from tests.support.levels import SUPPLY, supply
 from tests.support.measurements import measured, stored
@@ -24,28 +24,34 @@ from tests.support.verdicts import judge_stored, text
 
 
 def holm(p_values: Sequence[float]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """What statsmodels' Holm rejects at 5 %, and its adjusted p-values."""
+    """What statsmodels' Holm rejects at 1 %, and its adjusted p-values."""
     from statsmodels.stats.multitest import multipletests
 
     # It collects all garbage at every call, which takes longer than this whole file.
     with mock.patch("gc.collect"):
-        rejected, adjusted, *_ = multipletests(p_values, alpha=0.05, method="holm")
+        rejected, adjusted, *_ = multipletests(p_values, alpha=0.01, method="holm")
     return rejected, adjusted
 
 
 def test_a_larger_family_needs_more_certainty() -> None:
-    baseline = stored(0.200, 0.202, 0.198)
-    alone = judge_stored(measured("t", 0.210), baseline, 0.03)
-    among = judge_stored(measured("t", 0.210), baseline, 0.03, family=200)
+    baseline = stored(0.2, 0.2008, 0.1992, 0.2012, 0.1988)
+    alone = judge_stored(measured("t", 0.213), baseline, 0.03)
+    among = judge_stored(measured("t", 0.213), baseline, 0.03, family=200)
     assert alone.kind == "regressed"
     assert among.kind == "inconclusive"
     assert among.p_value == alone.p_value
+    # What is said of what could be told is said of the family.
+    assert alone.noise_floor == pytest.approx(0.03)
+    assert (among.noise_floor or 0) > 0.065
+    assert "among 200 comparisons a rise of J/token fails here from" in text(among)
 
 
 @settings(max_examples=40, deadline=None)
 @given(
     st.lists(
-        st.tuples(st.floats(0.0001, 0.2), st.sampled_from(["inconclusive", "passed"]), st.floats(-0.1, 0.2)),
+        st.tuples(
+            st.floats(0.00001, 0.04), st.sampled_from(["inconclusive", "passed"]), st.floats(-0.1, 0.2)
+        ),
         min_size=1,
         max_size=8,
     )
@@ -63,8 +69,8 @@ def test_settling_is_holms_rule_over_all_comparisons(members: list[tuple[float, 
     _, adjusted = holm([p for p, _, _ in members])
     expected = {
         (f"t{at}", "main")
-        for at, (_, kind, change) in enumerate(members)
-        if adjusted[at] < 0.05 and kind == "inconclusive" and change > 0.03
+        for at, (_, kind, _) in enumerate(members)
+        if adjusted[at] < 0.01 and kind == "inconclusive"
     }
     settled = settle(measurements)
     assert set(settled) == expected
@@ -73,7 +79,7 @@ def test_settling_is_holms_rule_over_all_comparisons(members: list[tuple[float, 
 
 def test_the_first_step_never_contradicts_the_whole_family() -> None:
     """What a test decided by itself, with the family's size, Holm's rule over all p-values confirms."""
-    baseline = stored(0.200, 0.2005, 0.1995)
+    baseline = stored(0.2, 0.2005, 0.1995, 0.2003, 0.1997)
     verdicts = [
         judge_stored(measured("t", level), baseline, 0.03, family=4) for level in (0.2, 0.207, 0.215, 0.25)
     ]
@@ -129,15 +135,16 @@ def test_a_list_of_baselines_with_a_hole_is_refused(project: Project) -> None:
     result.stderr.fnmatch_lines(["*--energy-baseline=main,: must be different names, separated by commas*"])
 
 
-def test_the_prior_is_sharpened_by_other_tests() -> None:
-    quiet = judge_stored(measured("t", 0.2062), stored(0.2, 0.2001), 0.02)
+def test_what_is_believed_is_sharpened_by_other_tests() -> None:
     from dataclasses import replace
 
-    learned = replace(DEFAULT_PRIOR, tau0=0.001, nu0=12.0)
-    sharp = judge_stored(measured("t", 0.2062), stored(0.2, 0.2001), 0.02, learned)
-    assert quiet.change == pytest.approx(sharp.change)
-    assert (sharp.change_high or 0) - (sharp.change_low or 0) < (quiet.change_high or 0) - (
-        quiet.change_low or 0
+    baseline = stored(0.2, 0.2001, 0.1999)
+    alone = judge_stored(measured("t", 0.2062), baseline, 0.02)
+    learned = replace(DEFAULT_NOISE, total=Scatter(0.001, 12.0), learned=True)
+    sharp = judge_stored(measured("t", 0.2062), baseline, 0.02, learned)
+    assert alone.change == pytest.approx(sharp.change)
+    assert (sharp.change_high or 0) - (sharp.change_low or 0) < (alone.change_high or 0) - (
+        alone.change_low or 0
     )
 
 

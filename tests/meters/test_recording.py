@@ -364,3 +364,45 @@ def test_a_clock_that_was_set_spoils_the_windows_around_it(tmp_path: Path) -> No
     first, second = window_records(read_recording(path))
     assert any("the realtime clock was set by +80.0 ms" in reason for reason in first.reasons)
     assert second.reasons == ()
+
+
+# --- what was written and changed since
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    timeline = Timeline()
+    timeline.add_device(Device("GPU-1", "gpu", "board", "nvml", "measured"))
+    timeline.append(Reading("GPU-1", counters=[CounterReading(n * US, n * US, 61 * n) for n in range(3)]))
+    path = tmp_path_factory.mktemp("kept") / "r.jsonl"
+    write_recording(path, timeline, [], realtime_offset_ns=0)
+    return path
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(at=st.integers(0, 10**6), bit=st.integers(0, 7))
+def test_a_flipped_bit_of_a_recording_changes_nothing_unnoticed(
+    kept: Path, tmp_path: Path, at: int, bit: int
+) -> None:
+    data = bytearray(kept.read_bytes())
+    data[at % len(data)] ^= 1 << bit
+    (tmp_path / "flipped.jsonl").write_bytes(data)
+    with pytest.raises(UsageError, match=r"flipped.jsonl"):
+        read_recording(tmp_path / "flipped.jsonl")
+
+
+@pytest.mark.parametrize("cut", ["row", "end"])
+def test_a_recording_that_was_cut_short_is_refused(kept: Path, tmp_path: Path, cut: str) -> None:
+    lines = kept.read_bytes().splitlines(keepends=True)
+    del lines[-2 if cut == "row" else -1]
+    (tmp_path / "cut.jsonl").write_bytes(b"".join(lines))
+    with pytest.raises(UsageError, match=r"cut short, or changed"):
+        read_recording(tmp_path / "cut.jsonl")
+
+
+def test_damaged_compression_is_an_error_of_the_file(tmp_path: Path) -> None:
+    data = bytearray(gzip.compress(b'{"type": "recording", "version": 1}\n' * 50))
+    data[10] = 0xFF  # an invalid kind of block
+    (tmp_path / "bad.gz").write_bytes(data)
+    with pytest.raises(UsageError, match=r"bad.gz: this recording cannot be read"):
+        read_recording(tmp_path / "bad.gz")

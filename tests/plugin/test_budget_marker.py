@@ -11,8 +11,9 @@ from tests.support.projects import Project
 RAN = "\n\ndef test_ran():\n    open('ran', 'w').close()\n"
 
 VALID = (
-    "joules_per_token, joules_per_response, joules, mean_watts, peak_watts, regression, min_rounds, max_rounds, "
-    "max_seconds, key_ignore"
+    "joules_per_token, joules_per_prompt_token, joules_per_total_token, joules_per_response, joules, mean_watts, "
+    "peak_watts, regression, min_rounds, max_rounds, max_seconds, key_ignore, per, "
+    "prefix_cache"
 )
 
 
@@ -47,16 +48,24 @@ def test_every_argument_is_taken(project: Project) -> None:
         "min_rounds=2",
         "max_rounds=30",
         "max_seconds=0.5",
+        "joules_per_prompt_token=0.01, per='prompt_token'",
+        "joules_per_total_token=0.01, per='total_token'",
+        "per='token'",
+        "prefix_cache=True",
+        "per='response'",
         "key_ignore='axis.quantization'",
         "key_ignore=('dtype', 'engine_version')",
     ]
     project.tests(marked(arguments))
-    project.run().assert_outcomes(passed=len(arguments))
+    project.run("--energy-disable").assert_outcomes(passed=len(arguments))
 
 
 MALFORMED = {
     "joule_per_token=1": "power_budget has no argument 'joule_per_token'",
     "0.35": f"power_budget takes its arguments by name, not 0.35: {VALID}",
+    "per='prompt token'": "power_budget(per='prompt token'): must be one of token, prompt_token, total_token, response",
+    "prefix_cache='on'": "power_budget(prefix_cache='on'): must be True, where prompts from a prefix cache are meant",
+    "per=None": "power_budget(per=None): must be one of token, prompt_token, total_token, response",
     "joules_per_token=0": "power_budget(joules_per_token=0): must be a positive number",
     "joules_per_token='0.35'": "power_budget(joules_per_token='0.35'): must be a positive number",
     "mean_watts=float('nan')": "power_budget(mean_watts=nan): must be a positive number",
@@ -202,7 +211,7 @@ def pytest_collection_modifyitems(items):
         [
             "OVER BUDGET 0.01* J/token (limit *): test_over[[]joules_per_token[]]: joules_per_token exceeds "
             "its budget (95 % interval 0.01* to 0.01*).",
-            "OVER BUDGET 1.* J / response (limit 0.75): test_over[[]joules_per_response[]]: *exceeds its budget (*).",
+            "OVER BUDGET 1.* J/response (limit 0.75): test_over[[]joules_per_response[]]: *exceeds its budget (*).",
             "OVER BUDGET 1* J / execution of the workload (limit 7.5): test_over[[]joules[]]: joules exceeds *",
             "OVER BUDGET * W (limit 200): test_over[[]mean_watts[]]: mean_watts exceeds its budget (*).",
             "OVER BUDGET * W (limit 200): test_over[[]peak_watts[]]: peak_watts exceeds its budget.",
@@ -219,6 +228,34 @@ def test_an_inconclusive_verdict_fails_where_the_ini_says_so(project: Project) -
     result = project.run()
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["INCONCLUSIVE * W (limit 300): test_it: mean_watts cannot be told from *"])
+
+
+def test_a_budget_on_a_test_that_measures_nothing_fails_it(project: Project) -> None:
+    project.tests(
+        """
+class TestClass:
+    pytestmark = pytest.mark.power_budget(joules=3)
+
+    def test_forgotten(self):
+        pass
+
+    def test_skipped(self):
+        pytest.skip("not here")
+
+    def test_broken(self):
+        assert "this" == "that"
+"""
+    )
+    result = project.run()
+    result.assert_outcomes(failed=2, skipped=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*TestClass::test_forgotten has a power_budget and measures nothing: name the energy fixture *",
+            "E*'that'",
+        ],
+        consecutive=False,
+    )
+    result.stdout.no_fnmatch_line("*test_broken has a power_budget*")
 
 
 def test_two_limits_fail_with_both_reasons(project: Project) -> None:

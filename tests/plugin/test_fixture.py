@@ -167,24 +167,24 @@ def test_uncountable(energy, result):
 def test_tensor_alone(energy):
     energy(lambda: np.ones((2, 3), dtype=int))
 
-@pytest.mark.parametrize("result", [TokenCount(10, 0), [], {"usage": {"prompt_tokens": 1, "completion_tokens": 0}}])
-def test_nothing_generated(energy, result):
-    energy(lambda: result or TokenCount(3, 0))
+@pytest.mark.parametrize("result", [TokenCount(0, 0, 0), []])
+def test_nothing_done(energy, result):
+    energy(lambda: result)
 
 def test_block_without_tokens(energy):
     with energy.measure():
         pass
 
-def test_block_that_generates_nothing(energy):
+def test_block_that_does_nothing(energy):
     with energy.measure() as window:
-        window.tokens(prompt=10, generated=0)
+        window.tokens(prompt=0, generated=0, responses=0)
 
 def test_negative(energy):
     energy(lambda: TokenCount(1, -1))
 """
     )
     result, run = project.measure()
-    result.assert_outcomes(failed=16)
+    result.assert_outcomes(failed=15)
     assert not any(measured.comparable for measured in run.measurements)
     for line in (
         "test_energy.py::test_uncountable[None]: the tokens of None cannot be counted: return vLLM RequestOutputs, "
@@ -194,10 +194,10 @@ def test_negative(energy):
         "item [1] of a list of TokenCount: the tokens of an int cannot be counted",
         "the tokens of a Reply cannot be counted",
         "energy(model.generate, **inputs)",
-        "test_energy.py::test_nothing_generated[result0]: the workload generated no tokens (10 prompt tokens): "
-        "joules per token needs at least one",
-        "test_energy.py::test_block_without_tokens: nothing says how many tokens were generated in the "
-        "energy.measure() block: call window.count(result) or window.tokens(prompt=..., generated=...)",
+        "test_energy.py::test_nothing_done[result0]: a TokenCount says that nothing was read and nothing generated",
+        "test_energy.py::test_block_without_tokens: nothing says what was read and generated in the energy.measure() "
+        "block: call window.count(result) or window.tokens(prompt=..., generated=...)",
+        "test_energy.py::test_block_that_does_nothing: nothing says what was read and generated",
         "TokenCount(generated=-1): must be an integer of at least 0",
     ):
         assert line in text(result)
@@ -481,7 +481,10 @@ def test_within(energy):
     result, run = project.measure()
     result.assert_outcomes(xfailed=1, failed=1)
     result.stdout.fnmatch_lines(["*XPASS(strict)*thought to be expensive"])
-    assert [measured.verdicts[0].kind for measured in run.measurements] == ["over budget", "passed"]
+    over, within = run.measurements
+    assert (over.verdicts[0].kind, over.comparable) == ("over budget", True)
+    # That it passed is a failure of the test, whatever its energy.
+    assert (within.verdicts, within.comparable) == ((), False)
 
 
 def test_skipping_inside_a_test_is_no_failure(project: Project) -> None:
@@ -545,3 +548,17 @@ def test_a_malformed_token_hook_is_named(project: Project) -> None:
     result = project.run()
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*pytest_tokenpower_count_tokens returned 12: *TokenCount*"])
+
+
+def test_a_skip_for_want_of_a_meter_says_its_reason_without_rs(project: Project) -> None:
+    project.tests("def test_a(energy): energy(generate)\ndef test_b(energy): energy(generate)")
+    result = project.run("--energy-source=redfish:http://127.0.0.1:9")
+    result.assert_outcomes(skipped=2)
+    result.stdout.fnmatch_lines(["energy: 2 tests skipped, not measured: *127.0.0.1:9*"])
+
+
+def test_a_column_that_there_is_not_is_a_usage_error(project: Project) -> None:
+    project.tests("def test_a(energy): energy(generate)")
+    result = project.run("--energy-columns=watt")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*--energy-columns: no column watt: valid are *"])

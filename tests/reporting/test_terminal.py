@@ -17,9 +17,12 @@ from pytest_tokenpower.core.records import (
     RoundRecord,
     VerdictRecord,
 )
+from pytest_tokenpower.core.text import energy_unit
 from pytest_tokenpower.core.types import Fact
-from pytest_tokenpower.gate.verdict import judge_ceilings
-from pytest_tokenpower.reporting.terminal import summary
+from pytest_tokenpower.errors import UsageError
+from pytest_tokenpower.gate.verdict import Policy, judge_ceilings
+from pytest_tokenpower.reporting.columns import Layout, layout
+from pytest_tokenpower.reporting.terminal import LEGEND, summary
 from pytest_tokenpower.runner.session import Session
 from pytest_tokenpower.store.baseline import ComparableRuns
 from tests.support.verdicts import judge_stored, text
@@ -104,12 +107,23 @@ def shown(
     *,
     baselines: Sequence[str] = (),
     problems: dict[str, str] | None = None,
+    layout: Layout = Layout(),  # noqa: B008
+    width: int = 120,
+    verbosity: int = 0,
 ) -> str:
     """The energy section; what a line ends with and nobody sees is cut off."""
     out = StringIO()
     reporter = pytest.TerminalReporter(config, out)
     session = SimpleNamespace(baselines=[SimpleNamespace(label=label, note="") for label in baselines])
-    summary(reporter, measurements, cast(Session, session), problems or {})
+    summary(
+        reporter,
+        measurements,
+        cast(Session, session),
+        problems or {},
+        layout=layout,
+        width=width,
+        verbosity=verbosity,
+    )
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
 
@@ -126,35 +140,36 @@ NO_BASELINE = VerdictRecord(
 )
 
 SECTION = """
-======================================================== energy ========================================================
+=== energy: 1 INVALID, 1 REGRESSED, 1 OVER BUDGET, 1 failed, 1 inconclusive, 1 no baseline, 1 improved, 3 passed, … ====
 1x NVIDIA H100 80GB HBM3, power ring (gpu energy)
 baseline main@1a2b3c4
 
-test               J/token    ±95 %    prefill    decode    W    tok/s    change    95 % interval  verdict
----------------  ---------  -------  ---------  --------  ---  -------  --------  ---------------  ------------
-test_chat[bf16]     0.2499    0.3 %     0.0025    0.2474  500     2000    +0.3 %     [-1.1, +1.7]  passed
-test_chat[fp8]       0.175    0.3 %    0.00175    0.1732  350     2000   -30.1 %   [-31.5, -28.7]  improved
-test_eager          0.3249    0.3 %     0.0025    0.3224  500     1538   +31.0 %   [+29.6, +32.4]  REGRESSED
-test_long           0.2499    0.3 %     0.0025    0.2474  500     2000    +2.1 %     [+0.7, +3.5]  inconclusive
-test_new            0.2499    0.3 %                       500     2000                             no baseline
-test_budget         0.2499    0.3 %                       500     2000    +0.1 %     [-1.3, +1.5]  OVER BUDGET
-test_within         0.2499    0.3 %                       500     2000                             passed
-test_first          0.2499    0.3 %     0.0025    0.2474  500     2000    +0.1 %     [-1.3, +1.5]  passed
-test_hot                                                                                           INVALID
-test_broken                                                                                        failed
-test_shared         0.2501    0.4 %     0.0025    0.2476  500     2000                             measured
+test             mJ/token  ±95 %  prefill  decode    W  tok/s   change   95 % interval  verdict
+----------------------------------------------------------------------------------------------------
+test_chat[bf16]     249.9  0.3 %      2.5   247.4  500   2000   +0.3 %    [-1.1, +1.7]  passed
+test_chat[fp8]        175  0.3 %     1.75   173.2  350   2000  -30.1 %  [-31.5, -28.7]  improved
+test_eager          324.9  0.3 %      2.5   322.4  500   1538  +31.0 %  [+29.6, +32.4]  REGRESSED
+test_long           249.9  0.3 %      2.5   247.4  500   2000   +2.1 %    [+0.7, +3.5]  inconclusive
+test_new            249.9  0.3 %                   500   2000                           no baseline
+test_budget         249.9  0.3 %                   500   2000   +0.1 %    [-1.3, +1.5]  OVER BUDGET
+test_within         249.9  0.3 %                   500   2000                           passed
+test_first          249.9  0.3 %      2.5   247.4  500   2000   +0.1 %    [-1.3, +1.5]  passed
+test_hot                                                                                INVALID
+test_broken                                                                             failed
+test_shared         250.1  0.4 %      2.5   247.6  500   2000                           measured
+Per generated token. ±95 %: by this run's rounds alone; what differs between runs is in the interval.
 
 improved -30.1 % (limit 3 %): test_chat[fp8] takes 0.1748 J/token; main@1a2b3c4 took 0.25 (3 runs).
-  95 % interval -31.5 % to -28.7 %.
+  -30.1 % [-31.5, -28.7] (95 % interval).
   A further line.
 inconclusive +2.1 % (limit 3 %): test_long takes 0.2552 J/token; main@1a2b3c4 took 0.25 (3 runs).
-  95 % interval +0.7 % to +3.5 %.
+  +2.1 % [+0.7, +3.5] (95 % interval).
   Why it was not decided.
 no baseline: test_new: nothing to compare with on main@1a2b3c4: no run is stored in /store
 passed +0.1 % (limit 3 %): test_first takes 0.2502 J/token; main@1a2b3c4 took 0.25 (1 run).
-  95 % interval -1.3 % to +1.5 %.
+  +0.1 % [-1.3, +1.5] (95 % interval).
   What it rests on.
-  Provisional: only 1 run stored.
+  Provisional: fewer than three occasions of this test are stored, so that its own noise is not known.
 test_shared: 1 of 6 rounds dropped: GPU-1: another process used the GPU (pid 7)
 
 2 stored files skipped:
@@ -195,12 +210,13 @@ def test_the_section_has_a_row_for_every_verdict_and_a_note_for_what_needs_one(
 
 
 MODELLED = """
-======================================================== energy ========================================================
+================================================== energy: 1 measured ==================================================
 MODELLED, not measured: 1x NVIDIA H100 80GB HBM3, power ring (cpu energy)
 
-test         J/token    ±95 %    prefill    decode    W    tok/s  verdict
----------  ---------  -------  ---------  --------  ---  -------  ---------
-test_chat     0.2499    0.3 %     0.0025    0.2474  500     2000  measured
+test       mJ/token  ±95 %  prefill  decode    W  tok/s  verdict
+-----------------------------------------------------------------
+test_chat     249.9  0.3 %      2.5   247.4  500   2000  measured
+Per generated token. ±95 %: by this run's rounds alone; what differs between runs is in the interval.
 """
 
 
@@ -210,15 +226,16 @@ def test_what_was_not_measured_says_so_first(pytestconfig: pytest.Config) -> Non
 
 
 PHASES = """
-======================================================== energy ========================================================
+================================================== energy: 4 measured ==================================================
 1x NVIDIA H100 80GB HBM3, power ring (gpu energy)
 
-test            J/token    ±95 %    prefill    decode    W    tok/s  verdict
-------------  ---------  -------  ---------  --------  ---  -------  ---------
-test_pure        0.2499    0.3 %     0.0025    0.2474  500     2000  measured
-test_server      0.2499    0.3 %    ~0.0025   ~0.2474  500     2000  measured
-test_chunked     0.2499    0.3 %     0.0025    0.2474  500     2000  measured
-test_poisson     0.2499    0.3 %                       500     2000  measured
+test          mJ/token  ±95 %  prefill  decode    W  tok/s  verdict
+--------------------------------------------------------------------
+test_pure        249.9  0.3 %      2.5   247.4  500   2000  measured
+test_server      249.9  0.3 %     ~2.5  ~247.4  500   2000  measured
+test_chunked     249.9  0.3 %      2.5   247.4  500   2000  measured
+test_poisson     249.9  0.3 %                   500   2000  measured
+Per generated token. ±95 %: by this run's rounds alone; what differs between runs is in the interval.
 
 test_chunked: prefill and decode: 36 % of the steps' energy was in mixed steps, divided by least squares
 test_poisson: prefill and decode not told apart, 98 % of the steps' energy being in mixed steps: all steps look alike
@@ -258,7 +275,7 @@ MESSAGES = {
         "regressed",
         """
 REGRESSED +7.0 % (limit 3 %): test_it takes 0.2674 J/token; main@1a2b3c4 took 0.2499 (3 runs).
-  95 % interval +5.7 % to +8.4 %, one-sided p < 0.0001.
+  +7.0 % [+5.7, +8.3] (95 % interval), one-sided p = 0.00058.
   decode +7.1 %, prefill +0.0 %; power 500 W (+0.0 %), 1869 tok/s (-6.5 %): slower, not hotter.
 """
         + NEXT.format(10),
@@ -269,7 +286,7 @@ REGRESSED +7.0 % (limit 3 %): test_it takes 0.2674 J/token; main@1a2b3c4 took 0.
         "regressed",
         """
 REGRESSED +7.0 % (limit 3 %): test_it takes 0.2674 J/token; main@1a2b3c4 took 0.2499 (3 runs).
-  95 % interval +5.7 % to +8.4 %, one-sided p < 0.0001.
+  +7.0 % [+5.7, +8.3] (95 % interval), one-sided p = 0.00058.
   decode +7.0 %, prefill +7.0 %; power 535 W (+7.0 %), 2000 tok/s (+0.0 %): hotter, not slower.
 """
         + NEXT.format(10),
@@ -280,7 +297,7 @@ REGRESSED +7.0 % (limit 3 %): test_it takes 0.2674 J/token; main@1a2b3c4 took 0.
         "regressed",
         """
 REGRESSED +7.1 % (limit 3 %): test_it takes 0.2677 J/token; main@1a2b3c4 took 0.2499 (3 runs).
-  95 % interval +5.8 % to +8.5 %, one-sided p < 0.0001.
+  +7.1 % [+5.8, +8.4] (95 % interval), one-sided p = 0.00056.
   decode +7.2 %, prefill +3.0 %; power 515 W (+3.0 %), 1923 tok/s (-3.8 %): hotter and slower.
 """
         + NEXT.format(10),
@@ -291,7 +308,7 @@ REGRESSED +7.1 % (limit 3 %): test_it takes 0.2677 J/token; main@1a2b3c4 took 0.
         "improved",
         """
 improved -20.0 % (limit 3 %): test_it takes 0.1999 J/token; main@1a2b3c4 took 0.2499 (3 runs).
-  95 % interval -21.0 % to -19.0 %.
+  -20.0 % [-21.0, -19.0] (95 % interval).
   decode -20.0 %, prefill -20.0 %; power 400 W (-20.0 %), 2000 tok/s (+0.0 %): cooler, not faster.
 """,
     ),
@@ -301,7 +318,7 @@ improved -20.0 % (limit 3 %): test_it takes 0.1999 J/token; main@1a2b3c4 took 0.
         "passed",
         """
 passed +0.0 % (limit 3 %): test_it takes 0.2499 J/token; main@1a2b3c4 took 0.2499 (3 runs).
-  95 % interval -1.2 % to +1.3 %, one-sided p = 0.5.
+  +0.0 % [-1.2, +1.2] (95 % interval).
   decode +0.0 %, prefill +0.0 %; power 500 W (+0.0 %), 2000 tok/s (+0.0 %): no change.
 """,
     ),
@@ -311,9 +328,10 @@ passed +0.0 % (limit 3 %): test_it takes 0.2499 J/token; main@1a2b3c4 took 0.249
         "regressed",
         """
 REGRESSED +7.0 % (limit 3 %): test_it takes 0.2674 J/token; main@1a2b3c4 took 0.2499 (1 run).
-  95 % interval +3.7 % to +10.4 %, one-sided p = 0.0057.
-  decode +7.1 %, prefill +0.0 %; power 500 W (+0.0 %), 1869 tok/s (-6.5 %): slower, not hotter.
-  Provisional: only 1 run stored.
+  +7.0 % [+1.2, +13.1] (95 % interval), one-sided p = 0.0084.
+  decode +7.1 %, prefill +0.0 %; power 500 W (+0.0 %), 1869 tok/s (-6.5 %): neither is shown to be the cause.
+  The limit is below the noise: rises under 6.8 % cannot be told.
+  Provisional: fewer than three occasions of this test are stored, so that its own noise is not known.
 """
         + NEXT.format(12),
     ),
@@ -323,10 +341,10 @@ REGRESSED +7.0 % (limit 3 %): test_it takes 0.2674 J/token; main@1a2b3c4 took 0.
         "inconclusive",
         """
 inconclusive +7.0 % (limit 3 %): test_it takes 0.2674 J/token; main@1a2b3c4 took 0.25 (3 runs).
-  95 % interval -13.8 % to +32.7 %, one-sided p = 0.22.
+  +7.0 % [-33.2, +71.3] (95 % interval), one-sided p = 0.3.
   power 500 W (+0.0 %), 1869 tok/s (-6.5 %): slower, not hotter.
-  Not decided: this comparison can tell changes from 26 % on; more stored runs of the baseline or more rounds would """
-        """tell smaller ones.
+  Not decided: a rise of J/token fails here from 114 % on, and 135 % is found in four of five cases; more stored """
+        """occasions, restarts (--energy-max-seconds) or energy.compare tell smaller ones.
 """,
     ),
     "none": (
@@ -368,14 +386,121 @@ def test_the_messages_of_absolute_limits() -> None:
         "mean_watts": 600.0,
         "peak_watts": 600.0,
     }
-    assert [text(verdict) for verdict in judge_ceilings(measured(), limits)] == [
+    assert [text(verdict) for verdict in judge_ceilings(measured(), limits, Policy(0.03))] == [
         "OVER BUDGET 0.2499 J/token (limit 0.2): test_it: joules_per_token exceeds its budget "
-        "(95 % interval 0.2444 to 0.2556).",
-        "passed 125 J / response (limit 130): test_it: joules_per_response stays within its budget "
-        "(95 % interval 122.2 to 127.8).",
+        "(95 % interval 0.2403 to 0.2599).",
+        "passed 125 J/response (limit 130): test_it: joules_per_response stays within its budget "
+        "(95 % interval 120.2 to 130).",
         "inconclusive 4999 J / execution of the workload (limit 5000): test_it: joules cannot be told from its budget "
-        "(95 % interval 4889 to 5111).",
+        "(95 % interval 4807 to 5199).",
         "passed 499.9 W (limit 600): test_it: mean_watts stays within its budget "
-        "(95 % interval 488.9 to 511.1).",
+        "(95 % interval 480.7 to 519.9).",
         "OVER BUDGET 650 W (limit 600): test_it: peak_watts exceeds its budget.",
     ]
+
+
+def test_at_80_columns_the_least_needed_columns_go_and_no_line_of_the_table_is_wider(
+    pytestconfig: pytest.Config,
+) -> None:
+    tests = [
+        measured("test_chat[bf16]", verdicts=[compared("passed", 0.003, "…")]),
+        measured("test_eager", seconds=13, verdicts=[compared("regressed", 0.31, "…")]),
+    ]
+    wide, narrow = (shown(pytestconfig, tests, width=width).splitlines() for width in (120, 80))
+    [head] = [line for line in narrow if line.startswith("test ")]
+    assert head.split() == [
+        "test",
+        "mJ/token",
+        "prefill",
+        "decode",
+        "change",
+        "95",
+        "%",
+        "interval",
+        "verdict",
+    ]
+    assert any("tok/s" in line for line in wide)
+    at = narrow.index(head)
+    assert max(map(len, narrow[at : at + 4])) <= 80
+
+
+def test_columns_order_and_groups_are_as_asked_for(pytestconfig: pytest.Config) -> None:
+    tests = [
+        measured("test_b[fp8]", watts=350),
+        measured("test_a[bf16]"),
+        measured("test_a[fp8]", watts=600),
+    ]
+
+    def table(**asked: str) -> list[str]:
+        options = {
+            "columns": "test,joules-per-response,peak_watts",
+            "sort": "run",
+            "group_by": "none",
+        } | asked
+        lines = shown(pytestconfig, tests, layout=layout(**options), width=40).splitlines()
+        return lines[3:-1] if lines[-1] == LEGEND.format(per="Per generated token") else lines[3:]
+
+    assert table() == [
+        "test          J/response  peak_watts",
+        "------------------------------------",
+        "test_b[fp8]        87.48         650",
+        "test_a[bf16]         125         650",
+        "test_a[fp8]          150         650",
+    ]
+    assert [line.split()[0] for line in table(sort="name")[2:]] == [
+        "test_a[bf16]",
+        "test_a[fp8]",
+        "test_b[fp8]",
+    ]
+    assert [line.split()[0] for line in table(sort="joules_per_token")[2:]] == [
+        "test_a[fp8]",
+        "test_a[bf16]",
+        "test_b[fp8]",
+    ]
+    assert [line.split()[0] for line in table(group_by="param")[2:]] == [
+        "fp8:",
+        "test_b[fp8]",
+        "test_a[fp8]",
+        "bf16:",
+        "test_a[bf16]",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (("joules,watt", "run", "none"), "no column watt: valid are"),
+        (("", "size", "none"), "--energy-sort=size: must be one of run, name"),
+        (("", "run", "colour"), "--energy-group-by=colour: must be one of none, file"),
+    ],
+)
+def test_an_unknown_column_order_or_group_is_named_with_the_valid_ones(
+    asked: tuple[str, str, str], said: str
+) -> None:
+    with pytest.raises(UsageError, match=said):
+        layout(*asked)
+
+
+def test_under_qq_the_news_is_one_line_and_what_is_not_measured_is_still_said(
+    pytestconfig: pytest.Config,
+) -> None:
+    tests = [measured("test_a"), measured("test_b", provenance="simulated")]
+    assert shown(pytestconfig, tests, width=80, verbosity=-2).splitlines()[1:] == [
+        "SIMULATED, not measured: 1x NVIDIA H100 80GB HBM3, power ring (gpu energy)"
+    ]
+    assert len(shown(pytestconfig, tests[:1], width=80, verbosity=-2).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("joules", "unit", "shown"),
+    [
+        (2e-5, "µJ", "20"),
+        (0.1567, "mJ", "156.7"),
+        (0.9996, "mJ", "999.6"),
+        (1.0, "J", "1"),
+        (7.2e4, "Wh", "20"),
+    ],
+)
+def test_energy_is_shown_in_a_unit_that_is_easy_to_read(joules: float, unit: str, shown: str) -> None:
+    found = energy_unit(joules)
+    assert (found.name, f"{joules / found.joules:.4g}") == (unit, shown)

@@ -6,6 +6,9 @@ import itertools
 import json
 import multiprocessing
 import os
+import pwd
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -31,7 +34,7 @@ def _hold(device_id: str, path: str) -> None:
 
 
 def test_holders_of_one_device_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     context = multiprocessing.get_context("spawn")
     jobs = [context.Process(target=_hold, args=("GPU-a", str(tmp_path / f"{at}.json"))) for at in range(2)]
     for job in jobs:
@@ -41,52 +44,193 @@ def test_holders_of_one_device_take_turns(tmp_path: Path, monkeypatch: pytest.Mo
     assert _in_turns(tmp_path) == len(jobs)
 
 
-def test_a_wait_for_another_holder_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(exclusive, "QUIET_WAIT_S", 0.01)
-    held, told = threading.Event(), threading.Event()
+HOLD = """
+import fcntl, sys
+lock = open(sys.argv[1], "r+b")
+fcntl.flock(lock, fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's cache, and the folder of the locks in it."""
+    monkeypatch.delenv(exclusive.FOLDER_VARIABLE, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "tokenpower-locks"
+
+
+@pytest.fixture
+def told() -> Iterator[list[str]]:
+    """Lines that are told although the user wants nothing but the urgent."""
+    lines: list[str] = []
+    stop = progress.show_on(lines.append, urgent_only=True)
+    yield lines
+    stop()
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_wait_names_the_process_that_holds_the_lock(
+    folder: Path, told: list[str], monkeypatch: pytest.MonkeyPatch, seen: bool
+) -> None:
+    monkeypatch.setattr(exclusive, "QUIET_WAIT_S", 0.0)
+    with hold_devices(["GPU-a"]):
+        pass
+    me = f"process {os.getpid()} of user {pwd.getpwuid(os.getuid()).pw_name} on {os.uname().nodename}"
+    assert (folder / "GPU-a.lock").read_text() == me
+    monkeypatch.setattr(exclusive, "is_in_tree", lambda pid: False)
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder / "GPU-a.lock")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as holder:
+        assert holder.stdin is not None
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        stop = progress.show_on(lambda line: holder.stdin and holder.stdin.close())
+        if not seen:
+            monkeypatch.setattr(exclusive, "_holding_pid", lambda inode: None)
+        with hold_devices(["GPU-a"]):
+            pass
+        stop()
+    who = f"process {holder.pid} (python" if seen else me
+    assert told[0].startswith(f"GPU-a: waiting for {who}")
+    assert "which measures on this GPU (0 s so far)" in told[0]
+
+
+def test_a_wait_for_a_process_of_the_same_run_is_no_news(
+    folder: Path, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exclusive, "QUIET_WAIT_S", 0.0)
+    lines: list[str] = []
+    held, waited = threading.Event(), threading.Event()
 
     def hold() -> None:
         with hold_devices(["GPU-a"]):
             held.set()
-            told.wait(10)
+            waited.wait(10)
 
-    lines = []
-
-    def sink(line: str) -> None:
+    def note(line: str) -> None:
         lines.append(line)
-        told.set()
+        waited.set()
 
     holder = threading.Thread(target=hold)
     holder.start()
     held.wait(10)
-    stop = progress.show_on(sink)
-    try:
-        with hold_devices(["GPU-a"]):
-            assert lines == ["GPU-a: waiting for another process that measures on this GPU"]
-    finally:
+    stop = progress.show_on(note)
+    with hold_devices(["GPU-a"]):
         stop()
-        told.set()
         holder.join()
+    assert f"waiting for process {os.getpid()} (" in lines[0]
+    assert told == []
 
 
-@pytest.mark.parametrize("planted", ["link", "open"])
-def test_a_planted_folder_is_refused_and_left_alone(
-    planted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+@pytest.mark.parametrize("planted", ["link", "open", "file"])
+def test_a_planted_folder_is_refused_and_left_alone(planted: str, folder: Path, tmp_path: Path) -> None:
     private = tmp_path / "private"
     private.mkdir(mode=0o700)
-    folder = tmp_path / f"tokenpower-locks-{os.getuid()}"
+    folder.parent.mkdir()
     if planted == "link":
         folder.symlink_to(private)
-    else:
+    elif planted == "open":
         folder.mkdir()
         folder.chmod(0o777)
-    with pytest.raises(MeterError, match="TMPDIR"), hold_devices(["GPU-a"]):
-        pass
+    else:
+        folder.touch()
+    with pytest.raises(MeterError, match="have it removed, or name a folder of yours in TOKENPOWER_LOCKS"):
+        _hold_nothing()
     assert private.stat().st_mode & 0o777 == 0o700
     assert not list(private.iterdir())
+
+
+@pytest.mark.parametrize("planted", ["link", "pipe", "folder"])
+def test_a_planted_lock_is_refused_and_left_alone(
+    planted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    monkeypatch.setenv(exclusive.FOLDER_VARIABLE, str(shared))
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    lock = shared / "GPU-a.lock"
+    if planted == "link":
+        lock.symlink_to(mine)
+    elif planted == "pipe":
+        os.mkfifo(lock)
+    else:
+        lock.mkdir()
+    with pytest.raises(MeterError, match=r"GPU-a\.lock: this lock of a GPU"):
+        _hold_nothing()
+    assert mine.read_text() == "mine"
+
+
+def test_a_file_with_a_second_name_is_not_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    monkeypatch.setenv(exclusive.FOLDER_VARIABLE, str(shared))
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    os.link(mine, shared / "GPU-a.lock")
+    _hold_nothing()
+    assert mine.read_text() == "mine"
+
+
+def test_a_shared_folder_must_keep_files_of_others_safe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = tmp_path / "shared"
+    monkeypatch.setenv(exclusive.FOLDER_VARIABLE, str(shared))
+    with pytest.raises(MeterError, match="no folder for locks"):
+        _hold_nothing()
+    shared.mkdir()
+    shared.chmod(0o777)
+    with pytest.raises(MeterError, match="mode 1777"):
+        _hold_nothing()
+    shared.chmod(0o1777)
+    _hold_nothing()
+    assert (shared / "GPU-a.lock").stat().st_mode & 0o777 == 0o666
+
+
+@pytest.mark.parametrize("theirs", [True, False])
+def test_without_a_cache_of_ones_own_the_temporary_folder_has_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, theirs: bool
+) -> None:
+    monkeypatch.delenv(exclusive.FOLDER_VARIABLE, raising=False)
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    if theirs:
+        if os.getuid() != 0:
+            pytest.skip("needs root, to give a folder away")
+        os.chown(cache, 12345, -1)
+    for variable in ("XDG_CACHE_HOME", "XDG_RUNTIME_DIR", "HOME"):
+        monkeypatch.setenv(variable, str(cache) if theirs else "not/absolute")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    _hold_nothing()
+    assert (tmp_path / f"tokenpower-{os.getuid()}" / "tokenpower-locks" / "GPU-a.lock").exists()
+
+
+def test_in_a_container_it_is_said_how_far_the_locks_reach(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "mark").touch()
+    monkeypatch.setattr(exclusive, "_CONTAINER_MARKS", (str(tmp_path / "mark"),))
+    monkeypatch.setattr(exclusive, "_noted", [])
+    lines: list[str] = []
+    stop = progress.show_on(lines.append)
+    for _ in range(2):
+        _hold_nothing()
+    stop()
+    assert len(lines) == 1
+    assert f"locks in {folder} do not reach other containers" in lines[0]
+
+
+def _hold_nothing() -> None:
+    with hold_devices(["GPU-a"]):
+        pass
 
 
 def _in_turns(folder: Path) -> int:

@@ -9,6 +9,7 @@ import pytest
 
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.runner.open_windows import sole_window
+from tests.support.projects import Project
 
 
 def test_a_second_window_of_a_board_is_refused() -> None:
@@ -90,3 +91,141 @@ def test_each_folders_hook_counts_its_own_tests(pytester: pytest.Pytester) -> No
         one["rounds"][0]["generated_tokens"] / one["rounds"][0].get("repeats", 1) for one in measured
     ]
     assert generated == [5, 20]
+
+
+def test_every_way_to_measure_holds_the_boards_and_no_refusal_is_forgotten(project: Project) -> None:
+    project.tests(
+        """
+import asyncio, threading
+from concurrent.futures import ThreadPoolExecutor
+
+pytestmark = quick
+
+def inner(energy):
+    with energy.measure() as window:
+        window.tokens(prompt=0, generated=1)
+
+def swallowed(fn, *args, **kwargs):
+    try:
+        fn(*args, **kwargs)
+    except Exception:
+        pass
+
+def block(energy):
+    with energy.measure() as window:
+        time.sleep(0.12)
+        window.tokens(prompt=0, generated=10)
+
+def test_block_in_call(energy):
+    def workload():
+        swallowed(inner, energy)
+        return generate(0.12)
+    energy(workload)
+
+def test_call_in_block(energy):
+    with energy.measure() as window:
+        swallowed(energy, generate)
+        time.sleep(0.12)
+        window.tokens(prompt=0, generated=10)
+
+def test_call_in_call(energy):
+    energy(lambda: (swallowed(energy, generate), generate(0.12))[1])
+
+def test_block_in_compare(energy):
+    def variant():
+        swallowed(inner, energy)
+        return generate(0.12)
+    energy.compare(baseline=variant, candidate=lambda: generate(0.12))
+
+def test_compare_in_a_thread(energy):
+    with energy.measure() as window:
+        thread = threading.Thread(
+            target=swallowed, args=(energy.compare,), kwargs={"baseline": generate, "candidate": generate}
+        )
+        thread.start()
+        thread.join()
+        time.sleep(0.12)
+        window.tokens(prompt=0, generated=10)
+
+def test_blocks_of_threads(energy):
+    with ThreadPoolExecutor(3) as pool:
+        for _ in [pool.submit(swallowed, block, energy) for _ in range(3)]:
+            pass
+
+def test_blocks_of_tasks(energy):
+    async def client():
+        try:
+            with energy.measure() as window:
+                await asyncio.sleep(0.12)
+                window.tokens(prompt=0, generated=10)
+        except Exception:
+            pass
+    async def clients():
+        await asyncio.gather(client(), client())
+    asyncio.run(clients())
+
+def test_a_block_whose_tokens_nobody_knows(energy):
+    block(energy)
+    try:
+        with energy.measure() as window:
+            window.count("words")
+    except Exception:
+        pass
+
+def test_a_count_that_nobody_knows(energy):
+    with energy.measure() as window:
+        time.sleep(0.12)
+        window.tokens(prompt=0, generated=10)
+        swallowed(window.count, "words")
+
+def test_tokens_that_come_too_late(energy):
+    with energy.measure() as window:
+        time.sleep(0.12)
+        window.tokens(prompt=0, generated=10)
+    swallowed(window.tokens, prompt=0, generated=10)
+
+@pytest.fixture
+def left_open(energy):
+    blocks = [energy.measure()]
+    yield blocks
+    blocks[0].__exit__(None, None, None)
+
+def test_a_block_that_is_open_at_the_end(energy, left_open):
+    block(energy)
+    left_open[0].__enter__()
+
+def test_a_block_that_is_left(energy):
+    block(energy)
+    energy.measure().__enter__()
+"""
+    )
+    result, run = project.measure("--energy-save=x")
+    result.assert_outcomes(failed=12, errors=1)
+    assert [one.test for one in run.measurements if one.comparable] == []
+    words = result.stdout.str()
+    for line in (
+        "::test_block_in_call: energy() and energy.measure() in one test",
+        "::test_call_in_call: a measurement began while another",
+        "::test_block_in_compare: a measurement began while another",
+        "::test_compare_in_a_thread: ",
+        "::test_a_count_that_nobody_knows: the tokens of a str cannot be counted",
+        "::test_tokens_that_come_too_late: tokens were counted when their energy.measure() block had ended",
+        "::test_a_block_that_is_open_at_the_end: a window is still open at the test's end",
+        "::test_a_block_that_is_left: an energy.measure() block was begun and never ended",
+    ):
+        assert line in words, line
+
+
+def test_a_window_counts_as_the_hook_of_its_folder_does(project: Project) -> None:
+    project.file(
+        "conftest.py",
+        "from pytest_tokenpower import TokenCount\n"
+        "def pytest_tokenpower_count_tokens(result):\n"
+        "    return TokenCount(3, 5) if result == 'words' else None\n",
+    )
+    project.tests(
+        "def test_it(energy):\n    with energy.measure() as window:\n        time.sleep(0.12)\n"
+        "        window.count('words')\n"
+    )
+    _, run = project.measure()
+    assert run.measurements[0].key["generated_tokens"] == 5

@@ -76,6 +76,9 @@ class RoundEvaluator:
             for one in windows
         )
 
+    def failed_for_good(self, start_ns: int) -> bool:
+        return False
+
 
 def warmup_rounds(seconds: list[float], celsius: list[float], least: int = 2) -> int:
     """How many rounds are run before six measured ones; the lists' last values go on for ever."""
@@ -133,6 +136,9 @@ def test_variants_are_warm_when_none_gets_faster() -> None:
 
         def assess(self, windows: Sequence[RoundWindow]) -> tuple[RoundRecord, ...]:
             return tuple(record(one.start_ns / 1e9, 1.0) for one in windows)
+
+        def failed_for_good(self, start_ns: int) -> bool:
+            return False
 
     blocks = interleave.run_blocks(
         {"baseline": lambda: execute("baseline"), "candidate": lambda: execute("candidate")},

@@ -1,8 +1,6 @@
-"""The noise of identical runs: estimates against simulated truths, and the gate's shares against the gate itself."""
+"""The noise of identical runs against simulated truths."""
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,19 +8,11 @@ import scipy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_tokenpower.stats.decision import decide_codes
-from pytest_tokenpower.stats.moderated import stored_difference
 from pytest_tokenpower.stats.noise import (
-    LEAST_FOUND,
-    MOST_FALSE_FAILURES,
     Spread,
-    StoredGate,
     clopper_pearson,
     estimate_noise,
 )
-from pytest_tokenpower.stats.prior import DEFAULT_PRIOR
-
-H100 = StoredGate(run_sd=0.003, location_error=0.0015, baseline_runs=5)
 
 
 def identical_runs(
@@ -126,57 +116,6 @@ def test_the_interval_of_a_spread_holds_it_as_often_as_it_says() -> None:
     spreads = [Spread(float(sample.std(ddof=1)), 7) for sample in rng.standard_normal((2000, 8))]
     assert np.mean([each.low < 1 < each.high for each in spreads]) == pytest.approx(0.95, abs=0.02)
     assert np.mean([each.at_most() > 1 for each in spreads]) == pytest.approx(0.95, abs=0.02)
-
-
-@pytest.mark.parametrize("baseline_runs", [1, 2, 5])
-@pytest.mark.parametrize("change", [0.0, 0.01, 0.02])
-@pytest.mark.parametrize("family", [1, 6])
-def test_the_failing_share_is_what_the_rule_does(baseline_runs: int, change: float, family: int) -> None:
-    gate = replace(H100, baseline_runs=baseline_runs, family=family, extra_squared_error=1e-6)
-    rng = np.random.default_rng(4)
-    runs = gate.run_sd * rng.standard_normal((40_000, baseline_runs + 1))
-    runs[:, -1] += np.log1p(change)
-    errors = np.full(runs.shape, gate.location_error**2)
-    found = stored_difference(runs[:, :-1], runs[:, -1:], errors[:, :-1], errors[:, -1:], gate.prior)
-    stderr = np.sqrt(found.stderr**2 + gate.extra_squared_error)
-    p = np.minimum(1.0, family * scipy.stats.t.sf(found.delta / stderr, found.df))
-    failed = decide_codes(found.delta, stderr, found.df, 0.01, p_increase=p) == 0
-    assert gate.failing_share(change, 0.01) == pytest.approx(failed.mean(), abs=0.01)
-    floor = np.expm1(scipy.stats.t.ppf(0.95, found.df) * stderr).mean()
-    assert gate.noise_floor == pytest.approx(floor, rel=0.01)
-
-
-@settings(max_examples=30)
-@given(
-    run_sd=st.floats(0.0, 0.05),
-    location_error=st.floats(0.0, 0.02),
-    baseline_runs=st.integers(1, 20),
-    family=st.integers(1, 30),
-)
-def test_the_smallest_threshold_keeps_both_promises_and_no_smaller_one_does(
-    run_sd: float, location_error: float, baseline_runs: int, family: int
-) -> None:
-    gate = StoredGate(run_sd, location_error, baseline_runs, family=family)
-
-    def kept(threshold: float) -> bool:
-        return (
-            gate.failing_share(0.0, threshold) <= MOST_FALSE_FAILURES
-            and gate.failing_share(2 * threshold, threshold) >= LEAST_FOUND
-            and threshold >= gate.noise_floor
-        )
-
-    threshold = gate.smallest_threshold()
-    assert kept(threshold * 1.0001)
-    assert not kept(threshold * 0.999)
-
-
-def test_more_noise_needs_a_wider_limit_and_more_stored_runs_a_narrower_one() -> None:
-    quiet = H100.smallest_threshold()
-    assert 0.008 < quiet < 0.012  # The goal on an H100: 1 % with five stored runs.
-    assert replace(H100, run_sd=0.01).smallest_threshold() > 2 * quiet
-    assert replace(H100, baseline_runs=2).smallest_threshold() > quiet
-    assert replace(H100, baseline_runs=10).smallest_threshold() < quiet
-    assert replace(H100, prior=replace(DEFAULT_PRIOR, tau0=0.02)).smallest_threshold() > quiet
 
 
 @pytest.mark.parametrize(("count", "trials"), [(0, 8), (1, 8), (8, 8), (3, 56)])

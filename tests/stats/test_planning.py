@@ -7,7 +7,7 @@ import pytest
 
 from pytest_tokenpower.stats.comparison import compare
 from pytest_tokenpower.stats.pace import Waiting
-from pytest_tokenpower.stats.planning import noise_parts, smallest_limit
+from pytest_tokenpower.stats.planning import failing_share, noise_parts, smallest_limit
 from pytest_tokenpower.stats.rule import Policy, decide
 
 from .simulator import WATTS, Machine
@@ -58,6 +58,20 @@ def test_the_limit_is_held() -> None:
     }
     assert kinds[0.0].count("regressed") <= 7
     assert kinds[2 * limit].count("regressed") >= 0.92 * 300
+
+
+@pytest.mark.parametrize("stored_runs", [1, 3, 5])
+@pytest.mark.parametrize("change", [0.0, 0.03])
+def test_the_failing_share_is_what_the_rule_does(stored_runs: int, change: float) -> None:
+    rng = np.random.default_rng(5)
+    machine = Machine(run_sd=0.01, round_sd=0.0001)
+    policy = Policy(0.01, family=3)
+    failed = [
+        decide(compare(machine.runs(rng, stored_runs), machine.runs(rng, 1, change=change)), policy).kind
+        == "regressed"
+        for _ in range(600)
+    ]
+    assert failing_share(change, 0.01, stored_runs, policy) == pytest.approx(np.mean(failed), abs=0.05)
 
 
 def test_more_runs_hold_a_finer_limit_and_more_tests_a_coarser_one() -> None:

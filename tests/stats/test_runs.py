@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from pytest_tokenpower.stats.prior import DEFAULT_PRIOR, Prior
 from pytest_tokenpower.stats.runs import (
     FloatArray,
     lag1_autocorrelation,
@@ -23,10 +22,9 @@ from pytest_tokenpower.stats.runs import (
     trimmed_mean,
     yuen_variance,
 )
+from pytest_tokenpower.stats.types import DEFAULT_PRIOR, Prior
 
-NO_PRIOR = Prior(
-    tau0=0, nu0=0, tau0_interleaved=0, round_sd=0, lag1=0, round_df=0, lag1_rounds=0, source="none"
-)
+NO_PRIOR = Prior(tau0=0, nu0=0, round_sd=0, lag1=0, round_df=0, lag1_rounds=0, source="none")
 
 rounds_of_a_run = arrays(
     np.float64, st.integers(2, 30), elements=st.integers(-1000, 1000).map(lambda i: i / 1000)

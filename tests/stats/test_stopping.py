@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_tokenpower.stats.prior import DEFAULT_PRIOR
 from pytest_tokenpower.stats.runs import summarise_runs
 from pytest_tokenpower.stats.stopping import enough
+from pytest_tokenpower.stats.types import DEFAULT_PRIOR
 
 CALM = [0.0001 * (-1) ** i for i in range(30)]
 WILD = list(0.05 * np.random.default_rng(1).standard_normal(30))

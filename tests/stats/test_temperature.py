@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_tokenpower.stats.prior import DEFAULT_PRIOR
 from pytest_tokenpower.stats.runs import FloatArray
 from pytest_tokenpower.stats.temperature import (
     PRIOR_SLOPE,
@@ -20,6 +19,7 @@ from pytest_tokenpower.stats.temperature import (
     shrunk_slope,
     within_run_slope,
 )
+from pytest_tokenpower.stats.types import DEFAULT_PRIOR
 
 Side = tuple[list[list[float]], list[list[float] | None]]
 

@@ -260,9 +260,12 @@ def test_fields_have_names_for_people(field: str, expected: str) -> None:
     assert label(field) == expected
 
 
-def test_cached_prompt_tokens_are_in_the_key_where_there_are_any() -> None:
-    base = {"devices": (), "provenance": "measured", "scope": "gpu"}
-    plain = make_key(**base, tokens=TokenCount(100, 10))  # type: ignore[arg-type]
-    cached = make_key(**base, tokens=TokenCount(100, 10, cached_prompt=80))  # type: ignore[arg-type]
-    assert "cached_prompt_tokens" not in plain
-    assert cached == {**plain, "cached_prompt_tokens": 80}
+def test_the_share_of_cached_prompt_tokens_is_in_the_key_where_there_are_any() -> None:
+    base = {"devices": (), "provenance": "measured", "scope": "gpu", "tokens": TokenCount(100, 10)}
+    plain = make_key(**base)  # type: ignore[arg-type]
+    shares = {share: make_key(**base, cached_share=share) for share in (0.8, 0.812, 0.79, 0.9)}  # type: ignore[arg-type]
+    assert not any("cached" in name for name in plain)
+    assert shares[0.8] == shares[0.812] == shares[0.79] == {**plain, "cached_prompt_percent": 80}
+    assert str(differences(shares[0.9], plain)[0]) == (
+        "prompt tokens from a prefix cache, in percent: 90 here, none there"
+    )

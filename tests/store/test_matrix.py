@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from pytest_tokenpower.errors import HistoryError
@@ -44,7 +45,13 @@ def test_topic_branch_is_judged_by_main_newest_first(git: Git, store: Store) -> 
     found = baseline.find(TEST, KEY)
     assert numbers(found.runs) == [6, 5, 4, 3, 2]
     assert [found_run.commit for found_run in found.runs] == commits[:1:-1]
-    assert found.runs[0].measurement == measurement()
+    newest = found.runs[0].measurement
+    assert msgspec.structs.replace(newest, started=None) == measurement()
+    # When it was measured is known from the run where it does not say so itself.
+    assert [each.measurement.started for each in found.runs[:2]] == [
+        newest.started,
+        (newest.started or 0) - 7200,
+    ]
     assert found.why == ""
 
 

@@ -33,7 +33,7 @@ def leftovers(store: Store) -> list[str]:
 def test_a_run_comes_back_as_it_was(store: Store) -> None:
     written = run(65, measurement(), measurement("other", {"axis.batch": 8}), commit=COMMIT, name="v1")
     path = store.write(written)
-    assert path == store.path / "runs" / "20251122T010500.000000Z_0123456789ab_clean_00000041@v1.json"
+    assert path == store.path / "runs" / "20251127T100000.000000Z_0123456789ab_clean_00000041@v1.json"
     (entry,) = store.entries()
     assert entry.path == path
     assert (entry.commit, entry.state, entry.name) == (COMMIT[:12], "clean", "v1")
@@ -294,3 +294,14 @@ def test_a_run_file_under_another_name(store: Store, tmp_path: Path) -> None:
     assert (entry.path, entry.commit, entry.state, entry.name) == (path, COMMIT[:12], "dirty", "nightly")
     assert store.contents(entry).measurements[TEST].key == KEY
     assert store.load(entry).id == run(5).id
+
+
+def test_temporary_files_of_killed_writers_are_swept(store: Store) -> None:
+    store.write(run(1))
+    old, young = store.folder / ".0123.tmp", store.folder / ".4567.tmp"
+    for each in (old, young):
+        each.write_bytes(b"half a run")
+    os.utime(old, (0, 0))
+    store.check_writable()
+    assert not old.exists()
+    assert young.exists()

@@ -70,7 +70,6 @@ MISSING_CLOCKS = {"win32": ("clock_gettime", "clock_gettime_ns", "pthread_getcpu
 LINUX_FILES = ("/proc", "/sys", "/dev/nvidia", "/dev/dri", "/dev/ipmi")
 
 THIRD_PARTY = (
-    "filelock",
     "httpx",
     "msgspec",
     "numpy",

@@ -11,6 +11,7 @@ from pytest_tokenpower.core.records import RunRecord, decode_run
 INI = """
 [pytest]
 addopts = --strict-markers --strict-config -p no:cacheprovider -p no:hypothesispytest -p no:anyio -p no:platformdirs
+    -p no:asyncio -p no:benchmark -p no:check -p no:html -p no:metadata -p no:pytest_cov
 filterwarnings = error
 energy_source = {source}
 energy_warmup_rounds = 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Mapping
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import msgspec
@@ -56,7 +57,10 @@ def run(
     """The run that was made ``number`` minutes after midnight; its id tells the number."""
     return RunRecord(
         id=f"{number:08x}-0000-4000-8000-000000000000",
-        created=f"2025-11-22T{number // 60:02}:{number % 60:02}:00.000000+00:00",
+        # Two hours apart: each on an occasion of its own.
+        created=(datetime(2025, 11, 22, tzinfo=timezone.utc) + timedelta(hours=2 * number)).isoformat(
+            timespec="microseconds"
+        ),
         measurements=measurements or (measurement(),),
         commit=commit,
         dirty=None if commit is None else dirty,

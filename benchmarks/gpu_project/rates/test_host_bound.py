@@ -14,13 +14,13 @@ def test_waiting_first(engine: Any, wait: Any, energy: Energy) -> None:
     wait(energy, 5)
 
 
-@pytest.mark.power_budget(regression="1%", min_rounds=12, max_rounds=12)
+@pytest.mark.power_budget(regression="1%", min_rounds=36, max_rounds=36)
 def test_batch_4(work: Any, energy: Energy) -> None:
     """4 prompts of 64 tokens, 32 new tokens each."""
     energy(work(4, 64, 32))
 
 
-@pytest.mark.power_budget(regression="1%", min_rounds=12, max_rounds=12)
+@pytest.mark.power_budget(regression="1%", min_rounds=36, max_rounds=36)
 def test_batch_32(work: Any, energy: Energy) -> None:
     """32 prompts of 64 tokens, 32 new tokens each."""
     energy(work(32, 64, 32))

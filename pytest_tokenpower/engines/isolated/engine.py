@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pytest_tokenpower.core import progress
+from pytest_tokenpower.core.files import scratch_prefix
 from pytest_tokenpower.core.subprocesses import ProcessGroup, inherited_path
 from pytest_tokenpower.engines._adapter import require_batch
 from pytest_tokenpower.engines.isolated.worker import COMMAND, Failure, Ready, Request, Start
@@ -57,7 +58,7 @@ class IsolatedEngine:
         factory = reference(engine)
         self._timeouts = timeouts or Timeouts()
         self._name = f"{engine} engine of {Path(model).name}"
-        self._folder = Path(tempfile.mkdtemp(prefix="tokenpower-engine-"))
+        self._folder = Path(tempfile.mkdtemp(prefix=scratch_prefix("engine")))
         self._batch: Batch | None = None
         self._number = 0
         self._log_at = 0

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -68,7 +67,7 @@ ABILITIES = frozenset({"serve", "encode"})
 def main() -> None:
     """Serve one engine."""
     connection = Connection(int(sys.argv[1]))
-    threading.Thread(target=end_with_parent, args=(int(sys.argv[2]),), daemon=True).start()
+    end_with_parent(int(sys.argv[2]))
     sys.path[:] = connection.recv()
     engine: Engine | None = None
     try:

@@ -15,8 +15,9 @@ from typing import Any
 
 from pytest_tokenpower.core import progress
 from pytest_tokenpower.core.types import Fact
+from pytest_tokenpower.core.windows import Latency
 from pytest_tokenpower.engines._adapter import as_fact, check_batch, checkpoint_config
-from pytest_tokenpower.engines._estimated_steps import EstimatedSteps
+from pytest_tokenpower.engines._estimated_steps import EstimatedSteps, Trace
 from pytest_tokenpower.engines.identify import identity_from_config
 from pytest_tokenpower.engines.openai.client import Answer, Client, Endpoint, Limits, Refused, Stream
 from pytest_tokenpower.engines.protocol import EngineIdentity, Generation, Timeouts
@@ -209,6 +210,17 @@ def _text(value: object, otherwise: str = "unknown") -> str:
     return value if isinstance(value, str) and value else otherwise
 
 
+def latency_of(trace: Trace) -> Latency:
+    """Work out what a request waited from when it was sent."""
+    (first_ns, first), *_ = trace.chunks
+    last_ns = trace.chunks[-1][0]
+    # The first chunk may hold several tokens, which came at once.
+    further = sum(tokens for _, tokens in trace.chunks) - first
+    return Latency(
+        (first_ns - trace.sent_ns) / 1e9, (last_ns - first_ns) / 1e9 / further if further else None
+    )
+
+
 KEY_VARIABLE = "TOKENPOWER_OPENAI_KEY"
 
 _FORWARDERS = frozenset({"ssh", "autossh", "sshd", "kubectl", "socat"})
@@ -331,6 +343,7 @@ class OpenAIEngine:
             batch.tokens,
             EstimatedSteps([response.trace for response in responses]),
             steps_exact=False,
+            latencies=tuple(latency_of(response.trace) for response in responses),
         )
 
     def _body(self, prompt: Sequence[int], new_tokens: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from pytest_tokenpower.core.windows import Latency
 from pytest_tokenpower.engines._adapter import check_batch, check_counts, check_steps
 from pytest_tokenpower.engines.protocol import Generation, Step
 from pytest_tokenpower.errors import EngineError
@@ -119,12 +120,6 @@ def lack_of_times(outputs: object) -> bool:
     return bool(each) and alike and not _times(each)
 
 
-def cached_tokens(outputs: object) -> int:
-    """Count the prompts' tokens that vLLM had in its prefix cache and did not compute; 0 where it does not say."""
-    counts = [getattr(one, "num_cached_tokens", None) for one in _each(outputs)]
-    return sum(count for count in counts if isinstance(count, int))
-
-
 def _each(outputs: object) -> tuple[object, ...]:
     if not isinstance(outputs, Sequence) or isinstance(outputs, str | bytes):
         return (outputs,)
@@ -206,7 +201,26 @@ def generation_of(
     check_counts(batch, token_ids, engine="vLLM")
     if steps is not None:
         check_steps(batch, steps, engine="vLLM")
-    return Generation(token_ids=token_ids, tokens=batch.tokens, steps=tuple(steps or ()), steps_exact=exact)
+    latencies = tuple(latency_of(output) for output in outputs)
+    return Generation(
+        token_ids=token_ids,
+        tokens=batch.tokens,
+        steps=tuple(steps or ()),
+        steps_exact=exact,
+        latencies=tuple(each for each in latencies if each is not None) if all(latencies) else (),
+    )
+
+
+def latency_of(output: Any) -> Latency | None:
+    """Read what a request waited from when it was queued; None where vLLM does not tell."""
+    metrics = getattr(output, "metrics", None)
+    queued, first, last = (
+        _seconds(metrics, name) for name in ("queued_ts", "first_token_ts", "last_token_ts")
+    )
+    if queued is None or first is None or last is None or not queued <= first <= last:
+        return None
+    further = len(output.outputs[0].token_ids) - 1
+    return Latency(first - queued, (last - first) / further if further else None)
 
 
 def _vocab_size(config: Any) -> int | None:

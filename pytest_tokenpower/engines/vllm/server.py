@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pytest_tokenpower.core import progress
+from pytest_tokenpower.core.files import scratch_prefix
 from pytest_tokenpower.core.subprocesses import ProcessGroup, inherited_path
 from pytest_tokenpower.engines._adapter import needing
 from pytest_tokenpower.engines.isolated.engine import PROGRESS_S
@@ -33,9 +34,9 @@ from pytest_tokenpower.workloads.tokenizers import tokenizer_of
 MODULE = "vllm.entrypoints.openai.api_server"
 
 COMMAND = (
-    "import runpy, sys, threading; "
+    "import runpy, sys; "
     "from pytest_tokenpower.core.subprocesses import end_with_parent; "
-    "threading.Thread(target=end_with_parent, args=(int(sys.argv.pop(1)),), daemon=True).start(); "
+    "end_with_parent(int(sys.argv.pop(1))); "
     f"runpy.run_module({MODULE!r}, run_name='__main__', alter_sys=True)"
 )
 """``python -m vllm...api_server``, with the lifeline's descriptor before its arguments: it ends with the tests."""
@@ -87,7 +88,7 @@ class VllmServer:
         self._timeouts = timeouts or Timeouts()
         self._name = f"vllm-server engine of {model_name(name)}"
         self._engine: OpenAIEngine | None = None
-        self._folder = Path(tempfile.mkdtemp(prefix="tokenpower-server-"))
+        self._folder = Path(tempfile.mkdtemp(prefix=scratch_prefix("server")))
         encode = tokenizer_of(name)
         arguments = {**DEFAULTS, "skip_tokenizer_init": encode is None or None, **server_args}
         key, self._port = secrets.token_urlsafe(24), _free_port()

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from pytest_tokenpower.core.credentials import without_credentials
 from pytest_tokenpower.errors import MeterError, UsageError
-from pytest_tokenpower.meters.credentials import without_credentials
 
 if TYPE_CHECKING:
     import httpx

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pytest_tokenpower.core.credentials import shown_command
 from pytest_tokenpower.errors import MeterError, MeterUnavailable
 from pytest_tokenpower.meters.adapters.no_reading import is_watts
 from pytest_tokenpower.meters.clock import Clock
-from pytest_tokenpower.meters.credentials import shown_command
 from pytest_tokenpower.meters.types import Device, PowerSamples, Reading
 
 BMC_RESOLUTION_MS = 60_000.0

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 import numpy as np
 
+from pytest_tokenpower.core.credentials import without_credentials
 from pytest_tokenpower.core.types import Fact, Scope
 from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
 from pytest_tokenpower.meters.adapters._http import checked_url, get_json
 from pytest_tokenpower.meters.adapters.no_reading import is_counted, is_watts
 from pytest_tokenpower.meters.clock import Clock
-from pytest_tokenpower.meters.credentials import without_credentials
 from pytest_tokenpower.meters.types import CounterReading, Device, PowerSamples, Reading
 
 if TYPE_CHECKING:
@@ -50,6 +50,10 @@ _IDENTITY = (
 )
 
 
+LATEST_S = 9e9
+"""After the year 2250; its microseconds fit into 64 bits."""
+
+
 class _Answer(msgspec.Struct):
     metric: dict[str, str]
     values: list[tuple[float, str]] = []
@@ -64,7 +68,7 @@ def matrix(result: object) -> dict[Labels, Rows]:
     for one in msgspec.convert(result, list[_Answer]):
         labels = tuple(sorted(one.metric.items()))
         rows = [(t_s, float(value)) for t_s, value in one.values]
-        finite = [(t_s, value) for t_s, value in rows if math.isfinite(value) and math.isfinite(t_s)]
+        finite = [(t_s, value) for t_s, value in rows if math.isfinite(value) and 0 < t_s < LATEST_S]
         series[labels] = [(round(t_s * 1000), value) for t_s, value in finite]
     return series
 
@@ -281,7 +285,7 @@ class PrometheusMeter:
             self._relabel(series, fresh)
             reading = self._advance(clock, series, fresh.get(series.labels, ()))
             if series.fault is not None:
-                reading = replace(reading or Reading(series.device_id), fault=series.fault)
+                reading = replace(reading or Reading(series.device_id), fault=series.fault, lost=True)
             if reading is not None:
                 readings.append(reading)
         return readings
@@ -352,7 +356,7 @@ class PrometheusMeter:
             # A value that is repeated was not read anew by the exporter: the time of its scrape is not its.
             before = [(series.last_ms, series.last_value), *rows]
             good = [row for last, row in pairwise(before) if row[1] != last[1]]
-            if not all(is_counted(value) for _, value in good):
+            if not all(is_counted(value) and is_counted(value * self._microjoules) for _, value in good):
                 series.last_ms = rows[-1][0]
                 return Reading(
                     series.device_id, fault=f"Prometheus: {series.device_id} reads nothing {source}"
@@ -438,14 +442,18 @@ class PrometheusMeter:
         if self._unit == "watts":
             milliwatts = np.array([round(value * 1000) for _, value in rows], dtype=np.int64)
             return Reading(device_id, power=PowerSamples(t_ns=t_ns, milliwatts=milliwatts, held=False))
-        scale = 1_000_000 if self._unit == "joules" else 1_000
         return Reading(
             device_id,
             counters=tuple(
-                CounterReading(int(t), int(t), round(value * scale))
+                CounterReading(int(t), int(t), round(value * self._microjoules))
                 for t, (_, value) in zip(t_ns, rows, strict=True)
             ),
         )
+
+    @property
+    def _microjoules(self) -> int:
+        """How many a counter's unit is."""
+        return 1_000_000 if self._unit == "joules" else 1_000
 
     def _skew(self, clock: Clock) -> float:
         """Seconds by which the server's clock is ahead, to within the duration of one request."""
@@ -454,7 +462,9 @@ class PrometheusMeter:
         after_s = clock.realtime_ns() / 1e9
         try:
             server_s = float(result["result"][0])
-        except (TypeError, ValueError, IndexError) as error:
+            if not 0 < server_s < LATEST_S:
+                raise ValueError(f"it says {server_s:g}")
+        except (TypeError, ValueError, IndexError, OverflowError) as error:
             raise MeterError(f"Prometheus: {self._url} does not tell its time: {error}") from error
         return min(server_s - before_s, 0.0) + max(server_s - after_s, 0.0)
 
@@ -485,7 +495,7 @@ class PrometheusMeter:
             )
         try:
             samples = matrix(result["result"])
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise MeterError(
                 f"Prometheus: {self._query} at {self._url} gives what are no series: {error}"
             ) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -11,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pytest_tokenpower.core.credentials import without_credentials
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
 from pytest_tokenpower.meters.adapters._http import checked_url, get_json
 from pytest_tokenpower.meters.adapters.ipmi import BMC_RESOLUTION_MS
 from pytest_tokenpower.meters.adapters.no_reading import is_watts
 from pytest_tokenpower.meters.clock import Clock
-from pytest_tokenpower.meters.credentials import without_credentials
 from pytest_tokenpower.meters.types import Device, PowerSamples, Reading
 
 if TYPE_CHECKING:
@@ -267,7 +266,7 @@ def _watts(resource: _Json, schema: str) -> float | None:
         listed = resource.get("PowerControl")
         controls = [_object(each) for each in listed] if isinstance(listed, list) else []
         value = next((each["PowerConsumedWatts"] for each in controls if "PowerConsumedWatts" in each), None)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
         return None
     return float(value)
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from pytest_tokenpower.core.credentials import without_credentials
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.errors import MeterError, MeterUnavailable
 from pytest_tokenpower.meters.adapters._http import checked_url, get_json
 from pytest_tokenpower.meters.clock import Clock
-from pytest_tokenpower.meters.credentials import without_credentials
 from pytest_tokenpower.meters.types import CounterReading, Device, Reading
 
 if TYPE_CHECKING:

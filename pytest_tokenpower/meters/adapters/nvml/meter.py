@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from pytest_tokenpower.core.types import Fact, Provenance
-from pytest_tokenpower.errors import MeterError, MeterUnavailable
+from pytest_tokenpower.errors import MeterError, MeterLost, MeterUnavailable
 from pytest_tokenpower.meters.adapters.no_reading import is_counted, is_fine_power
 from pytest_tokenpower.meters.adapters.nvml.boards import VisibleBoard, hide, text, visible_boards
 from pytest_tokenpower.meters.adapters.nvml.conditions import conditions_of, optional
@@ -196,12 +196,15 @@ class NvmlMeter:
     def _read(self, board: _Board, clock: Clock) -> list[Reading]:
         faults: list[str] = []
         module_faults: list[str] = []
+        lost = False
         module = board.module
 
         def tried(read: Callable[[], T], into: list[str]) -> T | None:
             try:
                 return read()
             except MeterError as error:
+                nonlocal lost
+                lost = lost or isinstance(error, MeterLost)
                 into.append(str(error))
                 return None
 
@@ -218,10 +221,10 @@ class NvmlMeter:
         counters = () if counter is None else (counter,)
         conditions = conditions_of(self._nvml, board.handle, clock.monotonic_ns())
         if module is None:
-            return [Reading(board.id, power, counters, conditions, "; ".join(faults) or None)]
+            return [Reading(board.id, power, counters, conditions, "; ".join(faults) or None, lost)]
         return [
-            Reading(board.id, power, (), conditions, "; ".join(faults) or None),
-            Reading(module.id, module_power, counters, conditions, "; ".join(module_faults) or None),
+            Reading(board.id, power, (), conditions, "; ".join(faults) or None, lost),
+            Reading(module.id, module_power, counters, conditions, "; ".join(module_faults) or None, lost),
         ]
 
     def _counter(self, board: _Board, clock: Clock) -> CounterReading:
@@ -263,6 +266,8 @@ class NvmlMeter:
         """What a call answers; raises MeterError with who and what failed."""
         try:
             return getattr(self._nvml, call)(*arguments)
+        except self._nvml.NVMLError_GpuIsLost as error:
+            raise MeterLost(f"{who}: {call} failed: {error}") from error
         except self._nvml.NVMLError as error:
             raise MeterError(f"{who}: {call} failed: {error}") from error
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pytest_tokenpower.errors import MeterError
+from pytest_tokenpower.errors import MeterError, MeterLost
 from pytest_tokenpower.meters.clock import STEP_NS, Clock
 from pytest_tokenpower.meters.types import PowerSamples
 
@@ -39,6 +39,8 @@ class PowerRing:
         except nvml.NVMLError_NotFound:
             # "No samples" since then.
             return []
+        except nvml.NVMLError_GpuIsLost as error:
+            raise MeterLost(f"{self._board}: nvmlDeviceGetSamples failed: {error}") from error
         except nvml.NVMLError as error:
             raise MeterError(f"{self._board}: nvmlDeviceGetSamples failed: {error}") from error
         return [(t_us, s.sampleValue.uiVal) for s in samples if (t_us := s.timeStamp) > after_us]

@@ -1,0 +1,130 @@
+"""From records to the runs that the statistics compare: what each took, where, when and on which boards. Pure."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from pytest_tokenpower.analysis.rounds import gated, good
+from pytest_tokenpower.core.denominators import denominator
+from pytest_tokenpower.core.records import MeasurementRecord, WaitingRecord
+from pytest_tokenpower.stats.boards import Calibration
+from pytest_tokenpower.stats.comparison import Run
+from pytest_tokenpower.stats.occasions import occasions
+from pytest_tokenpower.stats.pace import Waiting, assumed_waiting, measured_waiting
+
+_UUID = re.compile(r"(GPU-)?[0-9a-f]{8}-", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Boards:
+    """What calibrations tell of devices, by their ids: the watts of waiting, and what fixed work takes."""
+
+    waiting: Mapping[str, WaitingRecord] = field(default_factory=dict)
+    calibrations: Mapping[str, Calibration] = field(default_factory=dict)
+
+
+def devices_of(measurement: MeasurementRecord) -> tuple[str, ...]:
+    """The ids of the devices whose joules are in the figure."""
+    return tuple(sorted({name for one in measurement.rounds for name in one.device_joules}))
+
+
+def board_of(measurement: MeasurementRecord) -> str:
+    """What is one board to the statistics: the UUIDs of the devices; without one the device of this host.
+
+    "" is not known: a device without a UUID, of a host that is not known.
+    """
+    devices = devices_of(measurement)
+    if not devices or (not measurement.host and not all(map(_UUID.match, devices))):
+        return ""
+    return "+".join(each if _UUID.match(each) else f"{measurement.host}:{each}" for each in devices)
+
+
+def runs_of(measurements: Sequence[MeasurementRecord]) -> list[Run]:
+    """The runs of measurements that are compared with each other, in the order given.
+
+    Occasions are told by all of them together. A board is in one host: containers call it by ever new names.
+    """
+    boards = [board_of(one) for one in measurements]
+    first: dict[str, str] = {}
+    for board, one in zip(boards, measurements, strict=True):
+        if board and one.host:
+            first.setdefault(board, one.host)
+    hosts = [first.get(board, one.host) for board, one in zip(boards, measurements, strict=True)]
+    known = [at for at, one in enumerate(measurements) if one.started is not None]
+    named = dict(
+        zip(
+            known,
+            occasions([measurements[at].started or 0.0 for at in known], [hosts[at] for at in known]),
+            strict=True,
+        )
+    )
+    return [
+        _run(one, board, host, named.get(at, ""))
+        for at, (one, board, host) in enumerate(zip(measurements, boards, hosts, strict=True))
+    ]
+
+
+def _run(one: MeasurementRecord, board: str, host: str, occasion: str) -> Run:
+    parts = gated(one.rounds, denominator(one.key))
+    celsius = [each.record.temperature_celsius for each in good(one.rounds)]
+    return Run(
+        joules_per_token=tuple(each.joules / each.units for each in parts),
+        seconds_per_token=tuple(each.seconds / each.units for each in parts),
+        temperatures_celsius=() if None in celsius else tuple(each for each in celsius if each is not None),
+        meter_errors=tuple(each.stderr_joules / each.joules for each in parts),
+        board=board,
+        host=host,
+        occasion=occasion,
+    )
+
+
+def waiting_of(measurements: Sequence[MeasurementRecord], boards: Boards) -> dict[str, Waiting]:
+    """The waiting watts of each board: calibrated, as its runs have seen it wait, or guessed from its power limit."""
+    found: dict[str, Waiting] = {}
+    seen: dict[str, list[Waiting]] = {}
+    guessed: dict[str, Waiting] = {}
+    for one in measurements:
+        board, devices = board_of(one), devices_of(one)
+        if (calibrated := _of_devices(devices, boards.waiting)) is not None:
+            found[board] = calibrated
+        elif (own := _of_devices(devices, one.waiting)) is not None:
+            seen.setdefault(board, []).append(own)
+        limit = one.key.get("gpu.power_limit_watts")
+        if one.provenance == "measured" and one.scope == "gpu" and isinstance(limit, (int, float)) and limit:
+            guessed[board] = assumed_waiting(limit * len(devices))
+    for board, each in seen.items():
+        celsius = [one.celsius for one in each if one.celsius is not None]
+        found.setdefault(
+            board,
+            measured_waiting([one.watts for one in each], celsius if len(celsius) == len(each) else None),
+        )
+    return {**guessed, **found}
+
+
+def _of_devices(devices: Sequence[str], known: Mapping[str, WaitingRecord]) -> Waiting | None:
+    if not devices or any(each not in known for each in devices):
+        return None
+    each = [known[name] for name in devices]
+    celsius = [one.celsius for one in each if one.celsius is not None]
+    return Waiting(
+        sum(one.watts for one in each),
+        math.hypot(*(one.stderr for one in each)),
+        sum(celsius) / len(celsius) if len(celsius) == len(each) else None,
+    )
+
+
+def calibrations_of(measurements: Sequence[MeasurementRecord], boards: Boards) -> dict[str, Calibration]:
+    """The calibration of each board that has one; of several devices the mean."""
+    found = {}
+    for one in measurements:
+        each = [boards.calibrations.get(name) for name in devices_of(one)]
+        known = [one for one in each if one is not None]
+        if known and len(known) == len(each):
+            found[board_of(one)] = Calibration(
+                sum(one.log_joules for one in known) / len(known),
+                math.hypot(*(one.stderr for one in known)) / len(known),
+            )
+    return found

@@ -1,0 +1,96 @@
+"""What the reader of a comparison must know of how it was found, a sentence each. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from pytest_tokenpower.core.text import percent, plural
+from pytest_tokenpower.stats.comparison import FEWEST_PACE_OCCASIONS, Comparison
+from pytest_tokenpower.stats.rule import Decision
+from pytest_tokenpower.stats.scatter import CAUTION_SD
+
+BOARD_SD = 0.015
+"""How much boards of one model differ (eight H100s)."""
+
+
+def of_comparison(found: Comparison, left_out: int, started: Sequence[float]) -> tuple[str, ...]:
+    """The board, the sitting, and restarts that say nothing here.
+
+    Args:
+        found: the comparison.
+        left_out: how many restarts were on another board.
+        started: when the stored runs of the level began.
+    """
+    lines = [_other_board(found), _sitting(found, started)]
+    if left_out:
+        lines.append(f"{plural(left_out, 'run')} of this code on another board left out.")
+    return tuple(line for line in lines if line)
+
+
+def of_reason(found: Comparison, decision: Decision) -> tuple[str, ...]:
+    """What kept a significant change from being a verdict; empty where nothing did."""
+    if decision.reason == "trade":
+        return (
+            "A trade: the GPU does more work per token and is faster for it; which of the two counts is yours to say.",
+        )
+    if decision.reason == "pace":
+        return (
+            "The rise is not the GPU's work but a slower host, and how its pace scatters is known from "
+            f"{found.pace_occasions} of {FEWEST_PACE_OCCASIONS} occasions on this host: energy.compare runs both "
+            "variants alternately and tells.",
+        )
+    if decision.reason == "slope" and found.slope is not None and found.waiting is not None:
+        return (
+            f"Work decides nothing here: within runs joules rise by {found.slope.watts:.0f} W with their seconds, and "
+            f"waiting watts of {found.waiting.watts:.0f} do not explain that.",
+        )
+    return ()
+
+
+def undecided(kind: str, found: Comparison, decision: Decision, family: int) -> str:
+    """What would decide an inconclusive verdict; empty for any other."""
+    if kind != "inconclusive":
+        return ""
+    if reason := of_reason(found, decision):
+        return reason[0].rstrip(".")
+    doubtful = "doubtful (chance would show this in 1 to 5 of 100 runs); " if decision.doubtful else ""
+    among = f" among {plural(family, 'comparison')}" if family > 1 else ""
+    part = "the GPU's work" if decision.part == "work" else "J/token"
+    return (
+        f"{doubtful}{among.strip() + ' ' if among else ''}a rise of {part} fails here from "
+        f"{percent(decision.smallest_failing, 2)} on, and {percent(decision.resolvable, 2)} is found in four of five "
+        f"cases; {_remedy(found)}"
+    )
+
+
+def _remedy(found: Comparison) -> str:
+    if found.known:
+        return "more stored occasions, restarts (--energy-max-seconds) or energy.compare tell smaller ones"
+    return (
+        f"until three occasions of this test are stored its runs are taken to scatter by {percent(CAUTION_SD)}: store "
+        "runs on other occasions, or use energy.compare"
+    )
+
+
+def _other_board(found: Comparison) -> str:
+    if not found.other_board:
+        return ""
+    there = ", ".join(found.baseline_boards) or "boards that are not known"
+    where = f"Another board: this run is on {found.board}, the stored runs on {there}."
+    if found.calibrated:
+        return f"{where} What their calibrations foretell of the difference is taken out."
+    return (
+        f"{where} Boards of one model differ by about {percent(BOARD_SD)}, which the interval counts; `tokenpower "
+        "calibrate` on each takes most of that out."
+    )
+
+
+def _sitting(found: Comparison, started: Sequence[float]) -> str:
+    if found.runs < 2 or found.occasions > 1 or not started:
+        return ""
+    minutes = math.ceil((max(started) - min(started)) / 60)
+    return (
+        f"The {found.runs} stored runs are of one sitting (within {plural(minutes, 'minute')}) and count as one "
+        "occasion."
+    )

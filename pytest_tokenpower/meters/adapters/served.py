@@ -1,0 +1,168 @@
+"""A feed over HTTP: the server of ``tokenpower serve-meter``, and the transport that reads it.
+
+Read-only, with a token, and limited in rate: three GETs (hello, now, piece) that answer JSON.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TypeVar
+from urllib.parse import parse_qs, urlsplit
+
+import msgspec
+
+from pytest_tokenpower.core.credentials import without_credentials
+from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
+from pytest_tokenpower.meters.adapters._http import checked_url, get_json
+from pytest_tokenpower.meters.remote import Cursor, Feed, Hello, Piece
+
+TOKEN_VARIABLE = "TOKENPOWER_METER_TOKEN"
+
+TIMEOUT_S = 10.0
+
+RATE_PER_S, BURST = 50.0, 200.0
+"""Requests of all clients together: a measurement makes some ten each half minute."""
+
+LATEST_NS = 2**62
+"""No machine has run for 146 years; two of these fit into 64 bits."""
+
+_Answer = TypeVar("_Answer", Hello, Piece)
+
+
+class _Budget:
+    """A token bucket."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._left, self._at = BURST, time.monotonic()
+
+    def take(self) -> bool:
+        with self._lock:
+            now = time.monotonic()
+            self._left = min(BURST, self._left + RATE_PER_S * (now - self._at))
+            self._at = now
+            if self._left < 1.0:
+                return False
+            self._left -= 1.0
+            return True
+
+
+class MeterServer(ThreadingHTTPServer):
+    """Serves a feed until it is shut down; ``server_address`` has the port that it got.
+
+    Args:
+        feed: What is served.
+        host: The address to listen on.
+        port: The port; 0 for any that is free.
+        token: What clients must send as ``Authorization: Bearer``.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, feed: Feed, host: str, port: int, token: str) -> None:
+        self.feed, self.token, self.budget = feed, token, _Budget()
+        try:
+            super().__init__((host, port), _Handler)
+        except OSError as error:
+            raise UsageError(f"{host}:{port}: cannot listen there: {error.strerror or error}") from None
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    timeout = 60.0
+    # Head and body in one packet, at once: else the clock would be known to some 40 ms (Nagle's algorithm).
+    wbufsize = -1
+    disable_nagle_algorithm = True
+    server: MeterServer
+
+    def do_GET(self) -> None:
+        given = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if not self.server.budget.take():
+            self._answer(429, {"error": f"more than {RATE_PER_S:.0f} requests a second"})
+            return
+        if not hmac.compare_digest(given.encode(), self.server.token.encode()):
+            self._answer(401, {"error": "a token is needed"})
+            return
+        url = urlsplit(self.path)
+        if url.path == "/v1/now":
+            self._answer(200, self.server.feed.now_ns())
+        elif url.path == "/v1/hello":
+            self._answer(200, self.server.feed.hello())
+        elif url.path == "/v1/piece":
+            try:
+                cursor = msgspec.json.decode(parse_qs(url.query)["after"][0], type=Cursor)
+            except (KeyError, msgspec.MsgspecError):
+                self._answer(400, {"error": "after must be a cursor of an answer before"})
+                return
+            self._answer(200, self.server.feed.piece(cursor))
+        else:
+            self._answer(404, {"error": "there are /v1/hello, /v1/now and /v1/piece"})
+
+    def _answer(self, status: int, document: object) -> None:
+        body = msgspec.json.encode(document)
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing: a line a request would fill a service's log."""
+
+
+class HttpTransport:
+    """Reads a feed that ``tokenpower serve-meter`` serves; the token is the variable's, and is never shown."""
+
+    def __init__(self, url: str | None) -> None:
+        import httpx
+
+        self._url = checked_url(url or "", "--energy-source=remote", "http://gpu-7:9471")
+        if not self._url:
+            raise UsageError("--energy-source=remote: name the service, as in remote:http://gpu-7:9471")
+        self.name = f"remote:{without_credentials(self._url)}"
+        self._client = httpx.Client(
+            base_url=self._url,
+            headers={"Authorization": f"Bearer {os.environ.get(TOKEN_VARIABLE, '')}"},
+            # The token is for the service alone, not for a proxy.
+            trust_env=False,
+        )
+
+    def hello(self) -> Hello:
+        """Return the feed and its devices."""
+        return self._get("/v1/hello", Hello)
+
+    def now_ns(self) -> int:
+        """Return the feed's clock."""
+        now = self._document("/v1/now")
+        if not isinstance(now, int) or not 0 < now < LATEST_NS:
+            raise MeterError(f"{self.name}: /v1/now is no time: is this a meter of tokenpower serve-meter?")
+        return now
+
+    def piece(self, cursor: Cursor) -> Piece:
+        """Return what came since a cursor."""
+        return self._get("/v1/piece", Piece, {"after": msgspec.json.encode(cursor).decode()})
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
+    def _get(self, path: str, kind: type[_Answer], parameters: dict[str, str] | None = None) -> _Answer:
+        try:
+            return msgspec.convert(self._document(path, parameters), kind)
+        except (msgspec.ValidationError, ValueError, OverflowError) as error:
+            raise MeterError(f"{self.name}: {path} is no answer of tokenpower serve-meter: {error}") from None
+
+    def _document(self, path: str, parameters: dict[str, str] | None = None) -> object:
+        answer = get_json(self._client, path, timeout_s=2 * TIMEOUT_S, where=self.name, parameters=parameters)
+        if answer.status == 401:
+            raise MeterUnavailable(
+                f"{self.name}: it wants another token: {TOKEN_VARIABLE} must be the one that the service was "
+                "started with"
+            )
+        if answer.status != 200:
+            raise MeterError(f"{self.name}: {path} answered {answer.status} {answer.reason}")
+        return answer.document

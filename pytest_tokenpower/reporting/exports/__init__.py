@@ -1,0 +1,1 @@
+"""A report in the formats of other programs. Pure functions from a report to text."""

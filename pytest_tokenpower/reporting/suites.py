@@ -1,0 +1,227 @@
+"""Suites for people: cells and claims as tables, rows for files, and a sweep as it runs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from pytest_tokenpower.core.records import NOT_MEASURED, ClaimRecord, MeasurementRecord
+from pytest_tokenpower.core.text import plural, short_test_name
+from pytest_tokenpower.errors import UsageError
+
+if TYPE_CHECKING:
+    from pytest_tokenpower.suites.objectives import Outcome
+    from pytest_tokenpower.suites.progress import Progress
+
+MAIN = "joules_per_token"
+
+
+def claims_table(claims: Sequence[ClaimRecord]) -> list[str]:
+    """Each claim with what was found; below it what is to be known of them."""
+    from tabulate import tabulate
+
+    rows = [
+        [
+            claim.name,
+            claim.says,
+            found(claim),
+            claim.paper,
+            claim.word.upper() if claim.word == "refuted" else claim.word,
+        ]
+        for claim in claims
+    ]
+    head = ["claim", "says", "found [95 %]", "paper", "word"]
+    used = [at for at in range(len(head)) if at != 3 or any(row[3] for row in rows)]
+    lines = tabulate(
+        [[row[at] for at in used] for row in rows],
+        headers=[head[at] for at in used],
+        tablefmt="simple",
+        disable_numparse=True,
+    ).splitlines()
+    notes = [
+        f"{claim.name}: {claim.word}: {claim.reason}"
+        for claim in claims
+        if claim.reason and not claim.reason.startswith(NOT_MEASURED)
+    ]
+    if lacking := sum(claim.reason.startswith(NOT_MEASURED) for claim in claims):
+        notes.append(f"{plural(lacking, 'claim')} not testable here, as not all their cells were measured")
+    return [
+        *lines,
+        *([""] if notes else []),
+        *notes,
+        *dict.fromkeys(note for claim in claims for note in claim.notes),
+    ]
+
+
+def found(claim: ClaimRecord) -> str:
+    """The ratio with its interval; of a shape the last point's to the first's."""
+    if claim.ratio is None or claim.low is None or claim.high is None:
+        return ""
+    return f"{claim.ratio:.3g} [{claim.low:.3g}, {claim.high:.3g}]"
+
+
+def claim_line(claim: ClaimRecord) -> str:
+    """What became of a claim, the news first."""
+    parts = [f"{claim.word.upper()}: {claim.name} ({claim.figure} {claim.says})"]
+    if text := found(claim):
+        parts.append(f"found {text}")
+    if claim.reason:
+        parts.append(claim.reason)
+    if claim.paper:
+        parts.append(f"published: {claim.paper}")
+    return "; ".join(parts)
+
+
+def cell_rows(measurements: Sequence[MeasurementRecord]) -> list[dict[str, object]]:
+    """One flat row a cell: its values, its figures with their standard errors, and how it was judged."""
+    return [
+        {
+            "cell": short_test_name(one.test),
+            **{
+                name.removeprefix("cell."): value
+                for name, value in one.facts.items()
+                if name.startswith("cell.")
+            },
+            "provenance": one.provenance,
+            "rounds": sum(not each.reasons for each in one.rounds),
+            **{
+                name: number
+                for figure, found in one.figures.items()
+                for name, number in ((figure, found.value), (f"{figure}_stderr", found.stderr))
+            },
+            "verdict": "; ".join(verdict.kind for verdict in one.verdicts)
+            or ("failed" if one.reasons else "measured"),
+            "reasons": "; ".join(one.reasons),
+        }
+        for one in measurements
+    ]
+
+
+_RESULTS = {
+    "joules_per_token": "J/token",
+    "prefill_joules_per_token": "prefill",
+    "decode_joules_per_token": "decode",
+    "mean_watts": "W",
+    "tokens_per_second": "tok/s",
+}
+
+
+def results_table(measurements: Sequence[MeasurementRecord]) -> list[str]:
+    """The cells in the order of their names."""
+    from tabulate import tabulate
+
+    if not measurements:
+        return ["nothing was measured"]
+    rows = sorted(cell_rows(measurements), key=lambda row: _natural(str(row["cell"])))
+    used = [name for name in _RESULTS if any(name in row for row in rows)]
+    return tabulate(
+        [[row["cell"], *(_short(row.get(name)) for name in used), row["verdict"]] for row in rows],
+        headers=["cell", *(_RESULTS[name] for name in used), "verdict"],
+        tablefmt="simple",
+        disable_numparse=True,
+        colalign=["left", *["right"] * len(used), "left"],
+    ).splitlines()
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sort b8 before b64."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else ""
+
+
+def frontier(rows: Sequence[Mapping[str, object]], figure: str) -> list[str]:
+    """Name the cells that no other beats in joules per token and another figure at once (Pareto).
+
+    Of seconds and joules less is better, of anything else more. Raises UsageError for a figure that no cell has.
+    """
+    from tabulate import tabulate
+
+    known = [row for row in rows if isinstance(row.get(figure), float) and isinstance(row.get(MAIN), float)]
+    if not known:
+        valid = ", ".join(
+            sorted({name for row in rows for name, value in row.items() if isinstance(value, float)})
+        )
+        raise UsageError(f"--pareto={figure}: no cell has it; there are {valid or 'no figures'}")
+    sign = 1 if figure.startswith("seconds") or "joule" in figure or figure.endswith("_ms") else -1
+    points = [(float(str(row[MAIN])), sign * float(str(row[figure]))) for row in known]
+    best = [
+        row
+        for row, point in zip(known, points, strict=True)
+        if not any(
+            all(a <= b for a, b in zip(other, point, strict=True)) and other != point for other in points
+        )
+    ]
+    best.sort(key=lambda row: float(str(row[MAIN])))
+    table = [[row["cell"], _short(row[MAIN]), _short(row[figure])] for row in best]
+    head = [f"no other cell is better in both ({len(best)} of {len(known)})", "J/token", figure]
+    return tabulate(table, headers=head, tablefmt="simple", disable_numparse=True).splitlines()
+
+
+def duration(seconds: float) -> str:
+    """A time for people: 40 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def live_table(progress: Progress, now: float, *, rows: int, width: int) -> list[str]:
+    """What a terminal shows of a sweep that runs: how far it is, and the cells around the one that is running."""
+    left = progress.seconds_left(now)
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in progress.outcomes.items())
+    head = f"{len(progress.ended)} of {len(progress.steps)} cells{f' ({counts})' if counts else ''}, "
+    head += f"{duration(now - progress.began)}" + (f", about {duration(left)} left" if left else "")
+    names = [step.cell for step in progress.steps]
+    at = names.index(progress.running) if progress.running in names else len(progress.ended)
+    first = max(0, min(at - rows * 3 // 4, len(names) - rows))
+    longest = max(map(len, names), default=0)
+    lines = [head[:width]]
+    for step in progress.steps[first : first + max(rows, 1)]:
+        event = progress.ended.get(step.cell)
+        if event is not None:
+            joules = event.figures.get(MAIN)
+            what = (
+                f"{joules:.4g} J/token  {event.outcome}"
+                if joules is not None
+                else f"{event.outcome} {event.reason}"
+            )
+        elif step.cell == progress.running:
+            what = "running"
+        else:
+            what = step.foretold.skipped and f"will be skipped, {step.foretold.skipped}"
+        lines.append(f"  {step.cell:<{longest}}  {what}"[:width].rstrip())
+    return lines
+
+
+def objective_lines(outcome: Outcome) -> list[str]:
+    """The operating points of an SLO, the cheapest first, under what was found."""
+    from tabulate import tabulate
+
+    names = [
+        f"{name.partition('_')[0].upper()} p{outcome.objective.percentile}" for name, _ in outcome.limits
+    ]
+    limits = [f"{name} ≤ {1e3 * limit:g} ms" for name, (_, limit) in zip(names, outcome.limits, strict=True)]
+    said = f"SLO {outcome.objective.name} ({', '.join(limits)}): "
+    if outcome.best is not None:
+        best = outcome.best
+        said += f"cheapest is {best.cell.name}, {best.joules_per_token:.4g} J/token"
+    else:
+        known = [point for point in outcome.points if point.holds is not None]
+        said += "no cell holds it" if known else "no latency was measured"
+    words = {True: "holds", False: "too slow", None: "not known"}
+    rows = [
+        [
+            point.cell.name,
+            f"{point.joules_per_token:.4g}",
+            *("" if each is None else f"{1e3 * each.value:.4g}" for each in point.latencies),
+            words[point.holds],
+        ]
+        for point in outcome.points
+    ]
+    head = ["cell", "J/token", *(f"{name}, ms" for name in names), ""]
+    if not rows:
+        return [said]
+    return [said, *tabulate(rows, headers=head, tablefmt="simple", disable_numparse=True).splitlines()]

@@ -1,0 +1,139 @@
+"""What a cell will take and whether it can run here: time, memory, and the reason why it will be skipped."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from pytest_tokenpower.core.settings import DEFAULT_MIN_ROUNDS, DEFAULT_WARMUP_ROUNDS
+from pytest_tokenpower.engines.registry import OPTION_OF, PACKAGES
+from pytest_tokenpower.models.architecture import Architecture
+from pytest_tokenpower.models.fit import gpus, system_memory
+from pytest_tokenpower.models.memory import GIB, RESERVE, kv_bytes, weight_bytes
+from pytest_tokenpower.models.roofline import HOST_SECONDS, Speed, forecast
+from pytest_tokenpower.suites.grid import Cell, Suite, Values
+from pytest_tokenpower.suites.schema import SETTINGS
+
+SHORTEST_ROUND_S = 0.5
+"""A shorter workload is repeated within a round."""
+
+LOAD_S = {"transformers": 15.0}
+LOAD_OTHERS_S = 60.0
+"""What an engine takes to start, its weights being at hand."""
+
+_WEIGHTS = {
+    "fp8": "fp8",
+    "bitsandbytes": "int8",
+    "torchao": "int8",
+    "awq": "int4",
+    "gptq": "int4",
+    "mxfp4": "mxfp4",
+}
+"""What a quantization makes of the weights, roughly."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where the cells would run: memory of each board in bytes, the memory of the host, and what can be imported.
+
+    ``anything`` is said of engines that need none of it.
+    """
+
+    boards: Sequence[int]
+    memory: int
+    importable: Callable[[str], bool]
+    anything: bool = False
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds of a cell's rounds, bytes on each board (None: not known), and why it will not run ("": it will)."""
+
+    seconds: float | None
+    board_bytes: int | None
+    skipped: str = ""
+
+
+def this_machine(*, simulated: bool = False) -> Machine:
+    """Look at this machine; of simulated engines it needs nothing."""
+    return Machine(
+        () if simulated else tuple(gpu.total for gpu in gpus()),
+        system_memory(),
+        cache(lambda package: importlib.util.find_spec(package) is not None),
+        anything=simulated,
+    )
+
+
+def load_seconds(adapter: str) -> float:
+    """Seconds that an engine takes to start."""
+    return LOAD_S.get(adapter, LOAD_OTHERS_S)
+
+
+def estimate(suite: Suite, cell: Cell, machine: Machine) -> Estimate:
+    """Foretell a cell, on boards of an H100's speed."""
+    values = cell.values
+    adapter = str(suite.engine(values["engine"]).adapter)
+    shape = suite.architecture(values["model"])
+    used = values.get("tensor_parallel", 1) * values.get("pipeline_parallel", 1)
+    seconds = size = least = None
+    if shape is not None:
+        held = weight_bytes(shape, _weights(shape, values))
+        length = (values.get("prompt_tokens") or 1024) + values["new_tokens"]
+        cache = kv_bytes(shape, length, _cache(values))
+        size = (held + values["batch"] * cache) // used
+        # An engine with pages has sequences wait for room; the others hold the whole batch.
+        least = size if adapter == "transformers" else (held + cache) // used
+        seconds = _seconds(shape, cell, adapter, used)
+    return Estimate(
+        seconds, size, "" if machine.anything else _skipped(adapter, values, used, least, machine)
+    )
+
+
+def _seconds(shape: Architecture, cell: Cell, adapter: str, used: int) -> float:
+    values = cell.values
+    once = forecast(
+        shape,
+        batch=values["batch"],
+        prompt_tokens=values.get("prompt_tokens") or 1024,
+        new_tokens=values["new_tokens"],
+        dtype=_weights(shape, values),
+        kv_dtype=_cache(values),
+        boards=used,
+        speed=Speed(step_seconds=HOST_SECONDS.get(adapter, Speed.step_seconds)),
+    ).seconds
+    if (rate := getattr(values["arrivals"], "poisson", None)) is not None:
+        once = max(once, values["batch"] / rate)
+    rounds = DEFAULT_WARMUP_ROUNDS + cell.limits.get("min_rounds", DEFAULT_MIN_ROUNDS)
+    return float(rounds * max(once, SHORTEST_ROUND_S))
+
+
+def _weights(shape: Architecture, values: Values) -> str:
+    name = _WEIGHTS.get(str(values.get("quantization")), "bf16")
+    return name if name != "mxfp4" or shape.shape.experts is not None else "int4"
+
+
+def _cache(values: Values) -> str:
+    return "fp8" if str(values.get("kv_cache_dtype", "")).startswith("fp8") else "bf16"
+
+
+def _skipped(adapter: str, values: Values, used: int, least: int | None, machine: Machine) -> str:
+    package = PACKAGES.get(adapter)
+    if package is not None and not machine.importable(package):
+        return f"the engine {adapter} is not installed (no package {package})"
+    known: Any = OPTION_OF.get(adapter)
+    asked = [name for name in SETTINGS if values.get(name) not in (None, "auto", "none", 1)]
+    if known is not None and (missing := [name for name in asked if name not in known]):
+        return f"the engine {adapter} takes no {', '.join(missing)}"
+    if adapter == "openai":
+        return ""
+    if used > max(len(machine.boards), 1):
+        return (
+            f"needs {used} boards, there {'is' if len(machine.boards) == 1 else 'are'} {len(machine.boards)}"
+        )
+    memory = min(machine.boards[:used], default=machine.memory)
+    if least is not None and least > memory * (1 - RESERVE):
+        return f"does not fit: {least / GIB:.1f} GiB of {memory / GIB:.1f} GiB on each board"
+    return ""

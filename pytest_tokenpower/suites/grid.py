@@ -1,0 +1,261 @@
+"""From a suite file to its cells: the product of the axes, what is added and left out, names, limits."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pytest_tokenpower.engines.registry import reference
+from pytest_tokenpower.errors import UsageError
+from pytest_tokenpower.models.architecture import Architecture
+from pytest_tokenpower.models.fit import stored_weights
+from pytest_tokenpower.models.registry import load_models
+from pytest_tokenpower.suites.schema import (
+    AXES,
+    LOAD_AXES,
+    WORK_AXES,
+    Arrival,
+    Axes,
+    EngineTable,
+    ModelTable,
+    SuiteFile,
+    complain,
+    parse_suite,
+)
+
+DEFAULTS: Mapping[str, Any] = {
+    "prompts": "random",
+    "prompt_tokens": 512,
+    "new_tokens": 128,
+    "batch": 1,
+    "arrivals": "all-at-once",
+}
+"""Of the work, where a suite does not say."""
+
+Values = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of the grid.
+
+    ``axes`` are the values as the suite names them, ``values`` those with what a variant stands for; an axis that is
+    not named is in neither. ``group`` names the engine that it shares with others.
+    """
+
+    axes: Values
+    values: Values
+    group: str
+    name: str
+    limits: Values
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A suite file with its cells in the file's order."""
+
+    path: Path
+    text: str
+    table: SuiteFile
+    cells: tuple[Cell, ...] = field(default=())
+
+    @classmethod
+    def read(cls, path: Path) -> Suite:
+        """Read a suite file; raises UsageError that names the file and the line."""
+        try:
+            text = path.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{path}: this suite cannot be read: {error}") from None
+        return cls.parse(text, path)
+
+    @classmethod
+    def parse(cls, text: str, path: Path) -> Suite:
+        """Make the suite of a file's text; raises as :meth:`read`."""
+        empty = cls(path, text, parse_suite(text, str(path)))
+        return cls(path, text, empty.table, empty._cells())
+
+    @cached_property
+    def groups(self) -> Mapping[str, tuple[Cell, ...]]:
+        """The cells of each engine, by its name."""
+        found: dict[str, list[Cell]] = {}
+        for cell in self.cells:
+            found.setdefault(cell.group, []).append(cell)
+        return {name: tuple(cells) for name, cells in found.items()}
+
+    def wrong(self, place: Sequence[str | int], what: str) -> UsageError:
+        """The error for what is wrong at a place of the file."""
+        return complain(self.text, str(self.path), place, what)
+
+    def matching(self, *wanted: Axes) -> tuple[Cell, ...]:
+        """The cells that have one of the values of each axis that is named."""
+        return tuple(cell for cell in self.cells if all(matches(cell.values, each) for each in wanted))
+
+    def model(self, name: str) -> ModelTable:
+        """The model behind a value of the axis: a table of the suite, the registry's, a folder or a hub id."""
+        if name in self.table.models:
+            return self.table.models[name]
+        if name in load_models():
+            return ModelTable(random=name)
+        if name.startswith((".", "/", "~")):
+            return ModelTable(path=name)
+        return ModelTable(hub=name)
+
+    def architecture(self, name: str) -> Architecture | None:
+        """The architecture of a model; None for a folder or hub id that the registry does not know."""
+        table = self.model(name)
+        if table.random is not None:
+            return load_models()[table.random].architecture
+        stored = stored_weights(table.hub or str(self.folder(str(table.path))))
+        return None if stored is None else stored.architecture
+
+    def engine(self, name: str) -> EngineTable:
+        """The engine behind a value of the axis, its adapter filled in."""
+        table = self.table.engines.get(name, EngineTable())
+        return msgspec.structs.replace(table, adapter=table.adapter or name)
+
+    def fingerprint(self, cell: Cell) -> str:
+        """Digits that stay the same as long as the cell is the same work on the same engine."""
+        values = cell.values
+        what = [
+            dict(values),
+            self.model(values["model"]),
+            self.engine(values["engine"]),
+            self.table.variants.get(values.get("variant", "")),
+            self.table.prompts.get(values["prompts"]),
+        ]
+        return hashlib.sha256(msgspec.json.encode(what, order="sorted")).hexdigest()[:16]
+
+    def _cells(self) -> tuple[Cell, ...]:
+        self._check_names()
+        table = self.table
+        base = dict(table.axes.given())
+        if table.variants and "variant" not in base:
+            base["variant"] = tuple(table.variants)
+        for axis in ("model", "engine"):
+            if axis not in base:
+                raise self.wrong(("axes",), f"lacks {axis}")
+        grids = [base, *({**base, **each.given()} for each in table.include)]
+        # What any of them names is in the names of all cells.
+        shown = frozenset(name for grid in grids for name in grid)
+        cells: dict[str, Cell] = {}
+        excluded = set[int]()
+        for values in _points(grids):
+            named = tuple(name for name in AXES if values.get(name) is not None)
+            axes = {name: values[name] for name in named}
+            variant = table.variants.get(axes.get("variant", ""))
+            every = axes | (variant.settings() if variant else {})
+            out = {at for at, each in enumerate(table.exclude) if matches(every, each)}
+            excluded |= out
+            if out:
+                continue
+            group, name = _names(axes, shown)
+            cell = Cell(axes, every, group, name, self._limits(every))
+            if cells.setdefault(cell.name, cell).axes != axes:
+                raise self.wrong(
+                    ("axes",), f"two cells are called {cell.name}: give one of them another name"
+                )
+        for at in range(len(table.exclude)):
+            if at not in excluded:
+                raise self.wrong(("exclude", at), "leaves out nothing: no cell has these values")
+        if not cells:
+            raise self.wrong(("axes",), "no cell is left")
+        return tuple(cells.values())
+
+    def _limits(self, values: Values) -> dict[str, Any]:
+        limits = self.table.limits.given()
+        for each in self.table.budget:
+            if matches(values, each.where):
+                limits |= each.given()
+        return limits
+
+    def _check_names(self) -> None:
+        table = self.table
+        places = [
+            (("axes",), table.axes),
+            *((("include", at), each) for at, each in enumerate(table.include)),
+        ]
+        for place, axes in places:
+            for name in axes.given().get("variant", ()):
+                if name not in table.variants:
+                    valid = ", ".join(table.variants) or "none: there is no [variants.NAME]"
+                    raise self.wrong((*place, "variant"), f"{name!r} is no variant; there are {valid}")
+            for name in axes.given().get("prompts", ()):
+                if name not in ("random", *table.prompts):
+                    valid = ", ".join(("random", *table.prompts))
+                    raise self.wrong((*place, "prompts"), f"{name!r} is no set of prompts; there are {valid}")
+            for name in axes.given().get("engine", ()):
+                try:
+                    reference(str(self.engine(name).adapter))
+                except UsageError as error:
+                    at = ("engines", name) if name in table.engines else (*place, "engine")
+                    raise self.wrong(at, str(error)) from None
+            for name in axes.given().get("model", ()):
+                self._check_model(name, (*place, "model"))
+
+    def _check_model(self, name: str, place: Sequence[str | int]) -> None:
+        model = self.model(name)
+        if model.random is not None and model.random not in load_models():
+            place, name = ("models", name, "random"), model.random
+            raise self.wrong(place, f"{name!r} is no model of the registry: `tokenpower models` lists them")
+        if model.path is not None and not self.folder(model.path).is_dir():
+            raise self.wrong(place, f"{self.folder(model.path)}: there is no such folder")
+        if model.hub is not None and model.hub.count("/") != 1:
+            raise self.wrong(
+                place,
+                f"{name!r} is no model: give a name of `tokenpower models` (random weights), a folder (./{name}), a "
+                f"hub id (owner/name), or a table [models.{name}]",
+            )
+
+    def folder(self, path: str) -> Path:
+        """A path of the suite, from the suite file's own folder."""
+        return self.path.parent / Path(path).expanduser()
+
+
+def matches(values: Values, wanted: Axes) -> bool:
+    """Tell whether these values of axes are among those that are wanted."""
+    return all(values.get(name) in among for name, among in wanted.given().items())
+
+
+def _points(grids: Sequence[Mapping[str, tuple[Any, ...]]]) -> Iterator[dict[str, Any]]:
+    for grid in grids:
+        names = [name for name in AXES if name in grid]
+        for point in product(*(grid[name] for name in names)):
+            values = dict(zip(names, point, strict=True))
+            # Text has the length that it has, unless it is to be cut.
+            own = {"prompt_tokens": None} if values.get("prompts", "random") != "random" else {}
+            yield {**DEFAULTS, **own, **values}
+
+
+def _names(axes: Values, shown: frozenset[str]) -> tuple[str, str]:
+    """The names of the engine and of the cell: the values of all axes that the suite names."""
+    load, work = (
+        [_label(name, axes[name]) for name in names if name in axes and name in shown]
+        for names in (LOAD_AXES, WORK_AXES)
+    )
+    return "-".join(load), "-".join([*load, *work])
+
+
+_PREFIX = {
+    "kv_cache_dtype": "kv-",
+    "tensor_parallel": "tp",
+    "pipeline_parallel": "pp",
+    "prompt_tokens": "in",
+    "new_tokens": "out",
+    "batch": "b",
+}
+
+
+def _label(axis: str, value: Any) -> str:
+    if isinstance(value, Arrival):
+        value = f"c{value.concurrency}" if value.concurrency else f"rate{value.poisson:g}"
+    elif axis == "model":
+        value = Path(value).name
+    return _PREFIX.get(axis, "") + re.sub(r"[^\w.+-]", "_", str(value))

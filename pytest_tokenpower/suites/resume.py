@@ -1,0 +1,114 @@
+"""The journal of a sweep: a line for each finished cell, so that an interrupted sweep goes on where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+import msgspec
+
+from pytest_tokenpower.core.integrity import has_digest, is_damaged, with_digest
+from pytest_tokenpower.core.records import MeasurementRecord, impossible
+from pytest_tokenpower.suites.schema import SUFFIX
+
+FINGERPRINT = "suite.fingerprint"
+"""The fact of a measurement that says which cell it is of, whatever the cell is called."""
+
+FILE = "suite.file"
+"""The fact of a measurement that says which suite file it is of, from pytest's root directory."""
+
+
+class Begun(msgspec.Struct, frozen=True, tag_field="type", tag="tokenpower-sweep"):
+    """The first line: of which suite, at which commit, with which source of energy."""
+
+    suite: str
+    created: str
+    source: str
+    commit: str | None = None
+
+
+class Finished(msgspec.Struct, frozen=True, tag_field="type", tag="cell"):
+    """A cell that is measured, and that nobody need measure again."""
+
+    fingerprint: str
+    measurement: MeasurementRecord
+
+
+@dataclass(frozen=True)
+class Journal:
+    """What a journal's file holds. Beyond ``good_bytes`` is what a kill has cut off, or a hand has changed."""
+
+    begun: Begun | None = None
+    finished: Mapping[str, Finished] = field(default_factory=dict)
+    good_bytes: int = 0
+
+    def of(self, test: str, fingerprint: str) -> MeasurementRecord | None:
+        """The measurement of a cell that is finished: the same test, of the same work on the same engine."""
+        found = self.finished.get(test)
+        return None if found is None or found.fingerprint != fingerprint else found.measurement
+
+    def problem(self, now: Begun) -> str:
+        """Why a sweep that begins now cannot go on with this one; empty where it can."""
+        if self.begun is None:
+            return ""
+        if self.begun.commit != now.commit:
+            return (
+                f"the interrupted sweep of {now.suite} is of commit {_short(self.begun.commit)}, and this is "
+                f"{_short(now.commit)}: check that one out to go on, or begin anew without --energy-resume"
+            )
+        if self.begun.source != now.source:
+            return (
+                f"the interrupted sweep of {now.suite} was measured with --energy-source={self.begun.source}, and this "
+                f"run with {now.source}: use the same, or begin anew without --energy-resume"
+            )
+        return ""
+
+
+def _short(commit: str | None) -> str:
+    return commit[:12] if commit else "none (outside git)"
+
+
+_LINE = msgspec.json.Decoder(Begun | Finished)
+
+
+def read_journal(data: bytes) -> Journal:
+    """The journal in a file's bytes, up to the first line that is not whole."""
+    begun: Begun | None = None
+    finished: dict[str, Finished] = {}
+    good = 0
+    for raw in data.splitlines(keepends=True):
+        line = raw.rstrip(b"\n")
+        if not raw.endswith(b"\n") or not has_digest(line) or is_damaged(line):
+            break
+        try:
+            entry = _LINE.decode(line)
+        except msgspec.MsgspecError:
+            break
+        if isinstance(entry, Begun):
+            if begun is not None:
+                break
+            begun = entry
+        elif begun is None or impossible(entry.measurement):
+            break
+        else:
+            finished[entry.measurement.test] = entry
+        good += len(raw)
+    return Journal(begun, finished, good)
+
+
+def encode_line(entry: Begun | Finished) -> bytes:
+    """A line of the journal, ending in a digest of itself."""
+    return with_digest(msgspec.json.encode(entry)) + b"\n"
+
+
+def finishes(measured: MeasurementRecord) -> bool:
+    """Tell whether a measurement is of a cell, and good: one that is not to be trusted is tried again."""
+    return FINGERPRINT in measured.facts and measured.comparable
+
+
+def journal_name(suite: str) -> str:
+    """The file's name for a suite at a path from pytest's root directory."""
+    stem = PurePosixPath(suite).name.removesuffix(SUFFIX)
+    return f"{stem}-{hashlib.sha256(suite.encode()).hexdigest()[:8]}.jsonl"

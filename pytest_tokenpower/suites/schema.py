@@ -1,0 +1,388 @@
+"""What a suite file (``*.energy.toml``) may hold, read and checked: errors name file, line and what is valid."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from pytest_tokenpower.errors import UsageError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+SUFFIX = ".energy.toml"
+
+Name = Annotated[
+    str, Meta(pattern=r"^[^\s:\[\]]+$", description="a name without spaces, colons and brackets")
+]
+Text = Annotated[str, Meta(min_length=1)]
+Count = Annotated[int, Meta(ge=1)]
+Share = Annotated[str, Meta(pattern=r"^\s*[0-9.]+\s*%\s*$", description="a share in percent, such as '3%'")]
+Positive = Annotated[float, Meta(gt=0)]
+Severity = Literal["report", "fail"]
+Trend = Literal["falls", "rises", "flat"]
+
+
+class Arrival(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """When the requests come: so many at a time, or by chance at a rate (requests a second)."""
+
+    concurrency: Count | None = None
+    poisson: Positive | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.concurrency is None) == (self.poisson is None):
+            raise ValueError("either concurrency or poisson is wanted")
+
+
+Arrivals = Literal["all-at-once"] | Arrival
+
+
+class Axes(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Values of axes, one or a list each: of the grid, of what is added to it or left out, or that a claim is about.
+
+    The axes down to ``pipeline_parallel`` make the engine, the others are the work that it is given.
+    """
+
+    model: Text | tuple[Text, ...] | None = None
+    engine: Text | tuple[Text, ...] | None = None
+    variant: Name | tuple[Name, ...] | None = None
+    dtype: Text | tuple[Text, ...] | None = None
+    quantization: Text | tuple[Text, ...] | None = None
+    kv_cache_dtype: Text | tuple[Text, ...] | None = None
+    tensor_parallel: Count | tuple[Count, ...] | None = None
+    pipeline_parallel: Count | tuple[Count, ...] | None = None
+    prompts: Name | tuple[Name, ...] | None = None
+    prompt_tokens: Count | tuple[Count, ...] | None = None
+    new_tokens: Count | tuple[Count, ...] | None = None
+    batch: Count | tuple[Count, ...] | None = None
+    arrivals: Arrivals | tuple[Arrivals, ...] | None = None
+
+    def given(self) -> dict[str, tuple[Any, ...]]:
+        """The values of each axis that is named, as a tuple."""
+        values = {name: getattr(self, name) for name in self.__struct_fields__}
+        return {
+            name: value if isinstance(value, tuple) else (value,)
+            for name, value in values.items()
+            if value is not None
+        }
+
+
+AXES: tuple[str, ...] = Axes.__struct_fields__
+LOAD_AXES = AXES[: AXES.index("prompts")]
+"""Cells that have these in common share a loaded engine."""
+
+WORK_AXES = AXES[len(LOAD_AXES) :]
+
+SETTINGS = LOAD_AXES[LOAD_AXES.index("dtype") :]
+"""What an engine is told, and reports of itself."""
+
+Axis = Literal["batch", "prompt_tokens", "new_tokens", "tensor_parallel", "pipeline_parallel"]
+
+
+class ModelTable(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A model by a name of one's own: one of the three."""
+
+    random: Text | None = None
+    """A model of the registry (``tokenpower models``), with random weights."""
+    path: Text | None = None
+    """A folder with a checkpoint, from the suite file's own folder."""
+    hub: Text | None = None
+    """A hub id."""
+    seed: int = 0
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    weights: bool = True
+    """False writes the configuration alone, for an engine that makes weights up (vLLM's load_format = "dummy")."""
+
+    def __post_init__(self) -> None:
+        if sum(each is not None for each in (self.random, self.path, self.hub)) != 1:
+            raise ValueError("one of random, path and hub is wanted")
+
+
+class EngineTable(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """An engine by a name of one's own: the adapter behind it (by default of that name), and its options."""
+
+    adapter: Text | None = None
+    options: dict[str, Any] = {}
+    env: dict[str, str] = {}
+    isolated: bool = True
+
+
+class Variant(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Settings of an engine that go together, under one name; ``options`` are the adapter's own."""
+
+    dtype: Text | None = None
+    quantization: Text | None = None
+    kv_cache_dtype: Text | None = None
+    tensor_parallel: Count | None = None
+    pipeline_parallel: Count | None = None
+    options: dict[str, Any] = {}
+
+    def settings(self) -> dict[str, Any]:
+        """The settings that it names."""
+        return {name: value for name in SETTINGS if (value := getattr(self, name)) is not None}
+
+
+class PromptTable(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Prompts from a file beside the suite or from a data set of the hub; the axis batch says how many of them."""
+
+    file: Text | None = None
+    hub: Text | None = None
+    split: Text = "train"
+    subset: Text | None = None
+
+    def __post_init__(self) -> None:
+        if (self.file is None) == (self.hub is None):
+            raise ValueError("either file or hub is wanted")
+
+
+class LimitsTable(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What ``power_budget`` takes: limits of a cell, and how long it is measured."""
+
+    joules_per_token: Positive | UnsetType = UNSET
+    joules_per_response: Positive | UnsetType = UNSET
+    joules: Positive | UnsetType = UNSET
+    mean_watts: Positive | UnsetType = UNSET
+    peak_watts: Positive | UnsetType = UNSET
+    regression: Share | UnsetType = UNSET
+    min_rounds: Count | UnsetType = UNSET
+    max_rounds: Count | UnsetType = UNSET
+    max_seconds: Positive | UnsetType = UNSET
+    key_ignore: tuple[str, ...] | UnsetType = UNSET
+
+    def given(self) -> dict[str, Any]:
+        """The limits that are named."""
+        values = {name: getattr(self, name) for name in LimitsTable.__struct_fields__}
+        return {name: value for name, value in values.items() if value is not UNSET}
+
+
+class Budget(LimitsTable, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Limits of the cells that ``where`` tells; a later one overrides an earlier one."""
+
+    where: Axes = Axes()
+
+
+class Claim(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """What is held against the cells.
+
+    Either a ratio, of the cells ``of`` to those of ``to`` that are like them otherwise, with ``at_most`` or
+    ``at_least`` (without ``to`` these limit the figure itself); or a shape: along an axis the figure falls, rises or is
+    flat (``within`` so much), perhaps ``until`` a value and ``then`` otherwise.
+    """
+
+    name: Text
+    figure: Text = "joules_per_token"
+    where: Axes = Axes()
+    of: Axes | None = None
+    to: Axes | None = None
+    at_most: Positive | None = None
+    at_least: Positive | None = None
+    along: Axis | None = None
+    shape: Trend | None = None
+    until: Count | None = None
+    then: Trend | None = None
+    within: Share = "10%"
+    paper: str = ""
+    severity: Severity = "report"
+
+    def __post_init__(self) -> None:
+        ratio, shape = self.of is not None or self.to is not None, self.shape is not None
+        if ratio == shape:
+            raise ValueError("either a ratio (of, to) or a shape (along, shape) is wanted")
+        if ratio and (self.of is None or not (self.at_most or self.at_least)):
+            raise ValueError("a ratio wants of, to, and at_most or at_least")
+        if shape and self.along is None:
+            raise ValueError("a shape wants along, the axis that it is seen on")
+        if (self.until is None) != (self.then is None):
+            raise ValueError("until and then go together")
+
+
+class Objective(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """Latencies that are to be held: of the cells that hold them the one of the fewest joules per token is named."""
+
+    name: Text
+    where: Axes = Axes()
+    ttft_ms: Positive | None = None
+    tpot_ms: Positive | None = None
+    percentile: Literal[50, 90, 99] = 90
+
+    def __post_init__(self) -> None:
+        if self.ttft_ms is None and self.tpot_ms is None:
+            raise ValueError("ttft_ms or tpot_ms is wanted")
+
+
+class Head(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How the suite is run.
+
+    ``runs`` fresh processes measure each cell, in turn; ``run_scatter`` is what one process is believed to differ from
+    another by (standard deviation), where they are too few to tell.
+    """
+
+    title: str = ""
+    seed: int = 0
+    runs: Count = 1
+    run_scatter: Share = "1%"
+
+
+class SuiteFile(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A suite: a grid of cells, each measured as a test, and claims about them."""
+
+    axes: Axes
+    suite: Head = Head()
+    models: dict[Name, ModelTable] = {}
+    engines: dict[Name, EngineTable] = {}
+    variants: dict[Name, Variant] = {}
+    prompts: dict[Name, PromptTable] = {}
+    include: tuple[Axes, ...] = ()
+    exclude: tuple[Axes, ...] = ()
+    limits: LimitsTable = LimitsTable()
+    budget: tuple[Budget, ...] = ()
+    claim: tuple[Claim, ...] = ()
+    slo: tuple[Objective, ...] = ()
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of suite files, for editors."""
+    schema = msgspec.json.schema(SuiteFile)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"Suite of pytest-tokenpower (*{SUFFIX})",
+        **schema,
+    }
+
+
+def read_suite(path: Path) -> SuiteFile:
+    """The suite in a file; raises UsageError that names the file and the line."""
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: this suite cannot be read: {error}") from None
+    return parse_suite(text, str(path))
+
+
+def parse_suite(text: str, file: str) -> SuiteFile:
+    """The suite in a text; raises UsageError that names ``file``, the line, and what is valid there."""
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        line = re.search(r"line (\d+)", str(error))
+        raise UsageError(f"{file}:{line[1] if line else 1}: no TOML: {error}") from None
+    try:
+        return msgspec.convert(tables, SuiteFile)
+    except msgspec.ValidationError as error:
+        raise _complaint(str(error), text, file, tables) from None
+
+
+def complain(text: str, file: str, place: Sequence[str | int], what: str) -> UsageError:
+    """The error for what is wrong at a place of a suite file, such as ``("claim", 0, "of")``."""
+    shown = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
+    return UsageError(f"{file}:{line_of(text, place)}: {shown or 'the file'}: {what}")
+
+
+def _complaint(message: str, text: str, file: str, tables: Mapping[str, Any]) -> UsageError:
+    what, _, path = message.partition(" - at `")
+    place: list[str | int] = []
+    for name, number, _any in re.findall(r"\.([^.\[\]`]+)|\[(\d+)\]|(\[\.\.\.\])", path):
+        place.append(name if name else int(number) if number else _offending(place, tables))
+    if unknown := re.search(r"unknown field `(.+?)`", what):
+        valid = ", ".join(_fields(place))
+        return complain(text, file, [*place, unknown[1]], f"there is no such field; valid are {valid}")
+    if missing := re.search(r"missing required field `(.+?)`", what):
+        return complain(text, file, place, f"lacks {missing[1]}")
+    found: Any = tables
+    for part in place:
+        found = found[part] if isinstance(part, int) else found.get(part, {})
+    valid = _VALID.get(str(next((part for part in reversed(place) if isinstance(part, str)), "")), "")
+    said = f"{found!r}: " if isinstance(found, str | int | float) else ""
+    plain = what.replace("`", "'").replace("array", "a list").replace(" | null", "")
+    plain = re.sub(r"^Expected (.+?), got .+$", lambda m: f"is no {m[1].replace(' | ', ' or ')}", plain)
+    return complain(text, file, place, f"{said}{plain}{'; valid: ' + valid if valid else ''}")
+
+
+def _offending(place: Sequence[str | int], tables: Mapping[str, Any]) -> str:
+    """Find the key of a table that msgspec calls ``[...]``: the first name that is none."""
+    found: Any = tables
+    for part in place:
+        found = found[part]
+    return str(next((name for name in found if re.search(r"[\s:\[\]]", name)), next(iter(found))))
+
+
+def _fields(place: Sequence[str | int]) -> tuple[str, ...]:
+    """The fields that are valid in the table at a place."""
+    at: Any = SuiteFile
+    for part in place:
+        if isinstance(part, int):
+            continue
+        known = {field.name: field.type for field in msgspec.structs.fields(at)} if _is_struct(at) else {}
+        at = known.get(part, at)
+        at = next((each for each in (at, *_parts(at)) if _is_struct(each)), at)
+    return tuple(field.name for field in msgspec.structs.fields(at)) if _is_struct(at) else ()
+
+
+def _is_struct(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Struct)
+
+
+def _parts(kind: Any) -> tuple[Any, ...]:
+    """The types inside a union, a tuple or a mapping, however deep."""
+    inside = get_args(kind)
+    return (*inside, *(part for each in inside for part in _parts(each)))
+
+
+_COUNTS = "a whole number of at least 1, or a list of them"
+_VALID: Mapping[str, str] = {
+    **dict.fromkeys(
+        ("batch", "prompt_tokens", "new_tokens", "tensor_parallel", "pipeline_parallel"), _COUNTS
+    ),
+    **dict.fromkeys(
+        ("min_rounds", "max_rounds", "runs", "until", "concurrency"), "a whole number of at least 1"
+    ),
+    **dict.fromkeys(("model", "engine", "variant", "dtype", "quantization"), "a text, or a list of texts"),
+    "arrivals": '"all-at-once", { concurrency = 8 }, { poisson = 4.0 } (requests a second), or a list of them',
+    "severity": ", ".join(get_args(Severity)),
+    **dict.fromkeys(("shape", "then"), ", ".join(get_args(Trend))),
+    "along": ", ".join(get_args(Axis)),
+    **dict.fromkeys(("regression", "within", "run_scatter"), "a share in quotes, such as '3%'"),
+    **dict.fromkeys(("at_most", "at_least"), "a number above 0: a ratio of 0.85 is 15 % less"),
+}
+
+_HEADER = re.compile(r"^\s*(\[\[?)\s*([^\[\]]+?)\s*\]\]?\s*(?:#.*)?$")
+_KEY = re.compile(r"""^\s*((?:[\w-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[\w-]+|"[^"]*"|'[^']*'))*)\s*=""")
+
+
+def line_of(text: str, place: Sequence[str | int]) -> int:
+    """The line on which a value of a TOML text stands, counted from 1; that of what it is in, where it is not found."""
+    wanted = list(place)
+    counts: dict[tuple[str, ...], int] = {}
+    at: tuple[str | int, ...] = ()
+    best, depth = 1, 0
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := _HEADER.match(line):
+            names = _names(header[2])
+            at = tuple(names)
+            if header[1] == "[[":
+                counts[tuple(names)] = counts.get(tuple(names), -1) + 1
+                at = (*names, counts[tuple(names)])
+            found = at
+        elif key := _KEY.match(line):
+            found = (*at, *_names(key[1]))
+        else:
+            continue
+        common = 0
+        while common < min(len(found), len(wanted)) and found[common] == wanted[common]:
+            common += 1
+        if common == len(found) and common > depth:
+            best, depth = number, common
+    return best
+
+
+def _names(dotted: str) -> list[str]:
+    return [part.strip().strip("\"'") for part in re.findall(r'"[^"]*"|\'[^\']*\'|[\w-]+', dotted)]

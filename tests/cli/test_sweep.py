@@ -1,0 +1,145 @@
+"""`tokenpower sweep`: a suite outside pytest's terminal, with results in files, and on again after an interruption."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pytest_tokenpower.suites.resume import read_journal
+from tests.support.commands import Command
+
+SUITE = """\
+[axes]
+model = "llama-3.1-8b"
+engine = "vllm"
+batch = {batches}
+
+[limits]
+min_rounds = 2
+max_rounds = 2
+
+[[claim]]
+name = "batching saves"
+along = "batch"
+shape = "falls"
+severity = "fail"
+"""
+PYTEST = ("--", "--energy-source=simulated", "--energy-simulated-engines", "-p", "no:cacheprovider")
+
+
+@pytest.fixture
+def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    path = tmp_path / "batch.energy.toml"
+    path.write_text(SUITE.format(batches=[1, 64]))
+    return path
+
+
+def test_a_sweep_shows_each_cell_and_keeps_its_results(suite: Path, tokenpower: Command) -> None:
+    ended = tokenpower(
+        "sweep", suite.name, "--csv", "c.csv", "--json", "c.json", "--pareto", "tokens_per_second", *PYTEST
+    )
+    assert ended.code == 0, ended.err
+    lines = ended.out.splitlines()
+    assert [line.partition(" ")[0] for line in lines[:2]] == ["1/2", "2/2"]
+    assert "J/token, about" in lines[0]
+    assert "left" in lines[0]
+    assert "batching saves  falls along batch  0." in ended.out
+    assert "no other cell is better in both (1 of 2)" in ended.out
+    with open("c.csv", encoding="utf-8", newline="") as stream:
+        rows = {row["cell"]: row for row in csv.DictReader(stream)}
+    assert set(rows) == {"llama-3.1-8b-vllm-b1", "llama-3.1-8b-vllm-b64"}
+    assert float(rows["llama-3.1-8b-vllm-b64"]["joules_per_token"]) > 0
+    assert rows["llama-3.1-8b-vllm-b64"]["batch"] == "64"
+    kept = json.loads(Path("c.json").read_text())
+    assert [claim["word"] for claim in kept["claims"]] == ["confirmed"]
+    assert {cell["cell"] for cell in kept["cells"]} == set(rows)
+
+
+def test_a_claim_that_fails_is_its_exit_code(suite: Path, tokenpower: Command) -> None:
+    suite.write_text(suite.read_text().replace('"falls"', '"rises"'))
+    ended = tokenpower("sweep", suite.name, *PYTEST)
+    assert ended.code == 1
+    assert "REFUTED" in ended.out
+    assert "3/2" not in ended.out
+
+
+def test_mistakes_are_said_before_anything_runs(suite: Path, tokenpower: Command) -> None:
+    assert tokenpower("sweep").code == 4
+    ended = tokenpower("sweep", "nowhere.energy.toml")
+    assert ended.code == 4
+    assert "nowhere.energy.toml: this suite cannot be read" in ended.err
+    ended = tokenpower("sweep", suite.name, "--csv", "no/folder.csv")
+    assert ended.code == 4
+    assert "--csv=no/folder.csv: must be a file in a folder that exists" in ended.err
+    suite.write_text("[axes]\nbach = 1\n")
+    ended = tokenpower("sweep", suite.name)
+    assert ended.code == 4
+    assert "batch.energy.toml:2: axes.bach: there is no such field" in ended.err
+    ended = tokenpower("sweep", "--schema")
+    assert json.loads(ended.out)["title"] == "Suite of pytest-tokenpower (*.energy.toml)"
+
+
+def test_a_mistake_in_pytests_arguments_ends_with_its_words(suite: Path, tokenpower: Command) -> None:
+    ended = tokenpower("sweep", suite.name, "--", "--no-such-option")
+    assert ended.code == 4
+    assert "unrecognized arguments: --no-such-option" in ended.err
+
+
+KILLS, CELLS = 3, 60
+
+
+def test_a_sweep_that_is_killed_goes_on_without_measuring_a_cell_twice(
+    suite: Path, tokenpower: Command
+) -> None:
+    suite.write_text(SUITE.format(batches=list(range(1, CELLS + 1))))
+    command = [sys.executable, "-m", "pytest_tokenpower", "sweep", suite.name, "--resume", *PYTEST]
+
+    def journal() -> tuple[str, ...]:
+        paths = list(Path(".tokenpower/sweeps").glob("batch-*.jsonl"))
+        return tuple(read_journal(paths[0].read_bytes()).finished) if paths else ()
+
+    for kill in range(1, KILLS + 1):
+        child = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        while len(journal()) < 2 * kill and child.poll() is None:
+            time.sleep(0.02)
+        # The command and the pytest that it has started, which has a session of its own.
+        for pid in (child.pid, *_children(child.pid)):
+            os.kill(pid, signal.SIGKILL)
+        child.wait()
+    before = journal()
+    assert 2 * KILLS <= len(before) < CELLS
+    ended = tokenpower("sweep", suite.name, "--resume", "--json", "c.json", *PYTEST)
+    assert ended.code == 0, ended.err
+    after = journal()
+    # In the order in which they were measured: none twice, none lost.
+    assert after[: len(before)] == before
+    assert len(after) == len(set(after)) == CELLS
+    data = next(Path(".tokenpower/sweeps").glob("batch-*.jsonl")).read_bytes()
+    assert data.count(b"\n") == 1 + CELLS
+    cells = json.loads(Path("c.json").read_text())["cells"]
+    assert len(cells) == CELLS
+    first = {cell["cell"]: cell["joules_per_token"] for cell in cells}
+    again = tokenpower("sweep", suite.name, "--resume", "--json", "d.json", *PYTEST)
+    assert again.code == 0
+    assert {
+        c["cell"]: c["joules_per_token"] for c in json.loads(Path("d.json").read_text())["cells"]
+    } == first
+
+
+def _children(pid: int) -> list[int]:
+    found = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False
+    )
+    return [int(word) for word in found.stdout.split()]

@@ -1,0 +1,102 @@
+"""A real Ray cluster of two nodes on this machine, each with a simulated board of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_tokenpower.errors import MeterUnavailable
+from pytest_tokenpower.meters.sources import meters_for
+from tests.support.projects import Project
+
+ray = pytest.importorskip("ray", reason="ray is not installed (the extra ray)")
+cluster_utils = pytest.importorskip("ray.cluster_utils")
+
+
+BOARDS = {"GPU-a0000000-0000-0000-0000-000000000000": 300, "GPU-b0000000-0000-0000-0000-000000000000": 500}
+
+
+def scenario(folder: Path, uuid: str, **more: Any) -> str:
+    path = folder / f"{uuid[4]}.json"
+    path.write_text(
+        json.dumps({"boards": [{"uuid": uuid, "power": {"points": [[0, BOARDS[uuid]]]}}], **more})
+    )
+    return f"simulated:{path}"
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    folder = tmp_path_factory.mktemp("scenarios")
+    one, other = (scenario(folder, uuid) for uuid in BOARDS)
+    quiet = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 80 << 20}
+    made = cluster_utils.Cluster(
+        initialize_head=True, head_node_args={**quiet, "env_vars": {"TOKENPOWER_SOURCE": one}}
+    )
+    try:
+        made.second = made.add_node(**quiet, env_vars={"TOKENPOWER_SOURCE": other})
+        yield made
+    finally:
+        ray.shutdown()
+        made.shutdown()
+
+
+def test_a_workload_is_measured_on_all_nodes_and_a_dead_node_is_named(
+    cluster: Any, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    project.tests("def test_chat(energy): energy(generate)")
+    result, run = project.measure("--energy-source=ray:simulated")
+    result.assert_outcomes(passed=1)
+    [measured] = run.measurements
+    assert measured.comparable
+    assert measured.figures["mean_watts"].value == pytest.approx(800, rel=0.005)
+    assert measured.figures["power_imbalance"].value == pytest.approx(0.25, rel=0.01)
+    for one in measured.rounds:
+        assert one.device_joules == {
+            uuid: pytest.approx(watts * one.seconds, rel=0.01) for uuid, watts in BOARDS.items()
+        }
+    nodes = {value for name, value in measured.facts.items() if name.endswith("node")}
+    assert len(nodes) == 2
+
+    project.tests(
+        """
+import os, signal
+from pathlib import Path
+
+def test_chat(energy):
+    rounds = 0
+    def work():
+        nonlocal rounds
+        rounds += 1
+        if rounds == 4:
+            os.kill(int(Path("raylet.pid").read_text()), signal.SIGKILL)
+        return generate()
+    energy(work)
+"""
+    )
+    raylet = next(each for each in cluster.second.all_processes["raylet"])
+    (project.path / "raylet.pid").write_text(str(raylet.process.pid))
+    result, run = project.measure("--energy-source=ray:simulated")
+    result.assert_outcomes(failed=1)
+    [measured] = run.measurements
+    assert not measured.comparable
+    assert any("node " in reason for each in measured.rounds for reason in each.reasons)
+
+
+def test_without_a_cluster_the_source_says_how_to_have_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray.shutdown()
+
+    def init(**_: object) -> None:
+        raise ConnectionError("Failed to connect to GCS.\nand more")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    with pytest.raises(MeterUnavailable) as missing:
+        meters_for("ray")
+    assert str(missing.value) == (
+        "no Ray cluster answers at 127.0.0.1:9: Failed to connect to GCS. (`ray start --head`, or RAY_ADDRESS)"
+    )

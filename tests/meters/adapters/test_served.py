@@ -1,0 +1,121 @@
+"""`tokenpower serve-meter` and `--energy-source=remote:URL`, over loopback."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpcore  # noqa: F401 - what pytester sees imported first, it forgets, and httpx holds on to it
+import httpx
+import pytest
+
+from pytest_tokenpower.cli import main
+from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
+from pytest_tokenpower.meters.adapters.served import TOKEN_VARIABLE, HttpTransport, MeterServer, _Budget
+from pytest_tokenpower.meters.remote import Feed
+from pytest_tokenpower.meters.sources import start
+from tests.support.projects import Project
+
+TOKEN = "a-token-of-enough-characters"
+
+
+@pytest.fixture(autouse=True)
+def token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
+
+
+@contextmanager
+def served(source: str = "simulated") -> Iterator[str]:
+    feed = Feed(*start(source))
+    with MeterServer(feed, "127.0.0.1", 0, TOKEN) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+            feed.close()
+
+
+def test_a_test_is_measured_by_a_meter_elsewhere_and_its_record_says_where(project: Project) -> None:
+    project.tests("def test_chat(energy): energy(generate)")
+    with served() as url:
+        result, run = project.measure(f"--energy-source=remote:{url}")
+    result.assert_outcomes(passed=1)
+    [measured] = run.measurements
+    assert measured.comparable
+    assert measured.provenance == "simulated"
+    assert measured.figures["joules_per_token"].value > 0
+    assert TOKEN not in run.__repr__()
+
+
+def test_another_token_is_refused_and_neither_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    with served() as url:
+        monkeypatch.setenv(TOKEN_VARIABLE, "another-secret-token")
+        transport = HttpTransport(url)
+        with pytest.raises(MeterUnavailable, match=TOKEN_VARIABLE) as refused:
+            transport.hello()
+        assert "secret" not in str(refused.value)
+        transport.close()
+
+
+def test_too_many_requests_and_unknown_paths_are_answered_and_harm_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with served() as url, httpx.Client(base_url=url, headers={"Authorization": f"Bearer {TOKEN}"}) as client:
+        assert client.get("/v1/piece").status_code == 400
+        assert client.get("/v1/piece", params={"after": "[["}).status_code == 400
+        assert client.get("/etc/passwd").status_code == 404
+        assert client.post("/v1/now").status_code == 501
+        monkeypatch.setattr("pytest_tokenpower.meters.adapters.served.RATE_PER_S", 0.001)
+        codes = [client.get("/v1/now").status_code for _ in range(210)]
+        assert set(codes) == {200, 429}
+        transport = HttpTransport(url)
+        monkeypatch.setattr(_Budget, "take", lambda _: False)
+        with pytest.raises(MeterError, match="429"):
+            transport.now_ns()
+        transport.close()
+
+
+def test_what_is_no_such_service_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="remote:http://gpu-7:9471"):
+        HttpTransport(None)
+    transport = HttpTransport("http://127.0.0.1:9")
+    with pytest.raises(MeterError, match=r"remote:http://127\.0\.0\.1:9: "):
+        transport.hello()
+    monkeypatch.setattr(HttpTransport, "_document", lambda *_: {"status": "ok"})
+    with pytest.raises(MeterError, match="no answer of tokenpower serve-meter"):
+        transport.hello()
+    with pytest.raises(MeterError, match="no time"):
+        transport.now_ns()
+
+
+def test_a_service_without_a_token_or_on_a_port_in_use_does_not_start(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with served() as url:
+        port = url.rpartition(":")[2]
+        assert main(["serve-meter", "--source=simulated", f"--port={port}"]) == 4
+        assert f"127.0.0.1:{port}: cannot listen there" in capsys.readouterr().err
+    monkeypatch.setenv(TOKEN_VARIABLE, "short")
+    assert main(["serve-meter", "--source=simulated"]) == 4
+    assert "openssl rand -hex 16" in capsys.readouterr().err
+
+
+def test_the_command_serves_until_it_is_interrupted() -> None:
+    command = [sys.executable, "-m", "pytest_tokenpower", "serve-meter", "--source=simulated", "--port=0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ}) as service:
+        assert service.stdout is not None
+        line = service.stdout.readline()
+        url = line.split(" on ")[1].split(";")[0]
+        transport = HttpTransport(url)
+        assert transport.hello().devices[0].scope == "gpu"
+        transport.close()
+        service.send_signal(signal.SIGINT)
+        assert service.wait(30) == 0

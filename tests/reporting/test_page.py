@@ -1,0 +1,162 @@
+"""The page as text: it loads nothing, its script alone reads the data, and 200 tests stay under 3 MB."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from html.parser import HTMLParser
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_tokenpower.core.records import ClaimRecord, VerdictRecord
+from pytest_tokenpower.reporting.page import page, script_safe
+from pytest_tokenpower.reporting.page.content import content
+from pytest_tokenpower.reporting.report import Report, parts_of_change
+from tests.support.reports import HOSTILE, embedding, hostile, many, measured, ordinary, report, run
+
+
+class Elements(HTMLParser):
+    """The elements of a page, each with its attributes and the text directly inside it."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.found: list[tuple[str, dict[str, str | None], str]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs), ""))
+
+    def handle_endtag(self, tag: str) -> None:
+        self.found.append((f"/{tag}", {}, ""))
+
+    def handle_data(self, data: str) -> None:
+        if self.found:
+            tag, attributes, before = self.found[-1]
+            self.found[-1] = (tag, attributes, before + data)
+
+    def texts(self, tag: str, **attributes: str) -> list[str]:
+        return [
+            text for name, found, text in self.found if name == tag and attributes.items() <= found.items()
+        ]
+
+
+def carried(text: str) -> Any:
+    [data] = Elements(text).texts("script", type="application/json")
+    return json.loads(data)
+
+
+def test_the_page_loads_nothing_and_runs_only_what_its_policy_names() -> None:
+    elements = Elements(page(ordinary()))
+    assert not [
+        (tag, attributes)
+        for tag, attributes, _ in elements.found
+        if attributes.keys() & {"src", "srcset", "action"}
+    ]
+    assert [attributes["href"] for _, attributes, _ in elements.found if "href" in attributes] == ["#tests"]
+    assert not [name for _, attributes, _ in elements.found for name in attributes if name.startswith("on")]
+    [policy] = [
+        attributes["content"] or ""
+        for tag, attributes, _ in elements.found
+        if tag == "meta" and attributes.get("http-equiv") == "Content-Security-Policy"
+    ]
+    assert policy.startswith("default-src 'none'; base-uri 'none'; form-action 'none';")
+    assert "unsafe" not in policy
+    blocks = elements.texts("style") + [
+        text for tag, attributes, text in elements.found if tag == "script" and "type" not in attributes
+    ]
+    digests = [base64.b64encode(hashlib.sha256(block.encode()).digest()).decode() for block in blocks]
+    assert sorted(re.findall(r"'sha256-([^']+)'", policy)) == sorted(digests)
+
+
+def test_no_text_of_a_record_becomes_markup() -> None:
+    text = page(hostile())
+    assert {tag for tag, _, _ in Elements(text).found} == {
+        tag for tag, _, _ in Elements(page(ordinary())).found
+    }
+    assert "</script><script>alert" not in text
+    [test] = carried(text)["tests"]
+    assert test["id"] == HOSTILE
+    assert "{{policy}}" in test["method"]
+
+
+@given(st.text())
+def test_json_in_a_script_element_neither_ends_it_nor_changes(text: str) -> None:
+    safe = script_safe(json.dumps(text, ensure_ascii=False))
+    assert not set(safe) & set("<>&\u2028\u2029")
+    assert json.loads(safe) == text
+
+
+def test_intervals_are_drawn_against_the_limit_and_the_budget() -> None:
+    by_name = {test["name"]: test for test in content(ordinary())["tests"]}
+    [regressed] = by_name["test_chat[fp8]"]["verdicts"]
+    [row] = regressed["rows"]
+    assert (row["name"], row["interval"], row["limit"]) == ("total", [0.061, 0.047, 0.075], 0.03)
+    [budget] = by_name["test_budget"]["verdicts"]
+    assert budget["budget"]
+    assert [(row["name"], row["limit"]) for row in budget["rows"]] == [("joules_per_token", 0.0)]
+    assert by_name["test_new"]["verdicts"][0]["rows"] == []
+
+
+def test_dropped_rounds_keep_their_reason_and_place() -> None:
+    [test] = content(report(measured()))["tests"]
+    assert test["rounds"]["reasons"] == ["GPU-0: another process used the GPU (pid 7)"]
+    assert [at for at, reasons in enumerate(test["rounds"]["dropped"]) if reasons] == [2]
+    # The curve begins half a second before the first round.
+    assert test["power"]["rounds"][:3] == [[500, 2500, False], [2500, 4500, False], [4500, 6500, True]]
+
+
+def test_what_was_not_measured_says_so() -> None:
+    found = content(report(measured(provenance="simulated"), measured("t.py::other")))
+    assert found["provenances"] == ("simulated", "measured")
+    assert [test["provenance"] for test in found["tests"]] == ["simulated", "measured"]
+    # Without a verdict a test is shown by how its figure came about.
+    assert [test["word"] for test in found["tests"]] == ["simulated", "measured"]
+
+
+def test_a_page_of_200_tests_is_under_3_mb_and_says_what_it_put_together() -> None:
+    text = page(many(200))
+    assert len(text.encode()) < 3_000_000
+    curve = carried(text)["tests"][0]["power"]["devices"][0]
+    assert curve["readings"] == 6000
+    assert 200 <= len(curve["ends_ms"]) <= 300
+    assert len(curve["low"]) == len(curve["high"]) == len(curve["mean"]) == len(curve["ends_ms"])
+
+
+def test_a_few_tests_are_drawn_reading_by_reading() -> None:
+    [curve] = content(report(measured()))["tests"][0]["power"]["devices"]
+    assert len(curve["mean"]) == curve["readings"] == 1000
+    assert "low" not in curve
+
+
+def test_a_run_without_measurements_has_a_page() -> None:
+    assert carried(page(Report((run(),))))["tests"] == []
+
+
+def test_the_parts_of_a_change_are_drawn_where_a_record_has_them() -> None:
+    part = SimpleNamespace(change=0.05, low=0.04, high=0.06)
+    verdict = cast(VerdictRecord, SimpleNamespace(work=part, pace=None))
+    assert parts_of_change(verdict) == {"work": (0.05, 0.04, 0.06)}
+    assert parts_of_change(VerdictRecord("passed")) == {}
+
+
+def test_what_generates_nothing_is_drawn_per_prompt_token() -> None:
+    [test] = content(report(embedding()))["tests"]
+    assert test["unit"] == "J/prompt token"
+    assert test["main"][0] == pytest.approx(0.4025, abs=0.002)
+    assert test["rounds"]["per_unit"] == [0.4, 0.401, 0.402, 0.403, 0.404, 0.405]
+
+
+def test_claims_of_suites_are_on_the_page() -> None:
+    claim = ClaimRecord(
+        "suite.toml", "fp8 saves", "<= 0.8", "refuted", "joules_per_token", 0.9, 0.85, 0.95, paper="0.7"
+    )
+    one = run(measured(), claims=(claim,))
+    assert content(Report((one,)))["claims"] == [
+        ["fp8 saves", "<= 0.8", "0.9 [0.85, 0.95]", "0.7", "refuted", ""]
+    ]

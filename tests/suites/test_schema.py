@@ -1,0 +1,165 @@
+"""Suite files are refused where they are wrong, by file, line and what is valid; editors get the same schema."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_tokenpower.errors import UsageError
+from pytest_tokenpower.suites.grid import Suite
+from pytest_tokenpower.suites.schema import AXES, Axes, json_schema, line_of, parse_suite
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[2]
+
+PLAIN = """\
+[suite]
+title = "precision"
+
+[axes]
+model = "llama-3.1-8b"
+engine = "vllm"
+batch = [8, 64]
+
+[variants]
+bf16 = {}
+fp8 = { quantization = "fp8" }
+
+[[claim]]
+name = "FP8 saves"
+of = { variant = "fp8" }
+to = { variant = "bf16" }
+at_most = 0.85
+"""
+
+
+def complaint(text: str) -> str:
+    with pytest.raises(UsageError) as caught:
+        Suite.parse(text, Path("s.energy.toml"))
+    return str(caught.value)
+
+
+def test_a_plain_suite_is_read() -> None:
+    suite = parse_suite(PLAIN, "s")
+    assert suite.axes.given() == {"model": ("llama-3.1-8b",), "engine": ("vllm",), "batch": (8, 64)}
+    assert suite.claim[0].of == Axes(variant="fp8")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "words"),
+    [
+        ("[8, 64]", '[8, "x"]', 7, "axes.batch[1]: 'x': is no 'int'; valid: a whole number of at least 1"),
+        ("[8, 64]", "0", 7, "axes.batch: 0: "),
+        (
+            "batch = [8",
+            "bach = [8",
+            7,
+            "axes.bach: there is no such field; valid are model, engine, variant,",
+        ),
+        (
+            "title",
+            "titel",
+            2,
+            "suite.titel: there is no such field; valid are title, seed, runs, run_scatter",
+        ),
+        (
+            "of = { variant",
+            "of = { varient",
+            15,
+            "claim[0].of.varient: there is no such field; valid are model,",
+        ),
+        ("0.85", "-1", 17, "claim[0].at_most: -1: "),
+        ("at_most = 0.85", 'at_most = 0.85\nseverity = "loud"', 18, "valid: report, fail"),
+        ("at_most = 0.85", "", 13, "claim[0]: a ratio wants of, to, and at_most or at_least"),
+        ("[axes]", "[axes", 4, "no TOML"),
+        ("[suite]", "[sweet]", 1, "sweet: there is no such field; valid are axes, suite, models"),
+        ('"vllm"', '"vlm"', 6, "axes.engine: engine 'vlm': use one of vllm,"),
+        (
+            '"llama-3.1-8b"',
+            '"llama"',
+            5,
+            "axes.model: 'llama' is no model: give a name of `tokenpower models`",
+        ),
+        ('"llama-3.1-8b"', '"./nowhere"', 5, "nowhere: there is no such folder"),
+        ("[8, 64]", '8\nprompts = "alpaca"', 8, "'alpaca' is no set of prompts; there are random"),
+        ("[8, 64]", '8\nvariant = "int4"', 8, "'int4' is no variant; there are bf16, fp8"),
+        ("[8, 64]", "8\narrivals = { poisson = 1, concurrency = 2 }", 8, "either concurrency or poisson"),
+        ("[[claim]]", "[[exclude]]\nbatch = 9\n[[claim]]", 13, "exclude[0]: leaves out nothing"),
+        ('engine = "vllm"\n', "", 4, "axes: lacks engine"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_line(old: str, new: str, line: int, words: str) -> None:
+    text = PLAIN.replace(old, new, 1)
+    assert text != PLAIN
+    said = complaint(text)
+    assert said.startswith(f"s.energy.toml:{line}: ")
+    assert words in said
+
+
+def test_a_table_of_a_model_is_checked_where_it_stands() -> None:
+    text = PLAIN.replace('"llama-3.1-8b"', '"mine"') + '\n[models.mine]\nrandom = "nobody"\n'
+    assert complaint(text).startswith(
+        "s.energy.toml:20: models.mine.random: 'nobody' is no model of the registry"
+    )
+    text = text.replace('random = "nobody"', 'random = "tiny"\nhub = "a/b"')
+    assert complaint(text) == "s.energy.toml:19: models.mine: one of random, path and hub is wanted"
+
+
+def test_the_schema_for_editors_is_that_of_the_code() -> None:
+    checked_in = json.loads((ROOT / "docs" / "suite.schema.json").read_text("utf-8"))
+    assert checked_in == json.loads(json.dumps(json_schema())), "python docs/write_suite_schema.py"
+
+
+def test_editors_accept_and_refuse_what_the_code_does() -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    check = jsonschema.Draft202012Validator(json_schema())
+    good = tomllib.loads(PLAIN)
+    assert check.is_valid(good)
+    for wrong in ({"axes": {"batch": 0}}, {"axes": {"bach": 1}}, {}, {**good, "claim": [{"figure": "x"}]}):
+        assert not check.is_valid(wrong)
+        with pytest.raises(msgspec.ValidationError):
+            msgspec.convert(wrong, type(parse_suite(PLAIN, "s")))
+
+
+TABLES = st.lists(
+    st.tuples(
+        st.booleans(), st.sampled_from(["a", "b", "c.d"]), st.lists(st.sampled_from("xyz"), unique=True)
+    ),
+    max_size=6,
+    unique_by=lambda table: table[1],
+)
+
+
+@given(TABLES, st.integers(0, 3))
+def test_each_value_is_found_on_its_own_line(tables: list[tuple[bool, str, list[str]]], blank: int) -> None:
+    lines, places = ["# a file"] + [""] * blank, {}
+    for listed, name, keys in tables:
+        place: tuple[Any, ...] = tuple(name.split("."))
+        lines.append(f"[[{name}]]" if listed else f"[{name}]  # a table")
+        place += (0,) if listed else ()
+        places[place] = len(lines)
+        for key in keys:
+            lines.append(f"{key} = 1")
+            inner: tuple[Any, ...] = (*place, key)
+            places[inner] = len(lines)
+    text = "\n".join(lines)
+    tomllib.loads(text)
+    for place, line in places.items():
+        assert line_of(text, place) == line
+        assert line_of(text, (*place, "unknown")) == line
+
+
+def test_axes_are_named_as_the_engines_and_workloads_name_them() -> None:
+    assert {"dtype", "quantization", "kv_cache_dtype", "tensor_parallel", "pipeline_parallel"} < set(AXES)
+    assert {"batch", "prompt_tokens", "new_tokens", "arrivals"} < set(AXES)
