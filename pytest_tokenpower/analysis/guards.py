@@ -204,6 +204,9 @@ def mean_condition(conditions: Sequence[Conditions], field: str, start_ns: int, 
     if max(np.diff(t, prepend=start_ns - STALE_NS, append=end_ns + STALE_NS)) > 2 * STALE_NS:
         return None
     values = np.array([value for _, value in known], dtype=np.float64)
+    if end_ns == start_ns:
+        # A clock may be too coarse to tell the ends of a short window apart.
+        return float(np.interp(start_ns, t, values))
     inside = t[(t > start_ns) & (t < end_ns)]
     grid = np.concatenate([[start_ns], inside, [end_ns]])
     read = np.interp(grid, t, values)

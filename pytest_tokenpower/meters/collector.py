@@ -50,7 +50,7 @@ class _Poller(threading.Thread):
         if self._clock.every is None:
             super().start()
         elif self._open():
-            self._end_alarm = self._clock.every(self.meter.poll_interval_s, self._poll)
+            self._end_alarm = self._clock.every(self.meter.poll_interval_s, self._poll_later)
 
     def run(self) -> None:
         if not self._open():
@@ -91,13 +91,18 @@ class _Poller(threading.Thread):
             self._done = self._begun
             self._polled.notify_all()
 
+    def _poll_later(self) -> None:
+        """Poll, unless no time has passed since the last one: two readings are of two moments."""
+        if self._clock.monotonic_ns() > self._since_ns:
+            self._poll()
+
     def poll_now(self, timeout_s: float) -> bool:
         """Ask for a poll and wait for its end; False if the meter hangs.
 
         A meter that was given up once is hardly waited for again until it has answered.
         """
         if self._end_alarm is not None:
-            self._poll()
+            self._poll_later()
             return True
         with self._polled:
             if self.hangs:

@@ -226,8 +226,7 @@ def run_blocks(
         for variant in VARIANTS:
             window = run(variant, 1)
             seconds[variant].append((window.end_ns - window.start_ns) / 1e9)
-    shortest = bench.shortest_window_ns() / 1e9
-    repeats = {variant: repeats_for(min(seconds[variant]), shortest) for variant in VARIANTS}
+    repeats = {variant: repeats_for(min(seconds[variant]), bench) for variant in VARIANTS}
     blocks: list[Block] = []
     began = clock.seconds()
     while len(blocks) < plan.max_blocks:

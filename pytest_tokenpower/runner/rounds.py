@@ -14,6 +14,7 @@ from pytest_tokenpower.core.records import RoundRecord
 from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.core.windows import PhaseWindow, RoundWindow
 from pytest_tokenpower.engines.phase_marks import latencies_of
+from pytest_tokenpower.errors import UsageError
 
 if TYPE_CHECKING:
     from pytest_tokenpower.meters.clock import Clock
@@ -132,7 +133,7 @@ def rounds(
         warmup.append(counted_round(ran, count, phases))
         if bench.failed_for_good(ran.start_ns):
             break
-    repeats = repeats_for(min(_seconds(warmup)), bench.shortest_window_ns() / 1e9)
+    repeats = repeats_for(min(_seconds(warmup)), bench)
     windows: list[RoundWindow] = []
     began = clock.seconds()
     while True:
@@ -220,8 +221,14 @@ def _precise(records: Sequence[RoundRecord], plan: RoundPlan) -> bool:
     return enough(values, meter, fewest=plan.min_rounds, most=plan.max_rounds)
 
 
-def repeats_for(seconds: float, shortest_seconds: float) -> int:
-    """How often a workload of so many seconds is repeated in a round that the meter can resolve."""
+def repeats_for(seconds: float, bench: RoundEvaluator) -> int:
+    """Return how often a workload of so many seconds is repeated in a round that the meter can resolve."""
+    if seconds == 0 and bench.clock.every is not None:
+        raise UsageError(
+            'the boards are simulated on a virtual clock ("clock": "virtual" in the scenario), and the workload let no '
+            "time pass on it: leave that out of the scenario"
+        )
+    shortest_seconds = bench.shortest_window_ns() / 1e9
     return max(1, min(MOST_REPEATS, math.ceil(shortest_seconds / max(seconds, 1e-6))))
 
 

@@ -420,7 +420,7 @@ class Engine:
     device_ids = ("GPU-two",)
 
     def generate(self, batch):
-        time.sleep(0.05)
+        sleep(0.05)
         return Generation([[1] * batch.new_tokens for _ in batch.prompts], batch.tokens)
 
     def close(self):
@@ -434,7 +434,7 @@ def test_engine(energy):
 
 
 def test_a_recording_names_the_gpus_that_the_engine_ran_on(project: Project) -> None:
-    boards = {"boards": [{"uuid": "GPU-one"}, {"uuid": "GPU-two"}]}
+    boards = {"boards": [{"uuid": "GPU-one"}, {"uuid": "GPU-two"}], "clock": "virtual"}
     project.file("two.json", json.dumps(boards))
     project.tests(RUN_ON_ENGINE)
     _, live = project.measure("--energy-source=simulated:two.json", "--energy-record=run.jsonl")

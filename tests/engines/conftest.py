@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pytest_tokenpower.engines.protocol import Engine
+from tests.support.projects import Project
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +23,10 @@ def engine(request: pytest.FixtureRequest, models: Path) -> Iterator[Engine]:
     engine: Engine = request.cls.make(models)
     yield engine
     engine.close()
+
+
+@pytest.fixture
+def project(project: Project) -> Project:
+    """Engines live on the machine's time."""
+    project.on_machine_time()
+    return project

@@ -248,7 +248,7 @@ TESTS = "@quick\ndef test_it(energy):\n    energy(generate, 0.1)\n"
 def grace(project: Project) -> Project:
     """A project on a simulated Grace Hopper: 300 W of GPU, 450 W of module."""
     board = {"name": "Simulated GH200", "module_extra_watts": 150, "ring_noise_share": 0.002}
-    project.file("grace.json", json.dumps({"boards": [board]}))
+    project.file("grace.json", json.dumps({"boards": [board], "clock": "virtual"}))
     project.tests(TESTS)
     return project
 

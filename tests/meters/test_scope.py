@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -26,6 +25,8 @@ from pytest_tokenpower.meters.clock import Clock
 from pytest_tokenpower.meters.collector import Collector
 from pytest_tokenpower.meters.scopes import SCOPES, choose
 from pytest_tokenpower.meters.simulation.library import SimulatedBoards
+from pytest_tokenpower.meters.simulation.scenario import Scenario
+from pytest_tokenpower.meters.simulation.virtual_time import VIRTUAL_TIME, VirtualTime
 from pytest_tokenpower.meters.timeline import Event, Timeline
 from pytest_tokenpower.meters.types import CounterReading, Device, Meter, PowerSamples, Reading
 from pytest_tokenpower.reporting.terminal import absences, also_measured
@@ -342,6 +343,7 @@ class Late:
     poll_interval_s = 0.02
 
     def __init__(self, late_s: float, latency_s: float) -> None:
+        self.clock = VirtualTime().clock
         self.late_s, self.latency_s = late_s, latency_s
 
     def open(self, clock: Clock) -> Sequence[Device]:
@@ -358,7 +360,7 @@ class Late:
 def test_late_readings_are_waited_for_as_long_as_the_device_says(latency_s: float, arrives: bool) -> None:
     collector = Collector([Late(1.0, latency_s)])
     collector.start()
-    until_ns = time.monotonic_ns()
+    until_ns = collector.clock.monotonic_ns()
     collector.flush(until_ns, timeout_s=0.1)
     newest_ns = collector.timeline.newest_ns("late")
     events = collector.timeline.events("late", until_ns, until_ns)
@@ -373,7 +375,7 @@ def test_late_readings_are_waited_for_as_long_as_the_device_says(latency_s: floa
 def test_a_device_that_is_not_asked_for_is_not_waited_for() -> None:
     collector = Collector([Late(3600.0, 0.0)])
     devices = collector.start()
-    until_ns = time.monotonic_ns()
+    until_ns = collector.clock.monotonic_ns()
     collector.flush(until_ns, timeout_s=0.1, devices=[])
     assert not collector.timeline.events("late", until_ns, until_ns)
     collector.flush(until_ns, timeout_s=0.1, devices=devices)
@@ -388,6 +390,7 @@ class Fake:
     """A meter of one device that draws the same power all the time; it may fail, and it may be slow."""
 
     poll_interval_s = 0.05
+    clock = VIRTUAL_TIME.clock
 
     def __init__(
         self, scope: Scope, watts: float, *, resolution_ms: float = 100.0, fails: bool = False
@@ -429,8 +432,9 @@ class Lab:
     def pytest_tokenpower_meters(self, source: str) -> Sequence[Meter] | None:
         if source != "lab":
             return None
-        boards = [NvmlMeter(SimulatedBoards(), provenance="simulated")] if self.gpu else []
-        return [*boards, *self.fakes]
+        boards = SimulatedBoards(Scenario(clock="virtual"))
+        gpu = [NvmlMeter(boards, provenance="simulated", clock=boards.clock)] if self.gpu else []
+        return [*gpu, *self.fakes]
 
 
 QUICK = "@quick\ndef test_it(energy):\n    energy(generate, seconds=0.2)\n"

@@ -6,7 +6,6 @@ import json
 
 import pytest
 
-from pytest_tokenpower.meters.collector import Collector
 from tests.support.projects import Project
 
 TEST = "@quick\ndef test_it(energy):\n    open('ran', 'w').close()\n    energy(generate)\n"
@@ -14,6 +13,7 @@ TEST = "@quick\ndef test_it(energy):\n    open('ran', 'w').close()\n    energy(g
 METER = '''
 import pytest
 from pytest_tokenpower.errors import MeterUnavailable
+from pytest_tokenpower.meters.simulation.virtual_time import VIRTUAL_TIME
 from pytest_tokenpower.meters.types import CounterReading, Device, Reading
 
 
@@ -22,6 +22,7 @@ class BenchSupply:
 
     name = "bench supply"
     poll_interval_s = 0.01
+    clock = VIRTUAL_TIME.clock
 
     def open(self, clock):
         if SOURCE == "unplugged":
@@ -97,7 +98,7 @@ def test_a_source_that_cannot_be_meant_stops_the_run_before_any_test(
 
 
 def test_a_board_without_a_ring_is_not_compared_with_one_that_has_it(project: Project) -> None:
-    project.file("ringless.json", '{"boards": [{"ring": false}]}')
+    project.file("ringless.json", '{"boards": [{"ring": false}], "clock": "virtual"}')
     project.tests(
         "@pytest.mark.power_budget(min_rounds=1, max_rounds=1)\n"
         "def test_it(energy):\n    energy(generate, 0.05)\n"
@@ -117,6 +118,7 @@ def test_a_board_without_a_ring_is_not_compared_with_one_that_has_it(project: Pr
 
 
 def test_modelled_joules_say_so_and_never_meet_others(project: Project) -> None:
+    project.on_machine_time()
     project.tests(
         """
 def busy():
@@ -194,11 +196,9 @@ def test_a_meter_of_another_plugin_that_is_not_there_skips(
     ids=lambda value: str(value["kind"]) if isinstance(value, dict) else "",
 )
 def test_what_goes_wrong_half_way_makes_the_measurement_invalid(
-    project: Project, monkeypatch: pytest.MonkeyPatch, fault: dict[str, object], reason: str
+    project: Project, fault: dict[str, object], reason: str
 ) -> None:
-    # A dead meter is waited for: five seconds, which this test has better uses for.
-    monkeypatch.setattr(Collector.flush, "__defaults__", (0.3, None))
-    project.file("faulty.json", json.dumps({"faults": [fault]}))
+    project.file("faulty.json", json.dumps({"faults": [fault], "clock": "virtual"}))
     project.tests(
         "@pytest.mark.power_budget(min_rounds=4, max_rounds=4, joules=0.001)\n"
         "def test_it(energy):\n    energy(generate, 0.12)\n"

@@ -15,7 +15,7 @@ from tests.support.projects import Project
 TEST = """
 def sleeper(seconds):
     def work():
-        time.sleep(seconds)
+        sleep(seconds)
         return TokenCount(prompt=0, generated=1000)
     return work
 
@@ -27,7 +27,7 @@ def test_variants(energy):
 
 NAMED = """
 def bf16(seconds=0.06):
-    time.sleep(seconds)
+    sleep(seconds)
     return TokenCount(prompt=0, generated=1000)
 
 def fp8():
@@ -110,6 +110,7 @@ def test_count(energy):
 
 
 def test_an_engine_that_fails_is_told_with_its_variant(project: Project) -> None:
+    project.on_machine_time()
     project.tests(FAULTY)
     result = project.run("--energy-json=run.json")
     result.assert_outcomes(failed=3)

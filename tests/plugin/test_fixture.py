@@ -57,7 +57,7 @@ class Model:
         return SimpleNamespace(eos_token_id=self.eos, pad_token_id=9)
 
     def generate(self, input_ids=None, attention_mask=None, eos_token_id=None):
-        time.sleep(0.02)
+        sleep(0.02)
         # The second row ends with its second token; what follows is padding.
         return np.concatenate([input_ids, [[5, 6, 7], [5, 0, 9]]], axis=1)
 
@@ -87,7 +87,7 @@ MASK = np.array([[1, 1, 1, 1], [0, 0, 1, 1]])
     ],
 )
 def test_of(energy, workload):
-    energy(lambda: (time.sleep(0.02), workload())[1])
+    energy(lambda: (sleep(0.02), workload())[1])
 
 
 def test_transformers(energy):
@@ -109,7 +109,7 @@ def test_transformers_output(energy):
 
 def test_block(energy):
     with energy.measure() as window:
-        time.sleep(0.12)
+        sleep(0.12)
         window.count(vllm(1))
         window.tokens(prompt=1, generated=1, responses=1)
 """
@@ -214,7 +214,7 @@ calls = []
 @quick
 def test_it(energy):
     def workload(a, /, b, *more, option, **rest):
-        time.sleep(0.13)
+        sleep(0.13)
         assert (a, b, more, option, rest) == (1, 2, (3,), 4, {"fn": 5, "self": 6})
         calls.append(TokenCount(0, 1000))
         return calls[-1]
@@ -377,15 +377,15 @@ def test_blocks_are_rounds(project: Project) -> None:
         """
 def test_once(energy):
     with energy.measure() as window:
-        time.sleep(0.15)
+        sleep(0.15)
         window.tokens(prompt=5, generated=500)
 
 def test_three_times(energy):
     for _ in range(3):
         with energy.measure() as window:
-            time.sleep(0.12)
+            sleep(0.12)
             window.tokens(prompt=5, generated=500)
-        time.sleep(0.05)
+        sleep(0.05)
 
 def test_too_short(energy):
     with energy.measure() as window:

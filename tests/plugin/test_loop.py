@@ -12,14 +12,13 @@ from tests.support.projects import ALONE, Project
 from tests.support.repositories import Git
 
 WORKLOAD = """
-import time
-
 import pytest
 from pytest_tokenpower import TokenCount
+from workloads import sleep
 
 
 def chat():
-    time.sleep({seconds})
+    sleep({seconds})
     return TokenCount(prompt=0, generated={generated})
 
 
@@ -193,7 +192,7 @@ def test_a_dirty_run_is_no_baseline(project: Project, git: Git) -> None:
 def test_no_comparable_run_is_said_with_what_differs(
     project: Project, branch: Git, file: str, more: list[str], difference: str
 ) -> None:
-    project.file("board.json", '{"boards": [{"power_limit_watts": 450}]}')
+    project.file("board.json", '{"boards": [{"power_limit_watts": 450}], "clock": "virtual"}')
     branch.commit("changed", test_energy=file + "\n")
     result = project.run("--energy-baseline=main", *more)
     assert result.ret == 0

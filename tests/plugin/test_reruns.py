@@ -83,7 +83,7 @@ tries = []
 
 def sleeper(seconds):
     def work():
-        time.sleep(seconds)
+        sleep(seconds)
         return TokenCount(prompt=0, generated=1000)
     return work
 
@@ -113,7 +113,7 @@ tries = []
 
 def test_it(energy):
     with energy.measure() as window:
-        time.sleep({seconds})
+        sleep({seconds})
         window.tokens(prompt=0, generated=1000 - len(tries))
     tries.append(1)
 """

@@ -23,6 +23,13 @@ def stub(isolated=True, **options):
 """
 
 
+@pytest.fixture
+def project(project: Project) -> Project:
+    """Engines live on the machine's time."""
+    project.on_machine_time()
+    return project
+
+
 def the(run: RunRecord) -> MeasurementRecord:
     [measured] = run.measurements
     return measured

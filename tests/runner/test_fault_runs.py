@@ -14,7 +14,7 @@ from tests.support.projects import Project
 TESTS = """
 def measured(energy, seconds):
     with energy.measure() as window:
-        time.sleep(seconds)
+        sleep(seconds)
         window.tokens(prompt=0, generated=1000)
 
 
@@ -23,7 +23,7 @@ def test_first(energy):
 
 
 def test_second(energy):
-    time.sleep({pause})
+    sleep({pause})
     measured(energy, 0.3)
 """
 
@@ -39,7 +39,12 @@ def hurried(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
 
 
 def play(project: Project, *faults: dict[str, Any], work: float = 0.9, pause: float = 0.0) -> None:
-    project.file("board.json", json.dumps({"faults": faults}))
+    clock = "virtual"
+    if any(fault["kind"] == "hang" for fault in faults):
+        # Nobody waits for a driver on a time that does not pass by itself.
+        project.on_machine_time()
+        clock = "machine"
+    project.file("board.json", json.dumps({"faults": faults, "clock": clock}))
     project.tests(TESTS.format(work=work, pause=pause))
 
 

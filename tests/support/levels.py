@@ -1,4 +1,6 @@
-"""Projects whose tests measure what a script says: a meter of constant power, and as many tokens as make a level."""
+"""Projects whose tests measure what a script says: a meter of constant power on virtual time, and as many tokens
+as make a level.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +9,14 @@ from tests.support.projects import Project
 SUPPLY = "--energy-source=supply"
 
 METER = """
+from pytest_tokenpower.meters.simulation.virtual_time import VIRTUAL_TIME
 from pytest_tokenpower.meters.types import CounterReading, Device, Reading
 
 
 class Supply:
     name = "supply"
-    poll_interval_s = 0.002
+    poll_interval_s = 0.01
+    clock = VIRTUAL_TIME.clock
 
     def open(self, clock):
         self.start_ns = clock.monotonic_ns()
@@ -31,16 +35,17 @@ def pytest_tokenpower_meters(source):
 """
 
 AT_LEVEL = """
-import time
+from pytest_tokenpower.meters.simulation.virtual_time import VIRTUAL_TIME
 
 
 def at_level(energy, level, rounds=4):
-    for _ in range(rounds):
+    for number in range(rounds):
+        # Tokens that vary are no part of the key.
+        seconds = 0.05 + 0.001 * (number % 2)
         with energy.measure() as window:
-            began = time.monotonic()
-            time.sleep(0.05)
-            # As many tokens as make the meter's 300 W come out at that level, however long the sleep was.
-            window.tokens(prompt=0, generated=round((time.monotonic() - began) * 300e4 / level))
+            VIRTUAL_TIME.sleep(seconds)
+            # As many as make the meter's 300 W come out at that level.
+            window.tokens(prompt=0, generated=round(seconds * 300e4 / level))
 """
 
 

@@ -13,7 +13,7 @@ INI = """
 addopts = --strict-markers --strict-config -p no:cacheprovider -p no:hypothesispytest -p no:anyio -p no:platformdirs
     -p no:asyncio -p no:benchmark -p no:check -p no:html -p no:metadata -p no:pytest_cov
 filterwarnings = error
-energy_source = simulated
+energy_source = {source}
 energy_warmup_rounds = 1
 {more}
 """
@@ -23,15 +23,19 @@ import time
 
 import pytest
 from pytest_tokenpower import TokenCount
+from pytest_tokenpower.meters.simulation.virtual_time import VIRTUAL_TIME
 
+sleep = {sleep}
 quick = pytest.mark.power_budget(min_rounds=2, max_rounds=2)
 
 
 def generate(seconds=0.02, prompt=0, generated=1000, responses=1):
     """A model: its boards draw 300 W for as long as it takes."""
-    time.sleep(seconds)
+    sleep(seconds)
     return TokenCount(prompt, generated, responses)
 '''
+
+VIRTUAL_BOARD = Path(__file__).with_name("virtual.json")
 
 # Plugins that happen to be installed take longer to start than pytest, in each process that a test starts.
 ALONE = tuple(
@@ -56,17 +60,24 @@ LATE_IMPORTS = (
 
 
 class Project:
-    """A folder of tests; every run of pytest in it has the simulated board, unless it says otherwise."""
+    """A folder of tests; runs of pytest in it have the simulated board on virtual time, unless they say otherwise."""
 
     def __init__(self, pytester: pytest.Pytester) -> None:
         self.pytester = pytester
         self.path = pytester.path
+        self._source = f"simulated:{VIRTUAL_BOARD}"
         self.ini()
-        self.file("workloads.py", WORKLOADS)
+        self.file("workloads.py", WORKLOADS.format(sleep="VIRTUAL_TIME.sleep"))
+
+    def on_machine_time(self) -> None:
+        """Have the board live on the time that engines of other processes and real work take."""
+        self._source = "simulated"
+        self.ini()
+        self.file("workloads.py", WORKLOADS.format(sleep="time.sleep"))
 
     def ini(self, *lines: str) -> None:
         """The ini file anew, with further lines."""
-        self.file("pytest.ini", INI.format(more="\n".join(lines)))
+        self.file("pytest.ini", INI.format(source=self._source, more="\n".join(lines)))
 
     def file(self, name: str, text: str) -> Path:
         """Write a file of the project."""
