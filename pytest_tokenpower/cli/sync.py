@@ -6,6 +6,7 @@ import argparse
 
 from pytest_tokenpower.cli.store_access import add_storage
 from pytest_tokenpower.core.credentials import without_credentials
+from pytest_tokenpower.core.jobs import current_job
 from pytest_tokenpower.core.text import plural
 from pytest_tokenpower.store.access import StoreContext
 from pytest_tokenpower.store.remote import BRANCH, choose_remote, pull, push
@@ -13,6 +14,8 @@ from pytest_tokenpower.store.remote import BRANCH, choose_remote, pull, push
 EPILOG = f"""\
 The runs go over the branch {BRANCH}, which has a history of its own. Nothing on it is changed or removed, nothing is
 forced, and the work tree and the index are left alone; where others push at the same time, it merges and tries again.
+What the store held before the last pull and the branch did not is not pushed: another job, such as a pull request's,
+may have left it. A job of a pull request pushes nothing.
 """
 
 
@@ -25,6 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="REMOTE",
         nargs="?",
         help="a git remote or its URL (default: origin, or the only one)",
+    )
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help="push: also what was in the store before the last pull, and in a CI job what other jobs have made",
     )
     add_storage(parser)
 
@@ -39,14 +47,25 @@ def run(arguments: argparse.Namespace) -> int:
     repository = place.needs_repository()
     if pushing:
         place.entries()
-    done = (push if pushing else pull)(repository, place.store, choose_remote(repository, arguments.remote))
+    remote_name, job = choose_remote(repository, arguments.remote), current_job()
+    if pushing:
+        done = push(repository, place.store, remote_name, job=job, everything=arguments.all)
+    else:
+        done = pull(repository, place.store, remote_name, job=job)
     files, remote = plural(len(done.files), "file"), without_credentials(done.remote)
     if pushing:
         print(
             f"Added {files} to {BRANCH} of {remote}."
             if done.files
+            else f"Added nothing to {BRANCH} of {remote}."
+            if done.held_back
             else f"{BRANCH} of {remote} has every run of this store."
         )
+        if done.held_back:
+            print(
+                f"Held back: {plural(len(done.held_back), 'run')} that this job has not made, or that the store held "
+                "before the last pull (--all adds them): " + ", ".join(done.held_back)
+            )
     elif not done.exists:
         print(f"{remote} has no branch {BRANCH} yet: nothing was pushed so far.")
     else:

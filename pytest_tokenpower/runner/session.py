@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from pytest_tokenpower import __version__
 from pytest_tokenpower.core.credentials import without_credentials
+from pytest_tokenpower.core.jobs import current_job
 from pytest_tokenpower.core.records import ClaimRecord, MeasurementRecord, RunRecord
 from pytest_tokenpower.core.settings import Limits, Settings
 from pytest_tokenpower.core.windows import RoundWindow
@@ -286,7 +287,8 @@ class Session:
             branch=repository.branch if repository else None,
             dirty=repository.dirty if repository else None,
             root=self.root,
-            host={"hostname": platform.node(), "machine": platform.machine(), "cpus": os.cpu_count()},
+            host={"hostname": platform.node(), "machine": platform.machine(), "cpus": os.cpu_count()}
+            | ({"job": job.name} if (job := current_job()) else {}),
             versions=versions,
             command=tuple(map(without_credentials, self.settings.given)),
             failures=dict(failures or {}),

@@ -12,10 +12,12 @@ from itertools import count, islice
 from pathlib import Path
 
 from pytest_tokenpower.core.credentials import without_credentials
+from pytest_tokenpower.core.jobs import Job
 from pytest_tokenpower.core.records import decode_run
 from pytest_tokenpower.core.text import plural
 from pytest_tokenpower.errors import HistoryError, StoreError, TokenPowerError, UsageError
 from pytest_tokenpower.store.git import GitOutput, Repository, run_git
+from pytest_tokenpower.store.pulled import Pulled, read_pulled, write_pulled
 from pytest_tokenpower.store.store import (
     MOST_RUN_BYTES,
     Problem,
@@ -69,19 +71,19 @@ class StoreBranch:
 
     def fetch(self) -> str | None:
         """Have the branch's objects here; returns its commit."""
-        tip = self.tip()
-        if tip is None or self._has(tip):
-            return tip
-        # A clone with a filter (blob:none) would leave the runs away; the user's own refs stay as they are.
-        fetched = self._fetch("--no-filter", _REF)
-        if fetched.code != 0 or not self._has(tip):
-            # It may have moved on since it was listed; what was fetched is then newer still.
-            if fetched.code == 0 and (newer := self.tip()) is not None and self._has(newer):
-                tip = newer
-            else:
+        for _ in range(ATTEMPTS):
+            tip = self.tip()
+            if tip is None or self._has(tip):
+                if tip is not None:
+                    self._git("update-ref", self._kept, tip)
+                return tip
+            # A clone with a filter (blob:none) would leave the runs away; the user's own refs stay as they are.
+            fetched = self._fetch("--no-filter", _REF)
+            if fetched.code != 0:
                 raise HistoryError(f"git fetch {self._remote} {BRANCH} failed: {fetched.complaint}")
-        self._git("update-ref", self._kept, tip)
-        return tip
+        raise HistoryError(
+            f"git fetch {self._remote} {BRANCH}: it moved on {ATTEMPTS} times in a row; run it again"
+        )
 
     def _fetch(self, *arguments: str, stdin: bytes = b"") -> GitOutput:
         options = ("--quiet", "--no-tags", "--no-prune", "--no-recurse-submodules", "--refmap=")
@@ -240,12 +242,16 @@ PATIENCE_S = 300.0
 
 @dataclass(frozen=True)
 class SyncResult:
-    """The files that went over, and those that did not, with the reason. ``exists``: the remote has such a branch."""
+    """The files that went over, and those that did not, with the reason.
+
+    ``held_back`` are sound, and not this job's. ``exists``: the remote has such a branch.
+    """
 
     remote: str
     files: tuple[str, ...]
     left_out: tuple[Problem, ...] = ()
     exists: bool = True
+    held_back: tuple[str, ...] = ()
 
 
 def choose_remote(repository: Repository, name: str | None) -> str:
@@ -261,34 +267,62 @@ def choose_remote(repository: Repository, name: str | None) -> str:
     raise UsageError(f"{name!r} is no remote; {listed}")
 
 
-def push(repository: Repository, store: Store, remote: str) -> SyncResult:
-    """Add the store's files to the branch on ``remote``; nothing there is changed or removed.
+def push(
+    repository: Repository, store: Store, remote: str, *, job: Job | None = None, everything: bool = False
+) -> SyncResult:
+    """Add the runs that were stored since the last pull to the branch on ``remote``; nothing there is changed.
 
-    Where others push at the same time it merges and tries again, for PATIENCE_S. Raises HistoryError for what
-    git or the remote refuses.
+    What was in the store before is not this job's: a pull request's job may have left it. In a CI ``job`` a run must
+    also say that the job has made it. Where others push at the same time it merges and tries again,
+    for PATIENCE_S.
+
+    Args:
+        repository: any clone that knows the remote.
+        store: whose runs.
+        remote: a name, URL or path.
+        job: the CI job that pushes.
+        everything: add all runs, whoever made them.
+
+    Raises:
+        UsageError: the job runs the code of a change that is not merged, or did not pull.
+        HistoryError: git or the remote refuses.
     """
+    left = _left_by_others(store, job, everything)
     branch = StoreBranch(repository, remote)
     left_out: dict[str, Problem] = {}
+    held_back: set[str] = set()
     until = time.monotonic() + PATIENCE_S
     for attempt in count(1):
         tip = branch.fetch()
         there = branch.files(tip) if tip else {}
         added = {}
         for path, file in _local_files(store):
-            if Path(path).name in there or path in left_out:
+            if file.name in there or path in left_out or file.name in held_back:
                 continue
-            reason = _unsound(store, file)
-            if reason:
-                left_out[path] = Problem(file, reason)
-            else:
+            if file.name in left:
+                held_back.add(file.name)
+                continue
+            try:
+                run = store.load(store.open_file(file))
+            except (TokenPowerError, OSError) as error:
+                left_out[path] = Problem(file, str(error).removeprefix(f"{file}: "))
+                continue
+            if everything or job is None or run.host.get("job") == job.name:
                 added[path] = file
+            else:
+                held_back.add(file.name)
+        result = SyncResult(
+            remote,
+            tuple(sorted(file.name for file in added.values())),
+            tuple(left_out.values()),
+            exists=tip is not None,
+            held_back=tuple(sorted(held_back)),
+        )
         if not added:
-            return SyncResult(remote, (), tuple(left_out.values()), exists=tip is not None)
+            return result
         answer = branch.push(branch.commit(tip, added))
         if answer.code == 0:
-            return SyncResult(
-                remote, tuple(sorted(file.name for file in added.values())), tuple(left_out.values())
-            )
+            return result
         # Only the remote's branch tells for sure that another push was quicker.
         if branch.tip() == tip and "lock" not in answer.stderr:
             raise HistoryError(f"git push to {remote} {BRANCH} failed: {answer.complaint}")
@@ -300,18 +334,37 @@ def push(repository: Repository, store: Store, remote: str) -> SyncResult:
     )
 
 
-def pull(repository: Repository, store: Store, remote: str) -> SyncResult:
-    """Add the branch's files on ``remote`` to the store; nothing stored is changed or removed.
+def _left_by_others(store: Store, job: Job | None, everything: bool) -> frozenset[str]:
+    if job is not None and job.change:
+        raise UsageError(
+            f"this job runs the code of {job.change}, which could have written to the store: nothing is "
+            "published. Push from jobs that run merged code"
+        )
+    if everything:
+        return frozenset()
+    pulled = read_pulled(store)
+    if job is not None and (pulled is None or pulled.job != job.name):
+        raise UsageError(
+            f"{store.path}: this job has not pulled, so that its runs cannot be told from what other jobs left here: "
+            "run tokenpower pull before the tests, with the same store"
+        )
+    return frozenset(pulled.left if pulled else ())
+
+
+def pull(repository: Repository, store: Store, remote: str, *, job: Job | None = None) -> SyncResult:
+    """Add the branch's files on ``remote`` to the store, and note what else is there; nothing stored is changed.
 
     A file that is no run under its own name is left out. Raises HistoryError, or StoreError for a store
     that cannot be written.
     """
     branch = StoreBranch(repository, remote)
     tip = branch.fetch()
+    here = {file.name for _, file in _local_files(store)}
+    there = branch.files(tip) if tip else {}
+    write_pulled(store, Pulled(job.name if job else "", tuple(sorted(here - there.keys()))))
     if tip is None:
         return SyncResult(remote, (), exists=False)
-    here = {Path(path).name for path, _ in _local_files(store)}
-    wanted = {file: blob for file, blob in branch.files(tip).items() if file not in here}
+    wanted = {file: blob for file, blob in there.items() if file not in here}
     added: list[str] = []
     left_out = []
     taken = dict(sorted(wanted.items(), reverse=True)[:MOST_FILES])
@@ -348,15 +401,6 @@ def _local_files(store: Store) -> Iterator[tuple[str, Path]]:
     """Each file of the store with its path on the branch."""
     for entry in store.entries():
         yield run_path(entry), entry.path
-
-
-def _unsound(store: Store, file: Path) -> str:
-    """Why a file of ours is not worth sharing; empty if it is."""
-    try:
-        store.load(store.open_file(file))
-    except (TokenPowerError, OSError) as error:
-        return str(error).removeprefix(f"{file}: ")
-    return ""
 
 
 def _foreign(file: str, data: bytes) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from pytest_tokenpower.errors import HistoryError
@@ -81,7 +83,9 @@ def test_there_and_back(
     assert second.files() == sorted([*first.files(), second.store.entries()[0].file])
     for entry in first.store.entries():
         assert (second.store.folder / entry.file).read_bytes() == entry.path.read_bytes()
-    assert tokenpower("push", f"file://{remote.path}").code == 0
+    ended = tokenpower("push")
+    assert ended.out.startswith(f"Added nothing to {BRANCH} of origin.\nHeld back: 1 run that ")
+    assert tokenpower("push", "--all", f"file://{remote.path}").code == 0
     at(first, monkeypatch)
     assert tokenpower("pull").code == 0
     assert first.files() == second.files() == stored_there(remote)
@@ -208,6 +212,7 @@ def test_it_gives_up_when_its_patience_is_over(
 ) -> None:
     first.save(1)
     monkeypatch.setattr("time.sleep", lambda seconds: None)
+    monkeypatch.setattr("pytest_tokenpower.store.remote.ATTEMPTS", 5)
     real = StoreBranch.push
     calls: list[str] = []
 
@@ -234,6 +239,80 @@ def push_some(path: str, first_number: int, pushes: int) -> None:
     for number in range(first_number, first_number + pushes):
         clone.save(number)
         push(clone.repository, clone.store, "origin")
+
+
+def test_twenty_jobs_that_push_at_once(remote: Git, tmp_path: Path) -> None:
+    """In threads: git is what races."""
+    clones = [Clone(remote.clone(tmp_path / f"job{number}")) for number in range(20)]
+    for number, clone in enumerate(clones):
+        clone.save(number)
+    with ThreadPoolExecutor(20) as pool:
+        done = list(pool.map(lambda clone: push(clone.repository, clone.store, "origin"), clones))
+    assert [len(each.files) for each in done] == [1] * 20
+    assert stored_there(remote) == sorted(file for clone in clones for file in clone.files())
+
+
+def github(monkeypatch: pytest.MonkeyPatch, run_id: int, event: str = "push") -> None:
+    for name, value in {
+        "ACTIONS": "true",
+        "REPOSITORY": "me/app",
+        "RUN_ID": str(run_id),
+        "RUN_ATTEMPT": "1",
+        "JOB": "main",
+        "EVENT_NAME": event,
+        "REF": "refs/heads/main",
+    }.items():
+        monkeypatch.setenv(f"GITHUB_{name}", value)
+
+
+def test_what_an_earlier_job_left_is_not_pushed(
+    first: Clone, remote: Git, tokenpower: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at(first, monkeypatch)
+    first.save(1)
+    assert tokenpower("pull").code == 0
+    first.save(2)
+    assert tokenpower("push").code == 0
+    assert [name[-13:-5] for name in stored_there(remote)] == ["00000002"]
+    # A file that the earlier job has left in the note's place does not help it.
+    note = first.store.path / "pulled.json"
+    note.unlink()
+    note.symlink_to(first.git.path / "elsewhere")
+    assert tokenpower("pull").code == 0
+    assert not (first.git.path / "elsewhere").exists()
+    assert "Held back: 1 run" in tokenpower("push").out
+
+
+def test_a_ci_job_pushes_what_says_that_it_has_made_it(
+    first: Clone, remote: Git, tokenpower: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    github(monkeypatch, 7)
+    at(first, monkeypatch)
+    first.save(1)
+    ended = tokenpower("push")
+    assert (ended.code, "this job has not pulled" in ended.err) == (4, True)
+    assert tokenpower("pull").code == 0
+    mine = "github/me/app/7/1/main"
+    for number, job in ((2, mine), (3, "github/me/app/6/1/main")):
+        made = run(number, commit=f"{number:040x}")
+        first.store.write(msgspec.structs.replace(made, host={"hostname": "gpu1", "job": job}))
+    assert "Held back: 2 runs" in tokenpower("push").out
+    assert [name[-13:-5] for name in stored_there(remote)] == ["00000002"]
+    github(monkeypatch, 8)
+    assert "this job has not pulled" in tokenpower("push").err
+
+
+@pytest.mark.parametrize("option", [[], ["--all"]])
+def test_a_pull_requests_job_pushes_nothing(
+    first: Clone, tokenpower: Command, monkeypatch: pytest.MonkeyPatch, option: list[str]
+) -> None:
+    github(monkeypatch, 7, "pull_request")
+    at(first, monkeypatch)
+    assert tokenpower("pull").code == 0
+    first.save(1)
+    ended = tokenpower("push", *option)
+    assert (ended.code, ended.out) == (4, "")
+    assert "runs the code of a pull request" in ended.err
 
 
 def test_clones_that_race(remote: Git, first: Clone, second: Clone) -> None:
