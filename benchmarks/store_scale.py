@@ -62,7 +62,7 @@ def key_of(test: int, board: str) -> dict[str, Fact]:
         model="llama-3-8b",
         axes={"dtype": "bfloat16", "quantization": None, "tensor_parallel": 1},
         workload=f"{test:016x}",
-        tokens=TokenCount(4096, 2048, 32),
+        tokens=[TokenCount(4096, 2048, 32)],
     )
 
 

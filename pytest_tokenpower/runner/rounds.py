@@ -228,8 +228,12 @@ def repeats_for(seconds: float, bench: RoundEvaluator) -> int:
             'the boards are simulated on a virtual clock ("clock": "virtual" in the scenario), and the workload let no '
             "time pass on it: leave that out of the scenario"
         )
-    shortest_seconds = bench.shortest_window_ns() / 1e9
-    return max(1, min(MOST_REPEATS, math.ceil(shortest_seconds / max(seconds, 1e-6))))
+    return repeats_in(bench.shortest_window_ns() / 1e9, seconds)
+
+
+def repeats_in(stretch_s: float, seconds: float) -> int:
+    """Return how many executions of so many seconds fill a stretch."""
+    return max(1, min(MOST_REPEATS, math.ceil(stretch_s / max(seconds, 1e-6))))
 
 
 def watched(start_ns: int, bench: RoundEvaluator) -> Callable[[], bool]:

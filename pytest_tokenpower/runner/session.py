@@ -287,8 +287,10 @@ class Session:
             branch=repository.branch if repository else None,
             dirty=repository.dirty if repository else None,
             root=self.root,
-            host={"hostname": platform.node(), "machine": platform.machine(), "cpus": os.cpu_count()}
-            | ({"job": job.name} if (job := current_job()) else {}),
+            host={
+                **{"hostname": platform.node(), "machine": platform.machine(), "cpus": os.cpu_count()},
+                **({"job": job.name} if (job := current_job()) else {}),
+            },
             versions=versions,
             command=tuple(map(without_credentials, self.settings.given)),
             failures=dict(failures or {}),

@@ -10,7 +10,7 @@ from pytest_tokenpower.core.tokens import count_tokens
 from pytest_tokenpower.engines.execution import Execution
 from pytest_tokenpower.engines.phase_marks import phases_of
 from pytest_tokenpower.errors import MeterError
-from pytest_tokenpower.runner.rounds import counted_round, executed, repeats_for
+from pytest_tokenpower.runner.rounds import counted_round, executed, repeats_in
 from pytest_tokenpower.runner.telemetry import TelemetrySession
 
 
@@ -28,7 +28,7 @@ def soak(
     """
     clock = bench.clock
     first = counted_round(executed(work, 1, bench), count_tokens, phases_of)
-    repeats = repeats_for((first.end_ns - first.start_ns) / 1e9, stretch_s)
+    repeats = repeats_in(stretch_s, (first.end_ns - first.start_ns) / 1e9)
     began_ns = clock.monotonic_ns()
     while (at_s := (clock.monotonic_ns() - began_ns) / 1e9) < seconds:
         window = counted_round(executed(work, repeats, bench), count_tokens, lambda result: ())

@@ -71,7 +71,7 @@ class StoreBranch:
 
     def fetch(self) -> str | None:
         """Have the branch's objects here; returns its commit."""
-        for _ in range(ATTEMPTS):
+        for _ in range(_FETCHES):
             tip = self.tip()
             if tip is None or self._has(tip):
                 if tip is not None:
@@ -82,7 +82,7 @@ class StoreBranch:
             if fetched.code != 0:
                 raise HistoryError(f"git fetch {self._remote} {BRANCH} failed: {fetched.complaint}")
         raise HistoryError(
-            f"git fetch {self._remote} {BRANCH}: it moved on {ATTEMPTS} times in a row; run it again"
+            f"git fetch {self._remote} {BRANCH}: it moved on {_FETCHES} times in a row; run it again"
         )
 
     def _fetch(self, *arguments: str, stdin: bytes = b"") -> GitOutput:
@@ -235,6 +235,9 @@ class StoreBranch:
             raise HistoryError(f"{self._top}: git {arguments[0]} failed: {done.complaint}")
         return done.stdout
 
+
+_FETCHES = 20
+"""So often the branch may move on between a look at it and the fetch."""
 
 PATIENCE_S = 300.0
 """Twenty jobs that push at once are all through in half a minute."""
