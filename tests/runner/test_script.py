@@ -236,7 +236,7 @@ def test_call(energy):
 def test_blocks(energy):
     for number in range(1, 3):
         with energy.measure() as window:
-            time.sleep(0.12)
+            sleep(0.12)
             window.tokens(prompt=0, generated=10)
         assert len(energy.result.rounds) == number
 
