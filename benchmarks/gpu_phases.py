@@ -321,7 +321,7 @@ class Child:
                 time.sleep(work.pause_s)
             return generation
 
-        _, window = measured_round(once, tokens_of, phases_of, work.repeats, Clock())
+        _, window = measured_round(once, tokens_of, phases_of, work.repeats, self.telemetry)
         return MeasuredTest(work, tuple(executions), window)
 
     def measure(self, order: Sequence[Work]) -> list[Row]:
