@@ -99,6 +99,13 @@ async def test_fails(energy):
 )
 
 
+@pytest.fixture
+def project(project: Project) -> Project:
+    """An event loop lives on the machine's time."""
+    project.on_machine_time()
+    return project
+
+
 def needs(module: str, plugin: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(importlib.util.find_spec(module) is None, reason=f"needs {plugin}")
 

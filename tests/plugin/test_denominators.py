@@ -10,7 +10,7 @@ PROJECT = """
 import pathlib
 
 def work(prompt=0, generated=0, responses=8, cached=0):
-    time.sleep(float(pathlib.Path("seconds").read_text()))
+    sleep(float(pathlib.Path("seconds").read_text()))
     return TokenCount(prompt, generated, responses, cached)
 
 ASKED = pytest.mark.power_budget(min_rounds=4, max_rounds=4, {marker})
@@ -100,7 +100,7 @@ def test_two_variants_are_compared_by_it(project: Project, counts: str, marker: 
         f"""
 def variant(seconds):
     def work():
-        time.sleep(seconds)
+        sleep(seconds)
         return TokenCount(**dict(dict(prompt=0, generated=0, responses=4), {counts}))
     return work
 

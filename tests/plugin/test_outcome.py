@@ -154,7 +154,7 @@ def late_and_silent(energy):
 
 def block(energy):
     with energy.measure() as window:
-        time.sleep(0.12)
+        sleep(0.12)
         window.tokens(prompt=0, generated=1)
 
 @pytest.fixture

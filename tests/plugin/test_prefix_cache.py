@@ -13,7 +13,7 @@ held = itertools.chain({held}, itertools.repeat({then}))
 
 def answer():
     "As an OpenAI server answers that has a prefix cache."
-    time.sleep(0.25)
+    sleep(0.25)
     details = {{"cached_tokens": next(held)}}
     usage = {{"prompt_tokens": 1000, "completion_tokens": 100, "total_tokens": 1100, "prompt_tokens_details": details}}
     return {{"object": "chat.completion", "choices": [{{"index": 0, "finish_reason": "stop"}}], "usage": usage}}

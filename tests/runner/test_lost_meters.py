@@ -89,13 +89,13 @@ def test_rounds_end_when_the_meter_is_lost(
 
 
 def test_a_lost_board_ends_the_test_with_its_reason(project: Project) -> None:
-    project.file("board.json", json.dumps({"faults": [{"kind": "lost", "from_s": 1.0}]}))
+    project.file("board.json", json.dumps({"faults": [{"kind": "lost", "from_s": 1.0}], "clock": "virtual"}))
     project.tests(
         """
 calls = []
 
 def work():
-    time.sleep(0.6)
+    sleep(0.6)
     calls.append(1)
     return TokenCount(0, 1000)
 

@@ -35,8 +35,6 @@ def generate(seconds=0.02, prompt=0, generated=1000, responses=1):
     return TokenCount(prompt, generated, responses)
 '''
 
-VIRTUAL_BOARD = Path(__file__).with_name("virtual.json")
-
 # Plugins that happen to be installed take longer to start than pytest, in each process that a test starts.
 ALONE = tuple(
     part
@@ -65,7 +63,7 @@ class Project:
     def __init__(self, pytester: pytest.Pytester) -> None:
         self.pytester = pytester
         self.path = pytester.path
-        self._source = f"simulated:{VIRTUAL_BOARD}"
+        self._source = "simulated:virtual"
         self.ini()
         self.file("workloads.py", WORKLOADS.format(sleep="VIRTUAL_TIME.sleep"))
 
