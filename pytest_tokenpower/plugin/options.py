@@ -266,14 +266,9 @@ def read_settings(config: pytest.Config) -> Settings:
 
     def text(option: str, ini: str) -> str:
         given = config.getoption(option)
-        return str(_ini(config, ini) if given in (None, "") else given)
+        return str(_ini(config, ini) if given is None else given)
 
-    given = config.getoption("--energy-baseline")
-    if given is not None and not str(given).strip():
-        raise UsageError(
-            "--energy-baseline is empty, as a variable that is not set leaves it: give a git ref, the name of a saved "
-            "run or a path, or leave the option away"
-        )
+    _check_none_is_empty(config)
     if config.getoption("--energy-only") and config.getoption("--energy-skip"):
         raise UsageError("--energy-only and --energy-skip together leave no test: give one of them")
     rootdir = config.rootpath
@@ -317,6 +312,22 @@ def read_settings(config: pytest.Config) -> Settings:
         resume=not child and bool(config.getoption("--energy-resume")),
         simulated_engines=bool(config.getoption("--energy-simulated-engines")),
     )
+
+
+def _check_none_is_empty(config: pytest.Config) -> None:
+    """Raise UsageError for an option that was given without a value: what it asks for would be left out unsaid."""
+    plain = {f"energy_{name.replace('-', '_')}": default for name, default in PLAIN_LAYOUT}
+    for name, value in vars(config.option).items():
+        if not name.startswith("energy_") or value == plain.get(name):
+            continue
+        if any(
+            isinstance(each, str) and not each.strip()
+            for each in (value if isinstance(value, list) else [value])
+        ):
+            raise UsageError(
+                f"--{name.replace('_', '-')} is empty, as a variable that is not set leaves it: give it a value, or "
+                "leave the option away"
+            )
 
 
 def _given_options(config: pytest.Config) -> tuple[str, ...]:

@@ -131,9 +131,9 @@ def _markup(kind: str | None) -> dict[str, bool]:
 
 def header(measurements: Sequence[MeasurementRecord], session: Session) -> list[str]:
     """What measured, and what it is compared with. A figure that was not measured says so first."""
-    lines = []
-    for source in dict.fromkeys(_source(measured) for measured in measurements):
-        lines.append(source)
+    # A test that failed within its first round read nothing; it has no way of measuring to show beside the others'.
+    read = [measured for measured in measurements if measured.method] or measurements
+    lines = list(dict.fromkeys(map(_source, read)))
     if session.baselines:
         lines.append(f"baseline {', '.join(baseline.label for baseline in session.baselines)}")
         lines += [
@@ -150,7 +150,7 @@ def _source(measured: MeasurementRecord) -> str:
     ]
     honest = "" if measured.provenance == "measured" else f"{measured.provenance.upper()}, not measured: "
     scope = f"energy of {measured.scope}" if "+" in measured.scope else f"{measured.scope} energy"
-    return f"{honest}{', '.join(names)}, {measured.method} ({scope})"
+    return f"{honest}{', '.join(filter(None, (*names, measured.method)))} ({scope})"
 
 
 def mixed_steps(measured: MeasurementRecord) -> list[str]:

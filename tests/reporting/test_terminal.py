@@ -7,6 +7,7 @@ from io import StringIO
 from types import SimpleNamespace
 from typing import cast
 
+import msgspec
 import pytest
 
 from pytest_tokenpower.analysis.figures import figures
@@ -223,6 +224,15 @@ Per generated token. ±95 %: by this run's rounds alone; what differs between ru
 def test_what_was_not_measured_says_so_first(pytestconfig: pytest.Config) -> None:
     text = shown(pytestconfig, [measured(provenance="modelled", scope="cpu")])
     assert text == MODELLED.strip("\n")
+
+
+def test_a_test_that_read_nothing_has_no_line_of_its_own_source(pytestconfig: pytest.Config) -> None:
+    nothing = msgspec.structs.replace(measured("test_broken"), method="", rounds=(), comparable=False)
+    source = "1x NVIDIA H100 80GB HBM3, power ring (gpu energy)"
+    beside = shown(pytestconfig, [measured(), nothing]).splitlines()
+    assert [line for line in beside if line.startswith("1x")] == [source]
+    alone = shown(pytestconfig, [nothing]).splitlines()
+    assert [line for line in alone if line.startswith("1x")] == ["1x NVIDIA H100 80GB HBM3 (gpu energy)"]
 
 
 PHASES = """
