@@ -1,0 +1,102 @@
+"""The documentation: links resolve, the reference is complete, and its examples run."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+from pytest_tokenpower import Energy
+from pytest_tokenpower.cli import COMMANDS
+from pytest_tokenpower.core.records import MeasurementRecord, RunRecord
+from pytest_tokenpower.core.settings import Limits
+from pytest_tokenpower.plugin.options import INI, add_options
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), DOCS / "llms.txt"])
+# Members of Energy that the plugin alone uses.
+INTERNAL = {"refusal", "refused_late", "boards", "gpu_ids", "used", "attempts", "finish"}
+FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```', re.MULTILINE | re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and the site make them."""
+    found: set[str] = set()
+    for heading in re.findall(r"^#+ (.+)$", FENCED.sub("", page.read_text("utf-8")), re.MULTILINE):
+        text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower()
+        found.add(re.sub(r"[^\w\- ]", "", text).strip().replace(" ", "-"))
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_resolves(page: Path) -> None:
+    broken = []
+    for link in LINK.findall(FENCED.sub("", page.read_text("utf-8"))):
+        if re.match(r"[a-z]+:", link):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (page.parent / unquote(name)).resolve() if name else page
+        if not target.exists() or (anchor and target.suffix == ".md" and anchor not in anchors(target)):
+            broken.append(link)
+    assert broken == []
+
+
+def test_the_reference_has_everything() -> None:
+    text = (DOCS / "reference.md").read_text("utf-8")
+    parser = pytest.Parser(_ispytest=True)
+    add_options(parser)
+    options = [name for each in parser.getgroup("energy").options for name in each.names()]
+    members = [f"energy.{name}" for name in vars(Energy) if not name.startswith("_") and name not in INTERNAL]
+    assert options
+    wanted = [
+        *options,
+        *INI,
+        *Limits._fields,
+        *members,
+        *(f"tokenpower {name}" for name in ("doctor", "demo", "report", "serve-meter")),
+        *RunRecord.__struct_fields__,
+        *MeasurementRecord.__struct_fields__,
+    ]
+    assert [name for name in wanted if not re.search(rf"`[^`\n]*{re.escape(name)}\b", text)] == []
+    assert [name for name in COMMANDS if not re.search(rf"`(tokenpower )?{name}\b", text)] == []
+
+
+@pytest.mark.parametrize("page", ["index.md", "tutorial.md", "how-to.md"])
+def test_examples_run(page: str, tmp_path: Path) -> None:
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTEST_ADDOPTS": "-p no:cacheprovider -p no:asyncio -p no:benchmark -p no:check -p no:html "
+        "-o energy_warmup_rounds=0",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "GIT_CEILING_DIRECTORIES": str(tmp_path.parent),
+    }
+    environment.pop("PYTEST_CURRENT_TEST", None)
+    ran = 0
+    for language, title, text in BLOCK.findall((DOCS / page).read_text("utf-8")):
+        if title:
+            (tmp_path / title).write_text(text, "utf-8")
+        elif language == "console":
+            for command, shown in re.findall(r"^\$ (.+)\n((?:(?!\$ ).*\n)*)", text, re.MULTILINE):
+                done = subprocess.run(
+                    ["bash", "-c", command],
+                    cwd=tmp_path,
+                    env=environment,
+                    capture_output=True,
+                    text=True,
+                    check=False,
+                )
+                output = f"{command}\n{done.stdout}{done.stderr}"
+                assert done.returncode == ("REGRESSED" in shown), output
+                if first := shown.split()[:1]:
+                    assert first[0] in output
+                ran += 1
+    assert ran
