@@ -79,7 +79,8 @@ def _packed(files: Mapping[str, str], machine: Mapping[str, Any], disturbed: boo
         "load": [round(each, 2) for each in times.get("load", ())],
         "context_beside": disturbed,
         "created": record["created"],
-        "tests": [_packed_measurement(each) for each in record["measurements"]],
+        # A test that failed by itself may have measured nothing.
+        "tests": [_packed_measurement(each) for each in record["measurements"] if each["rounds"]],
     }
 
 
