@@ -134,7 +134,7 @@ class Goal:
 
 
 def worst(text: str, goals: Sequence[Goal]) -> Goal:
-    """The goal that is worst kept of several of one kind."""
+    """Return the goal that is worst kept of several of one kind."""
     sign = 1 if goals[0].at_most else -1
     found = max(goals, key=lambda goal: sign * (goal.share.value - goal.limit))
     return replace(found, text=f"{text}; worst of {len(goals)}: {found.text}", chosen_of=len(goals))
@@ -193,7 +193,7 @@ class Margins:
 
 
 def stored_noise(rng: np.random.Generator, sd: float, tests: int = 6, runs: int = 5) -> Noise:
-    """What a store of other tests with this run-to-run SD teaches."""
+    """Return what a store of other tests with this run-to-run SD teaches."""
     others = {str(at): [World(run_sd=sd).runs(rng, runs)] for at in range(tests)}
     return learn_noise({**others, "mine": []})["mine"]
 
@@ -274,7 +274,10 @@ def stored(builds: int) -> Part:
 
 
 def host_bound(builds: int) -> Part:
-    """A test that waits for its host for half of its energy: what the total sees and what work sees beside it."""
+    """Return a test that waits for its host for half of its energy.
+
+    What the total sees and what work sees beside it.
+    """
     rng = np.random.default_rng([SEED, 2])
     rows, goals, curves = [], [], {}
     for total_sd in (0.03, 0.06, 0.12):
@@ -424,7 +427,7 @@ def families(builds: int) -> Part:
 
 
 def life(builds: int) -> Part:
-    """What happens in the life of a repository: occasions, steps, boards, neighbours."""
+    """Return what happens in the life of a repository: occasions, steps, boards, neighbours."""
     rng = np.random.default_rng([SEED, 4])
     rows, goals = [], []
 
@@ -664,7 +667,7 @@ PARTS: tuple[tuple[Callable[[int], Part], int], ...] = (
 
 
 def report(parts: Sequence[Part], seconds: float) -> str:
-    """The page for docs/results."""
+    """Return the page for docs/results."""
     goals = [goal for part in parts for goal in part.goals]
     lines = [
         "# Error rates of the gate",

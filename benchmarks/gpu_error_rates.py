@@ -85,7 +85,7 @@ class Costs:
     known: bool = False
 
     def of(self, turn: Mapping[str, Any]) -> float:
-        """What a whole turn takes."""
+        """Return what a whole turn takes."""
         compares = turn["compare"] is not None
         return self.start + self.run * (len(turn["runs"]) + self.compare_runs * compares)
 
@@ -98,7 +98,9 @@ class Costs:
 
 
 def planned(done: Sequence[Mapping[str, Any]], seconds_left: float, costs: Costs) -> dict[str, Any] | None:
-    """What the next process does after the turns of ``done``: a run of identical code, and the rest if time allows.
+    """Return what the next process does after the turns of ``done``.
+
+    A run of identical code, and the rest if time allows.
 
     The waste and which of the two runs comes first are drawn in a balanced order. None: no time for another run.
     """
@@ -187,7 +189,7 @@ def measure(arguments: argparse.Namespace) -> int:
 
 
 def _model(arguments: argparse.Namespace) -> Path:
-    """A folder with the model's config alone: its weights are made on the GPU."""
+    """Return a folder with the model's config alone: its weights are made on the GPU."""
     from pytest_tokenpower.models.registry import architecture
 
     folder: Path = arguments.folder / "model"

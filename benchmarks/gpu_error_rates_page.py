@@ -134,7 +134,7 @@ class Found:
         return found
 
     def change(self, extra: int) -> float:
-        """The true change of so many extra steps: their share of a round's energy, from its decode phase."""
+        """Return the true change of so many extra steps: their share of a round's energy, from its decode phase."""
         shares = [
             run.measured.figures["decode_joules_per_token"].value
             / run.measured.figures["joules_per_token"].value
@@ -144,7 +144,7 @@ class Found:
         return extra / (NEW_TOKENS - 1) * float(np.mean(shares)) if shares else extra / NEW_TOKENS
 
     def verdicts(self, run: Run, threshold: float) -> list[VerdictRecord]:
-        """The run against each set of five runs without waste of other processes, or many such sets by lot."""
+        """Return the run against each set of five runs without waste of other processes, or many such sets by lot."""
         others = [each.measured for each in self.identical if each.process != run.process]
         sets = list(combinations(others, min(STORED, len(others))))
         if len(sets) > MOST_SETS:
@@ -163,7 +163,7 @@ class Found:
         }
 
     def failed(self, threshold: float, *extras: int) -> Count:
-        """The runs with so much waste that failed: in most of their verdicts, which share their stored runs."""
+        """Return the runs with so much waste that failed: in most of their verdicts, which share their stored runs."""
         per_run = [verdicts for extra in extras for verdicts in self.judged.get((extra, threshold), [])]
         return Count(
             sum(
@@ -174,7 +174,10 @@ class Found:
         )
 
     def foretold(self, change: float, threshold: float) -> tuple[float, float]:
-        """The share that the rule fails: by the measured spread of runs, and by the upper end of its interval."""
+        """Return the share that the rule fails.
+
+        By the measured spread of runs, and by the upper end of its interval.
+        """
         noise = self.noise.adjusted or self.noise.raw
         at_spread, at_upper = (
             failing_share(change, sd, STORED, Policy(threshold).of_rule(threshold))
@@ -183,7 +186,7 @@ class Found:
         return at_spread, at_upper
 
     def compared(self, extra: int) -> list[VerdictRecord]:
-        """The verdicts of ``energy.compare``, each on restarts of its own, in their order."""
+        """Return the verdicts of ``energy.compare``, each on restarts of its own, in their order."""
         restarts = [each for each in self.restarts if each.extra == extra and each.differences]
         return [
             compared(restarts[at : at + RESTARTS]) for at in range(0, len(restarts) - RESTARTS + 1, RESTARTS)
@@ -220,7 +223,7 @@ def runs_to_show(limit: float) -> int:
 
 
 def _blocks(measured: MeasurementRecord) -> Blocks | None:
-    """The ABBA blocks; one with a dropped round is left out."""
+    """Return the ABBA blocks; one with a dropped round is left out."""
     variants = [(1.0, each) for each in measured.rounds]
     variants += [(0.0, each) for each in measured.variants["baseline"]]
     ordered = sorted(variants, key=lambda pair: pair[1].start_ns)
@@ -235,7 +238,7 @@ def _blocks(measured: MeasurementRecord) -> Blocks | None:
 
 
 def compared(restarts: Sequence[Restart]) -> VerdictRecord:
-    """The plugin's verdict on restarts in fresh processes."""
+    """Return the plugin's verdict on restarts in fresh processes."""
     blocks = [each.blocks for each in restarts if each.blocks is not None]
     return judge_variants(blocks, Policy(COMPARE_THRESHOLD), at_most=COMPARE_THRESHOLD)
 
@@ -249,7 +252,7 @@ def signed(share: float | None) -> str:
 
 
 def render(found: Found) -> str:
-    """The page for docs/results."""
+    """Return the page for docs/results."""
     first = found.identical[0].measured
     record = found.raw["processes"][0]["record"]
     key, noise = first.key, found.noise
@@ -396,7 +399,7 @@ def _compare_row(found: Found, extra: int) -> str:
 
 
 def goals(found: Found, verdict_seconds: float) -> Iterator[str]:
-    """What was promised for an H100, each with its figure."""
+    """Return what was promised for an H100, each with its figure."""
     limit = THRESHOLDS[0]
     stored = f"stored mode, limit {percent(limit, 0)}"
     failed = found.failed(limit, 0)
@@ -454,7 +457,7 @@ def _fell_short(found: Found) -> list[str]:
 
 
 def picture(found: Found) -> str:
-    """The counts with their intervals, on the curves that the measured spread foretells, as SVG."""
+    """Return the counts with their intervals, on the curves that the measured spread foretells, as SVG."""
     width, height, left, top, most = 420, 260, 46, 20, 0.06
     colours = dict(zip(THRESHOLDS, ("#0b3d66", "#1f6fb2", "#9ec5e8"), strict=True))
     total = top + height + 66 + 18 * (len(colours) + 1)

@@ -148,7 +148,7 @@ def measure(arguments: argparse.Namespace) -> None:
 
 
 def verdict_of(run: dict[str, Any]) -> dict[str, Any]:
-    """The verdict of a run's one test; empty where it has none."""
+    """Return the verdict of a run's one test; empty where it has none."""
     if not run["record"]:
         return {}
     verdicts: list[dict[str, Any]] = run["record"]["measurements"][0].get("verdicts") or [{}]
@@ -156,7 +156,7 @@ def verdict_of(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def mean_celsius(measurement: dict[str, Any]) -> str:
-    """The die's mean temperature over the rounds, for people; empty where the board does not say."""
+    """Return the die's mean temperature over the rounds, for people; empty where the board does not say."""
     known = [each["temperature_celsius"] for each in measurement["rounds"] if "temperature_celsius" in each]
     return f"{sum(known) / len(known):.0f}" if known else ""
 

@@ -26,7 +26,7 @@ LIMITS = "limited_shares"
 
 
 def pack(folders: Sequence[Path]) -> dict[str, Any]:
-    """What ``run`` has written into each of the folders, one hold of the machine each."""
+    """Return what ``run`` has written into each of the folders, one hold of the machine each."""
     holds = []
     for folder in folders:
         machine = json.loads((folder / "machine.json").read_text())
@@ -230,7 +230,7 @@ class Measured:
         return cls(raw, tuple(runs), tuple(calibrations), tuple(waitings), processes)
 
     def of(self, test: str, *, identical: bool = True) -> list[Run]:
-        """The comparable runs of a test, of identical code or with waste."""
+        """Return the comparable runs of a test, of identical code or with waste."""
         return [
             each
             for each in self.runs

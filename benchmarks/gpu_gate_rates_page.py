@@ -53,7 +53,7 @@ NOTES = Path(__file__).parent / "gpu_gate_rates_notes.md"
 
 
 def render(measured: Measured) -> str:
-    """The whole page."""
+    """Return the whole page."""
     outcomes = {
         (name, limit): {test: _judged(rule, measured, test, limit) for test in TESTS}
         for name, rule in {**PLAIN, **OWN}.items()

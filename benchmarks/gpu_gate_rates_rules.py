@@ -44,7 +44,7 @@ Rule = Callable[[Run, Sequence[Run], float], ReplayedGate]
 
 
 def median(new: Run, stored: Sequence[Run], limit: float) -> ReplayedGate:
-    """The medians of all rounds differ by more than the limit."""
+    """Return the medians of all rounds differ by more than the limit."""
     change = (
         float(np.median(new.per_token) / np.median(np.concatenate([each.per_token for each in stored]))) - 1
     )
@@ -76,20 +76,20 @@ def _prediction(new: float, stored: Sequence[float], limit: float, scale: float)
 
 
 def runs_total(new: Run, stored: Sequence[Run], limit: float) -> ReplayedGate:
-    """A plain prediction interval over runs, one-sided at 1 %, of J/token; no prior, no temperature, no pace."""
+    """Return a plain prediction interval over runs, one-sided at 1 %, of J/token; no prior, no temperature, no pace."""
     scale = float(np.mean([each.per_token.mean() for each in stored]))
     return _prediction(new.per_token.mean(), [each.per_token.mean() for each in stored], limit, scale)
 
 
 def runs_work(new: Run, stored: Sequence[Run], limit: float) -> ReplayedGate:
-    """The same of the joules without those of waiting, as a share of the total: what pace cannot hide."""
+    """Return the same of the joules without those of waiting, as a share of the total: what pace cannot hide."""
     scale = float(np.mean([each.per_token.mean() for each in stored]))
     values = [each.active_per_token().mean() for each in stored]
     return _prediction(new.active_per_token().mean(), values, limit, scale)
 
 
 def stored_sets(run: Run, runs: Sequence[Run]) -> list[list[Run]]:
-    """Sets of five runs of identical code on the same board from other processes: all, or many by lot.
+    """Return sets of five runs of identical code on the same board from other processes: all, or many by lot.
 
     Fewer than five where the board has no more, and none below three.
     """
@@ -153,7 +153,7 @@ def alternating(runs: Sequence[Run], each_side: int) -> list[tuple[list[Run], li
 
 
 def joules_ci(new: Sequence[float], base: Sequence[float], budget: float) -> bool:
-    """The rule of ``joules ci`` as version 0.8.0 has it."""
+    """Return the rule of ``joules ci`` as version 0.8.0 has it."""
     change = float(np.median(new) / np.median(base)) - 1
     return change > budget and not (min(new) <= max(base) and min(base) <= max(new))
 
@@ -165,7 +165,9 @@ def joules_compare(new: Sequence[float], base: Sequence[float], budget: float) -
 
 
 def own(*, separate: bool) -> Rule:
-    """The project's rule for stored runs: what is believed by default of noise, one test in the family, no restarts.
+    """Return the project's rule for stored runs.
+
+    What is believed by default of noise, one test in the family, no restarts.
 
     The waiting watts are those of the processes that are compared. All runs of one hold share their occasion;
     ``separate`` takes each for an occasion of its own, as stored runs of different days would be.
@@ -197,7 +199,10 @@ def own(*, separate: bool) -> Rule:
 def across_boards(
     new: Run, stored: Sequence[Run], limit: float, calibrated: Mapping[str, Mapping[str, float]] | None
 ) -> ReplayedGate:
-    """The same rule where the stored runs are of another board, with the pieces of fixed work by board, or without."""
+    """Return the same rule where the stored runs are of another board, with the pieces of fixed work by board.
+
+    Or without.
+    """
     from pytest_tokenpower.stats.boards import calibration
     from pytest_tokenpower.stats.comparison import compare
     from pytest_tokenpower.stats.rule import Policy, decide

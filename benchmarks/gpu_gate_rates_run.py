@@ -44,7 +44,7 @@ PLAIN_ENGINE: dict[str, Any] = {"async_scheduling": False}
 
 
 def add_arguments(run: argparse.ArgumentParser) -> None:
-    """The options of ``run``."""
+    """Declare the options of ``run``."""
     run.add_argument(
         "--out", type=Path, required=True, help="one tar a board, and machine.json, are written here"
     )
@@ -72,7 +72,9 @@ class Turn:
 
 
 def turns(role: str, board: int, seed: int, wasted: int) -> Iterator[Turn]:
-    """The endless queue of a board: of five processes four are of its role, of eight tests ``wasted`` have waste.
+    """Return the endless queue of a board.
+
+    Of five processes four are of its role, of eight tests ``wasted`` have waste.
 
     Everything is drawn in balanced blocks, so that waste and identical code are mixed however far the queue gets.
     """
@@ -162,7 +164,7 @@ class Process:
         return record.exists() and bool(json.loads(record.read_text())["measurements"])
 
     def tail(self) -> str:
-        """The end of what it printed."""
+        """Return the end of what it printed."""
         return (self.folder / "log.txt").read_text("utf-8", "replace")[-3000:]
 
 

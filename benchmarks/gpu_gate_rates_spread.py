@@ -34,20 +34,20 @@ class Spread:
 
 
 def by_board(runs: Sequence[Run]) -> list[list[Run]]:
-    """The runs of each board, in order of time."""
+    """Return the runs of each board, in order of time."""
     ordered = sorted(runs, key=lambda each: (each.hold, each.board, each.created))
     return [list(group) for _, group in groupby(ordered, key=lambda each: (each.hold, each.board))]
 
 
 def within_boards(groups: Sequence[Floats]) -> Spread:
-    """The SD of the runs about their board's mean."""
+    """Return the SD of the runs about their board's mean."""
     squares = sum(float(((group - group.mean()) ** 2).sum()) for group in groups)
     df = sum(len(group) - 1 for group in groups)
     return Spread(math.sqrt(squares / df), df)
 
 
 def temperature_slope(runs: Sequence[Run], values: Callable[[Run], Floats], *, clipped: bool = True) -> float:
-    """The slope of the values per °C, pooled within runs."""
+    """Return the slope of the values per °C, pooled within runs."""
     x = np.concatenate([each.celsius - each.celsius.mean() for each in runs])
     y = np.concatenate([values(each) - values(each).mean() for each in runs])
     scale = float(np.mean([each.per_token.mean() for each in runs]))
@@ -97,7 +97,10 @@ class BoardSpread:
 def between_boards(
     measured: Measured, test: str, value: Callable[[Run], float], when: str
 ) -> tuple[int, list[BoardSpread]]:
-    """What calibration at ``when`` (first, last, both) leaves of the boards' differences, slope 1; how many boards."""
+    """Return what calibration at ``when`` (first, last, both) leaves of the boards' differences, slope 1.
+
+    How many boards.
+    """
     groups = [board for board in by_board(measured.of(test)) if len(board) >= 2]
     logs = np.array([np.mean([math.log(value(each)) for each in board]) for board in groups])
     keys = [(board[0].hold, board[0].board) for board in groups]
@@ -121,7 +124,7 @@ def between_boards(
 
 
 def _foretold(logs: Floats, calibrated: Floats) -> float:
-    """The SD of what a line through the other boards does not foretell of each board, each left out in turn."""
+    """Return the SD of what a line through the other boards does not foretell of each board, each left out in turn."""
     errors = []
     for at in range(len(logs)):
         others = np.arange(len(logs)) != at

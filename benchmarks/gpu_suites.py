@@ -205,7 +205,7 @@ def measure(arguments: argparse.Namespace) -> int:
 
 
 def boards_of(arguments: argparse.Namespace) -> list[str]:
-    """What CUDA_VISIBLE_DEVICES is to be for each board."""
+    """Return what CUDA_VISIBLE_DEVICES is to be for each board."""
     if arguments.fake or arguments.source in ("model", "simulated"):
         return [f"fake-{at}" for at in range(arguments.boards or 1)] if arguments.fake else ["none"]
     seen = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -337,7 +337,7 @@ def seeded(turn: Turn) -> str:
 
 
 def measurements_of(folder: Path) -> list[MeasurementRecord]:
-    """What a turn has measured, from its journal."""
+    """Return what a turn has measured, from its journal."""
     return [
         finished.measurement
         for path in sorted((folder / "store" / "sweeps").glob("*.jsonl"))
@@ -372,7 +372,7 @@ def conclude(out: Path, say: Any) -> int:
 
 
 def markdown(claims: Sequence[ClaimRecord]) -> str:
-    """The claims as a table of Markdown."""
+    """Return the claims as a table of Markdown."""
     rows = [
         f"| {one.suite} | {one.name} | {one.figure} {one.says} | {found(one)} | {'+'.join(map(str, one.runs))} | "
         f"{one.paper} | {one.word}{f': {one.reason}' if one.reason else ''} |"

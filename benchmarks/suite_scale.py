@@ -142,7 +142,7 @@ def killed(kills: int, lot: random.Random) -> list[str]:
 
 
 def finished(folder: Path) -> tuple[str, ...]:
-    """The cells of the journal, a line each."""
+    """Return the cells of the journal, a line each."""
     paths = [path for path in folder.glob(".tokenpower/sweeps/killed-*.jsonl") if "previous" not in path.name]
     if not paths:
         return ()

@@ -18,14 +18,14 @@ settings.load_profile("untimed")
 
 @pytest.fixture(scope="session")
 def late_imports() -> None:
-    """What an energy test imports, imported before pytester remembers what there was."""
+    """Import what an energy test imports before pytester remembers what there was."""
     for module in LATE_IMPORTS:
         importlib.import_module(module)
 
 
 @pytest.fixture
 def project(late_imports: None, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Project:
-    """A project outside of any git repository."""
+    """Return a project outside of any git repository."""
     # The same file name with other contents of the same size within a second would be read from the cache.
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")

@@ -40,7 +40,7 @@ _random = random.Random(0)
 
 
 def tokens(count: int) -> list[int]:
-    """New random token ids."""
+    """Draw new random token ids."""
     return [_random.randrange(100, 30_000) for _ in range(count)]
 
 
@@ -48,7 +48,7 @@ SYSTEM = tokens(SHARED)
 
 
 def prompts(shared: bool) -> list[list[int]]:
-    """A batch of prompts of equal length, after the system prompt or all new."""
+    """Return a batch of prompts of equal length, after the system prompt or all new."""
     return [(SYSTEM + tokens(PROMPT - SHARED)) if shared else tokens(PROMPT) for _ in range(BATCH)]
 
 

@@ -107,7 +107,9 @@ def fit_scale(track: EnergyTrack, counters: CounterColumns, tick_ns: float) -> S
 
 
 def _drift_variance(ring: NDArray[np.float64], counted: NDArray[np.float64], slope: float) -> float:
-    """The variance of the slope where the ring's error adds up over time, so that the scatter around the line does
+    """Return the variance of the slope where the ring's error adds up over time.
+
+    So that the scatter around the line does
     not tell it: from how five stretches of the recording differ. Zero below ten readings.
     """
     if len(ring) < 10:
@@ -129,7 +131,7 @@ def _longest_gapless(track: EnergyTrack, counters: CounterColumns) -> NDArray[np
 
 
 def scaled(track: EnergyTrack, fit: ScaleFit | None) -> EnergyTrack:
-    """The track at the counter's scale; without a fit at its own, with the prior's uncertainty.
+    """Return the track at the counter's scale; without a fit at its own, with the prior's uncertainty.
 
     Where the two disagree by more than LARGEST_DISAGREEMENT one of them is wrong: then nothing is scaled, and the
     guards say so.

@@ -104,12 +104,12 @@ def counter_disagreement(
 def _growths(
     low: NDArray[np.float64], high: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The least and the most that may have come between neighbouring columns, of which only bounds are known."""
+    """Return the least and the most that may have come between neighbouring columns, of which only bounds are known."""
     return low[:, 1:] - high[:, :-1], high[:, 1:] - low[:, :-1]
 
 
 def _apart(t_ns: NDArray[np.int64], first: int, last: int) -> NDArray[np.intp]:
-    """Indices of readings around first..last, both included, none nearer to another than APART_NS but for ``last``."""
+    """Return the indices of readings around first..last, none nearer to another than APART_NS but for ``last``."""
     low = int(np.searchsorted(t_ns, t_ns[first] - CONTEXT_NS))
     high = int(np.searchsorted(t_ns, t_ns[last] + CONTEXT_NS, "right"))
     chosen = [first]
@@ -128,7 +128,7 @@ def _apart(t_ns: NDArray[np.int64], first: int, last: int) -> NDArray[np.intp]:
 
 
 def longest_consistent_run(track: EnergyTrack, counters: CounterColumns, tick_ns: float) -> CounterColumns:
-    """The longest run of counter readings that do not contradict the ring: what a scale can be fitted on.
+    """Return the longest run of counter readings that do not contradict the ring: what a scale can be fitted on.
 
     A counter that started anew or stood still for a while would spoil the scale of the whole recording. Where no
     three readings agree with the ring all are returned: that disagreement is to be seen.

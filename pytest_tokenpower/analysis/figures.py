@@ -63,7 +63,7 @@ def round_values(rounds: Sequence[RoundRecord]) -> dict[str, list[float]]:
 
 
 def meter_errors(rounds: Sequence[RoundRecord], figure: str) -> list[float]:
-    """The meter's relative standard error of a figure in each good round; empty where it is none of joules."""
+    """Return the meter's relative standard error of a figure in each good round; empty where it is none of joules."""
     per = figure.removeprefix("joules_per_")
     if per in PER:
         return [part.stderr_joules / part.joules for part in gated(rounds, per)]
@@ -73,7 +73,10 @@ def meter_errors(rounds: Sequence[RoundRecord], figure: str) -> list[float]:
 
 
 def _undivided(rounds: Sequence[RoundRecord], figure: str) -> float:
-    """The relative standard error of a phase's figure by undivided steps: alike in all rounds, it does not average."""
+    """Return the relative standard error of a phase's figure by undivided steps.
+
+    Alike in all rounds, it does not average.
+    """
     phase = "prefill" if figure == "joules_per_prompt_token" else figure.partition("_")[0]
     parts = [one.record.phases[phase] for one in good(rounds) if phase in one.record.phases]
     joules = sum(part.joules for part in parts)

@@ -42,7 +42,7 @@ HEAT_LIMITS = ("thermal", "sw_thermal", "hw_thermal", "power_brake")
 def energy_reasons(
     device: Device, track: EnergyTrack, energy: WindowEnergy, at: int, window_ns: int
 ) -> list[str]:
-    """What is wrong with the energy of window ``at``, which is ``window_ns`` long, by itself."""
+    """Return what is wrong with the energy of window ``at``, which is ``window_ns`` long, by itself."""
     if not energy.covered[at]:
         return [f"{device.id}: no readings over the whole window (the meter stopped or started late)"]
     reasons = []
@@ -80,7 +80,7 @@ def shortest_window_ns(track: EnergyTrack) -> float:
 
 
 def length_reasons(device: Device, track: EnergyTrack, start_ns: int, end_ns: int) -> list[str]:
-    """What no error estimate sees: inside one period of the readings nothing is known but their mean."""
+    """Return what no error estimate sees: inside one period of the readings nothing is known but their mean."""
     if end_ns - start_ns >= track.period_ns:
         return []
     return [
@@ -105,7 +105,7 @@ def failed_for_good(events: Sequence[Event], now_ns: int) -> bool:
 
 
 def event_reasons(device: Device, events: Sequence[Event]) -> list[str]:
-    """What the collector noted over the window: failed calls, clock steps."""
+    """Return what the collector noted over the window: failed calls, clock steps."""
     # A meter that hangs is noted at each attempt to wait for it.
     reasons = [event.reason if event.device_id else f"{device.id}: {event.reason}" for event in events]
     return list(dict.fromkeys(reasons))
@@ -119,7 +119,7 @@ def cross_check_reasons(
     start_ns: int,
     end_ns: int,
 ) -> list[str]:
-    """What a device's readings say against each other over a window, and which of them do not move.
+    """Return what a device's readings say against each other over a window, and which of them do not move.
 
     ``power`` are the samples around the window at least.
     """
@@ -172,7 +172,7 @@ def condition_reasons(
 
 
 def limited_shares(conditions: Sequence[Conditions], start_ns: int, end_ns: int) -> dict[str, float]:
-    """The share of a window's time under each limit, from the cumulative counters between the polls around it.
+    """Return the share of a window's time under each limit, from the cumulative counters between the polls around it.
 
     Counters are read once a second: a limit that was hit between two polls is spread evenly over them.
     """
@@ -192,7 +192,7 @@ def limited_shares(conditions: Sequence[Conditions], start_ns: int, end_ns: int)
 
 
 def mean_condition(conditions: Sequence[Conditions], field: str, start_ns: int, end_ns: int) -> float | None:
-    """The mean of ``temperature_celsius`` or ``sm_clock_mhz`` over a window: joined by lines between the polls.
+    """Return the mean of ``temperature_celsius`` or ``sm_clock_mhz`` over a window: joined by lines between the polls.
 
     None where it was not read for long: what a condition was is not made up.
     """
@@ -225,7 +225,7 @@ def _moment(condition: Conditions) -> int:
 
 
 def _around(conditions: Sequence[Conditions], start_ns: int, end_ns: int) -> Sequence[Conditions]:
-    """The conditions inside a window and the one poll on each side of it."""
+    """Return the conditions inside a window and the one poll on each side of it."""
     near = _near(conditions, start_ns, end_ns)
     before = [c for c in near if c.t_ns < start_ns][-1:]
     inside = [c for c in near if start_ns <= c.t_ns <= end_ns]

@@ -92,7 +92,7 @@ def report_of(
 
 
 def judge(trial: ProbeResult) -> MeterReport:
-    """The verdict on one meter: the worst of its devices', since their energy is added."""
+    """Return the verdict on one meter: the worst of its devices', since their energy is added."""
     if trial.state == "unavailable":
         return MeterReport(trial.name, "absent", f"not available: {_without_name(trial)}")
     boards = {board.device_id: board for board in trial.boards}
@@ -162,7 +162,7 @@ def _poll_costs(trial: ProbeResult) -> PollCosts | None:
 
 
 def _without_name(trial: ProbeResult) -> str:
-    """The reason without the meter's name before it, which stands in front of the line already."""
+    """Return the reason without the meter's name before it, which stands in front of the line already."""
     reason = trial.reason or "no reason is known"
     before, colon, rest = reason.partition(": ")
     known = {trial.name, f"cpu {trial.name}"}
@@ -360,7 +360,7 @@ def _unseen(
     declared_ns: float,
     trial_ns: int,
 ) -> Quality:
-    """A device that gave too few readings for a track."""
+    """Return a device that gave too few readings for a track."""
     count = max(len(counters), 0 if power is None else len(power.t_ns))
     seen = f"{'no reading' if not count else '1 reading' if count == 1 else f'{count} readings'} in {span(trial_ns)}"
     if declared_ns < trial_ns:
@@ -419,7 +419,7 @@ def _step(values: NDArray[np.int64], unit: float) -> float | None:
 
 
 def span(nanoseconds: float) -> str:
-    """A time for people: 7.6 µs, 45 ms, 100 ms, 1.4 s, 120 s."""
+    """Return a time for people: 7.6 µs, 45 ms, 100 ms, 1.4 s, 120 s."""
     for unit, length in (("µs", 1e3), ("ms", 1e6)):
         if nanoseconds < 999.5 * length:
             return f"{_short(nanoseconds / length)} {unit}"
@@ -431,13 +431,13 @@ def _short(number: float) -> str:
 
 
 def _seconds(nanoseconds: float) -> str:
-    """The length of a window: 0.2 s, 1.4 s, 14 s."""
+    """Return the length of a window: 0.2 s, 1.4 s, 14 s."""
     seconds = nanoseconds / 1e9
     return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
 
 
 def worst(grades: Sequence[Grade]) -> Grade:
-    """The worst of several grades; "absent" where there are none."""
+    """Return the worst of several grades; "absent" where there are none."""
     order: tuple[Grade, ...] = ("absent", "unusable", "usable", "good")
     return min(grades, key=order.index, default="absent")
 

@@ -26,7 +26,9 @@ class OtherScopes:
 
 
 def whole(windows: Sequence[RoundWindow]) -> RoundWindow:
-    """The measurement as one round, from the first one's start to the last one's end: what a slow meter resolves.
+    """Return the measurement as one round, from the first one's start to the last one's end.
+
+    What a slow meter resolves.
 
     What lies between the rounds is in its energy, and all tokens of the rounds are in its count; phases are not.
     """
@@ -95,7 +97,10 @@ def _records(
 def _figure(
     scope: str, provenance: str, rounds: Sequence[RoundRecord], span: Sequence[RoundWindow]
 ) -> ScopeFigure:
-    """The figure of a scope, or why there is none; ``span`` are the rounds that a slow meter cannot tell apart."""
+    """Return the figure of a scope, or why there is none.
+
+    ``span`` are the rounds that a slow meter cannot tell apart.
+    """
     seconds = share = None
     if span:
         one = whole(span)
@@ -115,7 +120,7 @@ def _with_joules(one: RoundRecord, side: RoundRecord) -> RoundRecord:
 
 
 def _dropped_with(side: RoundRecord, one: RoundRecord) -> RoundRecord:
-    """A round that the figure has lost to a guard is no round for the others; nor is it held against them."""
+    """Return a round that the figure has lost to a guard is no round for the others; nor is it held against them."""
     return msgspec.structs.replace(side, joules=None) if one.reasons and not side.reasons else side
 
 

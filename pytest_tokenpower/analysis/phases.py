@@ -95,7 +95,7 @@ class Mark(Protocol):
 def phase_records(
     tracks: Sequence[EnergyTrack], rounds: Sequence[Sequence[Mark]]
 ) -> tuple[tuple[dict[str, PhaseRecord], ...], StepPhases]:
-    """The phases of each round for its record, empty where they are not known; and how they were found."""
+    """Return the phases of each round for its record, empty where they are not known; and how they were found."""
     found = step_phases(tracks, _columns(rounds), len(rounds))
     records: list[dict[str, PhaseRecord]] = []
     for at, marks in enumerate(rounds):
@@ -196,25 +196,28 @@ def step_phases(tracks: Sequence[EnergyTrack], steps: StepColumns, rounds: int) 
 
 
 def undivided_error(joules: float) -> float:
-    """The standard error of a phase that has half of these joules, where anything from none to all is as likely."""
+    """Return the standard error of a phase that has half of these joules.
+
+    Where anything from none to all is as likely.
+    """
     return joules / math.sqrt(12.0)
 
 
 def _stretches(kind: NDArray[np.float64], steps: StepColumns) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """The first and the last step of each stretch of steps of one kind in a round."""
+    """Return the first and the last step of each stretch of steps of one kind in a round."""
     first = np.concatenate([[True], (np.diff(kind) != 0) | (np.diff(steps.round_at) != 0)])
     return first, np.concatenate([first[1:], [True]])
 
 
 def _blurred_share(steps: StepColumns, period_ns: float) -> float:
-    """The share of the time in stretches of one phase that are too short for the meter's samples."""
+    """Return the share of the time in stretches of one phase that are too short for the meter's samples."""
     first, last = _stretches(steps.prefill.astype(np.float64), steps)
     length = (steps.end_ns[last] - steps.start_ns[first]).astype(np.float64)
     return float(length[length < 2 * period_ns].sum() / length.sum())
 
 
 def _blocks(steps: StepColumns, length_ns: float) -> NDArray[np.intp]:
-    """A number for each step: those that begin within so many nanoseconds of a round have the same.
+    """Return a number for each step: those that begin within so many nanoseconds of a round have the same.
 
     Of a block the meter knows the energy well; which of its steps took it, if they are short, it does not.
     """
@@ -225,7 +228,10 @@ def _blocks(steps: StepColumns, length_ns: float) -> NDArray[np.intp]:
 
 
 def _block_share(split: Split, steps: StepColumns, blocks: NDArray[np.intp]) -> NDArray[np.float64]:
-    """The prefill's share of the energy of each step's block: all or nothing where all its steps are of one phase."""
+    """Return the prefill's share of the energy of each step's block.
+
+    All or nothing where all its steps are of one phase.
+    """
     prefill, decode = (np.bincount(blocks, weight) for weight in split.weights(steps))
     both = prefill + decode
     share = np.divide(prefill, both, out=np.zeros_like(both), where=both > 0)
@@ -262,7 +268,9 @@ def _too_vague(
 def _edge_variance(
     tracks: Sequence[EnergyTrack], steps: StepColumns, share: NDArray[np.float64], rounds: int
 ) -> NDArray[np.float64]:
-    """The meter's variance of (prefill, decode) in each round: of each stretch of steps of one kind as one window.
+    """Return the meter's variance of (prefill, decode) in each round.
+
+    Of each stretch of steps of one kind as one window.
 
     Edges between steps of one kind cancel. A stretch that was split goes to both, for its edges may be anyone's.
     """

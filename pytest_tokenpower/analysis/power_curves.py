@@ -112,7 +112,7 @@ def power_curves(
 
 
 def coarser(curves: PowerCurves, most_steps: int, most_spans: int) -> PowerCurves:
-    """The same with fewer steps and spans, for a page that holds many tests."""
+    """Return the same with fewer steps and spans, for a page that holds many tests."""
     shortest_us, spans = _joined(curves.spans, most_spans, curves.shortest_us)
     return msgspec.structs.replace(
         curves,
@@ -123,7 +123,7 @@ def coarser(curves: PowerCurves, most_steps: int, most_spans: int) -> PowerCurve
 
 
 def _curve(device: str, track: EnergyTrack, start_ns: int, end_ns: int) -> DrawnCurve | None:
-    """The part of a track between two moments, as it was read."""
+    """Return the part of a track between two moments, as it was read."""
     t_ns, joules, read = track.t_ns - track.lag_ns, track.joules * track.scale, track.read_watts
     missing = np.zeros(max(len(t_ns) - 1, 0), dtype=np.bool_)
     missing[track.gaps] = True
@@ -182,7 +182,7 @@ def _values(watts: NDArray[np.float64]) -> tuple[float | None, ...]:
 
 
 def _joined(spans: Sequence[PhaseSpan], most: int, shortest_us: int) -> tuple[int, tuple[PhaseSpan, ...]]:
-    """The spans without those shorter than a length that leaves at most ``most`` of them; and that length."""
+    """Return the spans without those shorter than a length that leaves at most ``most`` of them; and that length."""
     found = tuple(_absorbed(spans, shortest_us))
     while len(found) > most:
         shortest_us *= 2
@@ -206,7 +206,7 @@ def _absorbed(spans: Sequence[PhaseSpan], shortest_us: int) -> Iterator[PhaseSpa
 
 
 def recorded_curves(recording: Recording, measured: MeasurementRecord) -> PowerCurves | None:
-    """The curves of a stored measurement out of the recording of its run, on the clock of its rounds.
+    """Return the curves of a stored measurement out of the recording of its run, on the clock of its rounds.
 
     None where the recording has no rounds of the test, or those of another run: their starts and lengths differ.
     """

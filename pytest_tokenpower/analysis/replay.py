@@ -19,7 +19,7 @@ from pytest_tokenpower.meters.types import Device
 def recorded_windows(
     test: str, rounds: Sequence[RoundWindow], devices: Sequence[str]
 ) -> Iterator[RecordedWindow]:
-    """The rounds of a test and their phases as windows of a recording, under the test's name.
+    """Return the rounds of a test and their phases as windows of a recording, under the test's name.
 
     A step carries its own tokens; a phase without steps carries its round's, where the round has one window of it.
     """
@@ -51,7 +51,7 @@ def recorded_windows(
 
 
 def rounds_of(recording: Recording, test: str) -> tuple[RoundWindow, ...]:
-    """The recorded rounds of a test, in the order of the recording, with the phases that lie inside them.
+    """Return the recorded rounds of a test, in the order of the recording, with the phases that lie inside them.
 
     Raises UsageError where the recording has none, or does not say what a round generated.
     """
@@ -72,7 +72,10 @@ def rounds_of(recording: Recording, test: str) -> tuple[RoundWindow, ...]:
 
 
 def phases_inside(windows: Sequence[RecordedWindow], name: str) -> dict[int, tuple[int, ...]]:
-    """The rounds of that name, and the phases of that name inside each, in the order of time; all by their index."""
+    """Return the rounds of that name, and the phases of that name inside each, in the order of time.
+
+    All by their index.
+    """
     mine = [at for at, window in enumerate(windows) if window.name == name]
     phases = sorted((at for at in mine if windows[at].phase is not None), key=lambda at: windows[at].start_ns)
     starts = [windows[at].start_ns for at in phases]
@@ -132,7 +135,7 @@ class RoundPhases:
 
 
 def stepped_rounds(recording: Recording) -> dict[int, RoundPhases]:
-    """The rounds of a recording that have several windows of one phase, or mixed ones, by their index."""
+    """Return the rounds of a recording that have several windows of one phase, or mixed ones, by their index."""
     windows = recording.windows
     found: dict[int, RoundPhases] = {}
     for name in dict.fromkeys(window.name for window in windows):
@@ -152,7 +155,7 @@ def _stepped(windows: Sequence[RecordedWindow], phases: Sequence[int]) -> bool:
 
 
 def _evaluate(recording: Recording, rounds: Sequence[RoundWindow]) -> tuple[tuple[RoundRecord, ...], str]:
-    """The rounds' records, and why their mixed steps could not be split."""
+    """Return the rounds' records, and why their mixed steps could not be split."""
     refusal = ""
     groups: dict[tuple[str, ...] | None, list[int]] = {}
     for at, one in enumerate(rounds):

@@ -54,7 +54,7 @@ class Evaluation:
 
 
 def readings_around(timeline: Timeline, devices: Sequence[Device], start_ns: int) -> Stretch:
-    """The readings that an evaluation of windows from ``start_ns`` on looks at."""
+    """Return the readings that an evaluation of windows from ``start_ns`` on looks at."""
     slowest_ns = max((device.resolution_s for device in devices if device.slow), default=0.0) * 1e9
     return timeline.since(start_ns - max(REACH_NS, int(REACH_RESOLUTIONS * slowest_ns)))
 
@@ -62,7 +62,7 @@ def readings_around(timeline: Timeline, devices: Sequence[Device], start_ns: int
 def round_records(
     timeline: Timeline, devices: Sequence[Device], rounds: Sequence[RoundWindow]
 ) -> tuple[RoundRecord, ...]:
-    """The records of :func:`evaluate`."""
+    """Return the records of :func:`evaluate`."""
     return evaluate(timeline, devices, rounds).records
 
 
@@ -148,7 +148,7 @@ def evaluate(timeline: Timeline, devices: Sequence[Device], rounds: Sequence[Rou
 
 
 def _percentiles(latencies: Sequence[Latency]) -> dict[str, float]:
-    """The percentiles of a round's latencies by the names of their figures."""
+    """Return the percentiles of a round's latencies by the names of their figures."""
     each = {
         "ttft": [one.first_token_s for one in latencies],
         "tpot": [one.per_token_s for one in latencies if one.per_token_s is not None],
@@ -169,7 +169,7 @@ def _finite(value: float) -> float | None:
 def _phases(
     tracks: Sequence[EnergyTrack], rounds: Sequence[RoundWindow], reasons: Sequence[Sequence[str]]
 ) -> tuple[list[dict[str, PhaseRecord]], StepPhases]:
-    """The phases of each good round, pool by pool, and how the last pool's were found.
+    """Return the phases of each good round, pool by pool, and how the last pool's were found.
 
     A phase is told by all devices or by none.
     """
@@ -211,7 +211,7 @@ class GoodRound:
 
 
 def good(rounds: Sequence[RoundRecord]) -> tuple[GoodRound, ...]:
-    """The rounds that no guard dropped."""
+    """Return the rounds that no guard dropped."""
     return tuple(
         GoodRound(one, one.joules, one.stderr_joules)
         for one in rounds
@@ -245,7 +245,7 @@ class Gated:
 
 
 def gated(rounds: Sequence[RoundRecord], per: str | None = None) -> list[Gated]:
-    """The part of each good round that is compared; empty where a round lacks it.
+    """Return the part of each good round that is compared; empty where a round lacks it.
 
     Args:
         rounds: of one measurement.
@@ -271,7 +271,7 @@ def gated(rounds: Sequence[RoundRecord], per: str | None = None) -> list[Gated]:
 
 
 def denominator_of(rounds: Sequence[RoundRecord]) -> str:
-    """The denominator that follows from the counts of all rounds together."""
+    """Return the denominator that follows from the counts of all rounds together."""
     return followed(
         generated=sum(one.generated_tokens for one in rounds),
         prefilled=sum(prefilled_tokens(one) for one in rounds),
@@ -279,7 +279,7 @@ def denominator_of(rounds: Sequence[RoundRecord]) -> str:
 
 
 def prefilled_tokens(one: RoundRecord) -> int:
-    """The prompt tokens that were computed: what came from a prefix cache was not."""
+    """Return the prompt tokens that were computed: what came from a prefix cache was not."""
     return one.prompt_tokens - one.cached_prompt_tokens
 
 
@@ -294,7 +294,7 @@ def units_per(per: str, one: RoundRecord) -> int:
 
 
 def joules_per_unit(one: RoundRecord, per: str) -> float | None:
-    """What a round's part of the figure with this denominator is, dropped or not; None where it is not known."""
+    """Return what a round's part of the figure with this denominator is, dropped or not; None where it is not known."""
     part: RoundRecord | PhaseRecord | None = one
     if per == "prompt_token" and one.generated_tokens:
         part = one.phases.get("prefill")
@@ -303,7 +303,7 @@ def joules_per_unit(one: RoundRecord, per: str) -> float | None:
 
 
 def cached_share(one: RoundRecord) -> float:
-    """The share of a round's prompt tokens that came from a prefix cache."""
+    """Return the share of a round's prompt tokens that came from a prefix cache."""
     return one.cached_prompt_tokens / one.prompt_tokens if one.prompt_tokens else 0.0
 
 
@@ -343,5 +343,5 @@ def log_joules_per_token(rounds: Sequence[RoundRecord], per: str | None = None) 
 
 
 def log_errors(rounds: Sequence[RoundRecord], per: str | None = None) -> list[float]:
-    """The meter's own standard error of each of them (relative, so of the logarithm)."""
+    """Return the meter's own standard error of each of them (relative, so of the logarithm)."""
     return [one.stderr_joules / one.joules for one in gated(rounds, per)]

@@ -28,7 +28,7 @@ COUNTER_EDGES = 25.0
 
 
 def slow_track(track: EnergyTrack, device: Device) -> EnergyTrack:
-    """The track of a slow device as windows use it; a quick device's stays as it is.
+    """Return the track of a slow device as windows use it; a quick device's stays as it is.
 
     A point of power says nothing finer than the resolution: its edges are :func:`aged`'s business, and readings that
     are missing for less than half of the resolution are no gap.
@@ -45,7 +45,7 @@ def aged(
     start_ns: NDArray[np.int64],
     end_ns: NDArray[np.int64],
 ) -> WindowEnergy:
-    """The windows' energy from a slow device's points of power, which may be as old as its resolution R.
+    """Return the windows' energy from a slow device's points of power, which may be as old as its resolution R.
 
     What is read from R after the start on is of the window for certain: its mean power, over the whole window, is
     the energy. That takes the work for the same throughout. Where the readings up to R lie above or below that mean,

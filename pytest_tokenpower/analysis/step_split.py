@@ -80,7 +80,7 @@ class Split:
     groups: tuple[Split, ...] = ()
 
     def time_share(self, steps: StepColumns) -> NDArray[np.float64]:
-        """The prefill's share of each step's time, 0 to 1; the rest is the decode's."""
+        """Return the prefill's share of each step's time, 0 to 1; the rest is the decode's."""
         prefill = self.seconds_per_prompt_token * steps.prompt_tokens
         both = prefill + self.seconds_per_generated_token * steps.generated_tokens
         # Where the times tell nothing, or nothing was computed: what the step is by its tokens.
@@ -99,7 +99,7 @@ class Split:
 def fit_split(
     tracks: Sequence[EnergyTrack], steps: StepColumns, joules: NDArray[np.float64] | None = None
 ) -> Split | str:
-    """What mixed steps are split by, fitted over all steps of all rounds; or why they do not tell.
+    """Return what mixed steps are split by, fitted over all steps of all rounds; or why they do not tell.
 
     The spread comes from a jackknife over rounds, where there are at least four, else over stretches of steps.
     """
@@ -174,7 +174,7 @@ class _Sums:
 
 
 def _nonnegative(gram: NDArray[np.float64], target: NDArray[np.float64]) -> list[float]:
-    """The x of at least 0 with the smallest ‖Ax - y‖, from AᵀA and Aᵀy (scipy.optimize.nnls)."""
+    """Return the x of at least 0 with the smallest ‖Ax - y‖, from AᵀA and Aᵀy (scipy.optimize.nnls)."""
     from scipy.optimize import nnls
 
     scale = np.sqrt(np.maximum(np.diag(gram), np.finfo(float).tiny))

@@ -138,7 +138,7 @@ class WindowEnergy:
 
 
 def ring_track(power: PowerSamples) -> EnergyTrack:
-    """The track of NVML's power ring: each sample stands for the time since the sample before it.
+    """Return the track of NVML's power ring: each sample stands for the time since the sample before it.
 
     A first-order lag over a sample of length d leaves the share a = exp(-d/SMOOTHING_S) of the reading before it in
     the reading: (reading - a·before) / (1 - a) is the power that made it.
@@ -156,7 +156,7 @@ def ring_track(power: PowerSamples) -> EnergyTrack:
 
 
 def _ring_period_ns(t_ns: NDArray[np.int64], seconds: NDArray[np.float64]) -> float:
-    """The usual distance of a ring's samples while the board works; 0 where there are too few of them."""
+    """Return the usual distance of a ring's samples while the board works; 0 where there are too few of them."""
     apart = np.concatenate([[True], seconds >= SHORTEST_SAMPLE_S])
     distances = np.diff(t_ns[apart])
     distances = distances[:: 1 + len(distances) // 50_000]
@@ -167,7 +167,7 @@ def _ring_period_ns(t_ns: NDArray[np.int64], seconds: NDArray[np.float64]) -> fl
 
 
 def polled_track(power: PowerSamples, refresh_ns: float = 0.0) -> EnergyTrack:
-    """The track of point readings of power, by the trapezoid rule; ``refresh_ns`` is the board's own period."""
+    """Return the track of point readings of power, by the trapezoid rule; ``refresh_ns`` is the board's own period."""
     seconds = np.diff(power.t_ns) / 1e9
     watts = power.milliwatts / 1e3
     middles = (watts[1:] + watts[:-1]) / 2
@@ -177,7 +177,7 @@ def polled_track(power: PowerSamples, refresh_ns: float = 0.0) -> EnergyTrack:
 
 
 def counter_track(counters: CounterColumns, tick_ns: float = 0.0) -> EnergyTrack:
-    """The track of a cumulative counter that moves every ``tick_ns`` (0: exact at the moment of reading).
+    """Return the track of a cumulative counter that moves every ``tick_ns`` (0: exact at the moment of reading).
 
     A reading is the energy at the last tick, which lies anywhere in one tick before it.
     """
@@ -250,7 +250,7 @@ def _differences(
 def _edge(
     track: EnergyTrack, at_ns: NDArray[np.int64]
 ) -> tuple[NDArray[np.intp], NDArray[np.float64], NDArray[np.float64]]:
-    """The interval that an edge falls in, the cumulative joules there, and their variance."""
+    """Return the interval that an edge falls in, the cumulative joules there, and their variance."""
     t, watts = track.t_ns, track.watts
     at = at_ns + track.lag_ns
     index = np.clip(np.searchsorted(t, at, "left") - 1, 0, len(t) - 2)

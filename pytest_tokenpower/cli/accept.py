@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def as_text(accepted: Acceptance, path: Path, repository: Repository) -> list[str]:
-    """What was written, and what it does once it is committed."""
+    """Return what was written, and what it does once it is committed."""
     file = os.path.relpath(path, Path.cwd())
     share = f"{100 * accepted.up_to:.3g} %"
     may = f"may rise by up to {share}" if accepted.up_to else "begins a new level"
@@ -100,7 +100,7 @@ def as_text(accepted: Acceptance, path: Path, repository: Repository) -> list[st
 
 
 def _test(text: str, place: StoreContext, repository: Repository) -> str:
-    """The test from the repository's top level: a stored one, or a node id of a file that is there."""
+    """Return the test from the repository's top level: a stored one, or a node id of a file that is there."""
     known: set[str] = set()
     for entry in place.store.entries()[:_MOST_RUNS]:
         try:

@@ -22,7 +22,7 @@ from pytest_tokenpower.meters.types import Device
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command line of this command."""
+    """Declare the command line of this command."""
     parser.add_argument(
         "recording", type=Path, metavar="RECORDING", help="a file that --energy-record wrote, or one like it"
     )
@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def analyse(recording: Recording) -> dict[str, Any]:
-    """What ``--json`` prints, as docs/recording-format.md describes it; the windows in the recording's order."""
+    """Return what ``--json`` prints, as docs/recording-format.md describes it; the windows in the recording's order."""
     tracks = {device.id: track_of(recording.timeline, device) for device in recording.devices}
     records = window_records(recording)
     return {
@@ -54,7 +54,7 @@ def analyse(recording: Recording) -> dict[str, Any]:
 
 
 def _overall_scale(tracks: list[EnergyTrack | None]) -> float | None:
-    """The factor from ring to counter; over several devices that of their sum. None where one has none."""
+    """Return the factor from ring to counter; over several devices that of their sum. None where one has none."""
     fitted = [track for track in tracks if track is not None and track.fit is not None]
     if not fitted or len(fitted) < len(tracks):
         return None
@@ -131,7 +131,7 @@ def _text(recording: Recording, result: dict[str, Any]) -> str:
 
 
 def _shown(recording: Recording, windows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What a person reads: the steps of an engine's round as its phases, every other window as it is."""
+    """Return what a person reads: the steps of an engine's round as its phases, every other window as it is."""
     stepped = stepped_rounds(recording)
     steps = {at for one in stepped.values() for at in one.steps}
     shown = []
@@ -144,7 +144,7 @@ def _shown(recording: Recording, windows: list[dict[str, Any]]) -> list[dict[str
 
 
 def _phases(windows: Sequence[RecordedWindow], one: RoundPhases) -> Iterator[dict[str, Any]]:
-    """The phases of a round as rows; one row that says why where they are not known."""
+    """Return the phases of a round as rows; one row that says why where they are not known."""
     name = windows[one.steps[0]].name
     counts = Counter(windows[at].phase for at in one.steps)
     if not one.record.phases:

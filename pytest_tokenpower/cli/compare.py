@@ -29,7 +29,7 @@ exit codes: 0, or 1 for what --fail-on names, or 4 for a mistake in the argument
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The two sides, the limit, and what makes the command fail."""
+    """Declare the two sides, the limit, and what makes the command fail."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     parser.add_argument("baseline", metavar="A", help="what is compared with")
@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def as_text(found: Compared, baseline: Baseline, candidate: Baseline) -> list[str]:
-    """The table, what each verdict rests on, and what could not be compared."""
+    """Return the table, what each verdict rests on, and what could not be compared."""
     entries = candidate.entries
     lines = [
         f"{candidate.label} ({plural(len(entries), 'run')}) against {baseline.label} "

@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def collect(place: StoreContext, entries: tuple[StoredFile, ...]) -> list[StoredTest]:
-    """What is stored of each test on each kind of board, by test and board."""
+    """Return what is stored of each test on each kind of board, by test and board."""
     found: dict[tuple[str, str], StoredTest] = {}
     for entry in entries:
         try:
@@ -94,7 +94,7 @@ def collect(place: StoreContext, entries: tuple[StoredFile, ...]) -> list[Stored
 
 
 def board_of(key: Mapping[str, Fact]) -> str:
-    """The devices of a key in words: 2x NVIDIA H100."""
+    """Return the devices of a key in words: 2x NVIDIA H100."""
     parts = []
     for name, value in key.items():
         if name.endswith(".name"):
@@ -106,7 +106,7 @@ def board_of(key: Mapping[str, Fact]) -> str:
 
 
 def as_json(one: StoredTest) -> dict[str, object]:
-    """What ``--json`` prints of a test."""
+    """Return what ``--json`` prints of a test."""
     return {
         "test": one.test,
         "board": one.board,

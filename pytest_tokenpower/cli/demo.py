@@ -53,7 +53,7 @@ class _Demo:
         print(f"Energy source: {what}", flush=True)
 
     def play(self) -> int:
-        """The story in its order."""
+        """Return the story in its order."""
         from pytest_tokenpower.models.random_weights import write_random_model
 
         self._say("writing a small Llama with random weights (no download)")

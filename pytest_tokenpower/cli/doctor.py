@@ -164,7 +164,7 @@ SUBJECTS: dict[str, Callable[[Any], Meter]] = {
 
 
 def subjects_of(source: str | None) -> list[Candidate]:
-    """The meters to try: all of the machine's, or one source's; raises UsageError that lists the valid ones."""
+    """Return the meters to try: all of the machine's, or one source's; raises UsageError that lists the valid ones."""
     if source is None:
         return [_subject(name) for name in SUBJECTS]
     if source in SUBJECTS:

@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def as_json(history: History) -> dict[str, Any]:
-    """What ``--json`` prints."""
+    """Return what ``--json`` prints."""
     return {
         "test": history.test,
         "line": history.line,

@@ -100,7 +100,7 @@ def _machine(memory: int | None) -> _Machine:
 
 
 def _facts(model: Model, machine: _Machine, dtype: str | None) -> dict[str, Any]:
-    """What is known of the model, and what it needs; None where a dtype does not apply to it."""
+    """Return what is known of the model, and what it needs; None where a dtype does not apply to it."""
     architecture, shape = model.architecture, model.architecture.shape
     chosen = dtype or model.dtype
     try:

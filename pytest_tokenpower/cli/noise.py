@@ -105,7 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _kept(arguments: argparse.Namespace) -> list[RunRecord]:
-    """The records of a folder."""
+    """Return the records of a folder."""
     if arguments.arguments:
         raise UsageError("--from runs nothing: leave the pytest arguments away")
     folder: Path = arguments.kept
@@ -242,7 +242,7 @@ def _rounds(noise: RunNoise, meter_error: float) -> str:
 
 
 def _parts(parts: NoiseParts) -> Iterator[str]:
-    """What occasions, pace and boards make of the noise, as far as these runs tell."""
+    """Return what occasions, pace and boards make of the noise, as far as these runs tell."""
     if parts.occasions < FEWEST_RUNS:
         yield _row(
             "occasions",

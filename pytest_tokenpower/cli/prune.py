@@ -24,7 +24,7 @@ what is younger than DAYS. What was pushed stays on the remote, and pull brings 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What is kept."""
+    """Declare what is kept."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     parser.add_argument(

@@ -125,7 +125,7 @@ def _check_verdicts(records: list[RunRecord]) -> None:
 
 
 def _curves(paths: list[Path], records: list[RunRecord]) -> dict[tuple[str, str], PowerCurves]:
-    """The curves of the recordings; raises UsageError for one that is of none of the runs."""
+    """Return the curves of the recordings; raises UsageError for one that is of none of the runs."""
     found: dict[tuple[str, str], PowerCurves] = {}
     for path in paths:
         recording = read_recording(path)

@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def as_text(record: RunRecord, subject: str = "") -> list[str]:
-    """The run's head, then each measurement; lines of about 100 characters."""
+    """Return the run's head, then each measurement; lines of about 100 characters."""
     lines = [f"run {record.id}"]
     lines += _row("time", record.created)
     if record.name:

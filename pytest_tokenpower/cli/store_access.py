@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def add_storage(parser: argparse.ArgumentParser) -> None:
-    """The option that names another store than the repository's own."""
+    """Declare the option that names another store than the repository's own."""
     parser.add_argument(
         "--storage",
         metavar="PATH",

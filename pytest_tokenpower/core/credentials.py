@@ -33,7 +33,7 @@ def _shown(match: re.Match[str]) -> str:
 
 
 def _query(query: str) -> str:
-    """A query with its names only; one without names may be a token as a whole."""
+    """Return a query with its names only; one without names may be a token as a whole."""
     if not query:
         return ""
     return _hidden_values(query).partition("#")[0] if "=" in query else HIDDEN
@@ -44,7 +44,7 @@ def _hidden_values(text: str) -> str:
 
 
 def shown_command(command: Sequence[str]) -> str:
-    """A command as it may be shown: without the passwords that ipmitool takes as arguments."""
+    """Return a command as it may be shown: without the passwords that ipmitool takes as arguments."""
     shown: list[str] = []
     for before, argument in zip(("", *command), command, strict=False):
         attached = next((option for option in _SECRET_OPTIONS if argument.startswith(option)), None)

@@ -28,7 +28,7 @@ def describe_fault(error: Exception) -> str:
 
 
 def trace(error: Exception) -> str:
-    """The traceback, without credentials."""
+    """Return the traceback, without credentials."""
     return without_credentials("".join(traceback.format_exception(error)))
 
 

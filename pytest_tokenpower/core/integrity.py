@@ -11,7 +11,7 @@ _DIGEST = re.compile(rb',\s*"digest"\s*:\s*"([^"]*)"\s*\}\s*\Z')
 
 
 def with_digest(document: bytes) -> bytes:
-    """A JSON object with a last field ``digest``: the SHA-256 of the object without it."""
+    """Return a JSON object with a last field ``digest``: the SHA-256 of the object without it."""
     return document[:-1] + b',"digest":"' + hashlib.sha256(document).hexdigest().encode() + b'"}'
 
 

@@ -16,7 +16,7 @@ class Job:
 
 
 def current_job(environment: Mapping[str, str] = os.environ) -> Job | None:
-    """The job of GitHub Actions, GitLab CI, Buildkite or Jenkins; None elsewhere."""
+    """Return the job of GitHub Actions, GitLab CI, Buildkite or Jenkins; None elsewhere."""
 
     def joined(service: str, *names: str) -> str:
         return "/".join([service, *(environment.get(name) or "?" for name in names)])

@@ -27,7 +27,7 @@ WARMUP_S = 5.0
 
 
 def warmup_progress() -> Callable[[int, float], None]:
-    """What is called before each round of a warm-up with the rounds that are done and the time in seconds.
+    """Return what is called before each round of a warm-up with the rounds that are done and the time in seconds.
 
     It tells how far the warm-up is where the last line, or its beginning, is long enough ago.
     """

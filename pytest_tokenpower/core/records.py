@@ -291,12 +291,12 @@ class _Head(msgspec.Struct):
 
 
 def encode_run(run: RunRecord) -> bytes:
-    """The run as one line of JSON that ends in a digest of itself."""
+    """Return the run as one line of JSON that ends in a digest of itself."""
     return with_digest(_encoder.encode(run)) + b"\n"
 
 
 def decode_run(data: bytes, *, source: str) -> RunRecord:
-    """A run from its JSON; raises StoreError that names ``source`` and says what is wrong with it.
+    """Return a run from its JSON; raises StoreError that names ``source`` and says what is wrong with it.
 
     What was changed since it was written is refused, and so is what cannot have happened.
     """
@@ -333,7 +333,7 @@ _OTHER_SCOPE = re.compile(r"(gpu|cpu|dram|module|node|rack|other)(?:_([a-z]+))?_
 
 
 def _from_version_1(run: dict[str, Any]) -> dict[str, Any]:
-    """A run of schema 1 in the form of this one: the same facts, some of which were strings to be parsed."""
+    """Return a run of schema 1 in the form of this one: the same facts, some of which were strings to be parsed."""
     return {
         **run,
         "version": SCHEMA_VERSION,
@@ -377,7 +377,7 @@ def _measurement_1(one: dict[str, Any]) -> dict[str, Any]:
 
 
 def _verdict_1(verdict: dict[str, Any]) -> dict[str, Any]:
-    """A verdict whose message was stored: its lines are what there is to say."""
+    """Return a verdict whose message was stored: its lines are what there is to say."""
     head, *lines = str(verdict.get("message", "")).splitlines() or [""]
     kept = {name: value for name, value in verdict.items() if name != "message"}
     if kept.get("against") == "baseline arm":
@@ -392,7 +392,7 @@ MOST_WATTS = 1e7
 
 
 def impossible(measurement: MeasurementRecord) -> str:
-    """What cannot be so in a measurement, in words; "" where all of it can."""
+    """Return what cannot be so in a measurement, in words; "" where all of it can."""
     rounds = [
         *measurement.rounds,
         *(one for variant in measurement.variants.values() for one in variant),
@@ -416,7 +416,7 @@ def impossible(measurement: MeasurementRecord) -> str:
 
 
 def _impossible_round(one: RoundRecord) -> Iterator[str]:
-    """A dropped round may hold what its reasons say is wrong with it, as long as its numbers are numbers."""
+    """Return a dropped round may hold what its reasons say is wrong with it, as long as its numbers are numbers."""
     good = not one.reasons
     tokens = one.prompt_tokens + one.generated_tokens
     if not 0 <= one.seconds <= MOST_SECONDS or (good and one.seconds == 0):

@@ -167,7 +167,7 @@ class Settings(NamedTuple):
 
 
 def fraction(name: str | None, value: Any) -> float:
-    """A share, ``"3%"`` or ``0.03``, as a fraction, above 0 and at most 1000 %."""
+    """Return a share, ``"3%"`` or ``0.03``, as a fraction, above 0 and at most 1000 %."""
     where = f"ini {name}={value}: " if name else ""
     number: float | None = None
     if isinstance(value, str) and (match := re.fullmatch(r"\s*([0-9.]+)\s*(%?)\s*", value)):

@@ -114,7 +114,7 @@ class ProcessGroup:
         self._tree |= {(one.pid, one.start) for one in _below(self.pid, processes())}
 
     def _others(self) -> frozenset[Process]:
-        """What was started by the child, by whatever way that shows, and still runs."""
+        """Return what was started by the child, by whatever way that shows, and still runs."""
         table = processes()
         found = {one for one in table if one.group == self.pid or (one.pid, one.start) in self._tree}
         found |= _below(self.pid, table)
@@ -123,7 +123,10 @@ class ProcessGroup:
         return frozenset(one for one in found if one.pid != self.pid)
 
     def raised(self, offset: int, but: str) -> list[str]:
-        """The first few exceptions that the log names from ``offset`` on, without those that ``but`` speaks of."""
+        """Return the first few exceptions that the log names from ``offset`` on.
+
+        Without those that ``but`` speaks of.
+        """
         try:
             with self.log.open("rb") as stream:
                 stream.seek(max(offset, self.log.stat().st_size - CAUSES_BYTES))
@@ -135,7 +138,7 @@ class ProcessGroup:
         return list(dict.fromkeys(said))[:CAUSES]
 
     def tail(self) -> str:
-        """The last lines of the log."""
+        """Return the last lines of the log."""
         try:
             with self.log.open("rb") as stream:
                 stream.seek(max(0, self.log.stat().st_size - TAIL_BYTES))
@@ -173,7 +176,7 @@ def processes() -> frozenset[Process]:
 
 
 def group_members(group: int) -> tuple[int, ...]:
-    """The processes of a group that still run."""
+    """Return the processes of a group that still run."""
     return tuple(one.pid for one in processes() if one.group == group)
 
 

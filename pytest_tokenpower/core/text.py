@@ -6,22 +6,22 @@ from typing import NamedTuple
 
 
 def plural(number: int, what: str) -> str:
-    """The number with its noun: "1 run", "2 runs"."""
+    """Return the number with its noun: "1 run", "2 runs"."""
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def signed(share: float) -> str:
-    """A change for people: +6.1 %, and never -0.0 %."""
+    """Return a change for people: +6.1 %, and never -0.0 %."""
     return f"{round(100 * share, 1) + 0.0:+.1f} %"
 
 
 def percent(share: float, digits: int = 3) -> str:
-    """A share for people: 3 %, 0.35 %, 110 %."""
+    """Return a share for people: 3 %, 0.35 %, 110 %."""
     return f"{100 * share:.{digits}g} %" if 100 * share < 10.0**digits else f"{100 * share:.0f} %"
 
 
 def short_test_name(test: str) -> str:
-    """What people call a test: the part of its id after the file and class."""
+    """Return what people call a test: the part of its id after the file and class."""
     return test.rpartition("::")[2]
 
 

@@ -56,7 +56,7 @@ class Prompt:
         return len(self.rows[0])
 
     def tokens(self, ends: Ends) -> int:
-        """The tokens without padding, told by the mask or, as transformers does, by the padding id."""
+        """Return the tokens without padding, told by the mask or, as transformers does, by the padding id."""
         if self.mask is not None:
             return sum(map(sum, self.mask))
         pads = ends.pad is not None and ends.pad not in ends.ids
@@ -239,7 +239,7 @@ def _ends_for(call: Call, rows: Rows) -> Ends:
 
 
 def _encoder_decoder(rows: Rows, call: Call, ends: Ends) -> tuple[int, int, int]:
-    """The prompt was read by the encoder; the result begins with what the decoder was given to start with."""
+    """Return the prompt was read by the encoder; the result begins with what the decoder was given to start with."""
     given = call.arguments.get("decoder_input_ids")
     start = (
         Prompt(_rows(given) or [])
@@ -311,7 +311,7 @@ def _length(row: list[int], ends: Ends) -> int:
 
 
 def _lengths_out_of_sight(rows: Rows, ends: Ends) -> list[int]:
-    """The same where generate() was called with settings that nobody saw: only what the ids confirm."""
+    """Return the same where generate() was called with settings that nobody saw: only what the ids confirm."""
     unsure = TokenCountError(
         "generate() was called out of sight, and the ids do not tell where its sequences end (it may have been given "
         f"another eos_token_id, or the padding is itself an end): {_CALL_IT}"
@@ -347,7 +347,7 @@ def _padding(row: list[int], pad: int | None) -> int:
 
 
 def _uncut(value: Any) -> Iterator[tuple[Rows, int]]:
-    """The table that a result is a view of, ``out[:, width:]``, and the column at which the view begins."""
+    """Return the table that a result is a view of, ``out[:, width:]``, and the column at which the view begins."""
     rows = list(value) if isinstance(value, list | tuple) else None
     first = rows[0] if rows else value
     if not hasattr(first, "untyped_storage"):
@@ -367,7 +367,7 @@ def _uncut(value: Any) -> Iterator[tuple[Rows, int]]:
 
 
 def _ends(model: Any, arguments: Mapping[str, Any], *, told: bool) -> Ends:
-    """The settings in force, looked up as transformers does: the call, the given config, the model's own."""
+    """Return the settings in force, looked up as transformers does: the call, the given config, the model's own."""
     given, own = arguments.get("generation_config"), getattr(model, "generation_config", None)
     config = getattr(model, "config", None)
 
@@ -436,7 +436,7 @@ def _flat(value: Any) -> list[int] | None:
 
 
 def _prompts(value: Any, depth: int) -> Iterator[Prompt]:
-    """The tables of ids in a value, each with the mask that stands beside it."""
+    """Return the tables of ids in a value, each with the mask that stands beside it."""
     if (rows := _rows(value)) is not None:
         yield Prompt(rows)
     elif depth and isinstance(value, Mapping):
@@ -467,7 +467,7 @@ def _reach(values: Sequence[Any], depth: int) -> Iterator[Any]:
 
 
 def _neighbours(value: Any) -> list[Any]:
-    """What code or an object has at hand; models and arrays are not looked into."""
+    """Return what code or an object has at hand; models and arrays are not looked into."""
     if _is_model(value) or array_kind(value) is not None:
         return []
     if isinstance(value, MethodType):

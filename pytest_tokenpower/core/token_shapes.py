@@ -213,7 +213,7 @@ class Shape:
 
 
 def get(value: Any, *names: str) -> Any:
-    """A field of an object or a mapping, by the first of its names that has a value."""
+    """Return a field of an object or a mapping, by the first of its names that has a value."""
     for name in names:
         try:
             found = value.get(name) if isinstance(value, Mapping) else getattr(value, name, None)
@@ -240,7 +240,7 @@ def refusal(result: Any) -> str | None:
 
 
 def _count(value: Any, name: str) -> int | None:
-    """A number of tokens that somebody else wrote down."""
+    """Return a number of tokens that somebody else wrote down."""
     if value is None:
         return None
     if not isinstance(value, Integral) or isinstance(value, bool) or not 0 <= int(value) <= MOST_TOKENS:
@@ -257,7 +257,7 @@ def _identity(value: Any) -> str | None:
 
 
 def _error(result: Any) -> Any:
-    """What an object says of its own failure."""
+    """Return what an object says of its own failure."""
     error = get(result, "error")
     finish = get(get(result, "meta_info"), "finish_reason")
     reasons = [
@@ -480,7 +480,7 @@ def _read_generations(result: Any, call: Call, path: tuple[Hashable, ...]) -> li
 
 
 def _apart(part: Any) -> Part:
-    """A part as a request of its own within one object: the object is read once and tells them apart itself."""
+    """Return a part as a request of its own within one object: the object is read once and tells them apart itself."""
     return Known(("part", part.source), part.source, part.merged([part]))
 
 

@@ -113,7 +113,7 @@ def count_tokens(
 def _found(
     result: Any, call: Call, path: Path, outer: object = None
 ) -> Iterator[tuple[Path, Part | TokenCount]]:
-    """What each object of a result says, with the way to it."""
+    """Return what each object of a result says, with the way to it."""
     outer = result if outer is None else outer
     if isinstance(result, TokenCount):
         yield path, result

@@ -10,7 +10,7 @@ from pytest_tokenpower.store.explain import accept_command
 
 
 def allowed_change(limit: float, stored: ComparableRuns) -> float:
-    """The rise over stored runs that fails a test: its own limit, or what was accepted where that is more."""
+    """Return the rise over stored runs that fails a test: its own limit, or what was accepted where that is more."""
     accepted = stored.acceptance
     return limit if accepted is None else max(limit, accepted.acceptance.up_to)
 
@@ -51,7 +51,7 @@ def acceptance_notes(kind: str, change: float, limit: float, stored: ComparableR
 
 
 def next_step(test: str, change: float, change_high: float) -> str:
-    """The commands that a regression leads to; empty for what is none."""
+    """Return the commands that a regression leads to; empty for what is none."""
     if change <= 0:
         return ""
     # What is proposed lets the same change pass when it is measured again, and not much more.

@@ -82,7 +82,10 @@ def compare(
 
 
 def runs_of(side: Baseline) -> dict[str, tuple[list[str], list[MeasurementRecord]]]:
-    """The comparable measurements of each test under its newest key, newest first, with the ids of their runs."""
+    """Return the comparable measurements of each test under its newest key, newest first.
+
+    With the ids of their runs.
+    """
     found: dict[str, tuple[list[str], list[MeasurementRecord]]] = {}
     for entry in side.entries[:_MOST_RUNS]:
         try:

@@ -96,7 +96,7 @@ def _constant_and_equal(one: MeasurementRecord, other: MeasurementRecord) -> boo
 
 
 def counts_of(measurement: MeasurementRecord) -> Counts:
-    """The mean counts of one execution over the good rounds."""
+    """Return the mean counts of one execution over the good rounds."""
     kept = [one.record for one in good(measurement.rounds)]
     executions = sum(one.repeats for one in kept)
     return Counts(
@@ -105,7 +105,7 @@ def counts_of(measurement: MeasurementRecord) -> Counts:
 
 
 def units_of(counts: Counts, per: str) -> float:
-    """What the joules of an execution are divided by."""
+    """Return what the joules of an execution are divided by."""
     return {
         "token": counts.generated,
         "prompt_token": counts.prefilled,
@@ -115,7 +115,7 @@ def units_of(counts: Counts, per: str) -> float:
 
 
 def _figures(record: MeasurementRecord) -> PhaseFigures:
-    """The joules of all good rounds, and the prefill's where it is known in each of them."""
+    """Return the joules of all good rounds, and the prefill's where it is known in each of them."""
     kept = good(record.rounds)
     total = sum(one.joules for one in kept)
     prefill = [one.record.phases.get("prefill") for one in kept]

@@ -33,7 +33,7 @@ class Boards:
 
     @classmethod
     def of(cls, found: Iterable[CalibrationRecord]) -> Boards:
-        """What stored calibrations tell now."""
+        """Return what stored calibrations tell now."""
         every = list(found)
         fresh = [one for one in every if one.days_old() <= STALE_DAYS]
         return cls(
@@ -55,12 +55,12 @@ class Boards:
 
 
 def devices_of(measurement: MeasurementRecord) -> tuple[str, ...]:
-    """The ids of the devices whose joules are in the figure."""
+    """Return the ids of the devices whose joules are in the figure."""
     return tuple(sorted({name for one in measurement.rounds for name in one.device_joules}))
 
 
 def board_of(measurement: MeasurementRecord) -> str:
-    """What is one board to the statistics: the UUIDs of the devices; without one the device of this host.
+    """Return what is one board to the statistics: the UUIDs of the devices; without one the device of this host.
 
     "" is not known: a device without a UUID, of a host that is not known.
     """
@@ -71,7 +71,7 @@ def board_of(measurement: MeasurementRecord) -> str:
 
 
 def runs_of(measurements: Sequence[MeasurementRecord]) -> list[Run]:
-    """The runs of measurements that are compared with each other, in the order given.
+    """Return the runs of measurements that are compared with each other, in the order given.
 
     Occasions are told by all of them together. A board is in one host: containers call it by ever new names.
     """
@@ -110,7 +110,10 @@ def _run(one: MeasurementRecord, board: str, host: str, occasion: str) -> Run:
 
 
 def waiting_of(measurements: Sequence[MeasurementRecord], boards: Boards) -> dict[str, Waiting]:
-    """The waiting watts of each board: calibrated, as its runs have seen it wait, or guessed from its power limit."""
+    """Return the waiting watts of each board.
+
+    Calibrated, as its runs have seen it wait, or guessed from its power limit.
+    """
     found: dict[str, Waiting] = {}
     seen: dict[str, list[Waiting]] = {}
     guessed: dict[str, Waiting] = {}
@@ -146,7 +149,7 @@ def _of_devices(devices: Sequence[str], known: Mapping[str, WaitingRecord]) -> W
 
 
 def calibrations_of(measurements: Sequence[MeasurementRecord], boards: Boards) -> dict[str, Calibration]:
-    """The calibration of each board that has one; of several devices the mean."""
+    """Return the calibration of each board that has one; of several devices the mean."""
     found = {}
     for one in measurements:
         each = [

@@ -38,7 +38,7 @@ class StoredPoint:
     verdict: str
 
     def interval(self) -> tuple[float, float]:
-        """The 95 % interval of the figure by the spread of the run's own rounds."""
+        """Return the 95 % interval of the figure by the spread of the run's own rounds."""
         half = 1.96 * math.sqrt(self.summary.squared_error)
         return math.exp(self.summary.location - half), math.exp(self.summary.location + half)
 
@@ -62,7 +62,10 @@ class Series:
         return figure_per(denominator(self.key))
 
     def levels(self) -> list[float]:
-        """The level that each point belongs to: the median between two steps, which a stray run does not move."""
+        """Return the level that each point belongs to.
+
+        The median between two steps, which a stray run does not move.
+        """
         edges = [0, *(change.index for change in self.changes), len(self.points)]
         found: list[float] = []
         for start, stop in pairwise(edges):
@@ -82,7 +85,10 @@ class History:
     invalid: int
 
     def suspects(self, series: Series, change: ChangePoint) -> tuple[str, ...]:
-        """The commits that a step may be due to, oldest first; empty between runs of one commit or outside git."""
+        """Return the commits that a step may be due to, oldest first.
+
+        Empty between runs of one commit or outside git.
+        """
         before, after = (series.points[at].commit for at in (change.index - 1, change.index))
         if before is None or after is None or before == after or not self.commits:
             return ()
@@ -142,7 +148,7 @@ def collect(place: StoreContext, test: str, line: Line) -> History:
 def _first_parent_commits(
     place: StoreContext, ref: str | None
 ) -> tuple[str, tuple[str, ...], tuple[StoredFile, ...]]:
-    """What the line is called, its commits, and the clean runs on it, newest first."""
+    """Return what the line is called, its commits, and the clean runs on it, newest first."""
     entries = place.entries()
     if ref is None and (place.repository is None or place.repository.head is None):
         return "by time", (), entries
@@ -165,7 +171,7 @@ def _by_key(
     found: Sequence[tuple[StoredFile, MeasurementRecord]],
     accepted: Acceptances | None,
 ) -> tuple[Series, ...]:
-    """The measurements by key, the key of the newest run first."""
+    """Return the measurements by key, the key of the newest run first."""
     summaries = summarise_runs(
         [log_joules_per_token(measured.rounds, denominator(measured.key)) for _, measured in found],
         meter_errors_per_run=[

@@ -15,7 +15,7 @@ MOSTLY = 0.75
 
 
 def word(kind: str, *, failing: bool = False) -> str:
-    """A verdict's word as it is shown: what fails a test is in capitals."""
+    """Return a verdict's word as it is shown: what fails a test is in capitals."""
     return kind.upper() if failing or kind in FAILING else kind
 
 
@@ -53,7 +53,7 @@ def message(verdict: VerdictRecord, test: str, *, failing: bool = False) -> str:
 
 
 def _news(said: str, verdict: VerdictRecord) -> str:
-    """The verdict's word with its figures, for whoever reads no further."""
+    """Return the verdict's word with its figures, for whoever reads no further."""
     if verdict.kind == "invalid" or verdict.change is None:
         return said
     limit = "" if verdict.threshold is None else f" (limit {percent(verdict.threshold)})"
@@ -102,7 +102,7 @@ def _stored_lines(verdict: VerdictRecord) -> list[str]:
 
 
 def intervals(verdict: VerdictRecord) -> str:
-    """A change and its two parts, where they are known, each with its 95 % interval."""
+    """Return a change and its two parts, where they are known, each with its 95 % interval."""
     total = ChangeRecord(verdict.change or 0.0, verdict.change_low or 0.0, verdict.change_high or 0.0)
     parts = _parts(verdict)
     return f"{_with_interval(total)}{parts} (95 % interval{'s' if parts else ''})"
@@ -192,7 +192,7 @@ def _ceiling(said: str, verdict: VerdictRecord, name: str) -> str:
 
 
 def _of_figure(verdict: VerdictRecord) -> str:
-    """What is compared, where it is not joules per generated token."""
+    """Return what is compared, where it is not joules per generated token."""
     return "" if verdict.figure == "joules_per_token" else f" {unit_of(verdict.figure)}"
 
 

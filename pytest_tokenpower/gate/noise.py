@@ -148,7 +148,7 @@ def analyse(
 
 
 def _dated(run: RunRecord) -> RunRecord:
-    """The run with the time of each of its measurements, which older ones do not say."""
+    """Return the run with the time of each of its measurements, which older ones do not say."""
     created = datetime.fromisoformat(run.created.replace("Z", "+00:00")).timestamp()
     return msgspec.structs.replace(
         run,
@@ -160,7 +160,7 @@ def _dated(run: RunRecord) -> RunRecord:
 
 
 def _valid(test: str, runs: Sequence[RunRecord]) -> tuple[list[MeasurementRecord], list[str]]:
-    """The comparable measurements of a test, and why each other run has none."""
+    """Return the comparable measurements of a test, and why each other run has none."""
     valid: list[MeasurementRecord] = []
     left_out: list[str] = []
     for number, run in enumerate(runs, 1):
@@ -238,7 +238,7 @@ def _adjusted(
     temperatures: Sequence[Sequence[float] | None],
     errors: Sequence[Sequence[float]],
 ) -> tuple[RunNoise | None, str]:
-    """The noise at one GPU temperature, or why there is none."""
+    """Return the noise at one GPU temperature, or why there is none."""
     if any(each is None for each in temperatures):
         return None, "the GPU's temperature is not known"
     found = adjust_temperature(values[:-1], temperatures[:-1], values[-1:], temperatures[-1:])

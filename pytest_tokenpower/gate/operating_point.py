@@ -30,7 +30,7 @@ class Drift:
 
 
 def gpu_temperatures(measurement: MeasurementRecord) -> list[float] | None:
-    """The mean GPU temperature of each good round in °C; None where one of them has none."""
+    """Return the mean GPU temperature of each good round in °C; None where one of them has none."""
     known = [each.record.temperature_celsius for each in good(measurement.rounds)]
     return [value for value in known if value is not None] if None not in known else None
 
@@ -78,7 +78,9 @@ def _throttling(new: Sequence[MeasurementRecord], runs: Sequence[MeasurementReco
 
 
 def _clocks(new: Sequence[MeasurementRecord], runs: Sequence[MeasurementRecord]) -> tuple[str, str]:
-    """The line about SM clocks, and why it makes the comparison invalid; each empty where there is nothing to say.
+    """Return the line about SM clocks, and why it makes the comparison invalid.
+
+    Each empty where there is nothing to say.
 
     A board at its power limit lowers its clocks by itself: that is the load's doing, and a finding. Clocks that are
     lower in every round without that are somebody's setting: another operating point, with another J/token.

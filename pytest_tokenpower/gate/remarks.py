@@ -17,7 +17,7 @@ BOARD_SD = 0.015
 def of_comparison(
     found: Comparison, left_out: int, started: Sequence[float], stale: Collection[str] = ()
 ) -> tuple[str, ...]:
-    """The board, the sitting, and restarts that say nothing here.
+    """Return the board, the sitting, and restarts that say nothing here.
 
     Args:
         found: the comparison.
@@ -32,7 +32,7 @@ def of_comparison(
 
 
 def of_reason(found: Comparison, decision: Decision) -> tuple[str, ...]:
-    """What kept a significant change from being a verdict; empty where nothing did."""
+    """Return what kept a significant change from being a verdict; empty where nothing did."""
     if decision.reason == "trade":
         return (
             "A trade: the GPU does more work per token and is faster for it; which of the two counts is yours to say.",
@@ -52,7 +52,7 @@ def of_reason(found: Comparison, decision: Decision) -> tuple[str, ...]:
 
 
 def undecided(kind: str, found: Comparison, decision: Decision, family: int) -> str:
-    """What would decide an inconclusive verdict; empty for any other."""
+    """Return what would decide an inconclusive verdict; empty for any other."""
     if kind != "inconclusive":
         return ""
     if reason := of_reason(found, decision):

@@ -77,7 +77,7 @@ class Policy:
     left_out: frozenset[str] = frozenset()
 
     def of_rule(self, limit: float, look: int | None = None) -> rule.Policy:
-        """The same for the statistics; ``look`` None: there is only one."""
+        """Return the same for the statistics; ``look`` None: there is only one."""
         looks = {} if look is None else {"look": look, "looks": LOOKS}
         return rule.Policy(limit, alpha=self.alpha, family=max(self.family, 1), **looks)
 
@@ -239,7 +239,7 @@ def _record(change: Change) -> ChangeRecord:
 
 
 def _shown(side: _Sides, noise: Noise) -> tuple[str, ...]:
-    """The figures whose change is shown by their own interval: only those may be named as a cause."""
+    """Return the figures whose change is shown by their own interval: only those may be named as a cause."""
     values = [round_values(one.rounds) for one in (*side.level_records, *side.new_records)]
     names = (*PARTS, "mean_watts", "tokens_per_second")
     return tuple(
@@ -255,7 +255,7 @@ def _shown(side: _Sides, noise: Noise) -> tuple[str, ...]:
 
 
 def averages(runs: Sequence[MeasurementRecord]) -> dict[str, float]:
-    """The geometric mean of each figure that every run has."""
+    """Return the geometric mean of each figure that every run has."""
     each = [figures(run.rounds) for run in runs]
     return {
         name: math.exp(sum(math.log(one[name].value) for one in each) / len(each))
@@ -267,7 +267,7 @@ def averages(runs: Sequence[MeasurementRecord]) -> dict[str, float]:
 def judge_ceilings(
     measurement: MeasurementRecord, ceilings: Mapping[str, float], policy: Policy
 ) -> tuple[VerdictRecord, ...]:
-    """The verdict on each absolute limit, by the same rule against a constant.
+    """Return the verdict on each absolute limit, by the same rule against a constant.
 
     ``peak_watts`` is a maximum, not a mean: the highest reading of the good rounds is held against the limit.
     """
@@ -365,7 +365,7 @@ def judge_variants(
 def settle(
     measurements: Sequence[MeasurementRecord], alpha: float = DEFAULT_ALPHA
 ) -> dict[tuple[str, str], VerdictRecord]:
-    """The verdicts that Holm's rule over the whole run turns from undecided into failures.
+    """Return the verdicts that Holm's rule over the whole run turns from undecided into failures.
 
     By test and what it was held against: stored runs, the other variant or a ceiling. The first step of the rule was
     taken when each test ended (:func:`judge`); the later ones, which need every p, can only add failures.
@@ -393,12 +393,15 @@ def settle(
 
 
 def gravest(verdicts: Sequence[VerdictRecord]) -> VerdictRecord | None:
-    """The verdict that a test is shown with; None where nothing was asked."""
+    """Return the verdict that a test is shown with; None where nothing was asked."""
     return min(verdicts, key=lambda verdict: SEVERITY.index(verdict.kind), default=None)
 
 
 def against_baseline(verdicts: Sequence[VerdictRecord]) -> VerdictRecord | None:
-    """The gravest verdict that compares with stored runs or with the other arm; None where there is no such one."""
+    """Return the gravest verdict that compares with stored runs or with the other arm.
+
+    None where there is no such one.
+    """
     return gravest(
         [verdict for verdict in verdicts if verdict.baseline_runs or verdict.against == OTHER_VARIANT]
     )

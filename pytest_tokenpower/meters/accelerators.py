@@ -52,7 +52,7 @@ _OTHERS: tuple[tuple[str, str], ...] = (
 
 
 def accelerator(name: str) -> Accelerator:
-    """What is known of an accelerator that :func:`find_accelerator` has named."""
+    """Return what is known of an accelerator that :func:`find_accelerator` has named."""
     known = {each.name: each for each in (NVIDIA, NVIDIA_BARE, AMD, INTEL, WSL2)}
     if name in known:
         return known[name]
@@ -72,7 +72,7 @@ def find_accelerator(
     device_tree: Path = DEVICE_TREE,
     environment: Mapping[str, str] | None = None,
 ) -> Accelerator | None:
-    """The accelerator that a driver has brought up here, or that a driver ought to; None without one.
+    """Return the accelerator that a driver has brought up here, or that a driver ought to; None without one.
 
     Boards that the environment hides (CUDA_VISIBLE_DEVICES="", ROCR_VISIBLE_DEVICES="") do not count, nor GPUs that are
     part of a CPU: AMD's are boards with 8 GiB and more of their own.

@@ -175,7 +175,7 @@ def poll_once(
 
 
 def _opened(poller: _Poller) -> Sequence[Device]:
-    """The devices of a poller that was started; raises what its meter's ``open`` raised."""
+    """Return the devices of a poller that was started; raises what its meter's ``open`` raised."""
     if not poller.opened.wait(OPEN_TIMEOUT_S):
         raise MeterError(f"the meter {poller.meter.name} did not answer within {OPEN_TIMEOUT_S:.0f} s")
     error = poller.error

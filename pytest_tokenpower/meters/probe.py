@@ -246,7 +246,7 @@ class _Worker(threading.Thread):
         return f"{self.subject.name}: {what} has not returned for {time.monotonic() - pending[1]:.0f} s"
 
     def result(self) -> ProbeResult:
-        """The trial, or what is known of it while it hangs."""
+        """Return the trial, or what is known of it while it hangs."""
         if self.trial is not None:
             return self.trial
         waited = time.monotonic() - self._started_s
@@ -281,7 +281,7 @@ def try_meters(
 
 
 def _words(name: str, error: BaseException) -> str:
-    """An error for people: ours speak for themselves, others are named with their class."""
+    """Return an error for people: ours speak for themselves, others are named with their class."""
     if isinstance(error, TokenPowerError):
         return str(error)
     return f"{name}: {type(error).__name__}: {error}"

@@ -62,7 +62,7 @@ class CallLog:
 def call_costs(
     library: Any, calls: Mapping[str, tuple[Any, ...]], handle: Any, now_ns: Callable[[], int]
 ) -> tuple[CallCost, ...]:
-    """The cost of each function of ``calls`` with its arguments; those that count their callers are left out.
+    """Return the cost of each function of ``calls`` with its arguments; those that count their callers are left out.
 
     Calls on a device go to ``handle``: the one that they were made with ended with its nvmlShutdown.
     """
@@ -97,7 +97,7 @@ def _cost(
 
 
 def error_text(error: BaseException) -> str:
-    """What an error says, or its class where it says nothing."""
+    """Return what an error says, or its class where it says nothing."""
     return str(error) or type(error).__name__
 
 

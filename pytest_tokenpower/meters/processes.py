@@ -15,7 +15,7 @@ _adopted: list[int] = []
 
 
 def parent_of(pid: int) -> int | None:
-    """The parent of a process, or None if /proc does not know it."""
+    """Return the parent of a process, or None if /proc does not know it."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as stat:
             # The command may hold spaces and brackets; the fields after its last bracket are numbers.
@@ -25,7 +25,7 @@ def parent_of(pid: int) -> int | None:
 
 
 def root_of_run() -> int:
-    """The process whose children are ours: this one, or xdist's controller, whose other workers are ours too."""
+    """Return the process whose children are ours: this one, or xdist's controller, whose other workers are ours too."""
     return os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
 
 
@@ -40,7 +40,7 @@ def release(pid: int) -> None:
 
 
 def adopted() -> frozenset[int]:
-    """The processes that are adopted now."""
+    """Return the processes that are adopted now."""
     return frozenset(_adopted)
 
 
@@ -62,7 +62,7 @@ def is_in_tree(pid: int, root_pid: int | None = None) -> bool | None:
 
 
 def listener_on(port: int, proc: Path = Path("/proc")) -> int | None:
-    """The process of this machine that listens on a TCP port: of several that share the socket the topmost.
+    """Return the process of this machine that listens on a TCP port: of several that share the socket the topmost.
 
     None where nobody does, or where it may not be seen (another user's, in a container).
     """
@@ -75,7 +75,7 @@ def listener_on(port: int, proc: Path = Path("/proc")) -> int | None:
 
 
 def _listening(table: Path, port: int) -> list[str]:
-    """The inodes of the sockets that listen on a port; proc(5) has the columns."""
+    """Return the inodes of the sockets that listen on a port; proc(5) has the columns."""
     try:
         rows = [line.split() for line in table.read_text().splitlines()[1:]]
     except OSError:
@@ -91,7 +91,7 @@ def _holds(process: Path, sockets: set[str]) -> bool:
 
 
 def command_of(pid: int) -> str:
-    """A process's name, as it calls itself; empty where /proc does not know it."""
+    """Return a process's name, as it calls itself; empty where /proc does not know it."""
     try:
         return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
     except OSError:

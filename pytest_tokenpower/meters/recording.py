@@ -378,7 +378,7 @@ def _clock_steps(clocks: Iterable[ClockRow]) -> Iterator[Event]:
 def _spoilt(
     device: Device, power: PowerSamples | None, counters: Sequence[CounterReading]
 ) -> Iterator[Event]:
-    """What a live meter would have noted itself: a counter that goes backwards, or a ring without a counter."""
+    """Return what a live meter would have noted itself: a counter that goes backwards, or a ring without a counter."""
     for before, after in itertools.pairwise(counters):
         if after.microjoules < before.microjoules:
             yield Event(

@@ -26,7 +26,7 @@ class Choice:
 
 
 def default_scope(measured: Collection[Scope]) -> Scope:
-    """The scope of the figure where none is asked for; raises ValueError where nothing is measured."""
+    """Return the scope of the figure where none is asked for; raises ValueError where nothing is measured."""
     for scope in SCOPES:
         if scope in measured:
             return scope
@@ -34,7 +34,7 @@ def default_scope(measured: Collection[Scope]) -> Scope:
 
 
 def choose(devices: Sequence[Device], scope: Scope | None = None) -> Choice:
-    """The devices of a scope (None: gpu where there is one, else cpu, else what there is).
+    """Return the devices of a scope (None: gpu where there is one, else cpu, else what there is).
 
     A node without a meter of its own is the sum of its parts, at least two of them, and is called by them:
     ``gpu+cpu, without dram and other``. Where every GPU is on a module that is measured, the modules stand for all

@@ -88,7 +88,7 @@ def parts_of(source: str) -> tuple[str, ...]:
 
 
 def meters_for(source: str) -> Sequence[Meter]:
-    """The meters of one source by name; raises UsageError that lists the valid names."""
+    """Return the meters of one source by name; raises UsageError that lists the valid names."""
     name, _, argument = source.partition(":")
     if name == "nvml" and not argument:
         from pytest_tokenpower.meters.adapters.nvml.meter import NvmlMeter
@@ -168,7 +168,7 @@ def meters_for(source: str) -> Sequence[Meter]:
 
 
 def _prometheus(url: str | None) -> Meter:
-    """The GPUs of the DCGM exporter, or what TOKENPOWER_PROMETHEUS_QUERY (_UNIT, _SCOPE) says."""
+    """Return the GPUs of the DCGM exporter, or what TOKENPOWER_PROMETHEUS_QUERY (_UNIT, _SCOPE) says."""
     from pytest_tokenpower.meters.adapters.prometheus import PrometheusMeter
 
     env = os.environ
@@ -185,7 +185,7 @@ def _prometheus(url: str | None) -> Meter:
 
 
 def check(source: str, extra: Extra = lambda source: None) -> None:
-    """Raises UsageError for a source that nobody knows, or whose file is wrong; opens no meter."""
+    """Raise UsageError for a source that nobody knows, or whose file is wrong; opens no meter."""
     if extra(source) is None:
         for part in parts_of(source):
             if part != "auto" and extra(part) is None:
@@ -251,7 +251,7 @@ def _needed(part: str, parts: Sequence[str], scope: Scope | None) -> bool:
 
 
 def _once_each(source: str, found: Mapping[str, Sequence[Device]]) -> None:
-    """Raises UsageError where one scope would be counted twice."""
+    """Raise UsageError where one scope would be counted twice."""
     for scope in SCOPES:
         owners = [part for part, devices in found.items() if any(each.scope == scope for each in devices)]
         if len(owners) > 1 and not _SIDE_BY_SIDE.issuperset(owners):
@@ -263,7 +263,7 @@ def _once_each(source: str, found: Mapping[str, Sequence[Device]]) -> None:
 
 
 def _auto(collector: Collector, scope: Scope | None) -> list[Device]:
-    """The best real meter of a scope; for the scope node whatever measures the machine or parts of it."""
+    """Return the best real meter of a scope; for the scope node whatever measures the machine or parts of it."""
     reasons: list[str] = []
     devices: list[Device] = []
     if scope in (None, "gpu", "module", "node"):
@@ -301,7 +301,7 @@ def _first(collector: Collector, names: Iterable[str], reasons: list[str]) -> Se
 
 
 def _gpu_sources(scope: Scope | None) -> tuple[str, ...]:
-    """The sources of GPUs, or of modules that hold one, in the order in which they are tried."""
+    """Return the sources of GPUs, or of modules that hold one, in the order in which they are tried."""
     if scope == "module":
         return ("nvml", "jetson")
     return ("nvml", "amd", "intel") if scope == "gpu" else ("nvml", "amd", "intel", "jetson")
@@ -322,7 +322,7 @@ def _hwmon_of_the_node() -> tuple[str, ...]:
 
 
 def unmeasured_gpu(dev: Path = DEV, drm: Path = DRM) -> str | None:
-    """The accelerator of this machine that the environment does not hide, in words; None without one.
+    """Return the accelerator of this machine that the environment does not hide, in words; None without one.
 
     It tells a machine without GPUs, whose CPU is what inference runs on, from one whose GPU meter is broken or
     unknown: a driver that breaks must not turn the figure into the CPU's.

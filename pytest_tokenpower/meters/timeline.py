@@ -155,7 +155,9 @@ class Timeline:
             return tuple(self._events)
 
     def since(self, start_ns: int) -> Stretch:
-        """What was read from a moment on, as it stands now and as it grows: what evaluating it costs is not what the
+        """Return what was read from a moment on, as it stands now and as it grows.
+
+        What evaluating it costs is not what the
         session before it has gathered.
         """
         return Stretch(self, start_ns)
@@ -185,14 +187,14 @@ class Timeline:
             )
 
     def conditions(self, device_id: str, start_ns: int | None = None) -> Sequence[Conditions]:
-        """The conditions of a device at each poll, from a moment on."""
+        """Return the conditions of a device at each poll, from a moment on."""
         with self._lock:
             conditions = self._conditions[device_id]
             first = 0 if start_ns is None else bisect_left(conditions, start_ns, key=lambda c: c.t_ns)
             return tuple(conditions[first:])
 
     def events(self, device_id: str, start_ns: int, end_ns: int) -> Sequence[Event]:
-        """What spoils a device's readings between two moments."""
+        """Return what spoils a device's readings between two moments."""
         with self._lock:
             return tuple(
                 event
@@ -239,11 +241,11 @@ class Stretch:
         return self.timeline.counters(device_id, self.start_ns).since(self.start_ns)
 
     def conditions(self, device_id: str) -> Sequence[Conditions]:
-        """The conditions of a device at each poll."""
+        """Return the conditions of a device at each poll."""
         return self.timeline.conditions(device_id, self.start_ns)
 
     def events(self, device_id: str, start_ns: int, end_ns: int) -> Sequence[Event]:
-        """What spoils a device's readings between two moments."""
+        """Return what spoils a device's readings between two moments."""
         return self.timeline.events(device_id, start_ns, end_ns)
 
 

@@ -86,7 +86,7 @@ class AbsentTests:
         return lines
 
     def _places(self) -> list[Path] | None:
-        """The files and folders that were collected as a whole; None where single tests were named."""
+        """Return the files and folders that were collected as a whole; None where single tests were named."""
         given = [str(each) for each in self._config.args]
         if any("::" in each for each in given):
             return None

@@ -11,7 +11,9 @@ from pytest_tokenpower.errors import UsageError
 
 
 def added_engines(asker: pytest.Item | pytest.Collector | pytest.Config) -> Mapping[str, str]:
-    """The engines of every ``pytest_tokenpower_engines``, asked anew: conftest files are found as pytest collects.
+    """Return the engines of every ``pytest_tokenpower_engines``, asked anew.
+
+    Conftest files are found as pytest collects.
 
     A test, or a module as it is imported, has those of the conftest files in its folder and above; a config, those of
     all.

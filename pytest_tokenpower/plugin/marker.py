@@ -25,7 +25,7 @@ CELL_MARKER = (
 
 
 def read_budget(item: pytest.Item) -> Limits:
-    """The limits of a test; a marker nearer to it overrides one of its class or module, argument by argument.
+    """Return the limits of a test; a marker nearer to it overrides one of its class or module, argument by argument.
 
     Raises UsageError that names the test, the argument and the valid ones.
     """

@@ -239,7 +239,7 @@ INI: dict[str, tuple[_Kind, object, str, str]] = {
 
 
 def _ini(config: pytest.Config, name: str) -> Any:
-    """An ini value of its declared type, from either spelling of TOML or an ini file, or its default.
+    """Return an ini value of its declared type, from either spelling of TOML or an ini file, or its default.
 
     Raises UsageError that names it and what is valid.
     """
@@ -254,7 +254,7 @@ def _ini(config: pytest.Config, name: str) -> Any:
 
 
 def _given(error: Exception) -> str:
-    """The value that pytest's message complains of, as ``=VALUE``; empty where it does not say."""
+    """Return the value that pytest's message complains of, as ``=VALUE``; empty where it does not say."""
     found = re.search(
         r"(?:got \w+: |got: |value |literal for \w+\(\) with base 10: |to float: )(.+)$", str(error)
     )

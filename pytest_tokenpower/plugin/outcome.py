@@ -46,7 +46,7 @@ def check_meter(item: pytest.Item) -> None:
 
 
 def judged(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> pytest.TestReport:
-    """The report of an energy test with its measurement; made anew, as failed, where the verdict fails it."""
+    """Return the report of an energy test with its measurement; made anew, as failed, where the verdict fails it."""
     if call.when == "teardown" and report.failed:
         _drop_properties(item)
         report.user_properties = list(item.user_properties)

@@ -13,7 +13,7 @@ from pytest_tokenpower.plugin.edge import said
 
 
 def teller(config: pytest.Config) -> Callable[[str], None]:
-    """What writes a line between tests, as the runs that this one starts come and go."""
+    """Return what writes a line between tests, as the runs that this one starts come and go."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
 
     def say(text: str) -> None:

@@ -33,7 +33,7 @@ MOST_PARAMETER = 200
 
 
 def session_of(config: pytest.Config) -> Session:
-    """What lives for this process's whole run, made when it is first asked for."""
+    """Return what lives for this process's whole run, made when it is first asked for."""
     if SESSION not in config.stash:
         from pytest_tokenpower.runner.session import Session
 
@@ -48,7 +48,7 @@ def session_of(config: pytest.Config) -> Session:
 
 
 def failure_of(name: str, measured: MeasurementRecord, chosen: Settings) -> str:
-    """What fails the test called ``name``: each failing verdict, the gravest first; empty if none does."""
+    """Return what fails the test called ``name``: each failing verdict, the gravest first; empty if none does."""
     from pytest_tokenpower.gate.messages import message
     from pytest_tokenpower.gate.verdict import SEVERITY
 
@@ -86,7 +86,7 @@ def test_id(item: pytest.Item) -> str:
 
 
 def parameters(item: pytest.Item) -> dict[str, Fact]:
-    """What a parametrised test was given, as far as it is text, number or boolean."""
+    """Return what a parametrised test was given, as far as it is text, number or boolean."""
     from pytest_tokenpower.store.keys import canonical_fact
 
     given: dict[str, object] = getattr(getattr(item, "callspec", None), "params", {})

@@ -90,7 +90,7 @@ class LoadedEngine:
         return str(self.suite.engine(self.visit.cells[0].values["engine"]).adapter)
 
     def get(self) -> Engine:
-        """The running engine; raises EngineError, for each of its cells, where it does not load."""
+        """Return the running engine; raises EngineError, for each of its cells, where it does not load."""
         if self._broken is not None:
             raise self._broken
         if self._engine is None:
@@ -223,14 +223,14 @@ class CellItem(pytest.Item):
 
 
 def machine_of(config: pytest.Config) -> Machine:
-    """The machine that the cells would run on, looked at once a run."""
+    """Return the machine that the cells would run on, looked at once a run."""
     if _MACHINE not in config.stash:
         config.stash[_MACHINE] = this_machine(simulated=config.stash[SETTINGS].simulated_engines)
     return config.stash[_MACHINE]
 
 
 def _plain(cell: Cell) -> dict[str, Fact]:
-    """The cell's values, arrivals as text."""
+    """Return the cell's values, arrivals as text."""
     return {
         name: value if isinstance(value, str | int) else repr(value)
         for name, value in cell.values.items()

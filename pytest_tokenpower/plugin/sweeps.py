@@ -24,14 +24,14 @@ _FOUND: pytest.StashKey[dict[str, Journal]] = pytest.StashKey()
 
 
 def journal_path(config: pytest.Config, suite: str) -> Path:
-    """The journal of a suite, beside the stored runs."""
+    """Return the journal of a suite, beside the stored runs."""
     from pytest_tokenpower.suites.resume import journal_name
 
     return session_of(config).store.path / "sweeps" / journal_name(suite)
 
 
 def journal_of(config: pytest.Config, suite: str) -> Journal:
-    """What an interrupted sweep has finished; empty without --energy-resume. Raises UsageError, StoreError."""
+    """Return what an interrupted sweep has finished; empty without --energy-resume. Raises UsageError, StoreError."""
     from pytest_tokenpower.suites.resume import Journal, read_journal
 
     if not config.stash[SETTINGS].resume:

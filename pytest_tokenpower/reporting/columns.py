@@ -199,7 +199,7 @@ def table(
 
 
 def _default_columns(measurements: Sequence[MeasurementRecord]) -> tuple[str, ...]:
-    """The table's own columns; tests that are compared by another figure than J/token show that one, too."""
+    """Return the table's own columns; tests that are compared by another figure than J/token show that one, too."""
     compared = dict.fromkeys(["joules_per_token", *sorted(map(compared_figure, measurements))])
     return ("test", *compared, *(name for name in _DEFAULT if name not in ("test", *compared)))
 

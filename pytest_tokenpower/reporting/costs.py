@@ -44,7 +44,7 @@ class Cost:
 
 
 def cost_of(measured: MeasurementRecord, factors: Factors) -> Cost | None:
-    """The cost of a million tokens at the measurement's own scope; None without factors or J/token."""
+    """Return the cost of a million tokens at the measurement's own scope; None without factors or J/token."""
     figure = measured.figures.get("joules_per_token")
     if not factors or figure is None:
         return None
@@ -95,7 +95,7 @@ class Country(NamedTuple):
 
 @cache
 def countries() -> tuple[str, Mapping[str, Country]]:
-    """The table's source, and its countries by ISO 3166 alpha-3 code."""
+    """Return the table's source, and its countries by ISO 3166 alpha-3 code."""
     table = tomllib.loads(files(__package__).joinpath("carbon_intensity.toml").read_text("utf-8"))
     return table["source"], {code: Country(*row) for code, row in table["countries"].items()}
 
@@ -133,7 +133,7 @@ def _number(name: str, text: str, valid: str, least: float) -> float:
 
 
 def _carbon_intensity(text: str) -> tuple[float, str]:
-    """The intensity that a number or a country's code names, and its source."""
+    """Return the intensity that a number or a country's code names, and its source."""
     source, table = countries()
     if (country := table.get(text.strip().upper())) is not None:
         return country.grams_per_kwh, f"{country.name} {country.year}, {source}"

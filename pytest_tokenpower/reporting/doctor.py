@@ -37,7 +37,7 @@ def exit_code(report: Report, *, allow_model: bool) -> int:
 
 
 def auto_line(report: Report) -> str:
-    """What ``--energy-source=auto`` takes on this machine, in one line."""
+    """Return what ``--energy-source=auto`` takes on this machine, in one line."""
     if report.only is not None:
         return (
             f"only {report.only} was examined; without --source it is shown what --energy-source=auto takes"
@@ -55,7 +55,7 @@ def auto_line(report: Report) -> str:
 
 
 def as_json(report: Report, code: int) -> dict[str, Any]:
-    """The report as plain values; what is not known is null."""
+    """Return the report as plain values; what is not known is null."""
     plain: dict[str, Any] = _plain(
         {
             "version": 1,
@@ -87,7 +87,7 @@ def _plain(value: Any) -> Any:
 
 
 def machine() -> dict[str, Any]:
-    """The machine, as far as a meter cares."""
+    """Return the machine, as far as a meter cares."""
     return {
         "system": f"{platform.system()} {platform.release()}",
         "cores": os.cpu_count(),
@@ -105,7 +105,7 @@ _NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
 def render(report: Report, width: int = 100) -> str:
-    """The whole report, lines of at most ``width`` where words allow it."""
+    """Return the whole report, lines of at most ``width`` where words allow it."""
     lines: list[str] = []
     found = [meter for meter in report.meters if meter.grade != "absent"]
     for meter in (*found, *(meter for meter in report.meters if meter.grade == "absent")):

@@ -19,7 +19,7 @@ _LISTED_COMMITS = 3
 
 
 def as_text(history: History, place: StoreContext) -> list[str]:
-    """The plot of each key, its steps with their commits, and the newest runs."""
+    """Return the plot of each key, its steps with their commits, and the newest runs."""
     lines = [history.test]
     for series in history.series:
         lines += ["", *_heading(history, series), "", *_plot(series), "", *_changes(history, series, place)]

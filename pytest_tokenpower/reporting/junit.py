@@ -7,7 +7,7 @@ from pytest_tokenpower.gate.verdict import against_baseline, gravest
 
 
 def scope_label(scope: ScopeFigure, measured: MeasurementRecord) -> str:
-    """The name of another scope: a modelled joule along with a measured one says so in it."""
+    """Return the name of another scope: a modelled joule along with a measured one says so in it."""
     other = scope.provenance not in measured.provenance.split("+")
     return f"{scope.scope}_{scope.provenance}" if other else scope.scope
 

@@ -37,7 +37,7 @@ _ORDER = ("failed", *SEVERITY, "measured", "modelled", "replayed", "simulated")
 
 
 def code(text: str) -> str:
-    """Data as a code span that it cannot end; a broken bar stands for a bar, which would end a table's cell."""
+    """Show data as a code span that it cannot end; a broken bar stands for a bar, which would end a table's cell."""
     said = shown(" ".join(text.split())).replace("|", "\N{BROKEN BAR}")
     if len(said) > MOST_NAME:
         said = f"{said[: MOST_NAME - 1]}…"
@@ -49,7 +49,7 @@ def code(text: str) -> str:
 
 
 def block(text: str) -> str:
-    """Data as a fenced block, which no line of it can end."""
+    """Show data as a fenced block, which no line of it can end."""
     said = shown(text[:MOST_MESSAGE])
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", said)), default=0))
     return f"{fence}text\n{said}\n{fence}"
@@ -141,7 +141,7 @@ def _table(report: Report, entries: Sequence[Reported]) -> list[str]:
 
 
 def _said(each: Reported) -> str:
-    """The messages of the verdicts that did not simply pass."""
+    """Return the messages of the verdicts that did not simply pass."""
     return "\n".join(
         message(verdict, each.measured.test, failing=verdict.kind in FAILING)
         for verdict in each.measured.verdicts
@@ -177,7 +177,7 @@ def annotation(report: Report) -> str:
 
 
 def _short(each: Reported) -> str:
-    """The news of a failing test in one line."""
+    """Return the news of a failing test in one line."""
     gravest = min(each.measured.verdicts, key=lambda verdict: SEVERITY.index(verdict.kind))
     return message(gravest, each.measured.test, failing=True).splitlines()[0][:300]
 

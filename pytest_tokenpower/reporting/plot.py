@@ -29,7 +29,7 @@ class Point:
 def render(
     points: Sequence[Point], steps: Sequence[int] = (), left: str = "", right: str = "", width: int = WIDTH
 ) -> list[str]:
-    """The plot's lines, at most ``width`` wide; ``steps`` (indices of points) are lettered a, b, ... below.
+    """Return the plot's lines, at most ``width`` wide; ``steps`` (indices of points) are lettered a, b, ... below.
 
     ``left`` and ``right`` say what the first and the last point are. Where there are more points than columns, a
     column shows the mean of its points and the whole span of their intervals.
@@ -69,12 +69,12 @@ def render(
 
 
 def letter(number: int) -> str:
-    """The mark of a step: a to z, then +."""
+    """Return the mark of a step: a to z, then +."""
     return chr(ord("a") + number) if number < 26 else "+"
 
 
 def _columns(points: Sequence[Point], room: int) -> tuple[list[Point], int, int]:
-    """The points of each column, how many went into one, and how many columns wide each is drawn."""
+    """Return the points of each column, how many went into one, and how many columns wide each is drawn."""
     per_column = math.ceil(len(points) / room)
     columns = []
     for start in range(0, len(points), per_column):

@@ -94,14 +94,14 @@ class Report:
 
 
 def parts_of_change(verdict: VerdictRecord) -> dict[str, tuple[float, float, float]]:
-    """The parts of a verdict's change that are known, each with its 95 % interval: work and pace."""
+    """Return the parts of a verdict's change that are known, each with its 95 % interval: work and pace."""
     # Records of gates that divide a change have them.
     found = {name: getattr(verdict, name, None) for name in ("work", "pace")}
     return {name: (part.change, part.low, part.high) for name, part in found.items() if part is not None}
 
 
 def histories(place: StoreContext, tests: Iterable[str]) -> tuple[dict[str, History], str]:
-    """The stored history of each test (named from the repository's top level) that has one, or why none has."""
+    """Return the stored history of each test (named from the repository's top level) that has one, or why none has."""
     found: dict[str, History] = {}
     try:
         line = read_line(place, None, HISTORY_RUNS)

@@ -56,14 +56,14 @@ def claims_table(claims: Sequence[ClaimRecord]) -> list[str]:
 
 
 def found(claim: ClaimRecord) -> str:
-    """The ratio with its interval; of a shape the last point's to the first's."""
+    """Return the ratio with its interval; of a shape the last point's to the first's."""
     if claim.ratio is None or claim.low is None or claim.high is None:
         return ""
     return f"{claim.ratio:.3g} [{claim.low:.3g}, {claim.high:.3g}]"
 
 
 def claim_line(claim: ClaimRecord) -> str:
-    """What became of a claim, the news first."""
+    """Return what became of a claim, the news first."""
     parts = [f"{claim.word.upper()}: {claim.name} ({claim.figure} {claim.says})"]
     if text := found(claim):
         parts.append(f"found {text}")
@@ -109,7 +109,7 @@ _RESULTS = {
 
 
 def results_table(measurements: Sequence[MeasurementRecord]) -> list[str]:
-    """The cells in the order of their names."""
+    """Return the cells in the order of their names."""
     from tabulate import tabulate
 
     if not measurements:
@@ -163,14 +163,17 @@ def frontier(rows: Sequence[Mapping[str, object]], figure: str) -> list[str]:
 
 
 def duration(seconds: float) -> str:
-    """A time for people: 40 s, 12 min, 3.5 h."""
+    """Return a time for people: 40 s, 12 min, 3.5 h."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def live_table(progress: Progress, now: float, *, rows: int, width: int) -> list[str]:
-    """What a terminal shows of a sweep that runs: how far it is, and the cells around the one that is running."""
+    """Return what a terminal shows of a sweep that runs.
+
+    How far it is, and the cells around the one that is running.
+    """
     left = progress.seconds_left(now)
     counts = ", ".join(f"{count} {outcome}" for outcome, count in progress.outcomes.items())
     head = f"{len(progress.ended)} of {len(progress.steps)} cells{f' ({counts})' if counts else ''}, "
@@ -198,7 +201,7 @@ def live_table(progress: Progress, now: float, *, rows: int, width: int) -> list
 
 
 def objective_lines(outcome: Outcome) -> list[str]:
-    """The operating points of an SLO, the cheapest first, under what was found."""
+    """Return the operating points of an SLO, the cheapest first, under what was found."""
     from tabulate import tabulate
 
     names = [
@@ -229,7 +232,7 @@ def objective_lines(outcome: Outcome) -> list[str]:
 
 
 def soak_lines(cell: str, source: str, found: Soaked, limit: float | None) -> list[str]:
-    """A soak over its hours, and what drifted or stepped."""
+    """Return a soak over its hours, and what drifted or stepped."""
     from tabulate import tabulate
 
     lines = [f"{cell}: {found.hours:.3g} h of continuous work, --source {source}"]

@@ -102,7 +102,10 @@ def summary(
 
 
 def _per(measurements: Sequence[MeasurementRecord]) -> str:
-    """What the tests' joules are divided by, and by which of it those are compared that have another than usual."""
+    """Return what the tests' joules are divided by.
+
+    And by which of it those are compared that have another than usual.
+    """
     used = {denominator(measured.key) for measured in measurements}
     if used <= {"token"}:
         return "Per generated token"
@@ -130,7 +133,7 @@ def _markup(kind: str | None) -> dict[str, bool]:
 
 
 def header(measurements: Sequence[MeasurementRecord], session: Session) -> list[str]:
-    """What measured, and what it is compared with. A figure that was not measured says so first."""
+    """Return what measured, and what it is compared with. A figure that was not measured says so first."""
     # A test that failed within its first round read nothing; it has no way of measuring to show beside the others'.
     read = [measured for measured in measurements if measured.method] or measurements
     lines = list(dict.fromkeys(map(_source, read)))
@@ -214,7 +217,7 @@ def footnotes(measured: MeasurementRecord) -> list[str]:
 
 
 def below_noise(measurements: Sequence[MeasurementRecord]) -> list[str]:
-    """The tests, also those that passed, whose limit is finer than what their comparison can tell."""
+    """Return the tests, also those that passed, whose limit is finer than what their comparison can tell."""
     lines = []
     for measured in measurements:
         found = [
@@ -234,7 +237,10 @@ def below_noise(measurements: Sequence[MeasurementRecord]) -> list[str]:
 
 
 def also_measured(measured: MeasurementRecord) -> list[str]:
-    """The other scopes' J/token; a slow meter's says what it is taken over, a modelled one that it is modelled."""
+    """Return the other scopes' J/token.
+
+    A slow meter's says what it is taken over, a modelled one that it is modelled.
+    """
     parts = []
     for scope in measured.other_scopes:
         if (figure := scope.joules_per_token) is None:
@@ -253,7 +259,7 @@ def also_measured(measured: MeasurementRecord) -> list[str]:
 
 
 def absences(measurements: Sequence[MeasurementRecord]) -> list[str]:
-    """What was not measured along with the figures, with the reason; once for all tests of which it is true."""
+    """Return what was not measured along with the figures, with the reason; once for all tests of which it is true."""
     tests: dict[tuple[str, str], list[str]] = {}
     for measured in measurements:
         for scope in measured.other_scopes:
@@ -267,7 +273,7 @@ def absences(measurements: Sequence[MeasurementRecord]) -> list[str]:
 
 
 def skipped(problems: Mapping[str, str]) -> list[str]:
-    """The stored files that were left out: how many, and which."""
+    """Return the stored files that were left out: how many, and which."""
     if not problems:
         return []
     lines = [f"{len(problems)} stored file{'s' if len(problems) > 1 else ''} skipped:"]

@@ -94,12 +94,12 @@ def _measured(
 
 
 def sleeping_works(piece_s: float = 0.1) -> dict[str, Work]:
-    """The pieces of a simulated board, whose power does not follow from what is run."""
+    """Return the pieces of a simulated board, whose power does not follow from what is run."""
     return dict.fromkeys((MATMUL, MEMORY), lambda times: time.sleep(times * piece_s))
 
 
 def torch_works(device_id: str) -> dict[str, Work]:
-    """The pieces in plain PyTorch on one GPU: 8192³ bf16 matmuls, and 40 GEMMs of 32 rows in a CUDA graph.
+    """Return the pieces in plain PyTorch on one GPU: 8192³ bf16 matmuls, and 40 GEMMs of 32 rows in a CUDA graph.
 
     Raises:
         MeterError: there is no PyTorch with CUDA, or it does not see this GPU.

@@ -60,7 +60,7 @@ _SPELLINGS = {
 
 
 def declared_config(declared: Mapping[str, Fact], identity: EngineIdentity | None) -> dict[str, Fact]:
-    """The engine's own values of the axes that a test declares, for the key.
+    """Return the engine's own values of the axes that a test declares, for the key.
 
     Raises UsageError for an axis that the engine does not report, and where it reports something else.
     """

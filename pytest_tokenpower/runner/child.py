@@ -48,7 +48,7 @@ _NOT_INHERITED = ("COV_CORE_", "COVERAGE_PROCESS_", "GITHUB_STEP_SUMMARY")
 
 
 def child_arguments(arguments: Sequence[str]) -> list[str]:
-    """The command line of a child run: without what belongs to the whole run."""
+    """Return the command line of a child run: without what belongs to the whole run."""
     kept: list[str] = []
     rest = iter(arguments)
     for argument in rest:
@@ -64,7 +64,9 @@ def child_arguments(arguments: Sequence[str]) -> list[str]:
 def single_test_arguments(
     arguments: Sequence[str], positional: Sequence[str], test: str, rootdir: Path, ini: Path | None
 ) -> list[str]:
-    """The command line of a child run of one test alone, by its node id; everything else that was asked for stays.
+    """Return the command line of a child run of one test alone, by its node id.
+
+    Everything else that was asked for stays.
 
     ``positional`` are the paths and node ids that pytest found among the arguments (some may be the ini file's).
     """
@@ -143,7 +145,7 @@ class ChildRun:
         return decode_run(record.read_bytes(), source=str(record))
 
     def _check_sources(self, loaded: Path, who: str) -> None:
-        """Raises TokenPowerError where the run imported code of the other tree, or does not say."""
+        """Raise TokenPowerError where the run imported code of the other tree, or does not say."""
         try:
             modules = json.loads(loaded.read_bytes())
         except (OSError, ValueError) as error:
@@ -179,7 +181,7 @@ def _own_cache(folder: Path, arguments: Sequence[str]) -> list[str]:
 
 
 def output_of(record: Path, lines: int = 15) -> str:
-    """The last lines that the run with this record printed."""
+    """Return the last lines that the run with this record printed."""
     return "\n".join(_log_of(record).read_text("utf-8", "replace").splitlines()[-lines:])
 
 

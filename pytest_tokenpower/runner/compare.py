@@ -68,7 +68,7 @@ class CompareArgs:
         restarts: int,
         names: tuple[str, str] | None,
     ) -> CompareArgs:
-        """Raises UsageError that names the test and the argument."""
+        """Raise UsageError that names the test and the argument."""
         saving, cost = _share(test, "at_least", at_least), _share(test, "at_most", at_most)
         if saving is not None and cost is not None:
             raise UsageError(
@@ -118,7 +118,7 @@ SYNCHRONOUS = (
 
 
 def started(variant: Callable[[], object] | Startable, stack: ExitStack) -> Callable[[], object]:
-    """What runs one execution of a variant; one that has to be started ends with ``stack``."""
+    """Return what runs one execution of a variant; one that has to be started ends with ``stack``."""
     running: AbstractContextManager[Callable[[], object]] = (
         variant.start() if hasattr(variant, "start") else blocking(variant, instead=SYNCHRONOUS)
     )
@@ -126,7 +126,9 @@ def started(variant: Callable[[], object] | Startable, stack: ExitStack) -> Call
 
 
 def names_of(baseline: object, candidate: object) -> tuple[str, str] | None:
-    """What two variants are called where that tells them apart: callables by their names, engines by what differs.
+    """Return what two variants are called where that tells them apart.
+
+    Callables by their names, engines by what differs.
 
     None where nothing does: lambdas, or two closures of one function.
     """
@@ -265,7 +267,10 @@ class Comparison:
     names: tuple[str, str] | None = None
 
     def after(self, earlier: Comparison) -> Comparison:
-        """What ``earlier``, a try of the same test, ran, and this one: more restarts, or more blocks of the one."""
+        """Return what ``earlier``, a try of the same test, ran, and this one.
+
+        More restarts, or more blocks of the one.
+        """
         if self.fresh:
             return replace(self, restarts=(*earlier.restarts, *self.restarts))
         blocks = tuple(block for each in (*earlier.restarts, *self.restarts) for block in each)
@@ -277,14 +282,14 @@ class Comparison:
         return tuple(w for blocks in self.restarts for block in blocks for w in block.windows)
 
     def of_variant(self, variant: Variant, records: Sequence[RoundRecord]) -> tuple[RoundRecord, ...]:
-        """The records of one variant's rounds; ``records`` are of all windows, in their order."""
+        """Return the records of one variant's rounds; ``records`` are of all windows, in their order."""
         variants = [each for blocks in self.restarts for block in blocks for each in block.variants]
         return tuple(record for each, record in zip(variants, records, strict=True) if each == variant)
 
     def judge(
         self, records: Sequence[RoundRecord], per: str, policy: Policy, waiting: Waiting | None = None
     ) -> VerdictRecord:
-        """The verdict over all restarts.
+        """Return the verdict over all restarts.
 
         Args:
             records: as for :meth:`of_variant`.
@@ -322,7 +327,7 @@ class Comparison:
 
 
 def kept_blocks(blocks: Sequence[Block], records: Sequence[RoundRecord], per: str) -> Blocks | None:
-    """The blocks of one restart of which all four rounds are good; None where there is none.
+    """Return the blocks of one restart of which all four rounds are good; None where there is none.
 
     ``records`` are of all the blocks' windows, in their order; ``per`` is their denominator.
     """

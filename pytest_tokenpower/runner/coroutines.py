@@ -90,7 +90,7 @@ def refuse_pending(result: object) -> None:
 
 
 def name_of(fn: object) -> str:
-    """What a workload is called in messages."""
+    """Return what a workload is called in messages."""
     while isinstance(fn, partial):
         fn = fn.func
     return str(getattr(fn, "__name__", type(fn).__name__))

@@ -213,7 +213,7 @@ class Energy:
 
     @contextmanager
     def _measuring(self, fn: Callable[..., object]) -> Iterator[None]:
-        """The measurement of one workload, for which the boards are its own."""
+        """Return the measurement of one workload, for which the boards are its own."""
         if self._entered:
             raise UsageError(f"{self._test}: energy() and energy.measure() in one test: use one of them")
         if not callable(fn):

@@ -119,7 +119,7 @@ def _holder(descriptor: int) -> tuple[str, bool]:
 
 
 def _holding_pid(inode: int) -> int | None:
-    """The process that holds a lock on a file, from the system's list of them; None where that does not tell."""
+    """Return the process that holds a lock on a file, from the system's list of them; None where that does not tell."""
     with contextlib.suppress(OSError):
         for row in Path("/proc/locks").read_text().splitlines():
             fields = row.split()
@@ -164,7 +164,7 @@ _REMEDY = f"have it removed, or name a folder of yours in {FOLDER_VARIABLE}"
 
 
 def _folder() -> tuple[Path, bool]:
-    """The folder of the locks, and whether others may write to it, too."""
+    """Return the folder of the locks, and whether others may write to it, too."""
     if named := os.environ.get(FOLDER_VARIABLE):
         folder = Path(named)
         try:
@@ -200,7 +200,10 @@ def _folder() -> tuple[Path, bool]:
 
 
 def _base() -> Path:
-    """A folder of this user that can be written to: the cache, the runtime directory, else one in the temporary one."""
+    """Return a folder of this user that can be written to.
+
+    The cache, the runtime directory, else one in the temporary one.
+    """
     home = os.environ.get("HOME", "")
     candidates = (
         os.environ.get("XDG_CACHE_HOME", ""),

@@ -83,7 +83,7 @@ FAILED = "the test failed by itself"
 
 
 def failed_by_itself(measured: MeasurementRecord) -> MeasurementRecord:
-    """The record of a test that turned out to have failed when it had been measured: nothing to compare with."""
+    """Return the record of a test that turned out to have failed when it had been measured: nothing to compare with."""
     return replace(measured, comparable=False, reasons=(FAILED,), figures={}, other_scopes=(), verdicts=())
 
 
@@ -206,7 +206,7 @@ LOST = (
 def _lost_baselines(
     taken: MeasuredTest, measured: MeasurementRecord, limits: Limits, policy: Policy, session: Session
 ) -> set[str]:
-    """The baselines that an attempt had, and all attempts together have not, as their tokens differ.
+    """Return the baselines that an attempt had, and all attempts together have not, as their tokens differ.
 
     Otherwise a test that has regressed would pass by generating another number of tokens when it is run again.
     """
@@ -235,7 +235,7 @@ def _pooled(attempts: int) -> tuple[str, ...]:
 def _compared(
     comparison: Comparison, both: MeasurementRecord, policy: Policy, *, failed: bool
 ) -> MeasurementRecord:
-    """The candidate's rounds as the measurement, the baseline's beside them; never a stored baseline itself."""
+    """Return the candidate's rounds as the measurement, the baseline's beside them; never a stored baseline itself."""
     candidate = comparison.of_variant("candidate", both.rounds)
     waiting = waiting_of([both], policy.boards).get(board_of(both))
     verdict = comparison.judge(both.rounds, denominator(both.key), policy, waiting)
@@ -274,7 +274,10 @@ def _key(taken: MeasuredTest, method: str, per: str | None) -> dict[str, Fact]:
 
 
 def _made_up(identity: EngineIdentity) -> str | None:
-    """What the weights are where they are not a model's own; which model's own they are is no matter of the key."""
+    """Return what the weights are where they are not a model's own.
+
+    Which model's own they are is no matter of the key.
+    """
     weights = identity.axes.get("weights")
     return str(weights) if weights in ("random", "dummy") else None
 
@@ -295,7 +298,7 @@ def _facts(taken: MeasuredTest) -> dict[str, Fact]:
 
 
 def _counts(windows: Sequence[RoundWindow]) -> frozenset[TokenCount]:
-    """The token counts of single executions; where only a round's sum is known, it is shared out evenly."""
+    """Return the token counts of single executions; where only a round's sum is known, it is shared out evenly."""
     counts: set[TokenCount] = set()
     for window in windows:
         tokens, repeats = window.tokens, window.repeats

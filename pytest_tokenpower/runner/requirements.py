@@ -37,7 +37,7 @@ class Differing:
 def differing_requirements(
     changed: Iterable[str], here: Path, there: Path, places: Iterable[Path]
 ) -> Differing:
-    """What of ``changed`` says what is installed for the code in ``places``, and how ``there`` gets it.
+    """Return what of ``changed`` says what is installed for the code in ``places``, and how ``there`` gets it.
 
     Args:
         changed: the files that differ between the two trees, relative to their tops.
@@ -68,7 +68,7 @@ def differing_requirements(
 
 
 def _asks_for(path: Path) -> Any:
-    """What of a project's file bears on what is installed; the whole text where that cannot be told."""
+    """Return what of a project's file bears on what is installed; the whole text where that cannot be told."""
     if not path.is_file():
         return None
     text = path.read_text("utf-8", "replace")

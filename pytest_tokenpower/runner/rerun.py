@@ -80,7 +80,7 @@ class Rerun:
         )
 
     def failure(self, test: str) -> str:
-        """What a test failed with on the candidate's side, other than by a verdict; empty where it did not."""
+        """Return what a test failed with on the candidate's side, other than by a verdict; empty where it did not."""
         return failures_of(self.candidate, test)
 
     def _stored(
@@ -90,7 +90,10 @@ class Rerun:
         baseline: Sequence[MeasurementRecord],
         ignore: Sequence[str],
     ) -> ComparableRuns:
-        """The baseline's runs of a test that all of the candidate's can be compared with, or why there are none."""
+        """Return the baseline's runs of a test that all of the candidate's can be compared with.
+
+        Or why there are none.
+        """
         first, name = candidate[0], repository_test(self.root, test)
         for again in candidate[1:]:
             if unlike := unlikeness(first, again, ignore):
@@ -131,7 +134,7 @@ class Rerun:
         return "; ".join(dict.fromkeys(reasons))
 
     def of_test(self, test: str) -> tuple[tuple[MeasurementRecord, ...], tuple[MeasurementRecord, ...]]:
-        """The measurements of one test on both sides; a side without it is empty."""
+        """Return the measurements of one test on both sides; a side without it is empty."""
         baseline, candidate = (
             tuple(one for run in runs for one in run.measurements if one.test == test)
             for runs in (self.baseline, self.candidate)
@@ -140,12 +143,12 @@ class Rerun:
 
 
 def _together(one: MeasurementRecord, first: MeasurementRecord) -> MeasurementRecord:
-    """A measurement as of the time and host of the first."""
+    """Return a measurement as of the time and host of the first."""
     return replace(one, host=first.host, started=first.started or 0.0)
 
 
 def failures_of(runs: Sequence[RunRecord], test: str) -> str:
-    """What a test failed with in any of the runs, other than by a verdict; empty where it did not."""
+    """Return what a test failed with in any of the runs, other than by a verdict; empty where it did not."""
     return "; ".join(dict.fromkeys(run.failures[test] for run in runs if test in run.failures))
 
 
@@ -214,7 +217,7 @@ def rerun(
 
 
 def _locked(differing: Differing) -> str:
-    """That both sides ran with the same packages, though files that lock them differ."""
+    """Return that both sides ran with the same packages, though files that lock them differ."""
     if not differing.locked:
         return ""
     verb = "differs" if len(differing.locked) == 1 else "differ"
@@ -225,7 +228,7 @@ def _locked(differing: Differing) -> str:
 
 
 def moved(argument: str, top: Path, other: Path) -> str:
-    """An absolute path inside the repository, pointed at the same place of another work tree of it."""
+    """Return an absolute path inside the repository, pointed at the same place of another work tree of it."""
     path, colons, inside = argument.partition("::")
     if not os.path.isabs(path) or not Path(path).is_relative_to(top):
         return argument
@@ -249,7 +252,7 @@ def _worktree(repository: Repository, commit: str, path: Path) -> Iterator[Path]
 
 
 def _environment(differing: Differing, tree: Path, path: Path, say: Callable[[str], None]) -> str:
-    """The Python of the baseline: this one, unless what is installed there differs."""
+    """Return the Python of the baseline: this one, unless what is installed there differs."""
     if differing.locked:
         say(f"warning: {_locked(differing)}")
     if not differing.install:

@@ -152,7 +152,7 @@ class Escalation:
 
 
 def _check(first: MeasurementRecord, again: MeasurementRecord, ignore: Sequence[str]) -> None:
-    """Raises TokenPowerError where a restart did not measure the same thing on the same devices."""
+    """Raise TokenPowerError where a restart did not measure the same thing on the same devices."""
     if not again.comparable:
         raise TokenPowerError("; ".join(again.reasons) or "it is not comparable")
     if unlike := unlikeness(first, again, ignore):
@@ -160,7 +160,7 @@ def _check(first: MeasurementRecord, again: MeasurementRecord, ignore: Sequence[
 
 
 def restarted(child: ChildRun, folder: Path, test: str, number: int, timeout_s: float) -> MeasurementRecord:
-    """The test measured by a child run of it alone; raises TokenPowerError that says what happened instead."""
+    """Return the test measured by a child run of it alone; raises TokenPowerError that says what happened instead."""
     record = folder / f"{number}.json"
     run = child.run(record, f"a restart of {test}", timeout_s=timeout_s)
     found = [one for one in run.measurements if one.test == test] or list(run.measurements)

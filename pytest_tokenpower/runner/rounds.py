@@ -299,7 +299,7 @@ def measured_round(
 
 
 def device_wait() -> Callable[[], object] | None:
-    """What waits for the GPU's queued work, if this process has one under way; never creates a CUDA context."""
+    """Return what waits for the GPU's queued work, if this process has one under way; never creates a CUDA context."""
     torch = sys.modules.get("torch")
     if torch is None or not hasattr(torch, "cuda") or not torch.cuda.is_initialized():
         return None

@@ -114,7 +114,7 @@ class Session:
         return self.gated_tests * max(len(self.baselines), 1) + self.ceilings
 
     def policy(self, limits: Limits) -> Policy:
-        """What a test with these limits is judged by in this run."""
+        """Return what a test with these limits is judged by in this run."""
         return Policy(
             regression_limit=limits.regression or self.settings.regression,
             key_ignore=(*self.settings.key_ignore, *limits.key_ignore),
@@ -126,7 +126,7 @@ class Session:
         )
 
     def baseline(self, label: str) -> Baseline:
-        """The baseline that is called so in a verdict."""
+        """Return the baseline that is called so in a verdict."""
         return next(each for each in self.baselines if each.label == label)
 
     def prepare(self) -> None:
@@ -163,7 +163,7 @@ class Session:
             _ = self.baselines
 
     def check_source(self) -> None:
-        """Raises UsageError for a source that nobody knows, or whose file is wrong; opens no meter."""
+        """Raise UsageError for a source that nobody knows, or whose file is wrong; opens no meter."""
         # A meter that is known and not there is no mistake of the command line: each test says so.
         with contextlib.suppress(MeterError):
             if self.recording is None:
@@ -176,7 +176,7 @@ class Session:
         return {str(problem.path): problem.reason for store in stores for problem in store.problems}
 
     def telemetry(self) -> TelemetrySession:
-        """The running telemetry; raises MeterError (again for each test) where nothing can measure."""
+        """Return the running telemetry; raises MeterError (again for each test) where nothing can measure."""
         if self._telemetry is None:
             try:
                 self._telemetry = started = self._start()
@@ -212,7 +212,7 @@ class Session:
         return TelemetrySession(collector, self.recording.devices, scope)
 
     def replayed(self, test: str) -> tuple[RoundWindow, ...] | None:
-        """The recorded rounds of a test; None in a run that measures. Raises UsageError where it has none."""
+        """Return the recorded rounds of a test; None in a run that measures. Raises UsageError where it has none."""
         if self.recording is None:
             return None
         from pytest_tokenpower.analysis.replay import rounds_of
@@ -224,7 +224,7 @@ class Session:
         self._measured.append((test, tuple(windows), telemetry))
 
     def curves(self, test: str) -> PowerCurves | None:
-        """The power and phases of what a test has measured last in this process; None where it has not."""
+        """Return the power and phases of what a test has measured last in this process; None where it has not."""
         from pytest_tokenpower.analysis.power_curves import power_curves
 
         for name, windows, telemetry in reversed(self._measured):
@@ -268,7 +268,7 @@ class Session:
     def run_record(
         self, measurements: Sequence[MeasurementRecord], failures: Mapping[str, str] | None = None
     ) -> RunRecord:
-        """The run as it is stored, or handed to the run that has started it."""
+        """Return the run as it is stored, or handed to the run that has started it."""
         from importlib import metadata
 
         repository = self.repository

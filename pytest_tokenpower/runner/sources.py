@@ -21,7 +21,7 @@ _INSTALLED = frozenset({"site-packages", "dist-packages", "node_modules"})
 
 
 def import_roots(top: Path) -> tuple[Path, ...]:
-    """The folders of a work tree that code is imported from in this process, relative to its top.
+    """Return the folders of a work tree that code is imported from in this process, relative to its top.
 
     Those on the import path, those that hold what is imported already, and the projects that are installed from here.
     """
@@ -35,7 +35,7 @@ def import_roots(top: Path) -> tuple[Path, ...]:
 
 
 def foreign_modules(top: Path) -> dict[str, str]:
-    """The modules of this process that come from a work tree: their files, by their names.
+    """Return the modules of this process that come from a work tree: their files, by their names.
 
     Also those of a copy that was installed from it. What else is installed into an environment inside the tree is not
     of the tree.
@@ -62,7 +62,7 @@ class Installed:
 
 
 def installed_from(top: Path) -> list[Installed]:
-    """The distributions that were installed from a folder or file of a work tree, as pip and uv record it."""
+    """Return the distributions that were installed from a folder or file of a work tree, as pip and uv record it."""
     found = []
     for distribution in metadata.distributions():
         try:
@@ -82,7 +82,7 @@ def installed_from(top: Path) -> list[Installed]:
 
 
 def _root_of(name: str, module: ModuleType) -> Path | None:
-    """The folder of the import path that a module was found in; None where its file is not called like it."""
+    """Return the folder of the import path that a module was found in; None where its file is not called like it."""
     file = getattr(module, "__file__", None)
     if not isinstance(file, str) or name == "__main__":
         return None
@@ -112,7 +112,7 @@ def _between(path: Path, top: Path) -> Iterator[Path]:
 
 
 def shown(modules: Mapping[str, str]) -> str:
-    """Some of the modules, with their files, for people."""
+    """Return some of the modules, with their files, for people."""
     tops = {name: file for name, file in modules.items() if name.rpartition(".")[0] not in modules}
     listed = [f"{name} ({file})" for name, file in sorted(tops.items())]
     return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")

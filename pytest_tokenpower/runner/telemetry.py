@@ -51,7 +51,7 @@ class TelemetrySession:
         self._gpus: frozenset[str] | None = None
 
     def on_gpus(self, ids: Sequence[str]) -> TelemetrySession:
-        """The same meters, with those GPUs alone that an engine says it runs on.
+        """Return the same meters, with those GPUs alone that an engine says it runs on.
 
         Raises MeterUnavailable where a GPU of the engine is not measured, or where only GPUs are and it uses none.
         Boards that are not real stand for any.
@@ -130,7 +130,10 @@ class TelemetrySession:
         return any(device in used for device in failed)
 
     def resolved(self, windows: Sequence[RoundWindow]) -> tuple[RoundWindow, ...]:
-        """The windows of a test as the figure's meter can tell them apart: to a slow one they are a single one."""
+        """Return the windows of a test as the figure's meter can tell them apart.
+
+        To a slow one they are a single one.
+        """
         return (whole(windows),) if self.slow and windows else tuple(windows)
 
     @property
@@ -158,11 +161,17 @@ class TelemetrySession:
         return other_scopes(self.collector.timeline, devices, others, windows, rounds)
 
     def devices_in_use(self, windows: Sequence[RoundWindow]) -> tuple[Device, ...]:
-        """The figure's devices, of the GPUs those that processes of ours ran on or may have; all where none did."""
+        """Return the figure's devices, of the GPUs those that processes of ours ran on or may have.
+
+        All where none did.
+        """
         return self._in_use(self.devices, windows)
 
     def devices_of_key(self, windows: Sequence[RoundWindow]) -> tuple[Device, ...]:
-        """What must be the same for two measurements to be compared: the figure's devices, and in any case the GPUs."""
+        """Return what must be the same for two measurements to be compared.
+
+        The figure's devices, and in any case the GPUs.
+        """
         gpus = [device for device in self._in_use(self.others, windows) if device.scope == "gpu"]
         return (*self.devices_in_use(windows), *gpus)
 

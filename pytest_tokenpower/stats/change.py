@@ -31,7 +31,7 @@ class StudentError:
         return min(own, -float(ndtri(tail)) * self.ceiling) if tail < 0.5 else own
 
     def upper_tail(self, distance: float) -> float:
-        """The one-sided p of an estimate so far above what it is held against."""
+        """Return the one-sided p of an estimate so far above what it is held against."""
         if self.stderr == 0:
             return 0.5 if distance == 0 else float(distance < 0)
         own = float(stdtr(min(self.df, MOST_DF), -distance / self.stderr))
@@ -62,12 +62,12 @@ class Change:
         return max(error.stderr for error in self.errors)
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """The two-sided interval on the scale of ``delta``."""
+        """Return the two-sided interval on the scale of ``delta``."""
         half = self.margin((1 - level) / 2)
         return self.delta - half, self.delta + half
 
     def change_interval(self, level: float = 0.95) -> tuple[float, float]:
-        """The two-sided interval of the change, as fractions."""
+        """Return the two-sided interval of the change, as fractions."""
         low, high = self.interval(level)
         return math.expm1(low), math.expm1(high)
 

@@ -39,7 +39,7 @@ class ChangePoint:
         return math.expm1(self.delta)
 
     def change_interval(self, level: float = 0.95) -> tuple[float, float]:
-        """The two-sided interval of the step, as fractions."""
+        """Return the two-sided interval of the step, as fractions."""
         half = float(stdtrit(self.df, (1 + level) / 2)) * self.stderr
         return math.expm1(self.delta - half), math.expm1(self.delta + half)
 
@@ -51,7 +51,7 @@ def change_points(
     alpha: float = 0.01,
     least: float = 0.0,
 ) -> tuple[ChangePoint, ...]:
-    """The steps in the locations of ``runs`` (in the order of history), oldest first.
+    """Return the steps in the locations of ``runs`` (in the order of history), oldest first.
 
     Binary segmentation (Scott & Knott 1974, Biometrics 30:507; Vostrikova 1981, Sov. Math. Dokl. 24:55) over seeded
     intervals (Kovács, Bühlmann, Li & Munk 2023, Biometrika 110:249): a level that came and went again hides from
@@ -82,7 +82,7 @@ class _History:
     least: float
 
     def best_split(self, start: int, stop: int, *, tests: float) -> ChangePoint | None:
-        """The most significant split of runs ``start`` to ``stop``, its p corrected for ``tests`` tests."""
+        """Return the most significant split of runs ``start`` to ``stop``, its p corrected for ``tests`` tests."""
         count = stop - start
         if count < 2 * FEWEST_RUNS:
             return None

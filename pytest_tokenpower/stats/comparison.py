@@ -386,7 +386,7 @@ class _Plan:
         *,
         least_caution: float = CAUTION_SD,
     ) -> tuple[Change, bool, float]:
-        """The new runs less the present level, whether the scatter is known, and the SD of an occasion."""
+        """Return the new runs less the present level, whether the scatter is known, and the SD of an occasion."""
         summaries = _summaries(self.runs, rounds)
         locations = np.array([each.location for each in summaries])
         if offsets is not None:
@@ -425,7 +425,10 @@ class _Plan:
         floor = float(groups.errors.mean()) if len(groups.means) else fresh_error / self.new
 
         def parts(sd: float) -> tuple[float, float, float, float]:
-            """The difference and the parts of its variance from runs, boards and rounds, at this SD of a unit."""
+            """Return the difference and the parts of its variance from runs, boards and rounds.
+
+            At this SD of a unit.
+            """
             rounds = 0.0
             if together:
                 per_group = float((1 / groups.counts[present]).mean())
@@ -470,7 +473,7 @@ class _Plan:
         new_variance: float,
         board_variance: float,
     ) -> tuple[float, float, float]:
-        """The best linear unbiased difference, and the parts of its variance from runs and from boards.
+        """Return the best linear unbiased difference, and the parts of its variance from runs and from boards.
 
         Runs on the board of the new ones count by more, the more boards differ (Henderson 1975, Biometrics 31:423).
         """
@@ -544,7 +547,7 @@ def _paced(
 
 
 def _unseen_pace(stored: FloatArray, new: FloatArray) -> float:
-    """The squared shift of the pace beyond what the stored runs' own scatter of it makes usual, two of its SDs.
+    """Return the squared shift of the pace beyond what the stored runs' own scatter of it makes usual, two of its SDs.
 
     What waiting watts that are a little wrong make of a usual shift is in the scatter of the stored runs already.
     """
@@ -554,7 +557,10 @@ def _unseen_pace(stored: FloatArray, new: FloatArray) -> float:
 
 
 def _temperature(plan: _Plan, rounds: Sequence[FloatArray]) -> tuple[list[FloatArray], Temperature, float]:
-    """What temperature added to each round, on the new runs' board only, and the squared error of taking it out."""
+    """Return what temperature added to each round, on the new runs' board only.
+
+    And the squared error of taking it out.
+    """
     none = [np.zeros(len(values)) for values in rounds]
     board = plan.runs[-1].board
     old = [

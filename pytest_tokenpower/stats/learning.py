@@ -57,7 +57,7 @@ def learn_noise(
 
 
 def fit_scatter(variances: Sequence[tuple[float, float]]) -> Scatter | None:
-    """The scaled inverse chi-squared distribution that variances of different tests come from.
+    """Return the scaled inverse chi-squared distribution that variances of different tests come from.
 
     limma's estimate (Smyth 2004, Stat. Appl. Genet. Mol. Biol. 3:3, section 6.2): with e = ln s² - digamma(d/2) +
     ln(d/2), trigamma(nu0/2) is the variance of e beyond mean trigamma(d/2). Two things differ, as a store has few
@@ -95,7 +95,9 @@ def _between(groups: Groups | None) -> tuple[float, float] | None:
 
 
 def _boards(tests: Sequence[Groups], believed: Scatter) -> Scatter:
-    """The SD between boards: the means of boards in one level about each other, less what occasions make of them.
+    """Return the SD between boards.
+
+    The means of boards in one level about each other, less what occasions make of them.
 
     The boards of one store are the same in each of its tests, so that tests share their degrees of freedom.
     """
@@ -124,7 +126,7 @@ def _boards(tests: Sequence[Groups], believed: Scatter) -> Scatter:
 
 
 def _trigamma_inverse(value: float) -> float:
-    """The x at which trigamma(x) is ``value``, by Newton's method on 1/trigamma (Smyth 2004, appendix)."""
+    """Return the x at which trigamma(x) is ``value``, by Newton's method on 1/trigamma (Smyth 2004, appendix)."""
     if value > 1e7:
         return 1 / math.sqrt(value)
     if value < 1e-6:

@@ -64,7 +64,7 @@ def split_levels(
 
 
 def _steps(runs: Sequence[Run], places: Sequence[int], noise: Noise) -> list[int]:
-    """The places of the runs that begin a level."""
+    """Return the places of the runs that begin a level."""
     groups, _ = readings([runs])
     if len(groups.means) < FEWEST_DF + 2:
         return []

@@ -30,7 +30,7 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
 
 
 def repeated_p(p: float, look: int, stages: int = 3) -> float:
-    """The one-sided p that the ``look``-th of ``stages`` looks is worth when all of them are counted.
+    """Return the one-sided p that the ``look``-th of ``stages`` looks is worth when all of them are counted.
 
     The smallest alpha whose O'Brien-Fleming level of this look is above ``p`` (Jennison & Turnbull 1989, J. R. Stat.
     Soc. B 51:305): whoever rejects at the first look where it is below alpha errs with probability alpha at most, so
@@ -47,7 +47,7 @@ _LARGEST_BOUNDARY = 8.0
 
 @lru_cache(maxsize=8)
 def _walk(stages: int) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """A grid below the boundary, its trapezium weights, and the density of a step between its points."""
+    """Return a grid below the boundary, its trapezium weights, and the density of a step between its points."""
     grid, step = np.linspace(-10 * math.sqrt(stages), 0.0, 801, retstep=True)
     weights = np.full(grid.shape, step)
     weights[[0, -1]] /= 2
@@ -55,7 +55,7 @@ def _walk(stages: int) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArra
 
 
 def _crossing(boundary: float, stages: int) -> float:
-    """The chance that a walk of ``stages`` N(0, 1) steps is ever above boundary·sqrt(stages)."""
+    """Return the chance that a walk of ``stages`` N(0, 1) steps is ever above boundary·sqrt(stages)."""
     # The grid hangs below the boundary.
     grid, weights, kernel = _walk(stages)
     limit = boundary * math.sqrt(stages)

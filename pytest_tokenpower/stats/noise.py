@@ -31,7 +31,7 @@ class Spread:
         return self.sd * math.sqrt(self.df / float(chdtri(self.df, 0.975)))
 
     def at_most(self, confidence: float = 0.95) -> float:
-        """The one-sided upper limit of the SD."""
+        """Return the one-sided upper limit of the SD."""
         return self.sd * math.sqrt(self.df / float(chdtri(self.df, confidence)))
 
 
@@ -73,7 +73,7 @@ def estimate_noise(
     *,
     meter_errors_per_run: Sequence[Sequence[float]] | None = None,
 ) -> RunNoise:
-    """The noise of two or more runs, ln(J/token) per round, in the order in which they ran.
+    """Return the noise of two or more runs, ln(J/token) per round, in the order in which they ran.
 
     Estimated from these runs alone, but for ``location_error``, which is the gate's (:func:`summarise_runs`, with the
     meter's own errors). The rounds' SD is corrected for autocorrelation, which makes a sample's variance
@@ -132,7 +132,7 @@ def _slope(values: FloatArray) -> Trend | None:
 
 
 def clopper_pearson(count: int, trials: int, level: float = 0.95) -> tuple[float, float]:
-    """The exact two-sided interval of a share of which ``count`` of ``trials`` were seen (Biometrika 26:404, 1934)."""
+    """Return the exact two-sided interval of a share: ``count`` of ``trials`` were seen (Biometrika 26:404, 1934)."""
     if not 0 <= count <= trials or trials < 1:
         raise ValueError(f"{count} of {trials} is no share")
     tail = (1 - level) / 2

@@ -44,7 +44,7 @@ class Waiting:
     assumed: bool = False
 
     def at(self, celsius: float | None) -> float:
-        """The watts at a GPU temperature in °C; as measured where one of the temperatures is not known."""
+        """Return the watts at a GPU temperature in °C; as measured where one of the temperatures is not known."""
         if celsius is None or self.celsius is None:
             return self.watts
         return self.watts * math.exp(WATTS_PER_CELSIUS * (celsius - self.celsius))

@@ -65,7 +65,7 @@ def noise_parts(runs: Sequence[Run], waiting: Mapping[str, Waiting] | None = Non
 
 
 def smallest_limit(run_sd: float, stored_runs: int, policy: Policy, noise: Noise = DEFAULT_NOISE) -> float:
-    """The limit, as a fraction, that a gate of so many stored runs (one an occasion) holds at this noise.
+    """Return the limit, as a fraction, that a gate of so many stored runs (one an occasion) holds at this noise.
 
     The smallest at which twice as much is found in 95 % of builds, and not below the noise floor. Identical code then
     fails less often than the level says.
@@ -83,7 +83,10 @@ def smallest_limit(run_sd: float, stored_runs: int, policy: Policy, noise: Noise
 
 
 def noise_floor(run_sd: float, stored_runs: int, policy: Policy, noise: Noise = DEFAULT_NOISE) -> float:
-    """The smallest rise that fails, as a fraction: the median over what so few stored runs may show of this noise."""
+    """Return the smallest rise that fails, as a fraction.
+
+    The median over what so few stored runs may show of this noise.
+    """
     return math.expm1(float(np.median(_margins(run_sd, stored_runs, policy, noise))))
 
 

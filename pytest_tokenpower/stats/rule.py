@@ -111,7 +111,7 @@ class Decision:
     reason: Reason = ""
 
     def settled(self, p_failing: float, p_improved: float, alpha: float, *, last: bool = True) -> Kind:
-        """The verdict at p-values adjusted for the family; ``last``: no restart is to come."""
+        """Return the verdict at p-values adjusted for the family; ``last``: no restart is to come."""
         if p_failing < alpha:
             return "regressed"
         if p_improved < alpha:
@@ -193,7 +193,7 @@ def shown(change: Change) -> bool:
 
 
 def _ways(change: Change, theta: float) -> tuple[float, float]:
-    """The p-values of failing and of saving; 1 where the change is not beyond the limit."""
+    """Return the p-values of failing and of saving; 1 where the change is not beyond the limit."""
     up = change.p_above(min(theta, 0.0)) if change.delta > theta else 1.0
     down = change.p_below() if theta >= 0 and change.delta < -theta else 1.0
     return up, down
@@ -250,7 +250,7 @@ def _sequential(p: float, policy: Policy) -> float:
 
 @lru_cache(maxsize=512)
 def _level(alpha: float, look: int, looks: int) -> float:
-    """The p at which ``repeated_p`` is ``alpha``."""
+    """Return the p at which ``repeated_p`` is ``alpha``."""
     if looks == 1:
         return alpha
     from scipy.optimize import brentq
@@ -261,7 +261,7 @@ def _level(alpha: float, look: int, looks: int) -> float:
 
 @lru_cache(maxsize=32)
 def _pocock(beta: float, looks: int) -> float:
-    """The level that each of ``looks`` equally spaced looks may spend so that all of them err by ``beta``."""
+    """Return the level that each of ``looks`` equally spaced looks may spend so that all of them err by ``beta``."""
     if looks == 1:
         return beta
     from scipy.optimize import brentq
@@ -270,7 +270,7 @@ def _pocock(beta: float, looks: int) -> float:
 
 
 def _crossing_constant(boundary: float, looks: int) -> float:
-    """The chance that the standardised sum of 1 to ``looks`` N(0, 1) steps is ever above ``boundary``."""
+    """Return the chance that the standardised sum of 1 to ``looks`` N(0, 1) steps is ever above ``boundary``."""
     grid, step = np.linspace(-10 * math.sqrt(looks), boundary * math.sqrt(looks), 1201, retstep=True)
     density = np.exp(-(grid**2) / 2) / math.sqrt(2 * math.pi)
     crossed = float(ndtr(-boundary))

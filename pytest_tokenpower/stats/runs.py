@@ -31,14 +31,14 @@ _NO_SCATTER = 1e-20
 
 
 def trimmed_mean(values: FloatArray) -> FloatArray:
-    """The 20 % trimmed mean over the last axis: floor(0.2 n) values are cut from each end."""
+    """Return the 20 % trimmed mean over the last axis: floor(0.2 n) values are cut from each end."""
     cut = int(TRIM * values.shape[-1])
     ordered = np.sort(values, axis=-1)
     return np.asarray(ordered[..., cut : values.shape[-1] - cut].mean(axis=-1))
 
 
 def yuen_variance(values: FloatArray) -> FloatArray:
-    """The variance s² over the last axis for which s²/n is the squared error of the 20 % trimmed mean.
+    """Return the variance s² over the last axis for which s²/n is the squared error of the 20 % trimmed mean.
 
     s² = n (n-1) s_w² / (h (h-1)), s_w² the winsorised variance and h the values left after trimming (Yuen
     1974, Biometrika 61:165; Tukey & McLaughlin 1963). Without trimming (n < 5) it is the sample variance;
@@ -55,7 +55,7 @@ def yuen_variance(values: FloatArray) -> FloatArray:
 
 
 def lag_sums(values: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """The sums of lag-1 products and of squares about the mean over the last axis; their ratio is r1."""
+    """Return the sums of lag-1 products and of squares about the mean over the last axis; their ratio is r1."""
     centred = values - values.mean(axis=-1, keepdims=True)
     return np.asarray((centred[..., 1:] * centred[..., :-1]).sum(axis=-1)), np.asarray(
         (centred**2).sum(axis=-1)
@@ -65,7 +65,7 @@ def lag_sums(values: FloatArray) -> tuple[FloatArray, FloatArray]:
 def lag1_autocorrelation(
     products: FloatArray, squares: FloatArray, rounds: float, weight: float, prior: Prior
 ) -> FloatArray:
-    """The phi of an AR(1) from the pooled sums of runs of (on average) ``rounds`` rounds, within 0 to 0.8.
+    """Return the phi of an AR(1) from the pooled sums of runs of (on average) ``rounds`` rounds, within 0 to 0.8.
 
     (n r1 + 1)/(n - 3) takes out the bias of r1 = products/squares, about -(1 + 3 phi)/n (Kendall 1954,
     Biometrika 41:403; Marriott & Pope 1954). The prior's value counts as ``prior.lag1_rounds`` rounds against
@@ -80,7 +80,7 @@ def lag1_autocorrelation(
 
 
 def location_squared_error(variance: FloatArray, lag1: FloatArray, rounds: int) -> FloatArray:
-    """The squared error of the mean of n = ``rounds`` AR(1) values with sample variance ``variance``.
+    """Return the squared error of the mean of n = ``rounds`` AR(1) values with sample variance ``variance``.
 
     w² = s² / (1 - (deff - 1)/(n - 1)) · deff/n: deff is how much autocorrelation inflates the variance of a
     mean, and the divisor undoes the bias of s², which autocorrelation makes too small. For an AR(1) both are
@@ -95,7 +95,7 @@ def location_squared_error(variance: FloatArray, lag1: FloatArray, rounds: int) 
 
 
 def shrunk_variance(variance: FloatArray, rounds: int, prior: Prior) -> FloatArray:
-    """The variance of rounds drawn towards the prior's, which is worth ``prior.round_df`` (Smyth 2004)."""
+    """Return the variance of rounds drawn towards the prior's, which is worth ``prior.round_df`` (Smyth 2004)."""
     df = prior.round_df + rounds - 1
     if df <= 0:
         raise ValueError("the spread of one round is unknown without a prior (Prior.round_df is 0)")

@@ -118,7 +118,7 @@ class Groups:
         )
 
     def between(self) -> tuple[float, int]:
-        """The sum of squares of the means about the mean of their cell, and its degrees of freedom."""
+        """Return the sum of squares of the means about the mean of their cell, and its degrees of freedom."""
         squares, df = 0.0, 0
         for cell in dict.fromkeys(self.cells):
             group = self.means[[at for at, each in enumerate(self.cells) if each == cell]]
@@ -130,7 +130,7 @@ class Groups:
 def accounts(
     squares: float, df: int, believed: Scatter, caution: Scatter, *, learned: bool
 ) -> list[StudentError]:
-    """The accounts of an SD that a claim has to hold by, from a sum of squares on ``df`` degrees of freedom.
+    """Return the accounts of an SD that a claim has to hold by, from a sum of squares on ``df`` degrees of freedom.
 
     With fewer than two of them: the largest of the cautious SD, the believed one, and what
     there is, on the cautious degrees of freedom. Otherwise both:

@@ -51,7 +51,7 @@ class Refusal:
 def within_run_slope(
     values: FloatArray, temperatures: FloatArray, rounds: Sequence[int], prior: Prior = DEFAULT_PRIOR
 ) -> tuple[FloatArray, FloatArray]:
-    """The slope pooled within runs and its variance: ANCOVA, never from differences between runs.
+    """Return the slope pooled within runs and its variance: ANCOVA, never from differences between runs.
 
     ``values`` and ``temperatures`` are (..., N), the runs one after another on the last axis with
     ``rounds[i]`` values each. b = sum(x y)/sum(x²) of the run-centred x and y, var(b) = s² deff/sum(x²), s²
@@ -77,7 +77,10 @@ def within_run_slope(
 
 
 def shrunk_slope(slope: FloatArray, error: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """The slope and its variance drawn towards the prior, each weighted by its precision (normal-normal Bayes)."""
+    """Return the slope and its variance drawn towards the prior.
+
+    Each weighted by its precision (normal-normal Bayes).
+    """
     precision = 1 / error + PRIOR_SLOPE_SD**-2
     return (slope / error + PRIOR_SLOPE * PRIOR_SLOPE_SD**-2) / precision, 1 / precision
 

@@ -55,7 +55,7 @@ class Acceptance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def decode_acceptance(text: str, *, source: str) -> Acceptance:
-    """An acceptance from its TOML.
+    """Return an acceptance from its TOML.
 
     Raises:
         UsageError: the text is no acceptance; names ``source`` and what is wrong with it.
@@ -80,7 +80,7 @@ def _share(text: str) -> float:
 
 
 def encode_acceptance(found: Acceptance) -> str:
-    """The acceptance as the TOML that is committed."""
+    """Return the acceptance as the TOML that is committed."""
     lines = [
         "# Written by `tokenpower accept`, reviewed with the change that it accepts.",
         f"test = {_quoted(found.test)}",
@@ -130,7 +130,7 @@ class Acceptances:
 
     @classmethod
     def read(cls, repository: Repository, commits: Sequence[str]) -> Acceptances:
-        """The acceptances of the work tree, and those that came to a line with its commits.
+        """Return the acceptances of the work tree, and those that came to a line with its commits.
 
         Raises:
             UsageError: a file of the work tree is no acceptance.
@@ -160,7 +160,7 @@ class Acceptances:
         return cls(placed, commits)
 
     def steps(self, test: str) -> tuple[str, ...]:
-        """The commits of the line at which an accepted level of a test begins, newest first."""
+        """Return the commits of the line at which an accepted level of a test begins, newest first."""
         places = {one.begins for one in self._placed if one.begins >= 0 and one.acceptance.covers(test)}
         return tuple(self._commits[place] for place in sorted(places))
 
@@ -192,7 +192,7 @@ class Acceptances:
         return nearest is not None and nearest.kind == "regressed"
 
     def allowance(self, test: str, newest: str | None, today: date | None = None) -> PlacedAcceptance | None:
-        """The acceptance by which a test may rise now, the largest; None where none holds.
+        """Return the acceptance by which a test may rise now, the largest; None where none holds.
 
         Args:
             test: the test, from the repository's top level.

@@ -34,7 +34,10 @@ class StoreContext:
 
     @classmethod
     def of(cls, arguments: argparse.Namespace, *, may_be_new: bool = False) -> StoreContext:
-        """The store that the command line names; raises UsageError for one that does not exist, unless it may."""
+        """Return the store that the command line names.
+
+        Raises UsageError for one that does not exist, unless it may.
+        """
         folder = Path.cwd()
         repository = Repository.discover(folder)
         if arguments.storage is None:
@@ -56,13 +59,13 @@ class StoreContext:
         return entries
 
     def needs_repository(self) -> Repository:
-        """The repository; raises HistoryError that says why there is none."""
+        """Return the repository; raises HistoryError that says why there is none."""
         if self.repository is None:
             raise HistoryError(f"this command needs git history, but {explain_absence(self.folder)}")
         return self.repository
 
     def runs(self, text: str, limit_runs: int = 5, *, commit_only: bool = False) -> Baseline:
-        """The runs that ``text`` names (:data:`RUN_HELP`), newest first; a ref stands for its first-parent line.
+        """Return the runs that ``text`` names (:data:`RUN_HELP`), newest first; a ref stands for its first-parent line.
 
         With ``commit_only`` a ref stands for its own commit. Raises UsageError, HistoryError or StoreError.
         """
@@ -131,7 +134,10 @@ class StoreContext:
 
 
 def choose_test(text: str, tests: Collection[str]) -> str:
-    """The test that ``text`` names: exactly, or as a part of one name only. Raises UsageError that lists tests."""
+    """Return the test that ``text`` names: exactly, or as a part of one name only.
+
+    Raises UsageError that lists tests.
+    """
     if text in tests:
         return text
     fitting = sorted(test for test in tests if text in test)
@@ -159,5 +165,5 @@ def _listed(ids: Iterable[str]) -> str:
 
 
 def when(created: str) -> str:
-    """A time as the store's file names have it, for people: 2025-11-22 14:03."""
+    """Return a time as the store's file names have it, for people: 2025-11-22 14:03."""
     return f"{created[:4]}-{created[4:6]}-{created[6:8]} {created[9:11]}:{created[11:13]}"

@@ -34,7 +34,7 @@ def stored_runs(
     ignore: Sequence[str],
     left_out: Collection[str] = (),
 ) -> ComparableRuns:
-    """What a baseline holds that a measurement can be compared with.
+    """Return what a baseline holds that a measurement can be compared with.
 
     Key fields in ``ignore`` may differ; runs whose ids are in ``left_out`` are those that are judged.
     """
@@ -213,7 +213,7 @@ class Baseline:
         at_ref: bool = False,
         root: str | None = None,
     ) -> Baseline:
-        """What ``text`` means here.
+        """Return what ``text`` means here.
 
         Args:
             text: a git ref, a saved name or a path; ``ref:``, ``name:`` or ``path:`` in front says which.
@@ -238,7 +238,7 @@ class Baseline:
         return replace(found, root=root, repository=repository, rises=rises)
 
     def identity(self, test: str) -> str:
-        """A node id of the candidate, from the repository's top level."""
+        """Return a node id of the candidate, from the repository's top level."""
         return repository_test(self.root, test)
 
     def find(
@@ -249,7 +249,7 @@ class Baseline:
         *,
         existing: Collection[str] = (),
     ) -> Found:
-        """The newest comparable runs of ``test`` whose key equals ``key``, fields in ``ignore`` left out.
+        """Return the newest comparable runs of ``test`` whose key equals ``key``, fields in ``ignore`` left out.
 
         Where there is none, those that differ in the lengths of prompts and answers alone.
 
@@ -330,7 +330,7 @@ class Baseline:
         return Found(tuple(runs), note=" ".join(notes), origin=origin, acceptance=acceptance)
 
     def _node_id(self, mine: str) -> str:
-        """A test of ours as pytest calls it."""
+        """Return a test of ours as pytest calls it."""
         return mine.removeprefix(f"{self.root}/") if self.root else mine
 
     def _places(
@@ -354,7 +354,7 @@ class Baseline:
                 yield entry, name, contents.measurements[name]
 
     def _name_in(self, contents: Contents, test: str, seen: NoBaseline) -> str | None:
-        """What a run calls the test: as we do, by its node id alone, or by the file that it was in before."""
+        """Return what a run calls the test: as we do, by its node id alone, or by the file that it was in before."""
         mine = self.identity(test)
         held = contents.measurements
         if contents.root is None and self.root is not None:
@@ -385,7 +385,10 @@ class Baseline:
         return self._files[commit]
 
     def _earlier_file(self, commit: str | None, file: str) -> str | None:
-        """The path that a file of the compared commit had at another one; None where it was not renamed since."""
+        """Return the path that a file of the compared commit had at another one.
+
+        None where it was not renamed since.
+        """
         tip = self.tip or (self.repository.head if self.repository else None)
         if commit is None or tip is None or self.repository is None:
             return None
@@ -396,7 +399,7 @@ class Baseline:
         return self._renames[commit].get(file)
 
     def newest_tests(self) -> tuple[str, ...]:
-        """The node ids of the comparable tests under our root that the newest runs hold."""
+        """Return the node ids of the comparable tests under our root that the newest runs hold."""
         found: dict[str, None] = {}
         for entry in self.entries[: self.limit_runs]:
             try:

@@ -54,7 +54,7 @@ def write_calibration(store: Path, found: CalibrationRecord) -> Path:
 
 
 def read_calibrations(store: Path) -> Iterator[CalibrationRecord]:
-    """The calibrations of a store.
+    """Return the calibrations of a store.
 
     Raises:
         StoreError: one of them is not readable.

@@ -65,13 +65,16 @@ class NoBaseline:
 
 
 def accept_command(test: str, rise: float, since: str = "") -> str:
-    """The command that accepts a rise (a share) of a test, for a change that was merged ``since`` a commit."""
+    """Return the command that accepts a rise (a share) of a test, for a change that was merged ``since`` a commit."""
     merged = f" --since {since[:10]}" if since else ""
     return f"tokenpower accept {shlex.quote(test)} --up-to {accepted_percent(rise)}%{merged} --reason ..."
 
 
 def accepted_percent(rise: float) -> int:
-    """The whole percent that a rise is accepted up to: a little more than it was, as the next run may read more."""
+    """Return the whole percent that a rise is accepted up to.
+
+    A little more than it was, as the next run may read more.
+    """
     return max(0, math.floor(100 * rise) + 2) if rise > 0 else 0
 
 
@@ -143,7 +146,7 @@ def why_no_history(
 def measured_commits(
     runs: Sequence[str | None], commits: Sequence[str], label: str, *, unaccepted: bool
 ) -> str:
-    """The commits that stored runs measured, and how far back on the line of ``label`` they are.
+    """Return the commits that stored runs measured, and how far back on the line of ``label`` they are.
 
     Args:
         runs: the commit of each run, newest first; None for a run outside git.

@@ -144,7 +144,7 @@ class Repository:
 
     @classmethod
     def discover(cls, path: Path) -> Repository | None:
-        """The repository whose work tree holds ``path``; None where there is none (:func:`explain_absence`)."""
+        """Return the repository whose work tree holds ``path``; None where there is none (:func:`explain_absence`)."""
         found = _probe(path)
         return found if isinstance(found, cls) else None
 
@@ -154,7 +154,7 @@ class Repository:
         return bool(self.changes)
 
     def resolve(self, ref: str) -> ResolvedRef:
-        """The commit that ``ref`` names; of a branch the newest that is known here.
+        """Return the commit that ``ref`` names; of a branch the newest that is known here.
 
         A branch's name stands for the local branch and for the branch of that name on the remotes, whichever is
         ahead of the others: clones of CI agents and developers keep a local ``main`` that nobody updates. Where the
@@ -175,7 +175,10 @@ class Repository:
         raise HistoryError(self._unknown(ref, [ref, *(f"{remote}/{ref}" for remote in self._remotes())]))
 
     def _branches(self, ref: str) -> dict[str, str]:
-        """The commits of the branches that a name stands for: the local one first, then by remote, its own first."""
+        """Return the commits of the branches that a name stands for.
+
+        The local one first, then by remote, its own first.
+        """
         if ref == "HEAD" or run_git(self.top_level, "check-ref-format", "--branch", ref).line != ref:
             return {}  # HEAD~2, @{u}, a range.
         remotes = self._remotes()
@@ -208,7 +211,7 @@ class Repository:
         return ResolvedRef(name, commit, "; ".join(notes))
 
     def _remote_of(self, branch: str) -> str:
-        """The remote that a local branch belongs to: the one that it tracks, or else origin or the only one."""
+        """Return the remote that a local branch belongs to: the one that it tracks, or else origin or the only one."""
         own = run_git(self.top_level, "config", "--get", f"branch.{branch}.remote").line
         return own or next(iter(self._remotes()), "")
 
@@ -217,14 +220,17 @@ class Repository:
         return run_git(self.top_level, "merge-base", "--is-ancestor", older, newer).code == 0
 
     def files_at(self, commit: str) -> frozenset[str]:
-        """The paths that a commit holds; none where git does not know the commit."""
+        """Return the paths that a commit holds; none where git does not know the commit."""
         listed = run_git(
             self.top_level, "ls-tree", "-r", "-z", "--name-only", "--full-tree", commit, timeout_s=_SCAN_S
         )
         return frozenset(filter(None, listed.stdout.split("\0"))) if listed.code == 0 else frozenset()
 
     def renames(self, older: str, newer: str) -> dict[str, str]:
-        """The earlier path of each file that was renamed between two commits, by its later path, as git tells it."""
+        """Return the earlier path of each file that was renamed between two commits, by its later path.
+
+        As git tells it.
+        """
         for similar in ("--find-renames", "--find-renames=100%"):
             # A partial clone may lack the contents, and can then tell files of equal contents only.
             shown = run_git(
@@ -238,7 +244,7 @@ class Repository:
         return {}
 
     def baseline_commits(self, ref: str) -> tuple[str, ...]:
-        """The commits whose runs are the baseline of the work tree against ``ref``, newest first.
+        """Return the commits whose runs are the baseline of the work tree against ``ref``, newest first.
 
         They begin at the merge base of HEAD and ``ref`` and follow first parents, at most
         :data:`HISTORY_LIMIT`. Where HEAD itself is on ``ref`` the merge base is HEAD: then they begin at HEAD's
@@ -360,7 +366,7 @@ def _commit_of(top_level: Path, name: str) -> str | None:
 
 
 def _changes(top_level: Path) -> tuple[str, ...]:
-    """What makes the tree dirty. A question that git does not answer counts as dirty: never a false baseline."""
+    """Return what makes the tree dirty. A question that git does not answer counts as dirty: never a false baseline."""
     try:
         tracked = run_git(
             top_level,
@@ -407,7 +413,7 @@ def _picked_up(top_level: Path, path: PurePosixPath) -> bool:
 
 
 def changed_files(repository: Repository, commit: str) -> tuple[str, ...]:
-    """The tracked files that differ between a commit and the work tree; raises HistoryError."""
+    """Return the tracked files that differ between a commit and the work tree; raises HistoryError."""
     shown = run_git(
         repository.top_level,
         *("diff", "--no-ext-diff", "--no-renames", "--name-only", "--ignore-submodules=none", "-z", commit),
@@ -455,7 +461,7 @@ _SUBJECTS_AT_ONCE = 200
 
 
 def first_parents(repository: Repository, ref: str) -> tuple[ResolvedRef, tuple[str, ...]]:
-    """The commit of ``ref`` and its first parents, newest first, at most HISTORY_LIMIT.
+    """Return the commit of ``ref`` and its first parents, newest first, at most HISTORY_LIMIT.
 
     Raises HistoryError for an unknown ref. In a shallow clone the line ends where history was cut off.
     """
@@ -464,7 +470,7 @@ def first_parents(repository: Repository, ref: str) -> tuple[ResolvedRef, tuple[
 
 
 def first_parent_history(repository: Repository, commit: str) -> tuple[str, ...]:
-    """A commit and its first parents, newest first, at most HISTORY_LIMIT; raises HistoryError."""
+    """Return a commit and its first parents, newest first, at most HISTORY_LIMIT; raises HistoryError."""
     chain = run_git(
         repository.top_level, "rev-list", "--first-parent", f"--max-count={HISTORY_LIMIT}", commit
     )
@@ -474,7 +480,7 @@ def first_parent_history(repository: Repository, commit: str) -> tuple[str, ...]
 
 
 def default_branch(repository: Repository) -> ResolvedRef | None:
-    """The branch that others grow from: origin's HEAD, or else a branch with a usual name, or else HEAD itself.
+    """Return the branch that others grow from: origin's HEAD, or else a branch with a usual name, or else HEAD itself.
 
     None in a repository without a commit.
     """
@@ -491,7 +497,7 @@ def default_branch(repository: Repository) -> ResolvedRef | None:
 
 
 def merged_by(repository: Repository, commit: str, line: Collection[str], tip: str) -> str | None:
-    """The commit of ``line`` (which ends in ``tip``) that brought ``commit`` in; None if none did."""
+    """Return the commit of ``line`` (which ends in ``tip``) that brought ``commit`` in; None if none did."""
     path = run_git(
         repository.top_level, "rev-list", "--first-parent", "--ancestry-path", f"{commit}..{tip}"
     ).stdout.split()
@@ -499,7 +505,7 @@ def merged_by(repository: Repository, commit: str, line: Collection[str], tip: s
 
 
 def subjects(repository: Repository, commits: Iterable[str]) -> dict[str, str]:
-    """The first line of each commit's message; commits that git does not know are left out."""
+    """Return the first line of each commit's message; commits that git does not know are left out."""
     wanted = list(dict.fromkeys(commits))
     found: dict[str, str] = {}
     for start in range(0, len(wanted), _SUBJECTS_AT_ONCE):

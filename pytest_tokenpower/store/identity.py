@@ -22,17 +22,17 @@ def root_in(repository: Repository | None, rootdir: Path) -> str | None:
 
 
 def repository_test(root: str | None, test: str) -> str:
-    """A node id relative to ``root``, made relative to the top level; as it is where the root is not known."""
+    """Return a node id relative to ``root``, made relative to the top level; as it is where the root is not known."""
     file, colons, name = test.partition("::")
     return posixpath.normpath(posixpath.join(root or "", file)) + colons + name
 
 
 def file_of(test: str) -> str:
-    """The file that a test is in."""
+    """Return the file that a test is in."""
     return test.partition("::")[0]
 
 
 def in_file(test: str, file: str) -> str:
-    """The same test in another file."""
+    """Return the same test in another file."""
     _, colons, name = test.partition("::")
     return file + colons + name

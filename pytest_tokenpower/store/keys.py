@@ -81,7 +81,9 @@ def make_key(
     cached_share: float = 0.0,
     schema: int = KEY_VERSION,
 ) -> dict[str, Fact]:
-    """The key of a measurement: flat, in the order of its field names, equal to itself after a trip through JSON.
+    """Return the key of a measurement.
+
+    Flat, in the order of its field names, equal to itself after a trip through JSON.
 
     ``devices`` of one scope that are alike become one group: ``gpu.count``, ``gpu.name``, ``gpu.meter`` and
     ``gpu.`` with each of their key facts; unlike ones become ``gpu1.``, ``gpu2.``. ``method`` is how the energy was
@@ -119,7 +121,7 @@ def make_key(
 
 
 def _constant(counts: Collection[int]) -> Fact:
-    """A count that all executions have in common, or that it varies."""
+    """Return a count that all executions have in common, or that it varies."""
     return next(iter(counts)) if len(set(counts)) == 1 else VARY
 
 
@@ -235,19 +237,19 @@ def differences(here: Mapping[str, Fact], there: Mapping[str, Fact]) -> tuple[Ke
 
 
 def describe(found: Iterable[KeyDifference]) -> str:
-    """The differences as a sentence: ``GPU model: NVIDIA H100 here, NVIDIA A100 there; dtype: ...``."""
+    """Return the differences as a sentence: ``GPU model: NVIDIA H100 here, NVIDIA A100 there; dtype: ...``."""
     # A board's name is in the key twice: as what it is called, and among its meter's facts.
     return "; ".join(dict.fromkeys(map(str, found)))
 
 
 def stated(key: Mapping[str, Fact]) -> str:
-    """The key as people read it: ``GPU memory 80 GiB, GPU model NVIDIA H100, ...``."""
+    """Return the key as people read it: ``GPU memory 80 GiB, GPU model NVIDIA H100, ...``."""
     parts = (f"{label(field)} {_show(value, _unit(field))}" for field, value in key.items())
     return ", ".join(dict.fromkeys(parts))
 
 
 def label(field: str) -> str:
-    """What a key field is called in front of people: ``gpu.power_limit_watts`` is the GPU power limit."""
+    """Return what a key field is called in front of people: ``gpu.power_limit_watts`` is the GPU power limit."""
     if field in _LABELS:
         return _LABELS[field]
     device = _DEVICE_FIELD.fullmatch(field)

@@ -39,7 +39,7 @@ def write_pulled(store: Store, pulled: Pulled) -> None:
 
 
 def read_pulled(store: Store) -> Pulled | None:
-    """The state at the last pull, None where there was none; raises StoreError for a file that says nothing."""
+    """Return the state at the last pull, None where there was none; raises StoreError for a file that says nothing."""
     path = _path(store)
     try:
         return msgspec.json.decode(path.read_bytes(), type=Pulled)

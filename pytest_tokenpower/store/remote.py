@@ -63,7 +63,7 @@ class StoreBranch:
         self._kept = f"refs/tokenpower/{hashlib.sha256(os.fsencode(remote)).hexdigest()[:12]}"
 
     def tip(self) -> str | None:
-        """The branch's commit on the remote; None where there is no such branch."""
+        """Return the branch's commit on the remote; None where there is no such branch."""
         listed = run_git(self._top, "ls-remote", "--refs", self._remote, _REF, timeout_s=_NETWORK_S)
         if listed.code != 0:
             raise HistoryError(f"git ls-remote {self._remote} failed: {listed.complaint}")
@@ -103,7 +103,7 @@ class StoreBranch:
         return self._git("cat-file", "-e", f"{commit}^{{tree}}").code == 0
 
     def files(self, tip: str) -> dict[str, str]:
-        """The runs on the branch: blobs by file name."""
+        """Return the runs on the branch: blobs by file name."""
         found = {}
         for _, kind, blob, path in self._tree(tip, recursive=True):
             folder, _, file = path.rpartition("/")
@@ -162,7 +162,10 @@ class StoreBranch:
         return found
 
     def commit(self, tip: str | None, added: Mapping[str, Path]) -> str:
-        """A commit on top of ``tip`` that has ``added`` (path on the branch to local file) too; returns its hash."""
+        """Return a commit on top of ``tip`` that has ``added`` (path on the branch to local file) too.
+
+        Returns its hash.
+        """
         paths = list(added)
         hashed = self._must(
             "hash-object",
@@ -258,7 +261,10 @@ class SyncResult:
 
 
 def choose_remote(repository: Repository, name: str | None) -> str:
-    """A remote's name, a URL or a path; without one, origin or the only remote. Raises UsageError that lists them."""
+    """Return a remote's name, a URL or a path; without one, origin or the only remote.
+
+    Raises UsageError that lists them.
+    """
     known = run_git(repository.top_level, "remote").stdout.split()
     listed = f"the remotes of {repository.top_level}: {', '.join(known) or 'none (git remote add NAME URL)'}"
     if name is None:

@@ -21,7 +21,7 @@ class Line:
 
 
 def lines_of(repository: Repository) -> tuple[Line, ...]:
-    """The lines that a baseline may be on: the default branch, where each other branch left it, and every tag.
+    """Return the lines that a baseline may be on: the default branch, where each other branch left it, and every tag.
 
     Raises HistoryError where history is cut off, as what lies beyond cannot be told from what nobody needs.
     """
@@ -69,7 +69,7 @@ class Retention:
         self._verdicts: dict[tuple[str, str], tuple[VerdictRecord, ...] | None] = {}
 
     def needed(self, entries: Sequence[StoredFile], lines: Iterable[Line]) -> set[StoredFile]:
-        """The runs that a baseline may want: on each line the newest of every test and key, and those newer.
+        """Return the runs that a baseline may want: on each line the newest of every test and key, and those newer.
 
         Only what counts as a baseline is counted; a run that regressed and may yet be accepted is kept on top. Runs
         with a name, and runs outside git, are lines of their own. A file that cannot be read is kept.

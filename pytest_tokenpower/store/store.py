@@ -115,7 +115,7 @@ def file_name(run: RunRecord) -> str:
 
 
 def parse_file_name(folder: str, file: str) -> StoredFile | None:
-    """The entry that a file's name describes; None if it is not the name of a stored run."""
+    """Return the entry that a file's name describes; None if it is not the name of a stored run."""
     found = _FILE.fullmatch(file)
     if found is None:
         return None
@@ -135,7 +135,7 @@ def describe_run(
     dirty: bool | None,
     name: str | None,
 ) -> StoredFile:
-    """The entry of a run whose file has any name; raises StoreError for a malformed time."""
+    """Return the entry of a run whose file has any name; raises StoreError for a malformed time."""
     return StoredFile(
         folder,
         file,
@@ -205,7 +205,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def json_files(folder: Path) -> list[Path]:
-    """The JSON files of a folder that may be runs, by name; none where it cannot be listed."""
+    """Return the JSON files of a folder that may be runs, by name; none where it cannot be listed."""
     try:
         files = sorted(os.listdir(folder))
     except OSError:  # No folder, or not ours to read: it holds nothing for us.
@@ -382,7 +382,7 @@ class Store:
         return tuple(found)
 
     def open_file(self, path: Path) -> StoredFile:
-        """An entry for a run file under any name (an export, a download); raises StoreError."""
+        """Return an entry for a run file under any name (an export, a download); raises StoreError."""
         folder, file = os.path.split(path)
         entry = parse_file_name(folder, file)
         if entry is None:
@@ -399,7 +399,7 @@ class Store:
         return entry
 
     def contents(self, entry: StoredFile) -> Contents:
-        """What the run holds, kept once read; raises StoreError."""
+        """Return what the run holds, kept once read; raises StoreError."""
         path = os.path.join(entry.folder, entry.file)
         known = self._contents.get(path)
         if known is None:
@@ -409,7 +409,7 @@ class Store:
         return known
 
     def measurement(self, entry: StoredFile, test: str) -> MeasurementRecord:
-        """The measurement of one test in the run, decoded alone; raises StoreError, KeyError if it has none."""
+        """Return the measurement of one test in the run, decoded alone; raises StoreError, KeyError if it has none."""
         place = self.contents(entry).measurements[test]
         path = os.path.join(entry.folder, entry.file)
         try:
@@ -427,12 +427,12 @@ class Store:
             raise self._fault(path, f"the measurement of {test} is not readable ({error})") from error
 
     def dated(self, entry: StoredFile, test: str) -> MeasurementRecord:
-        """The measurement with the time at which it began; older runs only tell when they were written."""
+        """Return the measurement with the time at which it began; older runs only tell when they were written."""
         found = self.measurement(entry, test)
         return found if found.started is not None else msgspec.structs.replace(found, started=entry.seconds)
 
     def load(self, entry: StoredFile) -> RunRecord:
-        """The whole run; the last few are kept. Raises StoreError."""
+        """Return the whole run; the last few are kept. Raises StoreError."""
         path = os.path.join(entry.folder, entry.file)
         run = self._runs.pop(path, None)
         if run is None:

@@ -28,7 +28,7 @@ _SPELLINGS = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
 def engine_of(suite: Suite, cells: Sequence[Cell], *, simulated: Clock | None = None) -> EngineSpec:
-    """The engine that these cells share; random weights are written where they are not there yet.
+    """Return the engine that these cells share; random weights are written where they are not there yet.
 
     ``simulated`` is the clock on which a forecast stands for it; None: nothing does.
     Raises UsageError and EngineError.
@@ -72,7 +72,7 @@ def _longest(adapter: str, cells: Sequence[Cell]) -> dict[str, int]:
 
 
 def checkpoint(suite: Suite, name: str) -> str:
-    """The folder or hub id of a model."""
+    """Return the folder or hub id of a model."""
     model = suite.model(name)
     if model.random is None:
         return model.hub or str(suite.folder(str(model.path)))
@@ -94,12 +94,12 @@ def checkpoint(suite: Suite, name: str) -> str:
 
 
 def declared(cell: Cell) -> dict[str, Fact]:
-    """The settings that the engine is held to, and that are part of the measurement's key."""
+    """Return the settings that the engine is held to, and that are part of the measurement's key."""
     return {name: cell.values[name] for name in SETTINGS if cell.values.get(name) not in (None, "auto")}
 
 
 def work_of(suite: Suite, cell: Cell) -> Workload:
-    """The cell's work; raises UsageError, also where a file has fewer prompts than the batch asks for."""
+    """Return the cell's work; raises UsageError, also where a file has fewer prompts than the batch asks for."""
     values = cell.values
     arrivals = _arrivals(values["arrivals"])
     batch, new_tokens, prompt_tokens = values["batch"], values["new_tokens"], values.get("prompt_tokens")

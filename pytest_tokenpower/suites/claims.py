@@ -49,7 +49,10 @@ class Evidence:
 
 
 def runs_of(suite: Suite, measurements: Sequence[MeasurementRecord]) -> dict[str, list[MeasurementRecord]]:
-    """The good measurements of each cell, found by the name of their test; those of ``@run2`` and on are its, too."""
+    """Return the good measurements of each cell, found by the name of their test.
+
+    Those of ``@run2`` and on are its, too.
+    """
     known = {cell.name for cell in suite.cells}
     found: dict[str, list[MeasurementRecord]] = {}
     for one in measurements:

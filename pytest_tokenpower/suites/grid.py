@@ -91,15 +91,15 @@ class Suite:
         return {name: tuple(cells) for name, cells in found.items()}
 
     def wrong(self, place: Sequence[str | int], what: str) -> UsageError:
-        """The error for what is wrong at a place of the file."""
+        """Return the error for what is wrong at a place of the file."""
         return complain(self.text, str(self.path), place, what)
 
     def matching(self, *wanted: Axes) -> tuple[Cell, ...]:
-        """The cells that have one of the values of each axis that is named."""
+        """Return the cells that have one of the values of each axis that is named."""
         return tuple(cell for cell in self.cells if all(matches(cell.values, each) for each in wanted))
 
     def model(self, name: str) -> ModelTable:
-        """The model behind a value of the axis: a table of the suite, the registry's, a folder or a hub id."""
+        """Return the model behind a value of the axis: a table of the suite, the registry's, a folder or a hub id."""
         if name in self.table.models:
             return self.table.models[name]
         if name in load_models():
@@ -109,7 +109,7 @@ class Suite:
         return ModelTable(hub=name)
 
     def architecture(self, name: str) -> Architecture | None:
-        """The architecture of a model; None for a folder or hub id that the registry does not know."""
+        """Return the architecture of a model; None for a folder or hub id that the registry does not know."""
         table = self.model(name)
         if table.random is not None:
             return load_models()[table.random].architecture
@@ -117,7 +117,7 @@ class Suite:
         return None if stored is None else stored.architecture
 
     def engine(self, name: str) -> EngineTable:
-        """The engine behind a value of the axis, its adapter filled in."""
+        """Return the engine behind a value of the axis, its adapter filled in."""
         table = self.table.engines.get(name, EngineTable())
         return msgspec.structs.replace(table, adapter=table.adapter or name)
 
@@ -215,7 +215,7 @@ class Suite:
             )
 
     def folder(self, path: str) -> Path:
-        """A path of the suite, from the suite file's own folder."""
+        """Return a path of the suite, from the suite file's own folder."""
         return self.path.parent / Path(path).expanduser()
 
 
@@ -235,7 +235,7 @@ def _points(grids: Sequence[Mapping[str, tuple[Any, ...]]]) -> Iterator[dict[str
 
 
 def _names(axes: Values, shown: frozenset[str]) -> tuple[str, str]:
-    """The names of the engine and of the cell: the values of all axes that the suite names."""
+    """Return the names of the engine and of the cell: the values of all axes that the suite names."""
     load, work = (
         [_label(name, axes[name]) for name in names if name in axes and name in shown]
         for names in (LOAD_AXES, WORK_AXES)

@@ -42,7 +42,7 @@ def _instances(suite: Suite, at: int, claim: Claim) -> list[Instance]:
 
 
 def terms_of(figure: str) -> list[str]:
-    """The one or two figures of ``a / b``."""
+    """Return the one or two figures of ``a / b``."""
     return [part.strip() for part in figure.split("/", 1)]
 
 
@@ -102,7 +102,7 @@ def _has(cells: Sequence[Cell], axis: str, value: int) -> bool:
 
 
 def _rest(cell: Cell, named: set[str]) -> tuple[object, ...]:
-    """What two cells must have in common: all that the suite varies, but for the axes that the claim names."""
+    """Return what two cells must have in common: all that the suite varies, but for the axes that the claim names."""
     given = {name: value for name, value in cell.axes.items() if name not in named}
     # A variant that is named by its settings, or the other way round.
     if "variant" in given and named & (set(cell.values) - set(cell.axes)):
@@ -111,7 +111,7 @@ def _rest(cell: Cell, named: set[str]) -> tuple[object, ...]:
 
 
 def _label(claim: Claim, cell: Cell, among: Sequence[Cell], named: set[str]) -> str:
-    """The claim's name, with the values that tell it from the others of that name."""
+    """Return the claim's name, with the values that tell it from the others of that name."""
     differing = [
         f"{name}={value if isinstance(value, str | int) else repr(value)}"
         for name, value in cell.axes.items()

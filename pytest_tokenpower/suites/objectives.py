@@ -39,7 +39,7 @@ class Outcome:
 
 
 def limits_of(objective: Objective) -> tuple[tuple[str, float], ...]:
-    """The figures that an objective limits, and to how many seconds."""
+    """Return the figures that an objective limits, and to how many seconds."""
     named = (("ttft", objective.ttft_ms), ("tpot", objective.tpot_ms))
     return tuple(
         (f"{name}_p{objective.percentile}_seconds", ms / 1e3) for name, ms in named if ms is not None

@@ -22,7 +22,7 @@ class Visit:
     cells: tuple[Cell, ...]
 
     def name(self, cell: Cell) -> str:
-        """A cell's name; from the second run on with its number."""
+        """Return a cell's name; from the second run on with its number."""
         return cell.name if self.run == 1 else f"{cell.name}@run{self.run}"
 
 

@@ -45,7 +45,7 @@ class Journal:
     good_bytes: int = 0
 
     def of(self, test: str, fingerprint: str) -> MeasurementRecord | None:
-        """The measurement of a cell that is finished: the same test, of the same work on the same engine."""
+        """Return the measurement of a cell that is finished: the same test, of the same work on the same engine."""
         found = self.finished.get(test)
         return None if found is None or found.fingerprint != fingerprint else found.measurement
 
@@ -74,7 +74,7 @@ _LINE = msgspec.json.Decoder(Begun | Finished)
 
 
 def read_journal(data: bytes) -> Journal:
-    """The journal in a file's bytes, up to the first line that is not whole."""
+    """Return the journal in a file's bytes, up to the first line that is not whole."""
     begun: Begun | None = None
     finished: dict[str, Finished] = {}
     good = 0
@@ -99,7 +99,7 @@ def read_journal(data: bytes) -> Journal:
 
 
 def encode_line(entry: Begun | Finished) -> bytes:
-    """A line of the journal, ending in a digest of itself."""
+    """Return a line of the journal, ending in a digest of itself."""
     return with_digest(msgspec.json.encode(entry)) + b"\n"
 
 
@@ -109,6 +109,6 @@ def finishes(measured: MeasurementRecord) -> bool:
 
 
 def journal_name(suite: str) -> str:
-    """The file's name for a suite at a path from pytest's root directory."""
+    """Return the file's name for a suite at a path from pytest's root directory."""
     stem = PurePosixPath(suite).name.removesuffix(SUFFIX)
     return f"{stem}-{hashlib.sha256(suite.encode()).hexdigest()[:8]}.jsonl"

@@ -67,7 +67,7 @@ class Axes(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     arrivals: Arrivals | tuple[Arrivals, ...] | None = None
 
     def given(self) -> dict[str, tuple[Any, ...]]:
-        """The values of each axis that is named, as a tuple."""
+        """Return the values of each axis that is named, as a tuple."""
         values = {name: getattr(self, name) for name in self.__struct_fields__}
         return {
             name: value if isinstance(value, tuple) else (value,)
@@ -127,7 +127,7 @@ class Variant(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
     options: dict[str, Any] = {}
 
     def settings(self) -> dict[str, Any]:
-        """The settings that it names."""
+        """Return the settings that it names."""
         return {name: value for name in SETTINGS if (value := getattr(self, name)) is not None}
 
 
@@ -159,7 +159,7 @@ class LimitsTable(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
     key_ignore: tuple[str, ...] | UnsetType = UNSET
 
     def given(self) -> dict[str, Any]:
-        """The limits that are named."""
+        """Return the limits that are named."""
         values = {name: getattr(self, name) for name in LimitsTable.__struct_fields__}
         return {name: value for name, value in values.items() if value is not UNSET}
 
@@ -250,7 +250,7 @@ class SuiteFile(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=T
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON Schema of suite files, for editors."""
+    """Return the JSON Schema of suite files, for editors."""
     schema = msgspec.json.schema(SuiteFile)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -260,7 +260,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def read_suite(path: Path) -> SuiteFile:
-    """The suite in a file; raises UsageError that names the file and the line."""
+    """Return the suite in a file; raises UsageError that names the file and the line."""
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -269,7 +269,7 @@ def read_suite(path: Path) -> SuiteFile:
 
 
 def parse_suite(text: str, file: str) -> SuiteFile:
-    """The suite in a text; raises UsageError that names ``file``, the line, and what is valid there."""
+    """Return the suite in a text; raises UsageError that names ``file``, the line, and what is valid there."""
     try:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -282,7 +282,7 @@ def parse_suite(text: str, file: str) -> SuiteFile:
 
 
 def complain(text: str, file: str, place: Sequence[str | int], what: str) -> UsageError:
-    """The error for what is wrong at a place of a suite file, such as ``("claim", 0, "of")``."""
+    """Return the error for what is wrong at a place of a suite file, such as ``("claim", 0, "of")``."""
     shown = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
     return UsageError(f"{file}:{line_of(text, place)}: {shown or 'the file'}: {what}")
 
@@ -316,7 +316,7 @@ def _offending(place: Sequence[str | int], tables: Mapping[str, Any]) -> str:
 
 
 def _fields(place: Sequence[str | int]) -> tuple[str, ...]:
-    """The fields that are valid in the table at a place."""
+    """Return the fields that are valid in the table at a place."""
     at: Any = SuiteFile
     for part in place:
         if isinstance(part, int):
@@ -332,7 +332,7 @@ def _is_struct(kind: Any) -> bool:
 
 
 def _parts(kind: Any) -> tuple[Any, ...]:
-    """The types inside a union, a tuple or a mapping, however deep."""
+    """Return the types inside a union, a tuple or a mapping, however deep."""
     inside = get_args(kind)
     return (*inside, *(part for each in inside for part in _parts(each)))
 
@@ -359,7 +359,10 @@ _KEY = re.compile(r"""^\s*((?:[\w-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[\w-]+|"[^"]*
 
 
 def line_of(text: str, place: Sequence[str | int]) -> int:
-    """The line on which a value of a TOML text stands, counted from 1; that of what it is in, where it is not found."""
+    """Return the line on which a value of a TOML text stands, counted from 1.
+
+    That of what it is in, where it is not found.
+    """
     wanted = list(place)
     counts: dict[tuple[str, ...], int] = {}
     at: tuple[str | int, ...] = ()

@@ -50,12 +50,12 @@ _LINE = msgspec.json.Decoder(SoakBegun | Stretch)
 
 
 def encode_line(entry: SoakBegun | Stretch) -> bytes:
-    """A line of the file, ending in a digest of itself."""
+    """Return a line of the file, ending in a digest of itself."""
     return with_digest(msgspec.json.encode(entry)) + b"\n"
 
 
 def read_soak(data: bytes) -> tuple[SoakBegun | None, tuple[Stretch, ...], int]:
-    """The lines of a soak's file up to the first that is not whole, and how many bytes these are."""
+    """Return the lines of a soak's file up to the first that is not whole, and how many bytes these are."""
     begun: SoakBegun | None = None
     stretches: list[Stretch] = []
     size = 0

@@ -30,7 +30,7 @@ SECONDS = 60
 def recording(
     scale: float, phase_ms: int, seed: int, *, gap_s: tuple[int, int] | None = None, noise: float = 0.0
 ) -> tuple[EnergyTrack, CounterColumns]:
-    """A minute of power that changes a few times a second, with a counter that is read once a second."""
+    """Return a minute of power that changes a few times a second, with a counter that is read once a second."""
     random = np.random.default_rng(seed)
     changes = np.arange(0, SECONDS * 1000, 250) / 1e3
     curve = PowerCurve(points=tuple((float(second), float(random.integers(80, 700))) for second in changes))

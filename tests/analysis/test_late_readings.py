@@ -18,7 +18,7 @@ SECONDS = 24
 
 
 def board(seed: int, factor: float, late_ms: float) -> tuple[EnergyTrack, CounterColumns]:
-    """A board that prefills at 600 W and decodes at 350, its ring, and its counter as read once a second.
+    """Return a board that prefills at 600 W and decodes at 350, its ring, and its counter as read once a second.
 
     The counter's ticks have a phase of their own. Each reading is bracketed by two looks at the clock, which a thread
     that waits for the lock takes ``late_ms`` too late on average (the second), or somewhat too early (the first).

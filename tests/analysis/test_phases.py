@@ -61,7 +61,7 @@ class Stream:
 def stream(
     rounds: Sequence[Tokens], by: Planted | Sequence[Planted], *, gap_ms: int = 0, gap_watts: float = 80.0
 ) -> Stream:
-    """A board's ring over rounds of steps with these tokens, 300 ms apart."""
+    """Return a board's ring over rounds of steps with these tokens, 300 ms apart."""
     pieces: list[tuple[int, float]] = []
     marks: list[tuple[int, int, int, int, int]] = []
     at_ms = 1000
@@ -94,7 +94,7 @@ def stream(
 
 
 def chunked(prompts: int, length: int, new_tokens: int, budget: int) -> list[tuple[int, int]]:
-    """The steps of chunked prefill: sequences that decode come first, the rest of the budget goes to prompts."""
+    """Return the steps of chunked prefill: sequences that decode come first, the rest of the budget goes to prompts."""
     waiting, running = [length] * prompts, [0] * 0
     steps = []
     while waiting or running:
@@ -263,7 +263,7 @@ def test_rounds_that_disagree_on_the_price_of_a_token_make_the_split_uncertain()
 
 
 def online(seed: int, steps: int) -> list[tuple[int, int]]:
-    """Requests that come by chance to an engine that decodes: a step in three or four has a prompt in it."""
+    """Return requests that come by chance to an engine that decodes: a step in three or four has a prompt in it."""
     random = np.random.default_rng(seed)
     return [
         (int(random.integers(100, 500)) if random.random() < 0.3 else 0, int(random.integers(4, 9)))

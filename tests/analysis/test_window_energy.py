@@ -47,7 +47,7 @@ def energy(track: EnergyTrack, *windows: tuple[int, int]) -> WindowEnergy:
 
 
 def rounding(start_ns: int, end_ns: int) -> float:
-    """The ring counts milliwatts, and sharpening it doubles that at most."""
+    """Return the ring counts milliwatts, and sharpening it doubles that at most."""
     return 2e-3 * ((end_ns - start_ns) / SECOND + 0.1)
 
 

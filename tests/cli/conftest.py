@@ -20,7 +20,7 @@ def _plain_git(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Git:
-    """An empty repository on branch main, which is the current folder."""
+    """Return an empty repository on branch main, which is the current folder."""
     git = Git.init(tmp_path / "project")
     monkeypatch.chdir(git.path)
     return git
@@ -28,13 +28,13 @@ def git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Git:
 
 @pytest.fixture
 def store(git: Git) -> Store:
-    """The repository's own store."""
+    """Return the repository's own store."""
     return Store(default_store_path(Repository.discover(git.path), git.path))
 
 
 @pytest.fixture
 def tokenpower(capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs the command in this process."""
+    """Run the command in this process."""
 
     def command(*arguments: str) -> Ended:
         capsys.readouterr()

@@ -29,12 +29,12 @@ def repository(git: Git) -> Repository:
 
 
 def find(git: Git, store: Store, test: str = TEST) -> Found:
-    """What a change on top of HEAD would be compared with."""
+    """Return what a change on top of HEAD would be compared with."""
     return Baseline.resolve("HEAD", store, repository(git), at_ref=True).find(test, KEY)
 
 
 def gate(git: Git, store: Store, number: int, level: float, ref: str = "main") -> VerdictRecord:
-    """What the gate does on HEAD: judge a run of it by the baseline, and store it with the verdict."""
+    """Return what the gate does on HEAD: judge a run of it by the baseline, and store it with the verdict."""
     baseline = Baseline.resolve(ref, store, repository(git))
     measured = at_level(level, seed=number)
     stored = stored_runs(baseline, measured, ())
@@ -50,7 +50,7 @@ def merge(git: Git, branch: str) -> str:
 
 
 def accept(git: Git, tokenpower: Command, share: str, *more: str, test: str = TEST) -> str:
-    """The command, and the commit of what it wrote; what it said."""
+    """Return the command, and the commit of what it wrote; what it said."""
     ended = tokenpower("accept", test, f"--up-to={share}", "--reason=fp16 KV cache", *more)
     assert (ended.code, ended.err) == (0, "")
     git("add", "--all")

@@ -296,7 +296,7 @@ def step(start_s: float, end_s: float, prompt: int, generated: int) -> dict[str,
 
 
 def steps_of(start_s: float) -> list[dict[str, Any]]:
-    """A round of 1 s as an engine records it: two prefill steps of 100 ms, then eight decode steps of 90 ms."""
+    """Return a round of 1 s as an engine records it: two prefill steps of 100 ms, then eight decode steps of 90 ms."""
     prefills = [step(start_s + 0.1 * n, start_s + 0.1 * (n + 1), 50, 0) for n in range(2)]
     decodes = [step(start_s + 0.2 + 0.1 * n, start_s + 0.29 + 0.1 * n, 0, 1) for n in range(8)]
     return [*prefills, *decodes]

@@ -33,7 +33,7 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def rows(text: str) -> dict[str, str]:
-    """The last cell of each line of the table, by model."""
+    """Return the last cell of each line of the table, by model."""
     _, _, table = text.partition("\n-")
     return {
         cells[0]: " ".join(cells[1:])
@@ -43,7 +43,7 @@ def rows(text: str) -> dict[str, str]:
 
 
 def verdicts(text: str) -> dict[str, str]:
-    """What the last column says of each model."""
+    """Return what the last column says of each model."""
     return {name: line.split()[-1] for name, line in rows(text).items()}
 
 

@@ -37,7 +37,7 @@ def changed(record: RunRecord, change: Callable[[MeasurementRecord], Measurement
 
 
 def drifting(record: RunRecord, share: float) -> RunRecord:
-    """The run with more energy in every round."""
+    """Return the run with more energy in every round."""
 
     def dearer(one: RoundRecord) -> RoundRecord:
         assert one.joules is not None
@@ -254,7 +254,7 @@ QUICK = [*ALONE, "-p", "no:xdist"]
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of tests on the simulated board, which is the current one; temporary files go beside it."""
+    """Return a folder of tests on the simulated board, which is the current one; temporary files go beside it."""
     path = tmp_path / "project"
     path.mkdir()
     (path / "test_energy.py").write_text(WORK)

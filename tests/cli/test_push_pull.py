@@ -40,7 +40,7 @@ class Clone:
 
 @pytest.fixture
 def remote(git: Git, tmp_path: Path) -> Git:
-    """A bare repository that the project was pushed to."""
+    """Return a bare repository that the project was pushed to."""
     git.commit("one")
     bare = git.clone(tmp_path / "remote.git", "--bare")
     bare("config", "uploadpack.allowFilter", "true")
@@ -234,7 +234,7 @@ def test_it_gives_up_when_its_patience_is_over(
 
 
 def push_some(path: str, first_number: int, pushes: int) -> None:
-    """What one job does: it saves a run and pushes, again and again."""
+    """Do what one job does: it saves a run and pushes, again and again."""
     clone = Clone(Git(Path(path)))
     for number in range(first_number, first_number + pushes):
         clone.save(number)

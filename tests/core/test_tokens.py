@@ -24,7 +24,7 @@ def completion(ids: list[int], index: int = 0, finish: str | None = "length") ->
 
 
 def output(request: str, *completions: SimpleNamespace, prompt: int = 3, **more: Any) -> SimpleNamespace:
-    """A stand-in with the fields of vLLM's RequestOutput; tests/test_tokens_libraries.py takes the real one."""
+    """Return a stand-in with the fields of vLLM's RequestOutput; tests/test_tokens_libraries.py takes the real one."""
     fields = {"finished": True, "metrics": None, "num_cached_tokens": None, "error": None} | more
     return SimpleNamespace(
         request_id=request, prompt_token_ids=list(range(prompt)), outputs=list(completions), **fields

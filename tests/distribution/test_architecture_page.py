@@ -16,7 +16,7 @@ SCRIPT = Path(__file__).parents[2] / "docs" / "draw_architecture.py"
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
-    """The script, over a package of three rooms."""
+    """Return the script, over a package of three rooms."""
     spec = importlib.util.spec_from_file_location("draw_architecture", SCRIPT)
     assert spec is not None
     assert spec.loader is not None

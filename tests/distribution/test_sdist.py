@@ -35,7 +35,7 @@ MADE = "PKG-INFO"
 
 
 def committed() -> list[str]:
-    """The files of the checkout that git knows and that are there."""
+    """Return the files of the checkout that git knows and that are there."""
     try:
         listed = subprocess.run(
             ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True
@@ -94,7 +94,7 @@ def build(tree: Path, target: str, out: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def sdist(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A source distribution, built in a littered copy of this checkout."""
+    """Return a source distribution, built in a littered copy of this checkout."""
     tree = tmp_path_factory.mktemp("checkout")
     for file in committed():
         (tree / file).parent.mkdir(parents=True, exist_ok=True)

@@ -74,7 +74,7 @@ class World:
 
     @classmethod
     def made(cls, home: Path) -> World:
-        """A first commit, and main one commit further."""
+        """Return a first commit, and main one commit further."""
         world = cls(home)
         Git.init(home / "seed")
         Git(home / "seed")("init", "--bare", "--quiet", "--initial-branch=main", str(world.origin))
@@ -92,14 +92,14 @@ class World:
         return Runner(self.home / f"runner{next(self.runners)}", self.origin, environment)
 
     def push(self, runner: Runner, branch: str = "main", **checkout: str) -> JobRun:
-        """What the push of a branch's newest commit starts."""
+        """Return what the push of a branch's newest commit starts."""
         self.dev("push", "--quiet", "origin", branch)
         return self.only("baseline", runner.run(GATE, self.event("push", f"refs/heads/{branch}"), **checkout))
 
     def pull_request(
         self, runner: Runner, base: str = "main", head: str = REPOSITORY, **checkout: str
     ) -> JobRun:
-        """What a pull request of the branch that is checked out starts: HEAD there is the merge commit."""
+        """Return what a pull request of the branch that is checked out starts: HEAD there is the merge commit."""
         branch = self.dev("branch", "--show-current")
         self.dev("switch", "--quiet", "--detach", base)
         self.dev("merge", "--quiet", "--no-ff", "--message", "Merge", branch)
@@ -111,7 +111,7 @@ class World:
         return self.only(job, runner.run(GATE, github, **checkout))
 
     def merge_group(self, runner: Runner) -> JobRun:
-        """What a queue starts for the branch that is checked out."""
+        """Return what a queue starts for the branch that is checked out."""
         ref = "refs/heads/gh-readonly-queue/main/pr-1"
         self.dev("push", "--quiet", "--force", "origin", f"HEAD:{ref}")
         github = self.event("merge_group", ref)
@@ -143,7 +143,7 @@ class World:
 
 @pytest.fixture(scope="module")
 def seeded(tmp_path_factory: pytest.TempPathFactory) -> tuple[World, JobRun]:
-    """A repository whose main was measured once, on a fresh runner and without any baseline."""
+    """Return a repository whose main was measured once, on a fresh runner and without any baseline."""
     with pytest.MonkeyPatch.context() as patch:
         home = tmp_path_factory.mktemp("seeded")
         plain_git(patch, home)
@@ -154,7 +154,7 @@ def seeded(tmp_path_factory: pytest.TempPathFactory) -> tuple[World, JobRun]:
 
 @pytest.fixture
 def world(seeded: tuple[World, JobRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    """A copy of the seeded repository, to change."""
+    """Return a copy of the seeded repository, to change."""
     plain_git(monkeypatch, tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     for part in ("origin.git", "dev"):

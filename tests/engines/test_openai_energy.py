@@ -197,7 +197,7 @@ time.sleep(60)
 
 @pytest.fixture
 def other_server(tmp_path: Path) -> Iterator[tuple[int, int]]:
-    """A server that is nobody's child: the number of its process, and its port."""
+    """Return a server that is nobody's child: the number of its process, and its port."""
     # Its parent ends at once, so that it is not in the tests' tree.
     root = str(Path(__file__).parents[2])
     launcher = (

@@ -106,7 +106,7 @@ class Engine:
 
 
 def seen(sequences: list[Running], delays: list[int]) -> list[Trace]:
-    """What a client sees, each chunk late by one of these delays."""
+    """Return what a client sees, each chunk late by one of these delays."""
     late = iter(delays * (1 + sum(len(each.ends) for each in sequences) // len(delays)))
     return [
         Trace(each.sent_ns, each.prompt, tuple((end + next(late), 1) for end in each.ends))

@@ -54,7 +54,9 @@ def test_a_single_output_is_taken_too() -> None:
 def staggered(
     waves: list[tuple[float, list[int], int]], tokens: int, pace: float
 ) -> tuple[list[SimpleNamespace], list[Step]]:
-    """A batch whose requests came in waves of (seconds of its prefill step, prompt lengths, decode steps before the
+    """Return a batch whose requests came in waves of (seconds of its prefill step, prompt lengths.
+
+    Decode steps before the
     next one): what vLLM says of each request, and what the steps were.
     """
     now, steps = 10.0, list[Step]()

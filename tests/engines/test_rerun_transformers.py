@@ -53,7 +53,7 @@ def git(folder: Path, *arguments: str) -> str:
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """A repository whose main has KV caches; HEAD is a branch on top of it."""
+    """Return a repository whose main has KV caches; HEAD is a branch on top of it."""
     folder = tmp_path / "repository"
     folder.mkdir()
     (folder / "test_chat.py").write_text(TEST)

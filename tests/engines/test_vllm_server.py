@@ -57,7 +57,7 @@ time.sleep(600)
 
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A model's folder, and a vLLM that is the stub."""
+    """Return a model's folder, and a vLLM that is the stub."""
     package = tmp_path / "site" / "vllm" / "entrypoints" / "openai"
     package.mkdir(parents=True)
     for folder in (package, package.parent, package.parent.parent):

@@ -154,7 +154,7 @@ def test_a_cold_start_is_named_also_where_the_rounds_can_be_adjusted() -> None:
 
 
 def h100_runs() -> Iterator[MeasurementRecord]:
-    """Runs of one test on an H100: plain, eager and fp8, all at clocks that nobody had set."""
+    """Run of one test on an H100: plain, eager and fp8, all at clocks that nobody had set."""
 
     def found(value: Any) -> Iterator[MeasurementRecord]:
         if isinstance(value, dict):

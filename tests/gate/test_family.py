@@ -24,7 +24,7 @@ from tests.support.verdicts import judge_stored, text
 
 
 def holm(p_values: Sequence[float]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """What statsmodels' Holm rejects at 1 %, and its adjusted p-values."""
+    """Return what statsmodels' Holm rejects at 1 %, and its adjusted p-values."""
     from statsmodels.stats.multitest import multipletests
 
     # It collects all garbage at every call, which takes longer than this whole file.

@@ -32,7 +32,7 @@ def at(
     host: str = "box",
     celsius: float | None = None,
 ) -> MeasurementRecord:
-    """A run at a level, at a time, on a board."""
+    """Return a run at a level, at a time, on a board."""
     found = measured("t.py::t", level)
     rounds = tuple(
         replace(one, device_joules={board: one.joules}, temperature_celsius=celsius) for one in found.rounds
@@ -41,7 +41,7 @@ def at(
 
 
 def baseline(*runs: MeasurementRecord) -> ComparableRuns:
-    """Stored runs, newest first."""
+    """Return stored runs, newest first."""
     return ComparableRuns("main@1a2b3c4", runs, tuple(map(str, range(len(runs)))))
 
 

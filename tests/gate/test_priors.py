@@ -22,7 +22,7 @@ def test_a_regression_that_nobody_accepted_is_no_noise(
     plain_git(monkeypatch, tmp_path)
 
     def learned(folder: str, level: float) -> Noise:
-        """What five runs of another test teach; the fourth was recorded as regressed, at this level."""
+        """Return what five runs of another test teach; the fourth was recorded as regressed, at this level."""
         git, store = Git.init(tmp_path / folder), Store(tmp_path / folder / "store")
         for number, factor in enumerate((1.0, 1.001, 0.999, level, 1.0)):
             commit = git.commit(f"change {number}")

@@ -56,7 +56,7 @@ def power_now() -> Reading:
 
 @pytest.fixture
 def gate() -> Iterator[threading.Event]:
-    """What a hanging poll waits for; opened at the end of each test."""
+    """Return what a hanging poll waits for; opened at the end of each test."""
     gate = threading.Event()
     yield gate
     gate.set()

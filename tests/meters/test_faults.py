@@ -161,7 +161,7 @@ def test_the_harness_sees_a_defect(
 
 
 def attempt(*faults: Fault, boards: Sequence[Board], seconds: float = 6.0) -> ReplayedGate | str:
-    """A run, or what open said."""
+    """Return a run, or what open said."""
     measured = Measured(*faults, boards=boards)
     try:
         measured.open()

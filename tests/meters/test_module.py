@@ -36,13 +36,13 @@ def of_device(run: Measured, at: int, windows: Sequence[RoundWindow]) -> tuple[R
 
 
 def truth(run: Measured, at: int, window: RoundWindow) -> float:
-    """The exact energy of the GPU (0) or of its module (1)."""
+    """Return the exact energy of the GPU (0) or of its module (1)."""
     seconds = (window.end_ns - window.start_ns) / SECOND
     return run.boards.joules(0, window.start_ns, window.end_ns) + (EXTRA * seconds if at else 0.0)
 
 
 def wrong(run: Measured, at: int, windows: Sequence[RoundWindow]) -> list[str]:
-    """Rounds of a device that are neither right nor invalid with a reason that names it."""
+    """Return rounds of a device that are neither right nor invalid with a reason that names it."""
     found = []
     for window, record in zip(windows, of_device(run, at, windows), strict=True):
         exact = truth(run, at, window)
@@ -246,7 +246,7 @@ TESTS = "@quick\ndef test_it(energy):\n    energy(generate, 0.1)\n"
 
 @pytest.fixture
 def grace(project: Project) -> Project:
-    """A project on a simulated Grace Hopper: 300 W of GPU, 450 W of module."""
+    """Return a project on a simulated Grace Hopper: 300 W of GPU, 450 W of module."""
     board = {"name": "Simulated GH200", "module_extra_watts": 150, "ring_noise_share": 0.002}
     project.file("grace.json", json.dumps({"boards": [board], "clock": "virtual"}))
     project.tests(TESTS)

@@ -31,7 +31,7 @@ Said = Callable[[Path, pytest.MonkeyPatch], str]
 
 
 def said(open_meter: Callable[[], Sequence[Any]]) -> str:
-    """What opening a meter tells the user: its devices, or why there is none."""
+    """Return what opening a meter tells the user: its devices, or why there is none."""
     try:
         devices = open_meter()
     except MeterError as error:
@@ -177,7 +177,7 @@ PLATFORMS: dict[str, Said] = {
 
 
 def shown(text: str, root: Path) -> str:
-    """A sentence as it stands in the page: folders of the test are named as on a machine."""
+    """Return a sentence as it stands in the page: folders of the test are named as on a machine."""
     for folder, real in (
         ("cpu/powercap", "/sys/class/powercap"),
         ("powercap", "/sys/class/powercap"),

@@ -24,7 +24,7 @@ BUSY = "import subprocess, sys, time\nsys.stdout.write('.')\nsys.stdout.flush()\
 
 @pytest.fixture
 def stranger() -> Iterator[int]:
-    """A busy process that is nobody's child, as far as we are concerned."""
+    """Return a busy process that is nobody's child, as far as we are concerned."""
     launcher = (
         "import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', sys.argv[1]]).pid, flush=True)"
     )

@@ -47,7 +47,7 @@ def device(
 
 
 def rounds(count: int, seconds: float = 10.0, pause: float = 0.0, start: float = 100.0) -> list[RoundWindow]:
-    """Rounds of 1000 generated tokens, one after the other."""
+    """Return rounds of 1000 generated tokens, one after the other."""
     begins = [start + at * (seconds + pause) for at in range(count)]
     return [
         RoundWindow(round(begin * S), round((begin + seconds) * S), TokenCount(10, 1000)) for begin in begins

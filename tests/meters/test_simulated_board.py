@@ -62,7 +62,7 @@ class RoundEvaluator:
         self.now_ns += round(seconds * SECOND)
 
     def drain(self, kind: int = RING) -> list[tuple[int, int]]:
-        """New samples as (realtime µs, mW); empty where NVML says that there are none."""
+        """Return new samples as (realtime µs, mW); empty where NVML says that there are none."""
         try:
             _, samples = self.nvml.nvmlDeviceGetSamples(self.handle, kind, self.last_us)
         except pynvml.NVMLError_NotFound:
@@ -92,7 +92,7 @@ class RoundEvaluator:
 
 
 def exact_joules(curve: PowerCurve, end_ns: int) -> Fraction:
-    """The integral from the start in exact arithmetic, independent of the curve's own."""
+    """Return the integral from the start in exact arithmetic, independent of the curve's own."""
     if curve.repeat_s is not None:
         turns, rest = divmod(end_ns, round(curve.repeat_s * SECOND))
         once = PowerCurve(points=curve.points, shape=curve.shape)
@@ -511,7 +511,7 @@ def test_processes() -> None:
 
 
 def busy_bench(*faults: Fault) -> RoundEvaluator:
-    """A board with a process, and a second one in MIG mode."""
+    """Return a board with a process, and a second one in MIG mode."""
     first, second = numbered_boards(2)
     boards = (
         msgspec.structs.replace(first, processes=(Process(),)),

@@ -52,7 +52,7 @@ ALL: Mapping[str, tuple[Scope, ...]] = {
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Scope, ...]]:
-    """The meters of a machine: what a name opens; to be changed by the test. It has no GPU that has no meter."""
+    """Return the meters of a machine: what a name opens; to be changed by the test. It has no GPU that has no meter."""
     found: dict[str, tuple[Scope, ...]] = dict(ALL)
     known = sources.meters_for
 

@@ -43,7 +43,7 @@ def samples(
 
 
 def ahead(batches: Sequence[Sequence[int]]) -> list[int]:
-    """The stamps that are newer than all before them."""
+    """Return the stamps that are newer than all before them."""
     kept: list[int] = []
     for t in (t for batch in batches for t in batch):
         if not kept or t > kept[-1]:

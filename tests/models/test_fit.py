@@ -25,7 +25,7 @@ BF16: Tensors = {"model.layers.0.a.weight": ("BF16", (GIB, 50)), "lm_head.weight
 
 @pytest.fixture
 def written(tmp_path: Path) -> Callable[..., str]:
-    """Writes a model folder whose safetensors files hold headers alone."""
+    """Write a model folder whose safetensors files hold headers alone."""
 
     def write(tensors: Tensors = BF16, *, shards: int = 1, **config: Any) -> str:
         folder = tmp_path / "big-model"

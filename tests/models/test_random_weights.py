@@ -208,7 +208,7 @@ SMALL: dict[str, Any] = {
 
 
 def small(name: str) -> Architecture:
-    """The model of that name, of the same kind and with small sizes."""
+    """Return the model of that name, of the same kind and with small sizes."""
     config = dict(architecture(name).config)
     config |= {field: value for field, value in SMALL.items() if field in config or field == "pad_token_id"}
     if config["model_type"].startswith("deepseek"):

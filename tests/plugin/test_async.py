@@ -101,7 +101,7 @@ async def test_fails(energy):
 
 @pytest.fixture
 def project(project: Project) -> Project:
-    """An event loop lives on the machine's time."""
+    """Return an event loop lives on the machine's time."""
     project.on_machine_time()
     return project
 

@@ -18,7 +18,7 @@ VALID = (
 
 
 def marked(arguments: Iterable[str]) -> str:
-    """A test for each of the markers, called test_0 and so on."""
+    """Return a test for each of the markers, called test_0 and so on."""
     return "".join(
         f"@pytest.mark.power_budget({each})\ndef test_{number}():\n    pass\n\n\n"
         for number, each in enumerate(arguments)
@@ -26,7 +26,7 @@ def marked(arguments: Iterable[str]) -> str:
 
 
 def refused(project: Project, text: str) -> str:
-    """The error that stops a run of these tests before any of them runs."""
+    """Return the error that stops a run of these tests before any of them runs."""
     project.tests(text + RAN)
     result = project.run()
     assert result.ret == pytest.ExitCode.INTERRUPTED

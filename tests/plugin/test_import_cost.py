@@ -16,7 +16,7 @@ HEAVY = frozenset(
 
 
 def imported(pytester: pytest.Pytester, *arguments: str) -> set[str]:
-    """What a run of pytest imports."""
+    """Return what a run of pytest imports."""
     result = pytester.run(sys.executable, "-X", "importtime", "-m", "pytest", *ALONE, *arguments)
     assert result.ret == 0
     return set(re.findall(r"^import time:.*\|\s+([\w.]+)$", result.stderr.str(), re.MULTILINE))
@@ -24,7 +24,7 @@ def imported(pytester: pytest.Pytester, *arguments: str) -> set[str]:
 
 @pytest.fixture
 def plain(pytester: pytest.Pytester) -> Path:
-    """A project that has a budget and no energy test."""
+    """Return a project that has a budget and no energy test."""
     return pytester.makepyfile(
         "import pytest\n\n@pytest.mark.power_budget(joules=3, regression='2%')\ndef test_it():\n    pytest.skip()\n"
     )

@@ -34,7 +34,7 @@ def workload(seconds: float = 0.05, generated: int = 1000, budget: str = "min_ro
 
 @pytest.fixture
 def git(project: Project) -> Git:
-    """The project as a repository on branch main, with its first commit."""
+    """Return the project as a repository on branch main, with its first commit."""
     git = Git(project.path)
     git("-c", "init.defaultBranch=main", "init", "--quiet")
     git.commit("start", test_energy=workload())
@@ -43,7 +43,7 @@ def git(project: Project) -> Git:
 
 @pytest.fixture
 def branch(project: Project, git: Git) -> Git:
-    """A branch off main, where one run is stored."""
+    """Return a branch off main, where one run is stored."""
     assert project.run("--energy-autosave").ret == 0
     git("switch", "--quiet", "--create", "feature")
     git.commit("unchanged", feature="")
@@ -55,7 +55,7 @@ def stored(project: Project) -> list[Path]:
 
 
 def text(result: pytest.RunResult) -> str:
-    """What was written, with its lines joined: a message wraps where it will."""
+    """Return what was written, with its lines joined: a message wraps where it will."""
     return " ".join(result.stdout.str().split())
 
 

@@ -55,7 +55,7 @@ def run_pytest(platform: str, cwd: Path, *arguments: str) -> subprocess.Complete
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A project with an energy test and a plain one."""
+    """Return a project with an energy test and a plain one."""
     (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = --strict-markers\n")
     (tmp_path / "test_it.py").write_text(TESTS)
     return tmp_path

@@ -278,7 +278,7 @@ def pytest_unconfigure(config):
 
 
 def late(project: Project, *options: str) -> pytest.RunResult:
-    """A run at whose end all comparisons together fail tests that had ended as passed."""
+    """Return a run at whose end all comparisons together fail tests that had ended as passed."""
     project.tests("@quick\ndef test_it(energy):\n    energy(generate)\n")
     assert project.run("--energy-save=before").ret == 0
     project.tests(LATE)
@@ -289,7 +289,7 @@ def late(project: Project, *options: str) -> pytest.RunResult:
 
 
 def outcomes(project: Project) -> dict[str, list[str]]:
-    """What JUnit says of each test in the end, and what another plugin has heard, which must be as many."""
+    """Return what JUnit says of each test in the end, and what another plugin has heard, which must be as many."""
     cases: dict[str, list[str]] = {}
     parsed = list(ElementTree.parse(project.path / "report.xml").iter("testcase"))
     for case in parsed:

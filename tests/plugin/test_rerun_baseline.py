@@ -41,7 +41,7 @@ def git(folder: Path, *arguments: str) -> str:
 
 @pytest.fixture
 def repository(project: Project) -> Path:
-    """The project's folder: a repository whose main sleeps 50 ms a round; HEAD is a branch on top of it."""
+    """Return the project's folder: a repository whose main sleeps 50 ms a round; HEAD is a branch on top of it."""
     project.tests(TESTS + MORE.format(name="same"))
     project.file("engine.py", "SECONDS = 0.05")
     project.file(".gitignore", "__pycache__\n")

@@ -30,7 +30,10 @@ def test_it(energy):
 def rerun(
     project: Project, levels: Sequence[float], *arguments: str, reruns: int = 3
 ) -> tuple[pytest.RunResult, RunRecord]:
-    """A run against a stored one at level 1, its tries at ``levels``; 0 stands for a failure of the test itself."""
+    """Return a run against a stored one at level 1, its tries at ``levels``.
+
+    0 stands for a failure of the test itself.
+    """
     supply(project)
     project.tests(TEST.format(levels=[1]))
     for _ in range(3):

@@ -50,7 +50,7 @@ def hostile(run: RunRecord) -> RunRecord:
 
 @pytest.fixture
 def store(project: Project) -> Store:
-    """A store whose one run would act."""
+    """Return a store whose one run would act."""
     project.tests(TEST)
     project.run("--energy-save=before", "--energy-storage=kept").assert_outcomes(passed=1)
     store = Store(project.path / "kept")

@@ -24,7 +24,7 @@ def git(folder: Path, *arguments: str) -> str:
 
 @pytest.fixture
 def repository(project: Project) -> Path:
-    """A repository with two energy tests."""
+    """Return a repository with two energy tests."""
     project.ini("markers = xdist_group(name): runs on one worker")
     project.tests(TEST.format(name="one") + TEST.format(name="two"))
     project.file(".gitignore", "__pycache__\n")

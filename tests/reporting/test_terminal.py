@@ -112,7 +112,7 @@ def shown(
     width: int = 120,
     verbosity: int = 0,
 ) -> str:
-    """The energy section; what a line ends with and nobody sees is cut off."""
+    """Return the energy section; what a line ends with and nobody sees is cut off."""
     out = StringIO()
     reporter = pytest.TerminalReporter(config, out)
     session = SimpleNamespace(baselines=[SimpleNamespace(label=label, note="") for label in baselines])

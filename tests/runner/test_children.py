@@ -198,7 +198,10 @@ def test_a_child_leaves_the_files_of_its_parent_alone(
 def told(
     config: pytest.Config, reports: Sequence[pytest.TestReport], error: BaseException | None = None
 ) -> list[tuple[str, str, str]]:
-    """What another plugin hears of the tests of a run: test, outcome and complaint of each report, in their order."""
+    """Return what another plugin hears of the tests of a run.
+
+    Test, outcome and complaint of each report, in their order.
+    """
     heard: list[tuple[str, str, str]] = []
 
     class Listener:

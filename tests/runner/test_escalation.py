@@ -29,7 +29,7 @@ LIMIT = 0.03
 
 
 def judged(level: float, name: str = "t", **more: object) -> MeasurementRecord:
-    """A measurement as the run itself leaves it: at the first look."""
+    """Return a measurement as the run itself leaves it: at the first look."""
     from msgspec.structs import replace
 
     found = measured(f"x.py::{name}", level)

@@ -55,7 +55,7 @@ sys.stdin.read()
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The user's cache, and the folder of the locks in it."""
+    """Return the user's cache, and the folder of the locks in it."""
     monkeypatch.delenv(exclusive.FOLDER_VARIABLE, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "tokenpower-locks"

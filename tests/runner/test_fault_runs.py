@@ -32,7 +32,7 @@ SOURCE = "--energy-source=simulated:board.json"
 
 @pytest.fixture
 def hurried(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
-    """A project whose collector is not patient."""
+    """Return a project whose collector is not patient."""
     monkeypatch.setattr(collector, "FLUSH_TIMEOUT_S", 0.6)
     monkeypatch.setattr(collector, "OPEN_TIMEOUT_S", 0.6)
     return project

@@ -22,7 +22,7 @@ SECONDS = 0.25
 
 
 def generate(generated: int = 100) -> TokenCount:
-    """A model whose simulated board draws 300 W for as long as it takes."""
+    """Return a model whose simulated board draws 300 W for as long as it takes."""
     time.sleep(SECONDS)
     return TokenCount(10, generated)
 

@@ -57,7 +57,7 @@ def test_an_environment_inside_the_tree_is_not_of_the_tree(tmp_path: Path) -> No
 
 
 def install(place: Path, project: Path, files: list[str], *, editable: bool) -> None:
-    """What pip leaves of a project in ``place``."""
+    """Leave what pip leaves of a project in ``place``."""
     record = place / "app-1.dist-info"
     record.mkdir(parents=True)
     (record / "METADATA").write_text("Metadata-Version: 2.1\nName: app\nVersion: 1\n")

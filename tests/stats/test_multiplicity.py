@@ -14,7 +14,7 @@ p_values = st.lists(st.floats(0, 1), min_size=1, max_size=12)
 
 
 def levels(stages: int, alpha: float) -> list[float]:
-    """The p at each look that is worth ``alpha``."""
+    """Return the p at each look that is worth ``alpha``."""
     return [
         float(brentq(lambda p, at=look: repeated_p(p, at, stages) - alpha, 1e-12, alpha))
         for look in range(1, stages + 1)

@@ -15,11 +15,11 @@ def _plain_git(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def git(tmp_path: Path) -> Git:
-    """An empty repository on branch main."""
+    """Return an empty repository on branch main."""
     return Git.init(tmp_path / "project")
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    """An empty store outside of any repository."""
+    """Return an empty store outside of any repository."""
     return Store(tmp_path / "store")

@@ -27,7 +27,7 @@ def find(git: Git, store: Store, ref: str = "main", test: str = TEST) -> Found:
 
 
 def history(git: Git, store: Store, count: int) -> list[str]:
-    """Commits on the branch at hand, run N stored for the Nth."""
+    """Commit on the branch at hand, run N stored for the Nth."""
     commits = [git.commit(f"change {number}") for number in range(count)]
     for number, commit in enumerate(commits):
         store.write(run(number, commit=commit))

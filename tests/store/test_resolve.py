@@ -19,7 +19,7 @@ from tests.support.repositories import KEY, TEST, Git, measurement, numbers, run
 
 @pytest.fixture
 def resolve(git: Git, store: Store) -> Callable[[str], Baseline]:
-    """Resolves in a repository with one commit on main, a branch of it checked out."""
+    """Return what to resolve in: a repository with one commit on main, a branch of it checked out."""
     git.commit("one")
     git("switch", "--quiet", "--create", "topic")
     git.commit("topic")

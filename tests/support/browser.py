@@ -28,7 +28,7 @@ class Opened:
 
 @contextmanager
 def chromium() -> Iterator[Any]:
-    """A browser; skips the test with the reason where there is none."""
+    """Return a browser; skips the test with the reason where there is none."""
     playwright = pytest.importorskip(
         "playwright.sync_api", reason="playwright (group browser) drives the browser"
     )

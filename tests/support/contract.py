@@ -23,7 +23,7 @@ def prompts(responses: int, length: int) -> list[list[int]]:
 
 
 def check_bookkeeping(batch: Batch, generation: Generation) -> None:
-    """Counts of a generation and of its steps against the batch that was asked for."""
+    """Count of a generation and of its steps against the batch that was asked for."""
     assert [len(ids) for ids in generation.token_ids] == [batch.new_tokens] * len(batch.prompts)
     assert generation.tokens == batch.tokens
     assert sum(step.prompt_tokens for step in generation.steps) == batch.tokens.prompt

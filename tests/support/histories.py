@@ -23,7 +23,7 @@ def at_level(
     run_sd: float = 0.002,
     comparable: bool = True,
 ) -> MeasurementRecord:
-    """A measurement of 100 J for 256 tokens times ``level``, with the noise of a run and of ten rounds."""
+    """Return a measurement of 100 J for 256 tokens times ``level``, with the noise of a run and of ten rounds."""
     noise = random.Random(f"{test} {seed}")
     center = 100 * level * (1 + noise.gauss(0, run_sd))
     plain = measurement(test, KEY)
@@ -50,17 +50,17 @@ def at_level(
 
 
 def verdict(kind: str, against: str, *, threshold: float = 0.03) -> VerdictRecord:
-    """What a run of the gate recorded."""
+    """Return what a run of the gate recorded."""
     return VerdictRecord(kind, against, reason=f"{kind}.", threshold=threshold, baseline_runs=("some",))
 
 
 def regressed(against: str) -> tuple[VerdictRecord, ...]:
-    """The verdicts of a run that regressed against a baseline's label."""
+    """Return the verdicts of a run that regressed against a baseline's label."""
     return (verdict("regressed", against),)
 
 
 def stored_levels(git: Git, store: Store, levels: list[float], first: int = 0) -> list[str]:
-    """A commit and its run for each level, in order; the commits."""
+    """Return a commit and its run for each level, in order; the commits."""
     commits = []
     for number, level in enumerate(levels, first):
         commits.append(git.commit(f"change {number}"))

@@ -291,7 +291,7 @@ _MIDWAY: Mapping[str, Any] = {
 
 
 def write_model(folder: Path) -> Path:
-    """What a server's model folder needs to be recognised: its configuration."""
+    """Return what a server's model folder needs to be recognised: its configuration."""
     path = folder / "stub-model"
     path.mkdir(exist_ok=True)
     config = {"vocab_size": VOCAB, "tokenpower_architecture": "tiny", "tokenpower_weights": "random, seed 0"}
@@ -301,7 +301,7 @@ def write_model(folder: Path) -> Path:
 
 @contextmanager
 def serving(**options: Any) -> Iterator[StubServer]:
-    """A server for the block."""
+    """Return a server for the block."""
     server = StubServer(**options)
     try:
         yield server

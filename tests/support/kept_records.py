@@ -16,7 +16,7 @@ GATE = GateRecord(regression=0.03, baseline_runs=5)
 def identical(
     runs: int = 8, *, run_sd: float = 0.002, gate: GateRecord | None = GATE, tests: tuple[str, ...] = (TEST,)
 ) -> list[RunRecord]:
-    """Runs of identical code, as the plugin records them."""
+    """Run of identical code, as the plugin records them."""
     return [
         run(
             number,

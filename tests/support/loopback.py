@@ -28,7 +28,7 @@ class Request:
 
 @contextmanager
 def serving(answer: Callable[[Request], None], tls: ssl.SSLContext | None = None) -> Iterator[str]:
-    """The URL of a server that gives each GET to ``answer``."""
+    """Return the URL of a server that gives each GET to ``answer``."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

@@ -74,7 +74,7 @@ class Project:
         self.file("workloads.py", WORKLOADS.format(sleep="time.sleep"))
 
     def ini(self, *lines: str) -> None:
-        """The ini file anew, with further lines."""
+        """Write the ini file anew, with further lines."""
         self.file("pytest.ini", INI.format(source=self._source, more="\n".join(lines)))
 
     def file(self, name: str, text: str) -> Path:

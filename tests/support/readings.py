@@ -23,7 +23,7 @@ LONGEST_PIECE_MS = 500
 
 
 def ring_samples(curve: PowerCurve, stamps_ns: NDArray[np.int64]) -> PowerSamples:
-    """The ring of a board whose power is ``curve``: means since the sample before, smoothed and stamped late."""
+    """Return the ring of a board whose power is ``curve``: means since the sample before, smoothed and stamped late."""
     seconds = np.diff(stamps_ns) / SECOND
     joules = curve.energy().joules_at_each(stamps_ns - RING_LAG_NS)
     readings = [float(curve.joules(0, SECOND))]
@@ -36,7 +36,7 @@ def ring_samples(curve: PowerCurve, stamps_ns: NDArray[np.int64]) -> PowerSample
 def counter_readings(
     energy: Energy, reads_ns: NDArray[np.int64], tick_ns: int, phase_ns: int = 0, scale: float = 1.0
 ) -> CounterColumns:
-    """A counter that shows the energy of its last tick; each read takes 3 ms."""
+    """Return a counter that shows the energy of its last tick; each read takes 3 ms."""
     shown_ns = (reads_ns - phase_ns) // tick_ns * tick_ns + phase_ns if tick_ns else reads_ns
     microjoules = np.rint(scale * energy.joules_at_each(shown_ns) * 1e6).astype(np.int64)
     return CounterColumns(reads_ns - 3 * MS // 2, reads_ns + 3 * MS // 2, microjoules)
@@ -56,7 +56,7 @@ class Ring:
 
 
 def ring_of(pieces: Sequence[tuple[int, float]], shape: str, sample_ms: Sequence[int]) -> Ring:
-    """A ring over pieces of (milliseconds, watts); it begins a second before power first changes."""
+    """Return a ring over pieces of (milliseconds, watts); it begins a second before power first changes."""
     ends = list(accumulate(length for length, _ in pieces))
     points = [(0.0, pieces[0][1])]
     points += [((1000 + end) / 1e3, watts) for end, (_, watts) in zip([0, *ends[:-1]], pieces, strict=True)]
@@ -90,7 +90,7 @@ def rings(draw: st.DrawFn, shapes: Sequence[str] = ("steps", "lines")) -> Ring:
 def rings_with_edges(
     draw: st.DrawFn, edges: int, shapes: Sequence[str] = ("steps", "lines")
 ) -> tuple[Ring, list[int]]:
-    """A ring and so many different moments inside it, in the order of time."""
+    """Return a ring and so many different moments inside it, in the order of time."""
     ring = draw(rings(shapes))
     moments = draw(
         st.lists(st.integers(ring.first_ns, ring.last_ns), min_size=edges, max_size=edges, unique=True)

@@ -45,7 +45,7 @@ def measured(
     watts: float = 500.0,
     **more: Any,
 ) -> MeasurementRecord:
-    """Rounds of 2 s and 1000 tokens with 0.2 s of prefill; the third is dropped."""
+    """Return rounds of 2 s and 1000 tokens with 0.2 s of prefill; the third is dropped."""
     each = tuple(
         RoundRecord(
             start_ns=100 * SECOND + 2 * at * SECOND, seconds=2.0, joules=2 * watts * (1 + 0.004 * math.sin(at)),
@@ -131,7 +131,7 @@ def many(count: int = 200) -> Report:
 
 
 def hostile() -> Report:
-    """A run whose every text is HOSTILE, as a fork may have written it."""
+    """Return a run whose every text is HOSTILE, as a fork may have written it."""
     bad = msgspec.structs.replace(
         measured(
             HOSTILE, provenance=HOSTILE, scope=HOSTILE, method=HOSTILE,
@@ -160,7 +160,10 @@ def hostile() -> Report:
 
 
 def odd() -> Report:
-    """What can be missing: joules, tokens, an interval, rounds, readings; and two boards with readings in buckets."""
+    """Return what can be missing: joules, tokens, an interval, rounds, readings.
+
+    And two boards with readings in buckets.
+    """
     plain = measured()
     lost = msgspec.structs.replace(
         plain.rounds[1], joules=None, stderr_joules=None, temperature_celsius=None, reasons=("lost",)
@@ -192,7 +195,7 @@ def odd() -> Report:
 
 
 def embedding(test: str = "tests/test_energy.py::test_embed") -> MeasurementRecord:
-    """Rounds of 2 s that read 1000 prompt tokens and generate none: compared per prompt token."""
+    """Return rounds of 2 s that read 1000 prompt tokens and generate none: compared per prompt token."""
     rounds = tuple(
         RoundRecord(100 * SECOND + at * 2 * SECOND, 2.0, 400.0 + at, 0.5, 1000, 0, responses=10)
         for at in range(6)

@@ -54,7 +54,7 @@ def run(
     name: str | None = None,
     root: str | None = None,
 ) -> RunRecord:
-    """The run that was made ``number`` minutes after midnight; its id tells the number."""
+    """Return the run that was made ``number`` minutes after midnight; its id tells the number."""
     return RunRecord(
         id=f"{number:08x}-0000-4000-8000-000000000000",
         # Two hours apart: each on an occasion of its own.
@@ -85,12 +85,12 @@ def plain_git(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
 
 
 def numbers(runs: object) -> list[int]:
-    """The numbers of the runs that a baseline found."""
+    """Return the numbers of the runs that a baseline found."""
     return [int(str(found[0])[:8], 16) for found in msgspec.to_builtins(runs)]
 
 
 def write_many(path: str, first: int, count: int) -> None:
-    """What one writing process does."""
+    """Do what one writing process does."""
     store = Store(Path(path))
     for number in range(first, first + count):
         store.write(run(number, commit=f"{number:040x}"))
@@ -125,7 +125,7 @@ class Git:
         path.write_text(text)
 
     def commit(self, message: str, **files: str) -> str:
-        """A commit with files ``name="text"``, named ``name.py``."""
+        """Return a commit with files ``name="text"``, named ``name.py``."""
         for name, text in (files or {"workload": message}).items():
             self.write(f"{name}.py", text)
         self("add", "--all")

@@ -63,7 +63,7 @@ class Measured:
         self.now_ns += round(seconds * SECOND)
 
     def open(self) -> None:
-        """What the collector does first; raises as the meter does."""
+        """Do what the collector does first; raises as the meter does."""
         self.devices = self.meter.open(self.clock)
         for device in self.devices:
             self.timeline.add_device(device)
@@ -74,7 +74,7 @@ class Measured:
         self.since_ns = poll_once(self.meter, self.devices, self.timeline, self.clock, self.since_ns)
 
     def run_until(self, second: float) -> None:
-        """Polls at the meter's own interval until that second of the boards' time."""
+        """Poll at the meter's own interval until that second of the boards' time."""
         while self.now_ns < self.began_ns + second * SECOND:
             self.advance(self.meter.poll_interval_s)
             self.poll()
@@ -96,7 +96,7 @@ class Measured:
 def measure(
     *faults: Fault, seconds: float = 12.0, boards: Sequence[Board] = (Board(power=WORK),), seed: int = 0
 ) -> Measured:
-    """A whole run: open, and polls until the last window has its readings."""
+    """Return a whole run: open, and polls until the last window has its readings."""
     measured = Measured(*faults, boards=boards, seed=seed)
     measured.open()
     measured.run_until(seconds + 1)
@@ -104,7 +104,7 @@ def measure(
 
 
 def rounds_of(measured: Measured, seconds: float = 12.0) -> list[RoundWindow]:
-    """Rounds of one to two seconds, close after each other, at all phases of the polls and of the work."""
+    """Return rounds of one to two seconds, close after each other, at all phases of the polls and of the work."""
     windows = []
     at, number = 0.9, 0
     while at + (length := (1.2, 1.7, 1.05, 1.9, 0.6)[number % 5]) < seconds - 0.2:

@@ -35,7 +35,7 @@ chmod +x "$3"/bin/*
 
 
 def load(path: str) -> dict[str, Any]:
-    """A workflow or action of this repository."""
+    """Return a workflow or action of this repository."""
     read: dict[str, Any] = yaml.load((ROOT / path).read_text(), Loader=yaml.BaseLoader)
     return read
 

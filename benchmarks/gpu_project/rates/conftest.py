@@ -184,7 +184,7 @@ class Engine:
 
 @pytest.fixture(scope="session")
 def engine(turn: None) -> Engine:
-    """A fresh engine of this process's kind, with random weights, after one batch of each size."""
+    """Return a fresh engine of this process's kind, with random weights, after one batch of each size."""
     if FAKE:
         return Engine(None, None)
     kind = SPEC["kind"]
@@ -201,7 +201,7 @@ def engine(turn: None) -> Engine:
 
 
 def randomise(model: Any) -> None:
-    """Normal weights, the same in each process: vLLM's own dummy weights are near zero and draw less power."""
+    """Draw normal weights, the same in each process: vLLM's own dummy weights are near zero and draw less power."""
     generator = torch.Generator(next(model.parameters()).device)
     generator.manual_seed(0)
     for parameter in model.parameters():
@@ -252,7 +252,7 @@ class Work:
 
 @pytest.fixture
 def work(engine: Engine, request: pytest.FixtureRequest) -> Callable[[int, int, int], Work]:
-    """The work of this test, with the waste that the spec has for it."""
+    """Return the work of this test, with the waste that the spec has for it."""
     waste: dict[str, float] = SPEC["waste"].get(request.node.name, {})
     return lambda batch, prompt, new: Work(engine, batch, prompt, new, waste)
 
@@ -267,5 +267,5 @@ def waiting(energy: Energy, windows: int, seconds: float = 0.5) -> None:
 
 @pytest.fixture
 def wait() -> Callable[..., None]:
-    """The windows of waiting."""
+    """Return the windows of waiting."""
     return waiting

@@ -19,7 +19,7 @@ PROMPTS = [[_random.randrange(10, 500) for _ in range(48)] for _ in range(2)]
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[TransformersEngine]:
-    """The engine under test, loaded once."""
+    """Return the engine under test, loaded once."""
     # One thread: on a busy machine the threads of one matrix product wait for each other more than they work.
     engine = TransformersEngine(os.environ["DEMO_MODEL"], cache=CACHE, threads=1)
     yield engine

@@ -101,7 +101,7 @@ def get_json(
 
 
 def _document(response: httpx.Response, end: float, timeout_s: float, where: str) -> Any:
-    """The body as JSON; None where it is none. Raises MeterError for one that trickles, is huge or too deep."""
+    """Return the body as JSON; None where it is none. Raises MeterError for one that trickles, is huge or too deep."""
     body = bytearray()
     for chunk in response.iter_bytes():
         body += chunk

@@ -107,7 +107,7 @@ class AmdMeter:
             self._smi = None
 
     def _die(self, index: int, handle: Any) -> ListedDie:
-        """A die as it can be named; what it does not tell is absent, for it may not be ours."""
+        """Return a die as it can be named; what it does not tell is absent, for it may not be ours."""
         uuid = self._optional("amdsmi_get_gpu_device_uuid", handle)
         asic = _table(self._optional("amdsmi_get_gpu_asic_info", handle))
         listed = _table(self._optional("amdsmi_get_gpu_enumeration_info", handle))
@@ -188,7 +188,7 @@ class AmdMeter:
             raise MeterError(f"AMD: {function} failed on {where}: {' '.join(str(error).split())}") from error
 
     def _optional(self, function: str, *arguments: Any) -> Any:
-        """What a board need not offer; None where it does not."""
+        """Return what a board need not offer; None where it does not."""
         assert self._smi is not None
         try:
             return getattr(self._smi, function)(*arguments)
@@ -197,7 +197,7 @@ class AmdMeter:
             return None
 
     def _counted_uj(self, handle: Any) -> int | None:
-        """The counter in microjoules; None where it gives nothing."""
+        """Return the counter in microjoules; None where it gives nothing."""
         try:
             return self._energy_uj(handle, "it")
         except MeterError:
@@ -239,7 +239,7 @@ class AmdMeter:
         return None
 
     def _temperature(self, board: _Board) -> float | None:
-        """The hottest point of the die, where the board tells it; else its edge."""
+        """Return the hottest point of the die, where the board tells it; else its edge."""
         assert self._smi is not None
         for sensor in ("HOTSPOT", "EDGE"):
             celsius = self._optional(
@@ -270,12 +270,12 @@ def _load() -> ModuleType:
 
 
 def _table(value: Any) -> Mapping[str, Any]:
-    """What amdsmi gives by name; what it does not give has no names."""
+    """Return what amdsmi gives by name; what it does not give has no names."""
     return value if isinstance(value, dict) else {}
 
 
 def _serial(value: Any) -> str | None:
-    """A serial number as 16 digits; None where there is none (zero, or all ones)."""
+    """Return a serial number as 16 digits; None where there is none (zero, or all ones)."""
     text = str(value or "").lower().removeprefix("0x").zfill(16)
     return text if len(text) == 16 and set(text) - set("0") and set(text) - set("f") else None
 

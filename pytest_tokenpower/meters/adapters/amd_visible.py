@@ -44,7 +44,10 @@ class ListedDie:
 
 
 def visible_dies(dies: Sequence[ListedDie], environment: Mapping[str, str]) -> list[ListedDie]:
-    """The dies that the environment leaves, in its order; raises MeterUnavailable where that is none or unclear."""
+    """Return the dies that the environment leaves, in its order.
+
+    Raises MeterUnavailable where that is none or unclear.
+    """
     seen = _in_the_order_of_hip(dies)
     hip = "HIP_VISIBLE_DEVICES" if environment.get("HIP_VISIBLE_DEVICES") else "CUDA_VISIBLE_DEVICES"
     if "ROCR_VISIBLE_DEVICES" in environment:
@@ -94,7 +97,9 @@ def _is_called(die: ListedDie, name: str) -> bool:
 
 
 def card_of(die: ListedDie, dies: Sequence[ListedDie]) -> ListedDie:
-    """The die that reports the energy of the card that ``die`` is on: itself, but for second dies and partitions.
+    """Return the die that reports the energy of the card that ``die`` is on.
+
+    Itself, but for second dies and partitions.
 
     Partitions of one board have its serial number. The second die of an MI250 reports nothing; it is listed after the
     first.

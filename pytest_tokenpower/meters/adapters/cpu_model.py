@@ -278,7 +278,7 @@ def process_cpu_ns(pid: int) -> int:
 
 
 def cpu_name(proc: Path = Path("/proc")) -> str | None:
-    """The processor's model name from /proc/cpuinfo; None where it does not say."""
+    """Return the processor's model name from /proc/cpuinfo; None where it does not say."""
     try:
         text = (proc / "cpuinfo").read_text(errors="replace")
     except OSError:

@@ -136,7 +136,7 @@ class HwmonMeter:
         self._sensors = []
 
     def _find(self) -> tuple[list[_Sensor], list[str]]:
-        """The sensors to read, and what else was there, in words."""
+        """Return the sensors to read, and what else was there, in words."""
         found: list[tuple[Path, str, str, str]] = []
         for chip in sorted(self._root.glob("hwmon*")):
             driver = _text(chip / "name") or "unnamed"

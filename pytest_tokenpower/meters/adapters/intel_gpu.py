@@ -115,7 +115,7 @@ class IntelGpuMeter:
         self._cards = []
 
     def _find(self) -> list[_Card]:
-        """The cards, in the order of the bus."""
+        """Return the cards, in the order of the bus."""
         cards: list[_Card] = []
         for chip in sorted(self._root.glob("hwmon*")):
             driver = _text(chip / "name")
@@ -144,7 +144,7 @@ class IntelGpuMeter:
         return sorted(cards, key=lambda card: card.id)
 
     def _visible(self, found: Sequence[_Card]) -> list[_Card]:
-        """The cards that ZE_AFFINITY_MASK leaves; raises MeterUnavailable where that cannot be said."""
+        """Return the cards that ZE_AFFINITY_MASK leaves; raises MeterUnavailable where that cannot be said."""
         mask = self._environment.get("ZE_AFFINITY_MASK")
         selector = self._environment.get("ONEAPI_DEVICE_SELECTOR")
         if selector and len(found) > 1:

@@ -129,7 +129,7 @@ class JetsonMeter:
 
 
 def jetson_model(device_tree: Path = DEVICE_TREE) -> str | None:
-    """What the board calls itself; None where it is no Jetson."""
+    """Return what the board calls itself; None where it is no Jetson."""
     compatible = _text(device_tree / "compatible").replace("\0", " ")
     if not re.search(r"\bnvidia,tegra", compatible):
         return None
@@ -137,7 +137,7 @@ def jetson_model(device_tree: Path = DEVICE_TREE) -> str | None:
 
 
 def _power(rail: _Rail) -> int:
-    """A rail's microwatts: a product of millivolts and milliamperes where there are two files."""
+    """Return a rail's microwatts: a product of millivolts and milliamperes where there are two files."""
     product = 1
     for path in rail.files:
         try:

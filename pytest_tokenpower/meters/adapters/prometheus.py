@@ -60,7 +60,7 @@ class _Answer(msgspec.Struct):
 
 
 def matrix(result: object) -> dict[Labels, Rows]:
-    """The series of an answer of type ``matrix``; samples that are no finite number are absent.
+    """Return the series of an answer of type ``matrix``; samples that are no finite number are absent.
 
     Raises ValueError for what is no such answer.
     """
@@ -74,7 +74,10 @@ def matrix(result: object) -> dict[Labels, Rows]:
 
 
 def identity(labels: Labels) -> str:
-    """A name for a series that stays the same over runs: its board's UUID, else its most telling labels, else all."""
+    """Return a name for a series that stays the same over runs.
+
+    Its board's UUID, else its most telling labels, else all.
+    """
     named = dict(labels)
     board = named.get("UUID") or named.get("gpu_uuid")
     if board:
@@ -100,7 +103,7 @@ class Repeats:
 
 
 def by_board(history: Mapping[Labels, Rows]) -> dict[str, Repeats]:
-    """The series of each board. Exporters repeat a board's counter, once for each MIG slice or pod on it.
+    """Return the series of each board. Exporters repeat a board's counter, once for each MIG slice or pod on it.
 
     Of repeats the one that is newest is read. Raises ValueError where series of one board give different values:
     then they are no repeats, and it is not known what each is of.
@@ -133,7 +136,7 @@ def _same(one: Rows, other: Rows) -> bool:
 
 
 def differing(one: Labels, other: Labels) -> str:
-    """The labels in which two series differ, with both values."""
+    """Return the labels in which two series differ, with both values."""
     first, second = dict(one), dict(other)
     names: Iterable[str] = sorted(first.keys() | second.keys())
     return ", ".join(
@@ -298,7 +301,7 @@ class PrometheusMeter:
         self._series = []
 
     def _boards(self, history: Mapping[Labels, Rows]) -> Sequence[Repeats]:
-        """The series of each device; raises MeterError where one has several that are not the same."""
+        """Return the series of each device; raises MeterError where one has several that are not the same."""
         if self._expression is None and any(label in self._matchers for label in SLICE_LABELS):
             raise MeterError(
                 f"Prometheus: TOKENPOWER_PROMETHEUS_MATCHERS ({self._matchers}) names a MIG slice: the exporter gives"
@@ -368,7 +371,7 @@ class PrometheusMeter:
         return self._reading(clock, series.device_id, good) if good else None
 
     def _first(self, clock: Clock) -> Mapping[Labels, Rows]:
-        """The last minutes of each series; settles the query, its unit and the scrape interval."""
+        """Return the last minutes of each series; settles the query, its unit and the scrape interval."""
         now_ms = clock.realtime_ns() // 1_000_000
         if self._expression is not None:
             self._query = self._expression.strip()

@@ -232,7 +232,7 @@ class RaplMeter:
             ) from error
 
     def _virtual(self) -> str:
-        """What /proc/cpuinfo says about a hypervisor, to be put after a reason."""
+        """Return what /proc/cpuinfo says about a hypervisor, to be put after a reason."""
         try:
             flags = (self._proc / "cpuinfo").read_text(errors="replace")
         except OSError:

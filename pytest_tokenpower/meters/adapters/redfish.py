@@ -258,7 +258,7 @@ class RedfishMeter:
 
 
 def _watts(resource: _Json, schema: str) -> float | None:
-    """The watts that the machine draws; None where the resource has none."""
+    """Return the watts that the machine draws; None where the resource has none."""
     if schema == "PowerWatts":
         value = _object(resource.get("PowerWatts")).get("Reading")
     else:
@@ -272,7 +272,7 @@ def _watts(resource: _Json, schema: str) -> float | None:
 
 
 def _object(value: object) -> _Json:
-    """A JSON object as it is; what is none has no members."""
+    """Return a JSON object as it is; what is none has no members."""
     return value if isinstance(value, dict) else {}
 
 

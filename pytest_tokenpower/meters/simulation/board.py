@@ -47,7 +47,7 @@ class SimulatedTime:
         return self._monotonic_ns() - self.start_ns
 
     def realtime_ns(self) -> int:
-        """The realtime clock, with the steps of the scenario."""
+        """Return the realtime clock, with the steps of the scenario."""
         now_ns = self.now_ns()
         return self._realtime_ns() + sum(_step_ns(step) for step in self.steps if step.holds(now_ns))
 
@@ -68,11 +68,11 @@ class SimulatedTime:
         return stamps // 1000
 
     def stamp_us(self, t_ns: int) -> int:
-        """The stamp of one time."""
+        """Return the stamp of one time."""
         return int(self.stamps_us(np.array([t_ns], np.int64))[0])
 
     def before_stamp_ns(self, stamp_us: int) -> int:
-        """A time since the start after which all samples with a stamp above ``stamp_us`` lie."""
+        """Return a time since the start after which all samples with a stamp above ``stamp_us`` lie."""
         if self._moves or self.steps:
             return _ALL_TIME_NS
         return stamp_us * 1000 - self.start_ns - self._offset_ns
@@ -120,7 +120,7 @@ class ArmedFault:
 
     @classmethod
     def at(cls, fault: Fault, now_ns: int) -> ArmedFault:
-        """The fault as it holds when it is injected at ``now_ns``."""
+        """Return the fault as it holds when it is injected at ``now_ns``."""
         start = now_ns if fault.from_s is None else round(fault.from_s * SECOND_NS)
         return cls(fault, start, _FOREVER if fault.until_s is None else round(fault.until_s * SECOND_NS))
 
@@ -177,7 +177,7 @@ class BoardPhysics:
         return whole
 
     def ring(self, now_ns: int, after_ns: int, extra_watts: float = 0.0) -> RingSamples:
-        """What the ring holds at ``now_ns`` and was stamped after ``after_ns``, at most the newest 119 samples.
+        """Return what the ring holds at ``now_ns`` and was stamped after ``after_ns``, at most the newest 119 samples.
 
         ``extra_watts`` is a constant power on top of the curve (a module's).
         """
@@ -198,7 +198,7 @@ class BoardPhysics:
         return RingSamples(times, np.maximum(np.rint(watts * 1000), 0).astype(np.int64))
 
     def _recorded(self, latest_ns: int, after_ns: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Times of the recorded samples in (after, latest], newest 119 at most, and the start of each's period."""
+        """Return times of recorded samples in (after, latest], the newest 119, and each one's start."""
         gaps = list(self._of("ring_gap"))
         pieces: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
         found = 0
@@ -241,7 +241,7 @@ class BoardPhysics:
     # --- counter and polled powers
 
     def counter_millijoules(self, now_ns: int) -> int:
-        """The energy counter, which changes at every refresh."""
+        """Return the energy counter, which changes at every refresh."""
         for armed in self._of("freeze"):
             if armed.fault.what == "counter" and armed.holds(now_ns):
                 now_ns = min(now_ns, armed.from_ns)
@@ -277,7 +277,7 @@ class BoardPhysics:
         return joules * SECOND_NS / length_ns
 
     def average_milliwatts(self, now_ns: int) -> int:
-        """The slow average (nvmlDeviceGetPowerUsage, POWER_AVERAGE), as of the last refresh."""
+        """Return the slow average (nvmlDeviceGetPowerUsage, POWER_AVERAGE), as of the last refresh."""
         return self._polled(now_ns, max(1_000_000, round(self.board.average_s * SECOND_NS)))
 
     def instant_milliwatts(self, now_ns: int) -> int:
@@ -299,7 +299,10 @@ class BoardPhysics:
         return self._mean_watts(now_ns, SECOND_NS) < self.board.idle_watts
 
     def temperature_celsius(self, now_ns: int) -> int:
-        """The GPU's temperature in whole degrees: the scenario's points, or a first-order lag behind the power."""
+        """Return the GPU's temperature in whole degrees.
+
+        The scenario's points, or a first-order lag behind the power.
+        """
         if self.board.temperature_points is not None:
             return round(_interpolated(self.board.temperature_points, now_ns))
         back_ns, weights = self._past
@@ -317,7 +320,7 @@ class BoardPhysics:
         return back_ns, weights * SECOND_NS / -np.diff(back_ns)
 
     def limited_share(self, limit: Limit, now_ns: int) -> float:
-        """The share of time that ``limit`` holds the clocks down just now."""
+        """Return the share of time that ``limit`` holds the clocks down just now."""
         shares = [a.fault.share for a in self._of("throttle") if a.fault.limit == limit and a.holds(now_ns)]
         return max(shares, default=0.0)
 
@@ -328,7 +331,7 @@ class BoardPhysics:
         )
 
     def sm_clock_mhz(self, now_ns: int) -> int:
-        """The SM clock; a limit in force takes up to half of it, by its share."""
+        """Return the SM clock; a limit in force takes up to half of it, by its share."""
         points = self.board.sm_clock_points
         clock = self.board.sm_clock_mhz if points is None else _interpolated(points, now_ns)
         shares = [armed.fault.share for armed in self._of("throttle") if armed.holds(now_ns)]

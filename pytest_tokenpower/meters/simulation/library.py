@@ -71,7 +71,7 @@ class Target:
 
 
 def write(reference: Any, value: int) -> int:
-    """Stores an answer where the caller wants it."""
+    """Store an answer where the caller wants it."""
     reference._obj.value = value
     return OK
 
@@ -97,7 +97,7 @@ class IdentityCalls:
     # --- handles
 
     def target(self, handle: Any) -> Target | None:
-        """The board or MIG slice of a handle; None when it is not one of ours."""
+        """Return the board or MIG slice of a handle; None when it is not one of ours."""
         try:
             address = ctypes.cast(handle, ctypes.c_void_p).value or 0
         except ctypes.ArgumentError:
@@ -108,7 +108,7 @@ class IdentityCalls:
         return Target(index, part - 1 if part else None, self._boards[index], self._time.now_ns())
 
     def board_named(self, function: str, key: Any) -> int | None:
-        """The index of the board that a nvmlDeviceGetHandleBy… asks for; None when there is none."""
+        """Return the index of the board that a nvmlDeviceGetHandleBy… asks for; None when there is none."""
         if function == "nvmlDeviceGetHandleByIndex":
             return int(key.value) if key.value < len(self._boards) else None
         wanted = (key.value or b"").decode()
@@ -380,7 +380,7 @@ class SimulatedLibrary(IdentityCalls):
         return OK
 
     def zero_samples(self) -> None:
-        """Turns the samples just asked for into zeros (the fault "zero")."""
+        """Turn the samples just asked for into zeros (the fault "zero")."""
         asked: RingSamples = self._asked.samples
         self._asked.samples = asked._replace(milliwatts=np.zeros_like(asked.milliwatts))
 
@@ -449,7 +449,7 @@ class _CallFault:
 
 
 def c_function(call: str) -> str:
-    """The C function behind a call of pynvml, without its version: faults and counts go by it."""
+    """Return the C function behind a call of pynvml, without its version: faults and counts go by it."""
     stem = re.sub(r"_v\d+$", "", call)
     same = {"nvmlInit": "nvmlInitWithFlags", "nvmlDeviceGetTemperatureV1": "nvmlDeviceGetTemperatureV"}
     return same.get(stem, stem)
@@ -516,20 +516,20 @@ class SimulatedBoards:
         return replace(self._clock, realtime_ns=self.realtime_ns)
 
     def realtime_ns(self) -> int:
-        """The realtime clock that the boards' stamps are on, with the clock steps of the scenario."""
+        """Return the realtime clock that the boards' stamps are on, with the clock steps of the scenario."""
         return self._time.realtime_ns()
 
     def joules(self, board: int, start_ns: int, end_ns: int) -> float:
-        """The exact energy of a board between two times on the monotonic clock, whatever its readings say."""
+        """Return the exact energy of a board between two times on the monotonic clock, whatever its readings say."""
         energy = self.physics[board].energy
         return energy.joules_at(end_ns - self.start_ns) - energy.joules_at(start_ns - self.start_ns)
 
     def inject(self, *faults: Fault) -> None:
-        """Adds faults while the boards run; one without ``from_s`` holds from now on."""
+        """Add faults while the boards run; one without ``from_s`` holds from now on."""
         self._arm(faults, self._time.now_ns())
 
     def lift(self) -> None:
-        """Ends every fault, as of now; a counter keeps what was done to it."""
+        """End every fault, as of now; a counter keeps what was done to it."""
         now_ns = self._time.now_ns()
         with self._lock:
             self._call_faults = ()
@@ -618,7 +618,7 @@ class SimulatedBoards:
             return [each.armed.fault for each in self._call_faults if each.fires(function, board, now_ns)]
 
     def _spoil(self, function: str, fault: Fault, arguments: tuple[Any, ...], result: int) -> int:
-        """What is left of an answer under a fault of kind ``zero``, or of one field."""
+        """Return what is left of an answer under a fault of kind ``zero``, or of one field."""
         if fault.kind == "hang" or result not in (OK, INSUFFICIENT_SIZE) or _GIVES_HANDLE.search(function):
             return result
         if function == "nvmlDeviceGetFieldValues":

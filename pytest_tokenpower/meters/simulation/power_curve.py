@@ -25,7 +25,7 @@ class Energy(Protocol):
         ...
 
     def joules_at_each(self, t_ns: NDArray[np.int64]) -> NDArray[np.float64]:
-        """The same for int64[n], as float64[n]."""
+        """Return the same for int64[n], as float64[n]."""
         ...
 
 
@@ -56,15 +56,15 @@ class PowerCurve(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
     @classmethod
     def constant(cls, watts: float) -> PowerCurve:
-        """The same power at all times."""
+        """Return the same power at all times."""
         return cls(points=((0.0, watts),))
 
     def energy(self) -> Energy:
-        """The exact cumulative energy of this curve."""
+        """Return the exact cumulative energy of this curve."""
         return _PiecewiseEnergy(self)
 
     def joules(self, start_ns: int, end_ns: int) -> float:
-        """The exact integral between two times in nanoseconds since the board's start."""
+        """Return the exact integral between two times in nanoseconds since the board's start."""
         energy = self.energy()
         return energy.joules_at(end_ns) - energy.joules_at(start_ns)
 
@@ -75,7 +75,7 @@ class FunctionCurve(PowerCurve, frozen=True, kw_only=True):
     cumulative_joules: Callable[[float], float]
 
     def energy(self) -> Energy:
-        """The cumulative energy, as the function gives it."""
+        """Return the cumulative energy, as the function gives it."""
         return _FunctionEnergy(self.cumulative_joules)
 
 

@@ -213,7 +213,7 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             self.board_index(fault.board)
 
     def board_index(self, board: int | str | None) -> int | None:
-        """The index of a board given by index or UUID; raises ValueError when there is none."""
+        """Return the index of a board given by index or UUID; raises ValueError when there is none."""
         if board is None:
             return None
         for index, known in enumerate(self.boards):
@@ -232,7 +232,7 @@ def numbered_boards(count: int, board: Board | None = None) -> tuple[Board, ...]
 
 
 def load_scenario(path: str | Path) -> Scenario:
-    """A scenario from a JSON file; raises UsageError that names the file and the field that is wrong."""
+    """Return a scenario from a JSON file; raises UsageError that names the file and the field that is wrong."""
     path = Path(path)
     try:
         text = path.read_bytes()

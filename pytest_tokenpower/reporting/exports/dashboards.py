@@ -56,7 +56,10 @@ def bencher(report: Report) -> str:
 
 
 def smaller_is_better(report: Report) -> str:
-    """The array that github-action-benchmark reads with ``tool: customSmallerIsBetter``: the figures compared."""
+    """Return the array that github-action-benchmark reads with ``tool: customSmallerIsBetter``.
+
+    The figures compared.
+    """
     found = []
     for name, each in series_names(report):
         measured = each.measured

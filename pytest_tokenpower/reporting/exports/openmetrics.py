@@ -23,7 +23,10 @@ _COSTS = {
 
 
 def openmetrics(report: Report) -> str:
-    """A gauge for each figure and its standard error, labelled by test, board and provenance, at the run's time."""
+    """Return a gauge for each figure and its standard error, labelled by test, board and provenance.
+
+    At the run's time.
+    """
     families: dict[str, list[str]] = {}
     for each in report:
         labels = _labels(each)

@@ -69,7 +69,7 @@ def _benchmark(each: Reported, report: Report) -> dict[str, Any]:
 
 
 def _seconds(values: list[float], iterations: int) -> dict[str, Any]:
-    """The statistics of a benchmark's rounds, by pytest-benchmark's names."""
+    """Return the statistics of a benchmark's rounds, by pytest-benchmark's names."""
     ordered = sorted(values)
     mean, spread = statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
     q1, median, q3 = statistics.quantiles(values, n=4) if len(values) > 1 else (mean, mean, mean)

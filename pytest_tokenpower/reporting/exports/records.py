@@ -16,7 +16,7 @@ def json_records(report: Report) -> str:
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON Schema of a stored run (draft 2020-12)."""
+    """Return the JSON Schema of a stored run (draft 2020-12)."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": f"A run of pytest-tokenpower, schema {SCHEMA_VERSION}",
@@ -25,5 +25,5 @@ def json_schema() -> dict[str, Any]:
 
 
 def schema_text() -> str:
-    """The schema as it is published."""
+    """Return the schema as it is published."""
     return msgspec.json.format(msgspec.json.encode(json_schema()), indent=2).decode() + "\n"

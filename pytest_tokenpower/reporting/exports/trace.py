@@ -16,7 +16,9 @@ _ROUNDS, _PHASES = 1, 2
 
 
 def trace(report: Report) -> str:
-    """The trace of all tests: each is a process, with its rounds and phases as threads and its boards as counters.
+    """Return the trace of all tests.
+
+    Each is a process, with its rounds and phases as threads and its boards as counters.
 
     Power is drawn where a test's readings are at hand; the mean of a round is in its slice. Times are those of the
     run's own clock.

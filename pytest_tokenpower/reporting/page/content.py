@@ -130,7 +130,7 @@ def _interval(verdict: VerdictRecord) -> list[float | None] | None:
 
 
 def _verdict(verdict: VerdictRecord, measured: MeasurementRecord) -> dict[str, Any]:
-    """A verdict in words, and its intervals as rows of a drawing: value, low, high, limit."""
+    """Return a verdict in words, and its intervals as rows of a drawing: value, low, high, limit."""
     failing = verdict.kind in FAILING
     budget = verdict.against in FIGURES
     rows: list[dict[str, Any]] = []
@@ -183,7 +183,7 @@ def _digits(value: float | None) -> float | None:
 
 
 def _also(measured: MeasurementRecord) -> Iterator[list[str]]:
-    """What else was measured or known of it, as a heading and a sentence."""
+    """Return what else was measured or known of it, as a heading and a sentence."""
     for scope in measured.other_scopes:
         figure = scope.joules_per_token
         said = f"not measured: {scope.reason}" if figure is None else f"{figure.value:.4g} J/token"
@@ -220,7 +220,7 @@ def _milliseconds(start_us: int, end_us: int, *more: object) -> list[object]:
 
 
 def _curve(curve: DrawnCurve) -> dict[str, Any]:
-    """A curve with its times as differences in milliseconds; a step that is one reading has no extremes."""
+    """Return a curve with its times as differences in milliseconds; a step that is one reading has no extremes."""
     ends = [end // 1000 for end in curve.end_us]
     bucketed = curve.bucketed
     found: dict[str, Any] = {
@@ -237,7 +237,7 @@ def _curve(curve: DrawnCurve) -> dict[str, Any]:
 
 
 def _history(each: Reported, history: History, series: Series) -> dict[str, Any]:
-    """The stored runs as columns, oldest first, and this run after them where it is not one of them."""
+    """Return the stored runs as columns, oldest first, and this run after them where it is not one of them."""
     baseline = {run for verdict in each.measured.verdicts for run in verdict.baseline_runs}
     figure = each.figure
     stored = any(point.run_id == each.run.id for point in series.points)

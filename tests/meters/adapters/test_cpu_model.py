@@ -32,7 +32,7 @@ def burn(seconds: float) -> None:
 
 @contextmanager
 def child(code: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A Python process that prints a line when it is ready and then waits for a line."""
+    """Return a Python process that prints a line when it is ready and then waits for a line."""
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         yield process

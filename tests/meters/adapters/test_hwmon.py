@@ -24,7 +24,7 @@ def chip(root: Path, index: int, name: str, *, device: bool = False, **files: st
 
 
 def grace(root: Path, parts: tuple[str, ...] = ("Module", "Grace", "CPU", "SysIO")) -> None:
-    """The four ACPI meters of each of two sockets, as they are named on Grace."""
+    """Make the four ACPI meters of each of two sockets, as they are named on Grace."""
     for socket in (0, 1):
         for number, part in enumerate(parts):
             chip(

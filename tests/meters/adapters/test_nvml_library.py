@@ -18,7 +18,7 @@ from pytest_tokenpower.meters.adapters.nvml.meter import NvmlMeter
 
 
 def shadow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, text: str, **installed: str) -> None:
-    """A module of the name in front of nvidia-ml-py's, and which distributions are installed."""
+    """Put a module of the name in front of nvidia-ml-py's, and which distributions are installed."""
     path = tmp_path / file
     path.parent.mkdir(exist_ok=True)
     path.write_text(text)

@@ -84,7 +84,7 @@ class Store:
     def evaluated(
         self, rows: list[tuple[float, float]], low_s: float, high_s: float, step: float
     ) -> list[Any]:
-        """What query_range gives: the last sample at each step."""
+        """Return what query_range gives: the last sample at each step."""
         values = []
         at_s = low_s
         while at_s <= high_s:
@@ -227,7 +227,7 @@ def slices(*numbers: int, pod: str = "") -> list[dict[str, str]]:
 
 
 def counted(first_s: float, last_s: float, every_s: float = 1) -> list[tuple[float, float]]:
-    """A board of 300 W, as its exporter counts it in millijoules."""
+    """Return a board of 300 W, as its exporter counts it in millijoules."""
     return [(t_s, 1e9 + (t_s - START_S) * 300_000) for t_s in scrapes(first_s, last_s, every_s)]
 
 

@@ -33,7 +33,7 @@ def bmc(name: str) -> Resources:
 
 @contextmanager
 def serve(resources: Resources) -> Iterator[str]:
-    """A BMC that wants basic authentication; a resource may be bytes or a status."""
+    """Return a BMC that wants basic authentication; a resource may be bytes or a status."""
 
     def answer(request: Request) -> None:
         resource = resources.get(request.path, 404)

@@ -16,7 +16,7 @@ class Machine:
         self.still: set[Path] = set()
 
     def chip(self, number: int, name: str, address: str | None = None, **labels: str) -> Path:
-        """A chip; ``energy1="card"`` gives a counter with that label ("": without)."""
+        """Return a chip; ``energy1="card"`` gives a counter with that label ("": without)."""
         folder = self.root / "hwmon" / f"hwmon{number}"
         folder.mkdir(parents=True)
         (folder / "name").write_text(f"{name}\n")

@@ -16,7 +16,7 @@ def jetson(root: Path, model: str = "NVIDIA Jetson AGX Orin Developer Kit") -> J
 
 
 def monitor(root: Path, number: int, *rails: tuple[str, int, int], name: str = "ina3221") -> Path:
-    """An INA3221 with rails of so many millivolts and milliamperes."""
+    """Return an INA3221 with rails of so many millivolts and milliamperes."""
     folder = root / "hwmon" / f"hwmon{number}"
     folder.mkdir(parents=True)
     (folder / "name").write_text(f"{name}\n")

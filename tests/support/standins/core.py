@@ -21,13 +21,13 @@ STEP_S = 0.002
 
 
 def config_of(model: str) -> dict[str, Any]:
-    """The config.json of a model's folder, which must be there."""
+    """Return the config.json of a model's folder, which must be there."""
     config: dict[str, Any] = json.loads((Path(model) / "config.json").read_text())
     return config
 
 
 def write_model(models: Path, **more: Any) -> Path:
-    """A model's folder without weights; its name is "tiny"."""
+    """Return a model's folder without weights; its name is "tiny"."""
     folder = models / "standin" / "tiny"
     folder.mkdir(parents=True, exist_ok=True)
     config = {"vocab_size": 512, "max_position_embeddings": 2048, "torch_dtype": "bfloat16"} | more

@@ -37,7 +37,7 @@ class ListedBoard:
 
 
 def visible_indices(visible: str | None, uuids: Sequence[str], names: Sequence[str]) -> list[int]:
-    """The NVML indices that a value of CUDA_VISIBLE_DEVICES (None: not set) leaves, in its own order.
+    """Return the NVML indices that a value of CUDA_VISIBLE_DEVICES (None: not set) leaves, in its own order.
 
     ``uuids`` and ``names`` are those of all GPUs in NVML's order. Raises MeterUnavailable where the value names a
     MIG slice, nothing or something ambiguous.
@@ -76,7 +76,7 @@ def visible_indices(visible: str | None, uuids: Sequence[str], names: Sequence[s
 
 
 def visible_boards(nvml: Any, visible: str | None) -> list[VisibleBoard]:
-    """The boards that a value of CUDA_VISIBLE_DEVICES (None: not set) leaves, in its order.
+    """Return the boards that a value of CUDA_VISIBLE_DEVICES (None: not set) leaves, in its order.
 
     Raises MeterUnavailable where it leaves none, where it cannot be said which it leaves, where one of them does not
     answer, and where the slices of a board are not all ours.
@@ -121,7 +121,7 @@ def list_boards(nvml: Any) -> list[ListedBoard]:
 
 
 def chosen_boards(nvml: Any, visible: str | None) -> list[ListedBoard]:
-    """The boards that a value of CUDA_VISIBLE_DEVICES leaves, in its order, all of which answer.
+    """Return the boards that a value of CUDA_VISIBLE_DEVICES leaves, in its order, all of which answer.
 
     Raises MeterUnavailable as :func:`visible_boards`, and for the name of a slice.
     """
@@ -165,7 +165,7 @@ def _name(nvml: Any, board: ListedBoard) -> str | None:
 
 
 def _whole(nvml: Any, board: ListedBoard) -> VisibleBoard:
-    """A board as a whole; one in MIG mode if all of its slices are seen here."""
+    """Return a board as a whole; one in MIG mode if all of its slices are seen here."""
     uuid = board.uuid or ""
     if not is_cut(nvml, board.handle):
         return VisibleBoard(board.handle, uuid)
@@ -175,7 +175,7 @@ def _whole(nvml: Any, board: ListedBoard) -> VisibleBoard:
 
 
 def _of_slices(nvml: Any, parts: Sequence[str]) -> list[VisibleBoard]:
-    """The boards of the slices that are named, each with all of its slices among them."""
+    """Return the boards of the slices that are named, each with all of its slices among them."""
     found: dict[str, tuple[Any, list[Any]]] = {}
     for part in parts:
         if not part.startswith("MIG-"):

@@ -23,7 +23,7 @@ LIMIT_FIELDS: Mapping[str, str] = {
 
 
 def optional(nvml: Any, call: str, *arguments: Any) -> Any:
-    """What a call of ``nvml`` answers, or None where it fails (missing, never zero)."""
+    """Return what a call of ``nvml`` answers, or None where it fails (missing, never zero)."""
     try:
         return getattr(nvml, call)(*arguments)
     except nvml.NVMLError:
@@ -31,7 +31,7 @@ def optional(nvml: Any, call: str, *arguments: Any) -> Any:
 
 
 def conditions_of(nvml: Any, handle: Any, t_ns: int) -> Conditions:
-    """The conditions of a board; ``t_ns`` is now."""
+    """Return the conditions of a board; ``t_ns`` is now."""
     ids = [getattr(nvml, field) for field in LIMIT_FIELDS.values()]
     values = optional(nvml, "nvmlDeviceGetFieldValues", handle, ids) or ()
     limited = {

@@ -28,7 +28,7 @@ class GpuMemory:
 
 
 def gpu_memories(visible: str | None, nvml: Any = None) -> tuple[GpuMemory, ...]:
-    """The GPUs that a value of CUDA_VISIBLE_DEVICES (None: not set) leaves, in its order.
+    """Return the GPUs that a value of CUDA_VISIBLE_DEVICES (None: not set) leaves, in its order.
 
     Empty where there is no driver, no GPU, or where it cannot be said which one CUDA will take (a MIG slice that is
     not named, different GPUs counted in CUDA's own order). ``nvml`` is the `pynvml` module or anything with its calls.
@@ -101,7 +101,7 @@ def visible_gpus(visible: str | None, nvml: Any = None) -> Uuids | None:
 
 
 def _ask(nvml: Any, question: Callable[[Any], Uuids]) -> Uuids | None:
-    """The answer from NVML's calls; None where there is no driver, or a call fails."""
+    """Return the answer from NVML's calls; None where there is no driver, or a call fails."""
     try:
         nvml = load_nvml() if nvml is None else nvml
     except MeterUnavailable:

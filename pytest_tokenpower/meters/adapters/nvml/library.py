@@ -28,7 +28,7 @@ OLDEST = "12.570.86"
 
 
 def load_nvml() -> Any:
-    """The module; raises MeterUnavailable where another of its name is in its place, or it is too old."""
+    """Return the module; raises MeterUnavailable where another of its name is in its place, or it is too old."""
     try:
         with warnings.catch_warnings():
             # Old packages warn that they are old; what follows says it better.

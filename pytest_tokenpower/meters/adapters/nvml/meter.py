@@ -245,7 +245,10 @@ class NvmlMeter:
         return CounterReading(before_ns, after_ns, microjoules + board.missing_microjoules)
 
     def _usage(self, board: _Board, clock: Clock) -> PowerSamples | None:
-        """The averaged power: all there is without a ring and a counter, else what the counter is held against."""
+        """Return the averaged power.
+
+        All there is without a ring and a counter, else what the counter is held against.
+        """
         before_ns = clock.monotonic_ns()
         milliwatts = (
             optional(self._nvml, "nvmlDeviceGetPowerUsage", board.handle)
@@ -263,7 +266,7 @@ class NvmlMeter:
         return PowerSamples(t_ns, np.array([milliwatts], dtype=np.int64), held=False)
 
     def _ask(self, who: str, call: str, *arguments: Any) -> Any:
-        """What a call answers; raises MeterError with who and what failed."""
+        """Return what a call answers; raises MeterError with who and what failed."""
         try:
             return getattr(self._nvml, call)(*arguments)
         except self._nvml.NVMLError_GpuIsLost as error:
@@ -272,7 +275,7 @@ class NvmlMeter:
             raise MeterError(f"{who}: {call} failed: {error}") from error
 
     def _offered(self, board: _Board, call: str) -> Any:
-        """What a call answers, or None where this board or driver does not offer it; raises MeterError."""
+        """Return what a call answers, or None where this board or driver does not offer it; raises MeterError."""
         try:
             return getattr(self._nvml, call)(board.handle)
         except (self._nvml.NVMLError_NotSupported, self._nvml.NVMLError_FunctionNotFound):
@@ -282,5 +285,5 @@ class NvmlMeter:
 
 
 def _nothing(value: int) -> str:
-    """A value that is no reading, in words: zero, or what a register holds that was never written."""
+    """Return a value that is no reading, in words: zero, or what a register holds that was never written."""
     return "0" if value == 0 else f"{value / 1000:.0f}"

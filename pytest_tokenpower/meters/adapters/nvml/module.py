@@ -34,7 +34,10 @@ class Module:
     power_limit_watts: float | None = None
 
     def device(self, gpu: Device, counter: bool) -> Device:
-        """The module of ``gpu`` as a device of its own; ``counter``: the board's energy counter is there, and its."""
+        """Return the module of ``gpu`` as a device of its own; ``counter``.
+
+        The board's energy counter is there, and its.
+        """
         facts: dict[str, Fact] = {
             "gpu": gpu.id,
             "driver": gpu.facts.get("driver"),
@@ -60,7 +63,7 @@ class Module:
         )
 
     def power(self, clock: Clock) -> PowerSamples | None:
-        """What is new; raises MeterError where it cannot be read, or reads nothing."""
+        """Return what is new; raises MeterError where it cannot be read, or reads nothing."""
         if self.ring is not None:
             return self.ring.drain(clock)
         before_ns = clock.monotonic_ns()
@@ -70,7 +73,7 @@ class Module:
 
 
 def find_module(nvml: Any, handle: Any, board: str) -> tuple[Module | None, str | None]:
-    """The module of a board, or None; and why one that answers is left alone."""
+    """Return the module of a board, or None; and why one that answers is left alone."""
     name = f"{board}/module"
 
     def watts() -> float:
@@ -103,7 +106,7 @@ def _tried(read: Callable[[], bool]) -> bool:
 
 
 def _field(nvml: Any, handle: Any, field: int) -> int | None:
-    """A field of the module's scope in milliwatts; None where it is not offered (missing, never zero)."""
+    """Return a field of the module's scope in milliwatts; None where it is not offered (missing, never zero)."""
     values = optional(nvml, "nvmlDeviceGetFieldValues", handle, [(field, nvml.NVML_POWER_SCOPE_MODULE)])
     if not values or values[0].nvmlReturn != nvml.NVML_SUCCESS:
         return None

@@ -46,7 +46,7 @@ class PowerRing:
         return [(t_us, s.sampleValue.uiVal) for s in samples if (t_us := s.timeStamp) > after_us]
 
     def drain(self, clock: Clock) -> PowerSamples | None:
-        """What is new since the last drain; None where nothing is, or where realtime was set in between."""
+        """Return what is new since the last drain; None where nothing is, or where realtime was set in between."""
         offset_ns = clock.offset_ns
         stepped = self._offset_ns is not None and abs(offset_ns - self._offset_ns) > STEP_NS
         rows = [row for row in self.since(self._newest_us) if row[0] not in self._unplaceable]
