@@ -16,6 +16,25 @@ settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 
+# What a test that uses them waits for: processes, threads, the wall clock.
+OUTSIDE = ("multiprocessing", "socket", "subprocess", "threading", "time")
+PROCESSES = frozenset({"git", "repository"})
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tell the kinds of tests: what runs pytest is a plugin test; what neither does so nor waits is a unit test."""
+    for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if "pytester" in fixtures:
+            item.add_marker("plugin")
+        used = {
+            getattr(each, "__name__", "") for each in vars(getattr(item, "module", None) or item).values()
+        }
+        told = any(item.get_closest_marker(name) for name in ("plugin", "slow", "real_engine"))
+        if not (told or used.intersection(OUTSIDE) or fixtures & PROCESSES):
+            item.add_marker("unit")
+
+
 @pytest.fixture(scope="session")
 def late_imports() -> None:
     """Import what an energy test imports before pytester remembers what there was."""

@@ -11,7 +11,10 @@ import pytest
 from pytest_tokenpower.models import write_random_model
 from tests.support.projects import Project
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+pytestmark = [
+    pytest.mark.real_engine,
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
+]
 
 TEST = """
 from pytest_tokenpower.engines.spec import EngineSpec

@@ -17,6 +17,7 @@ from pytest_tokenpower.models import write_random_model
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
+pytestmark = pytest.mark.real_engine
 
 TEST = """
 import os

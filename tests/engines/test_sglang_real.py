@@ -30,6 +30,7 @@ from tests.support.contract import (
 )
 
 pytestmark = [
+    pytest.mark.real_engine,
     pytest.mark.skipif(importlib.util.find_spec("sglang") is None, reason="SGLang is not installed"),
     # What transformers warns of where torchvision's compiled part is not there.
     pytest.mark.filterwarnings("ignore"),

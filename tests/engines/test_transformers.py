@@ -19,6 +19,7 @@ from tests.support.contract import ClosingContract, EngineContract, check_bookke
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.real_engine
 
 
 def tiny(models: Path, dtype: str = "float32") -> Path:

@@ -36,7 +36,7 @@ with warnings.catch_warnings():
     vllm = pytest.importorskip("vllm")
 
 # What vLLM warns of is not ours, and its worker threads leave it unraised.
-pytestmark = [pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.real_engine, pytest.mark.filterwarnings("ignore")]
 
 SMALL = {"max_model_len": 512, "max_num_seqs": 16, "enforce_eager": True, "dtype": "float32"}
 

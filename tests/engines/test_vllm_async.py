@@ -27,7 +27,7 @@ with warnings.catch_warnings():
     vllm = pytest.importorskip("vllm")
 
 # What vLLM warns of is not ours, and its threads leave it unraised.
-pytestmark = [pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.real_engine, pytest.mark.filterwarnings("ignore")]
 
 
 def make(models: Path, **options: Any) -> VllmAsyncEngine:

@@ -153,8 +153,8 @@ def test_work_that_generates_nothing_has_its_own_figures() -> None:
     [
         (nested, UsageError, "while another of the same board was open"),
         (in_a_thread, UsageError, "while another of the same board was open"),
-        (uncounted, TokenCountError, "nothing says what was read and generated"),
-        (nothing_generated, TokenCountError, "nothing says what was read and generated"),
+        (uncounted, TokenCountError, "nothing says what was read"),
+        (nothing_generated, TokenCountError, "nothing says what was read"),
         (both, UsageError, "use one of both"),
         (twice, UsageError, "called twice"),
         (overlapping, UsageError, "while another of the same board was open"),
