@@ -271,6 +271,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_runs_in_fresh_processes(project: Path, tokenpower: Command) -> None:
     ended = tokenpower("noise", "--runs=3", "--keep=kept", "--", "-k", "work or plain", "--energy-autosave")
     assert (ended.code, ended.err) == (0, "")

@@ -16,6 +16,8 @@ import pytest
 from pytest_tokenpower.suites.resume import read_journal
 from tests.support.commands import Command
 
+pytestmark = pytest.mark.slow
+
 SUITE = """\
 [axes]
 model = "llama-3.1-8b"

@@ -10,7 +10,7 @@ from pytest_tokenpower.core.tokens import TokenCount, count_tokens
 from pytest_tokenpower.errors import TokenCountError
 
 # What the libraries warn of when they are imported is none of ours.
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 USAGE = {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}
 CACHED = USAGE | {"prompt_tokens_details": {"cached_tokens": 8}}

@@ -354,6 +354,7 @@ def wrong_readings() -> Iterator[tuple[str, tuple[float, float], Sequence[Fault]
 WRONG_READINGS = {name: (spoilt, faults) for name, spoilt, faults in wrong_readings()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("boards", BOARDS)
 def test_a_reading_that_is_wrong(boards: str) -> None:
     wrong = []
@@ -452,6 +453,7 @@ def test_a_long_idle_before_does_not_hide_a_gap() -> None:
 STEPS = (0.004, 0.006, 0.3, 0.9, 1.5, 2.5, 10.0, 3600.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sign", [1, -1], ids=["forward", "back"])
 @pytest.mark.parametrize("at", [3.3, 3.95, 4.0])
 @pytest.mark.parametrize("boards", ["ring and counter", "no counter"])

@@ -106,6 +106,7 @@ class TestWritten:
         assert not any(bool((other[name] == short[name]).all()) for name in matrices)
         assert len({float(short[name].float().sum()) for name in matrices}) == len(matrices)
 
+    @pytest.mark.slow
     def test_a_script_without_a_main_guard_writes_one(self, tmp_path: Path) -> None:
         """Where a GPU is free of this process, another one writes, which must not run the caller's script again."""
         script = tmp_path / "script.py"
@@ -122,6 +123,7 @@ class TestWritten:
         here = write_random_model(tmp_path / "here", "tiny")
         assert (tmp_path / "tiny/model.safetensors").read_bytes() == (here / "model.safetensors").read_bytes()
 
+    @pytest.mark.slow
     def test_an_error_of_the_writing_process_is_told(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

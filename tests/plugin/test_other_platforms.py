@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 OTHER_PLATFORM = Path(__file__).parents[1] / "support" / "other_platform.py"
 PLUGINS_OF_THE_MACHINE = (
     "cacheprovider",

@@ -181,6 +181,7 @@ def test_silent(energy, late_and_silent):
     assert reasons(run) == {"test_around": FAILED, "test_late": FAILED, "test_silent": FAILED}
 
 
+@pytest.mark.slow
 def test_two_tests_of_one_id_are_refused_before_anything_runs(project: Project) -> None:
     project.tests("@quick\ndef test_it(energy):\n    open('ran', 'w').close()\n    energy(generate)\n")
     twice = ("test_energy.py", "test_energy.py", "--keep-duplicates")
@@ -198,6 +199,7 @@ def test_two_tests_of_one_id_are_refused_before_anything_runs(project: Project) 
     project.run(*twice, "--energy-disable").assert_outcomes(passed=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dist", ["load", "loadgroup", "loadscope", "loadfile", "worksteal", "no"])
 def test_ids_are_the_same_however_tests_are_shared_out(project: Project, dist: str) -> None:
     project.tests(

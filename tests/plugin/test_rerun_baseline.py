@@ -15,6 +15,8 @@ from pytest_tokenpower.runner.child import child_arguments
 from pytest_tokenpower.runner.rerun import moved
 from tests.support.projects import ALONE, Project
 
+pytestmark = pytest.mark.slow
+
 TESTS = """
 from engine import SECONDS
 

@@ -81,6 +81,7 @@ def test_a_repository_that_git_refuses_stores_nothing_elsewhere(
     assert "no branch's baseline, as git refuses to read the repository" in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distribution", [(), ("-n1", "--dist=loadgroup"), ("-n1", "--dist=load")])
 def test_a_test_is_the_same_under_every_distribution(
     project: Project, repository: Path, distribution: tuple[str, ...]

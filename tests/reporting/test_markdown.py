@@ -119,6 +119,7 @@ def test_a_block_holds_any_text(text: str) -> None:
     assert token.type == "fence"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("render", "most"), [(summary, SUMMARY_BYTES), (comment, COMMENT_BYTES)])
 def test_however_many_tests_it_fits(render: object, most: int) -> None:
     note = "x" * 900

@@ -13,6 +13,8 @@ from pytest_tokenpower.reporting.report import Report
 from tests.support.browser import chromium, opened
 from tests.support.reports import hostile, many, odd, ordinary
 
+pytestmark = pytest.mark.slow
+
 WIDE = {"viewport": {"width": 1280, "height": 900}}
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 

@@ -26,6 +26,8 @@ from pytest_tokenpower.runner.restarts import Case, Escalation
 from tests.support.measurements import measured
 from tests.support.verdicts import text
 
+pytestmark = pytest.mark.slow
+
 TEST = "x.py::t"
 
 

@@ -24,6 +24,8 @@ from tests.support.measurements import measured, stored
 from tests.support.projects import ALONE, Project
 from tests.support.verdicts import judge_stored, text
 
+pytestmark = pytest.mark.slow
+
 BASELINE = stored(0.2, 0.2008, 0.1992, 0.2012, 0.1988)
 LIMIT = 0.03
 

@@ -135,6 +135,7 @@ def test_a_meter_that_hangs_when_it_is_opened_is_no_meter(hurried: Project) -> N
     assert_nothing_keeps_the_process()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", ["nvmlShutdown", "*"])
 def test_a_hang_at_the_end_does_not_keep_the_process(project: Project, call: str) -> None:
     play(project, {"kind": "hang", "call": call, "seconds": 600, "from_s": 1.2}, work=0.1)

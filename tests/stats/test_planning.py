@@ -60,6 +60,7 @@ def test_the_limit_is_held() -> None:
     assert kinds[2 * limit].count("regressed") >= 0.92 * 300
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stored_runs", [1, 3, 5])
 @pytest.mark.parametrize("change", [0.0, 0.03])
 def test_the_failing_share_is_what_the_rule_does(stored_runs: int, change: float) -> None:

@@ -10,9 +10,12 @@ import pytest
 
 CAMPAIGN = Path(__file__).parents[2] / "benchmarks" / "safety_campaign.py"
 
-pytestmark = pytest.mark.skipif(
-    sys.platform != "linux" or not CAMPAIGN.exists(), reason="needs Linux, and the benchmarks"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        sys.platform != "linux" or not CAMPAIGN.exists(), reason="needs Linux, and the benchmarks"
+    ),
+]
 
 
 def test_nothing_is_lost_torn_or_changed() -> None:

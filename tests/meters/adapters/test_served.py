@@ -21,6 +21,8 @@ from pytest_tokenpower.meters.remote import Feed
 from pytest_tokenpower.meters.sources import start
 from tests.support.projects import Project
 
+pytestmark = pytest.mark.slow
+
 TOKEN = "a-token-of-enough-characters"
 
 
