@@ -26,6 +26,7 @@ def board(uuid: str, watts: float) -> dict[str, object]:
     return {"uuid": uuid, "power": {"points": [[0, watts]]}}
 
 
+@pytest.mark.slow
 def test_boards_are_calibrated_and_kept(tmp_path: Path, tokenpower: Command) -> None:
     scenario = tmp_path / "boards.json"
     scenario.write_text(json.dumps({"boards": [board(A, 500), board(B, 525)]}))

@@ -26,6 +26,7 @@ def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_an_hour_is_soaked_in_stretches_and_summed_up(tokenpower: Command) -> None:
     ended = tokenpower("soak", "one.energy.toml", "--hours", "1", *SIMULATED, "--max-drift", "2%")
     assert ended.code == 0, ended.err
@@ -43,6 +44,7 @@ def test_an_hour_is_soaked_in_stretches_and_summed_up(tokenpower: Command) -> No
     assert ended.out.count("\n0.") >= 11
 
 
+@pytest.mark.slow
 def test_an_interrupted_soak_goes_on_until_its_time_is_full(tokenpower: Command) -> None:
     assert tokenpower("soak", "one.energy.toml", "--hours", "0.2", *SIMULATED).code == 0
     whole = FILE.read_bytes()

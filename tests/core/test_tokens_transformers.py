@@ -14,6 +14,7 @@ from pytest_tokenpower.errors import TokenCountError
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.real_engine
 
 EOS, PAD, NEW = 2, 0, 30
 

@@ -174,6 +174,7 @@ def rates(build: Build, limit: float, builds: int = 500, seed: int = 11) -> Coun
     return kinds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("machine", "stored"),
     [
