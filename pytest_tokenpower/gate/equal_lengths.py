@@ -90,8 +90,7 @@ def at_equal_lengths(
 
 def _constant_and_equal(one: MeasurementRecord, other: MeasurementRecord) -> bool:
     """Whether every execution of both runs had the same lengths, by their keys: what a cache took of them may vary."""
-    lengths = [(each.key.get(name) for name in LENGTHS) for each in (one, other)]
-    here, there = map(tuple, lengths)
+    here, there = (tuple(each.key.get(name) for name in LENGTHS) for each in (one, other))
     return here == there and None not in here and VARY not in here
 
 

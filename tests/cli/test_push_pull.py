@@ -212,7 +212,6 @@ def test_it_gives_up_when_its_patience_is_over(
 ) -> None:
     first.save(1)
     monkeypatch.setattr("time.sleep", lambda seconds: None)
-    monkeypatch.setattr("pytest_tokenpower.store.remote.ATTEMPTS", 5)
     real = StoreBranch.push
     calls: list[str] = []
 

@@ -262,7 +262,8 @@ def grace(project: Project) -> Project:
     ],
 )
 def test_the_figure_of_each_scope(grace: Project, scope: str, label: str, watts: float, beside: str) -> None:
-    result, run = grace.measure("--energy-source=simulated:grace.json", f"--energy-scope={scope}")
+    asked = [f"--energy-scope={scope}"] if scope else []
+    result, run = grace.measure("--energy-source=simulated:grace.json", *asked)
     result.assert_outcomes(passed=1)
     [measured] = run.measurements
     assert (measured.scope, measured.key["scope"]) == (label, label)

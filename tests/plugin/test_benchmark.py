@@ -24,6 +24,14 @@ def test_in_one(energy, benchmark):
     assert energy(benchmark, generate, 0.05, generated=50).generated == 50
 """
 
+
+@pytest.fixture(autouse=True)
+def benchmarked(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pytest-benchmark times on the machine's clock, and does nothing in a worker of xdist."""
+    project.on_machine_time()
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+
+
 PLAIN = """
 def test_neither():
     pass
