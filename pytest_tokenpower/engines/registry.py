@@ -6,10 +6,12 @@ import importlib
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from pytest_tokenpower.engines.protocol import Engine
 from pytest_tokenpower.errors import EngineError, UsageError
+
+if TYPE_CHECKING:
+    from pytest_tokenpower.engines.protocol import Engine
 
 Source = Callable[[], Mapping[str, str]]
 
@@ -27,7 +29,7 @@ def plugin_engines() -> Mapping[str, str]:
     return _sources[-1]() if _sources else {}
 
 
-Factory = Callable[..., Engine]
+Factory = Callable[..., "Engine"]
 """``factory(model, **options)``: an engine with its model loaded; raises EngineError or UsageError."""
 
 ENGINES: Mapping[str, str] = {
@@ -115,6 +117,9 @@ def start(engine: str, model: str, options: Mapping[str, Any], *, called: str | 
     Raises UsageError for an option that its factory does not take and for a factory that gives no engine, EngineError
     where it does not load. What else the factory raises goes through.
     """
+    # Every pytest run imports this module.
+    from pytest_tokenpower.engines.protocol import Engine
+
     make, called = factory(engine, called), called or engine
     _check_options(make, model, options, called)
     made: object = make(model, **options)
