@@ -392,7 +392,9 @@ def families(builds: int) -> Part:
                 compare(each[at], fresh[at], noise[str(at)]) for each in held for at in range(size)
             ]
             decisions = [decide(each, policy) for each in comparisons]
-            alarms += "regressed" in settle(decisions, ALPHA)
+            kinds = [each.kind for each in decisions]
+            late = settle(kinds, [each.p_failing for each in decisions], ALPHA)
+            alarms += "regressed" in kinds or any(late)
             floors.append(float(np.median([each.smallest_failing for each in decisions])))
             moved = replace(
                 comparisons[0],

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -114,7 +115,7 @@ def _kept(arguments: argparse.Namespace) -> list[RunRecord]:
     paths = sorted(folder.glob("*.json"))
     if not paths:
         raise UsageError(f"--from={folder}: holds no record (*.json)")
-    runs = [decode_run(path.read_bytes(), source=str(path)) for path in paths]
+    runs = _decoded(paths)
     if len(runs) != len(different := {run.id: run for run in runs}):
         # Twice the same run would be a machine without noise.
         print(
@@ -129,6 +130,13 @@ def _kept(arguments: argparse.Namespace) -> list[RunRecord]:
     return list(different.values())
 
 
+_NUMBERED = re.compile(r"noise-(\d+)\.json")
+
+
+def _decoded(paths: Iterable[Path]) -> list[RunRecord]:
+    return [decode_run(path.read_bytes(), source=str(path)) for path in paths]
+
+
 def _measured(arguments: argparse.Namespace) -> list[RunRecord]:
     """So many fresh processes of pytest, one after the other, with a line of progress each."""
     if arguments.runs < FEWEST_RUNS:
@@ -141,10 +149,12 @@ def _measured(arguments: argparse.Namespace) -> list[RunRecord]:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=scratch_prefix("noise"))))
         else:
             folder = _folder(arguments.keep)
-        earlier = sorted(folder.glob("*.json"))
+        # What cannot be read is said before hours are spent, and no earlier record is written over.
+        earlier = _decoded(sorted(folder.glob("*.json")))
+        taken = [int(found[1]) for each in folder.iterdir() if (found := _NUMBERED.fullmatch(each.name))]
         for number in range(1, arguments.runs + 1):
             began = time.monotonic()
-            path = folder / f"noise-{len(earlier) + number:02}.json"
+            path = folder / f"noise-{max(taken, default=0) + number:02}.json"
             record = child.run(path, f"run {number} of pytest {shlex.join(arguments.arguments)}".rstrip())
             if number == 1:
                 _check(record, arguments.arguments)
@@ -154,7 +164,7 @@ def _measured(arguments: argparse.Namespace) -> list[RunRecord]:
                 file=sys.stderr if arguments.json else sys.stdout,
                 flush=True,
             )
-        return [*(decode_run(each.read_bytes(), source=str(each)) for each in earlier), *runs]
+        return [*earlier, *runs]
 
 
 def _folder(path: Path) -> Path:

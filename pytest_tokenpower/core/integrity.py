@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator
 
 import msgspec
 
@@ -33,6 +34,14 @@ def is_damaged(data: bytes) -> bool:
         return True
     found = _DIGEST.search(compact, max(0, len(compact) - 200))
     return found is None or not _matches(compact[: found.start()] + b"}", found[1])
+
+
+def whole_lines(data: bytes) -> Iterator[bytes]:
+    """Yield the lines of a file that grows by a line at a time, up to the first that is cut off or damaged."""
+    for line in data.splitlines(keepends=True):
+        if not line.endswith(b"\n") or not has_digest(line[:-1]) or is_damaged(line[:-1]):
+            return
+        yield line
 
 
 def _matches(document: bytes, digest: bytes) -> bool:

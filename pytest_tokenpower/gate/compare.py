@@ -14,7 +14,7 @@ from pytest_tokenpower.core.text import plural
 from pytest_tokenpower.errors import StoreError, UsageError
 from pytest_tokenpower.gate.evidence import Boards
 from pytest_tokenpower.gate.priors import Priors
-from pytest_tokenpower.gate.verdict import Policy, against_baseline, judge, settle
+from pytest_tokenpower.gate.verdict import Policy, judge, settle
 from pytest_tokenpower.store.baseline import Baseline
 from pytest_tokenpower.store.calibrations import read_calibrations
 from pytest_tokenpower.store.keys import differences
@@ -44,7 +44,7 @@ def compare(
 
     The rule is the gate's: its noise learned from the baseline's other tests, Holm over all tests that are compared.
     """
-    ours, theirs = runs_of(candidate), tests_of(baseline)
+    ours, theirs = measurements_of(candidate), tests_of(baseline)
     both = [test for test in ours if test in theirs]
     if not both:
         raise UsageError(
@@ -52,16 +52,17 @@ def compare(
             f"{candidate.label} ({plural(len(ours), 'valid test')})"
         )
     priors = Priors()
+    stores = dict.fromkeys((baseline.store.path, candidate.store.path))
+    boards = Boards.of(one for path in stores for one in read_calibrations(path))
     judged = []
     for test in both:
         run_ids, (measured, *restarts) = ours[test]
-        before = against_baseline(measured.verdicts)
         policy = Policy(
-            threshold or (before.threshold if before else None) or DEFAULT_REGRESSION,
+            threshold or (measured.gate.regression if measured.gate else None) or DEFAULT_REGRESSION,
             tuple(ignore),
             len(both),
             priors=priors,
-            boards=Boards.of(read_calibrations(candidate.store.path)),
+            boards=boards,
             # A run is never its own baseline.
             left_out=frozenset(run_ids),
         )
@@ -81,7 +82,7 @@ def compare(
     )
 
 
-def runs_of(side: Baseline) -> dict[str, tuple[list[str], list[MeasurementRecord]]]:
+def measurements_of(side: Baseline) -> dict[str, tuple[list[str], list[MeasurementRecord]]]:
     """Return the comparable measurements of each test under its newest key, newest first.
 
     With the ids of their runs.

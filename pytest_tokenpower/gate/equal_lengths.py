@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pytest_tokenpower.analysis.rounds import good, prefilled_tokens
 from pytest_tokenpower.core.denominators import denominator
 from pytest_tokenpower.core.records import MeasurementRecord
-from pytest_tokenpower.core.text import percent
+from pytest_tokenpower.core.text import percent, plural
 from pytest_tokenpower.stats.comparison import Run
 from pytest_tokenpower.stats.lengths import Counts, NotComparable, PhaseFigures, at_lengths
 from pytest_tokenpower.store.keys import LENGTHS, VARY
@@ -24,14 +24,21 @@ REMEDIES = (
 class EqualLengths:
     """Stored runs at the counts of another run.
 
-    ``squared_error`` is what that leaves uncertain in ln(J/token), ``note`` says it; ``refusal`` says why it cannot be
-    done. Equal counts are exact: nothing is changed, and there is nothing to say.
+    ``kept`` are the places of ``runs`` among those that were given: the others lie too far apart. ``squared_error`` is
+    what that leaves uncertain in ln(J/token), ``notes`` say it; ``refusal`` says why the others are not comparable.
+    Equal counts are exact: nothing is changed, and there is nothing to say.
     """
 
     runs: tuple[Run, ...]
+    kept: tuple[int, ...]
     squared_error: float = 0.0
-    note: str = ""
+    notes: tuple[str, ...] = ()
     refusal: str = ""
+
+    @classmethod
+    def unchanged(cls, runs: Sequence[Run]) -> EqualLengths:
+        """Return the runs as they are."""
+        return cls(tuple(runs), tuple(range(len(runs))))
 
 
 def at_equal_lengths(
@@ -51,41 +58,48 @@ def at_equal_lengths(
     wanted = counts_of(judged)
     per = denominator(judged.key)
     changed: list[Run] = []
+    kept: list[int] = []
     errors: list[float] = []
     apart: Counts | None = None
-    for run, record in zip(runs, records, strict=True):
+    refusal = ""
+    for at, (run, record) in enumerate(zip(runs, records, strict=True)):
         if _constant_and_equal(record, judged):
             changed.append(run)
-            errors.append(0.0)
+            kept.append(at)
             continue
-        figures = _figures(record)
-        units = units_of(wanted, per) / units_of(figures.counts, per)
-        found = at_lengths(figures, wanted, tolerance=tolerance, units=units)
-        if isinstance(found, NotComparable):
-            return EqualLengths(
-                tuple(runs),
-                refusal=f"{_stated(wanted)} here, {_stated(figures.counts)} there: {found.reason}; {REMEDIES}",
-            )
-        if found.log_shift or found.stderr:
-            apart = figures.counts
-        factor = math.exp(found.log_shift)
-        errors.append(found.stderr)
+        counts = counts_of(record)
+        units = units_of(wanted, per) / units_of(counts, per)
+        joules, seconds = (
+            at_lengths(each, wanted, tolerance=tolerance, units=units)
+            for each in (_joules(record, counts), _seconds(record, counts))
+        )
+        if isinstance(joules, NotComparable) or isinstance(seconds, NotComparable):
+            reason = next(each.reason for each in (joules, seconds) if isinstance(each, NotComparable))
+            refusal = f"{_stated(wanted)} here, {_stated(counts)} there: {reason}; {REMEDIES}"
+            continue
+        if joules.log_shift or joules.stderr:
+            apart = counts
+        kept.append(at)
+        errors.append(joules.stderr)
         changed.append(
             replace(
                 run,
-                joules_per_token=tuple(factor * each for each in run.joules_per_token),
-                seconds_per_token=tuple(factor * each for each in run.seconds_per_token),
+                joules_per_token=tuple(math.exp(joules.log_shift) * each for each in run.joules_per_token),
+                seconds_per_token=tuple(math.exp(seconds.log_shift) * each for each in run.seconds_per_token),
             )
         )
-    if apart is None:
-        return EqualLengths(tuple(runs))
-    error = max(errors)
-    return EqualLengths(
-        tuple(changed),
-        error**2,
-        f"Compared at equal lengths: the stored runs had {_stated(apart)}, this one {_stated(wanted)}; their figures "
-        f"are re-expressed from their own phases, which leaves ±{percent(1.96 * error, 2)} uncertain.",
-    )
+    notes = []
+    error = max(errors, default=0.0)
+    if apart is not None:
+        notes.append(
+            f"Compared at equal lengths: the stored runs had {_stated(apart)}, this one {_stated(wanted)}; their "
+            f"figures are re-expressed from their own phases, which leaves ±{percent(1.96 * error, 2)} uncertain."
+        )
+    if left_out := len(runs) - len(kept):
+        notes.append(
+            f"{plural(left_out, 'stored run')} left out, whose lengths lie too far apart: {refusal}."
+        )
+    return EqualLengths(tuple(changed), tuple(kept), error**2, tuple(notes), refusal)
 
 
 def _constant_and_equal(one: MeasurementRecord, other: MeasurementRecord) -> bool:
@@ -113,17 +127,26 @@ def units_of(counts: Counts, per: str) -> float:
     }[per]
 
 
-def _figures(record: MeasurementRecord) -> PhaseFigures:
+def _joules(record: MeasurementRecord, counts: Counts) -> PhaseFigures:
     """Return the joules of all good rounds, and the prefill's where it is known in each of them."""
     kept = good(record.rounds)
-    total = sum(one.joules for one in kept)
     prefill = [one.record.phases.get("prefill") for one in kept]
     known = [each for each in prefill if each is not None]
     return PhaseFigures(
-        counts_of(record),
-        total,
+        counts,
+        sum(one.joules for one in kept),
         sum(each.joules for each in known) if len(known) == len(kept) else None,
         math.hypot(*(each.stderr_joules for each in known)) if known else 0.0,
+    )
+
+
+def _seconds(record: MeasurementRecord, counts: Counts) -> PhaseFigures:
+    """Return the same of seconds: a prefill's share of them is not its share of the joules."""
+    kept = [one.record for one in good(record.rounds)]
+    prefill = [one.phases.get("prefill") for one in kept]
+    known = [each.seconds for each in prefill if each is not None]
+    return PhaseFigures(
+        counts, sum(one.seconds for one in kept), sum(known) if len(known) == len(kept) else None
     )
 
 

@@ -34,7 +34,8 @@ class Boards:
     @classmethod
     def of(cls, found: Iterable[CalibrationRecord]) -> Boards:
         """Return what stored calibrations tell now."""
-        every = list(found)
+        # Of two stores that know a board, the newer calibration tells.
+        every = sorted(found, key=lambda one: one.created)
         fresh = [one for one in every if one.days_old() <= STALE_DAYS]
         return cls(
             {one.device: one.waiting for one in fresh},
@@ -117,16 +118,20 @@ def waiting_of(measurements: Sequence[MeasurementRecord], boards: Boards) -> dic
     found: dict[str, Waiting] = {}
     seen: dict[str, list[Waiting]] = {}
     guessed: dict[str, Waiting] = {}
+    lacking: set[str] = set()
     for one in measurements:
         board, devices = board_of(one), devices_of(one)
-        held = {name: each for name, each in boards.waiting.items() if boards.holds_for(one, name)}
-        if (calibrated := _of_devices(devices, held)) is not None:
-            found[board] = calibrated
-        elif (own := _of_devices(devices, one.waiting)) is not None:
-            seen.setdefault(board, []).append(own)
         limit = one.key.get("gpu.power_limit_watts")
         if one.provenance == "measured" and one.scope == "gpu" and isinstance(limit, (int, float)) and limit:
             guessed[board] = assumed_waiting(limit * len(devices))
+        held = {name: each for name, each in boards.waiting.items() if boards.holds_for(one, name)}
+        if (calibrated := _of_devices(devices, held)) is not None:
+            found[board] = calibrated
+            continue
+        lacking.add(board)
+        if (own := _of_devices(devices, one.waiting)) is not None:
+            seen.setdefault(board, []).append(own)
+    found = {board: each for board, each in found.items() if board not in lacking}
     for board, each in seen.items():
         celsius = [one.celsius for one in each if one.celsius is not None]
         found.setdefault(
@@ -150,7 +155,8 @@ def _of_devices(devices: Sequence[str], known: Mapping[str, WaitingRecord]) -> W
 
 def calibrations_of(measurements: Sequence[MeasurementRecord], boards: Boards) -> dict[str, Calibration]:
     """Return the calibration of each board that has one; of several devices the mean."""
-    found = {}
+    found: dict[str, Calibration] = {}
+    lacking: set[str] = set()
     for one in measurements:
         each = [
             boards.calibrations.get(name) if boards.holds_for(one, name) else None for name in devices_of(one)
@@ -161,4 +167,7 @@ def calibrations_of(measurements: Sequence[MeasurementRecord], boards: Boards) -
                 sum(one.log_joules for one in known) / len(known),
                 math.hypot(*(one.stderr for one in known)) / len(known),
             )
-    return found
+        else:
+            # Of another driver, say: what a board takes under one tells nothing of its runs under another.
+            lacking.add(board_of(one))
+    return {board: each for board, each in found.items() if board not in lacking}

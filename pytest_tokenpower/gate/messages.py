@@ -89,7 +89,7 @@ def _stored_lines(verdict: VerdictRecord) -> list[str]:
         lines.append(f"Over {verdict.runs} runs of this code, each in a fresh process.")
     if verdict.kind == "doubtful":
         lines.append("Doubtful: to be restarted in a fresh process when all tests have run.")
-    if _below_noise(verdict) and not verdict.undecided:
+    if below_noise(verdict) and not verdict.undecided:
         lines.append(
             f"The limit is below the noise: {_among(verdict)}rises under {percent(verdict.noise_floor or 0.0, 2)} "
             "cannot be told."
@@ -131,8 +131,11 @@ def _among(verdict: VerdictRecord) -> str:
     return f"among {verdict.family} comparisons " if verdict.family > 1 else ""
 
 
-def _below_noise(verdict: VerdictRecord) -> bool:
-    return verdict.noise_floor is not None and 0 < (verdict.threshold or 0.0) < verdict.noise_floor
+def below_noise(verdict: VerdictRecord) -> bool:
+    """Tell whether the limit is finer than the smallest rise that fails."""
+    # The floor is at least the limit, through a logarithm and back.
+    limit = (verdict.threshold or 0.0) * (1 + 1e-9)
+    return verdict.noise_floor is not None and 0 < limit < verdict.noise_floor
 
 
 def _p(verdict: VerdictRecord) -> str:

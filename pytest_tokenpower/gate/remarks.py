@@ -25,10 +25,30 @@ def of_comparison(
         started: when the stored runs of the level began.
         stale: devices whose calibration is too old.
     """
-    lines = [_other_board(found, stale), _sitting(found, started)]
+    lines = [_other_board(found, stale), _sitting(found, started), *of_waiting(found)]
     if left_out:
         lines.append(f"{plural(left_out, 'run')} of this code on another board left out.")
     return tuple(line for line in lines if line)
+
+
+def of_waiting(found: Comparison) -> tuple[str, ...]:
+    """Say that work and pace are told apart by a guess, where they are."""
+    if found.work is None or found.waiting is None or not found.waiting.assumed:
+        return ()
+    return (
+        f"Work and pace are estimates: the board's waiting watts are guessed from its power limit "
+        f"({found.waiting.watts:.0f} ± {found.waiting.stderr:.0f} W); tokenpower calibrate measures them.",
+    )
+
+
+def of_step(cut: int, level: int) -> tuple[str, ...]:
+    """Say that ``cut`` stored runs lie before a step, after which the ``level`` runs come that are the baseline."""
+    if not cut:
+        return ()
+    return (
+        f"Compared with the newest {level} of {plural(cut + level, 'stored run')}: before them the level was "
+        "another, and nobody has accepted the step (tokenpower history shows it).",
+    )
 
 
 def of_reason(found: Comparison, decision: Decision) -> tuple[str, ...]:

@@ -30,7 +30,6 @@ from pytest_tokenpower.stats.comparison import (
 )
 from pytest_tokenpower.stats.lengths import TOLERANCE
 from pytest_tokenpower.stats.levels import split_levels
-from pytest_tokenpower.stats.multiplicity import holm
 from pytest_tokenpower.stats.pace import Waiting
 from pytest_tokenpower.stats.scatter import DEFAULT_NOISE, Noise
 from pytest_tokenpower.store.baseline import Baseline, ComparableRuns, stored_runs
@@ -117,24 +116,25 @@ def judge(
             "no baseline", against=stored.label, reason=stored.why, threshold=policy.regression_limit
         )
     limit = allowed_change(policy.regression_limit, stored)
-    side = _Sides.of(stored, (measurement, *restarts), noise)
-    ignored = any(
+    old = _Stored.of(stored)
+    fresh = (measurement, *restarts)
+    every = runs_of([*old.records, *fresh])
+    lengths = EqualLengths.unchanged(every[: len(old.records)])
+    if not any(
         "generated_tokens" not in ignoring({"generated_tokens": 1}, [each]) for each in policy.key_ignore
-    )
-    lengths = (
-        EqualLengths(side.level)
-        if ignored
-        else at_equal_lengths(side.level, side.level_records, measurement, policy.length_tolerance)
-    )
-    if lengths.refusal:
+    ):
+        lengths = at_equal_lengths(lengths.runs, old.records, measurement, policy.length_tolerance)
+    if not any(old.levels[at] == old.levels[-1] for at in lengths.kept):
         return VerdictRecord(
             "no baseline",
             against=stored.label,
             reason=f"not comparable: {lengths.refusal}",
             threshold=policy.regression_limit,
         )
+    # Lengths first: a change of them would look like a step of the level.
+    side = _Sides.of(old.only(lengths.kept), lengths.runs, fresh, every[len(old.records) :], noise)
     found = compare(
-        lengths.runs,
+        side.level,
         side.new,
         noise,
         earlier=side.before,
@@ -170,7 +170,7 @@ def judge(
         threshold=limit,
         resolvable=decision.resolvable,
         noise_floor=decision.smallest_failing,
-        baseline_runs=stored.run_ids,
+        baseline_runs=tuple(reversed(side.run_ids)),
         runs=len(side.new),
         provisional=not found.known,
         changes={
@@ -184,7 +184,8 @@ def judge(
         accepted=made_use(found.total.change, policy.regression_limit, stored),
         next_step=next_step(stored.test or measurement.test, found.total.change, high),
         notes=(
-            *([lengths.note] if lengths.note else []),
+            *lengths.notes,
+            *remarks.of_step(side.cut, len(side.level)),
             *drift.lines,
             *remarks.of_comparison(found, side.left_out, side.started, policy.boards.stale),
             *([stored.note] if stored.note else []),
@@ -194,8 +195,43 @@ def judge(
 
 
 @dataclass(frozen=True)
+class _Stored:
+    """Stored measurements, oldest first, each with the number of its accepted level (the last is the present one).
+
+    ``run_ids`` are "" for runs of earlier levels, and for runs that have none.
+    """
+
+    records: tuple[MeasurementRecord, ...]
+    levels: tuple[int, ...]
+    run_ids: tuple[str, ...]
+
+    @classmethod
+    def of(cls, stored: ComparableRuns) -> _Stored:
+        accepted = [
+            *reversed([tuple(reversed(each)) for each in stored.earlier]),
+            tuple(reversed(stored.runs)),
+        ]
+        levels = tuple(number for number, level in enumerate(accepted) for _ in level)
+        ids = tuple(reversed(stored.run_ids)) or ("",) * len(stored.runs)
+        return cls(
+            tuple(one for level in accepted for one in level),
+            levels,
+            ("",) * (len(levels) - len(stored.runs)) + ids,
+        )
+
+    def only(self, kept: Sequence[int]) -> _Stored:
+        """Return the same with the runs at these places."""
+        return _Stored(
+            *(tuple(column[at] for at in kept) for column in (self.records, self.levels, self.run_ids))  # type: ignore[arg-type]
+        )
+
+
+@dataclass(frozen=True)
 class _Sides:
-    """The runs of both sides, oldest first, cut into levels: the present one, and those before it."""
+    """The runs of both sides, oldest first, cut into levels: the present one, and those before it.
+
+    ``run_ids`` are those of the present level; ``cut`` stored runs of the accepted level lie before a step.
+    """
 
     level: tuple[Run, ...]
     before: tuple[tuple[Run, ...], ...]
@@ -204,28 +240,33 @@ class _Sides:
     level_records: tuple[MeasurementRecord, ...]
     new_records: tuple[MeasurementRecord, ...]
     left_out: int
+    run_ids: tuple[str, ...]
+    cut: int
 
     @classmethod
-    def of(cls, stored: ComparableRuns, new: Sequence[MeasurementRecord], noise: Noise) -> _Sides:
-        accepted = [
-            *reversed([tuple(reversed(each)) for each in stored.earlier]),
-            tuple(reversed(stored.runs)),
-        ]
-        old = [one for level in accepted for one in level]
-        every = runs_of([*old, *new])
-        starts = [sum(map(len, accepted[:at])) for at in range(1, len(accepted))]
-        levels = split_levels(every[: len(old)], starts=[at for at in starts if at < len(old)], noise=noise)
+    def of(
+        cls,
+        stored: _Stored,
+        runs: Sequence[Run],
+        new: Sequence[MeasurementRecord],
+        fresh: Sequence[Run],
+        noise: Noise,
+    ) -> _Sides:
+        starts = [at for at in range(1, len(runs)) if stored.levels[at] != stored.levels[at - 1]]
+        levels = split_levels(runs, starts=starts, noise=noise)
         present = levels[-1]
-        fresh = every[len(old) :]
+        first = len(runs) - len(present)
         kept = [at for at, run in enumerate(fresh) if run.board == fresh[0].board]
         return cls(
             present,
             levels[:-1],
             tuple(fresh[at] for at in kept),
-            (*old, *new),
-            tuple(old[len(old) - len(present) :]),
+            (*stored.records, *new),
+            stored.records[first:],
             tuple(new[at] for at in kept),
             len(new) - len(kept),
+            tuple(each for each in stored.run_ids[first:] if each),
+            stored.levels[:first].count(stored.levels[-1]),
         )
 
     @property
@@ -358,7 +399,7 @@ def judge_variants(
         runs=found.new_runs,
         blocks=sum(len(each.joules_per_token) for each in restarts),
         names=names,
-        notes=remarks.of_reason(found, decision),
+        notes=(*remarks.of_waiting(found), *remarks.of_reason(found, decision)),
     )
 
 
@@ -376,10 +417,10 @@ def settle(
         for verdict in measured.verdicts
         if verdict.p_value is not None
     ]
-    adjusted: Sequence[float] = [float(p) for p in holm([p for _, _, p in members])]
+    late = rule.settle([verdict.kind for _, verdict, _ in members], [p for _, _, p in members], alpha)
     settled = {}
-    for (test, verdict, _), p in zip(members, adjusted, strict=True):
-        if verdict.kind == "inconclusive" and p < alpha:
+    for (test, verdict, _), fails in zip(members, late, strict=True):
+        if fails:
             ceiling = not verdict.baseline_runs and (
                 verdict.against != OTHER_VARIANT or (verdict.threshold or 0.0) < 0
             )

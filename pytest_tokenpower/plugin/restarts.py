@@ -104,9 +104,9 @@ class PendingRestarts:
 
         session = session_of(self._config)
         family, ignore = self._terms[measured.test]
-        policy = replace(
-            session.policy(Limits(regression=verdict.threshold)), key_ignore=ignore, family=family
-        )
+        # An acceptance has raised the verdict's own limit; the test's is what it is judged by once more.
+        limit = measured.gate.regression if measured.gate else verdict.threshold
+        policy = replace(session.policy(Limits(regression=limit)), key_ignore=ignore, family=family)
         return judge(measured, session.baseline(verdict.against), policy, restarts=restarts, look=look)
 
     def _restart(self, test: str, left_s: float, folder: Path, number: int) -> MeasurementRecord:

@@ -144,8 +144,7 @@ class Gatherer:
         """Fail the tests that the whole family's p-values show to have regressed, and theirs alone did not."""
         from msgspec.structs import replace
 
-        from pytest_tokenpower.gate.messages import message
-        from pytest_tokenpower.gate.verdict import FAILING, settle
+        from pytest_tokenpower.gate.verdict import settle
 
         measurements = self._config.stash[MEASUREMENTS]
         settled = settle(measurements, self._config.stash[SETTINGS].alpha)
@@ -154,10 +153,8 @@ class Gatherer:
             if verdicts == measured.verdicts:
                 continue
             measurements[at] = replace(measured, verdicts=verdicts)
-            self._reserved.settle(
-                measurements[at],
-                "\n".join(message(v, measured.test) for v in verdicts if v.kind in FAILING),
-            )
+            complaint = failure_of(_name(measured), measurements[at], self._config.stash[SETTINGS])
+            self._reserved.settle(measurements[at], complaint)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from pytest_tokenpower.core.denominators import PER, denominator
 from pytest_tokenpower.core.records import MeasurementRecord, PhaseSplit
 from pytest_tokenpower.core.text import short_test_name
-from pytest_tokenpower.gate.messages import message, word
+from pytest_tokenpower.gate.messages import below_noise, message, word
 from pytest_tokenpower.gate.verdict import FAILING, SEVERITY
 from pytest_tokenpower.reporting.columns import ESTIMATED, Layout, is_estimated, status, table
 from pytest_tokenpower.reporting.costs import explained
@@ -91,7 +91,7 @@ def summary(
         reporter.write_line("")
     for note in notes:
         reporter.write_line(note)
-    if below := below_noise(measurements):
+    if below := too_fine(measurements):
         reporter.write_line("")
     for line in below:
         reporter.write_line(line, yellow=True)
@@ -216,19 +216,19 @@ def footnotes(measured: MeasurementRecord) -> list[str]:
     return lines
 
 
-def below_noise(measurements: Sequence[MeasurementRecord]) -> list[str]:
+def too_fine(measurements: Sequence[MeasurementRecord]) -> list[str]:
     """Return the tests, also those that passed, whose limit is finer than what their comparison can tell."""
     lines = []
     for measured in measurements:
         found = [
-            (verdict.noise_floor, verdict.threshold)
+            (verdict.noise_floor or 0.0, verdict.threshold or 0.0)
             for verdict in measured.verdicts
-            if verdict.noise_floor is not None and 0 < (verdict.threshold or 0) < verdict.noise_floor
+            if below_noise(verdict)
         ]
         if found:
             floor, limit = max(found)
             lines.append(
-                f"{short_test_name(measured.test)}: warning: the limit of {100 * (limit or 0):.3g} % is below the "
+                f"{short_test_name(measured.test)}: warning: the limit of {100 * limit:.3g} % is below the "
                 f"noise: rises under {100 * floor:.2g} % cannot be told"
             )
     if lines:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from pytest_tokenpower.runner.compare import Comparison
     from pytest_tokenpower.runner.session import Session
     from pytest_tokenpower.runner.telemetry import TelemetrySession
+    from pytest_tokenpower.store.baseline import Baseline
 
 
 @dataclass(frozen=True)
@@ -177,14 +178,13 @@ def _verdicts(
         reasons = "; ".join(measured.reasons)
         return (VerdictRecord("invalid", reason=f"the measurement is not to be trusted: {reasons}"),)
     look = 1 if session.settings.restarts else None
-    lost = _lost_baselines(taken, measured, limits, policy, session)
     pooled = _pooled(len(taken.attempts))
-    judged = [
-        VerdictRecord("invalid", baseline.label, reason=LOST.format(label=baseline.label))
-        if baseline.label in lost
-        else judge(measured, baseline, policy, look=look)
-        for baseline in session.baselines
-    ]
+    judged = []
+    for baseline in session.baselines:
+        found = judge(measured, baseline, policy, look=look)
+        if found.kind == "no baseline" and _had_baseline(taken, measured, limits, policy, baseline):
+            found = VerdictRecord("invalid", baseline.label, reason=LOST.format(label=baseline.label))
+        judged.append(found)
     if session.settings.rerun_baseline:
         # Its runs are judged by the child processes; what is measured here asked for the fixture in its body.
         judged.append(VerdictRecord("no baseline", ", ".join(session.settings.baselines), reason=UNSEEN))
@@ -203,25 +203,25 @@ LOST = (
 )
 
 
-def _lost_baselines(
-    taken: MeasuredTest, measured: MeasurementRecord, limits: Limits, policy: Policy, session: Session
-) -> set[str]:
-    """Return the baselines that an attempt had, and all attempts together have not, as their tokens differ.
+def _had_baseline(
+    taken: MeasuredTest, measured: MeasurementRecord, limits: Limits, policy: Policy, baseline: Baseline
+) -> bool:
+    """Tell whether an attempt alone can be compared, where all attempts together cannot, as their tokens differ.
 
     Otherwise a test that has regressed would pass by generating another number of tokens when it is run again.
     """
     if len({_counts(each.windows) for each in taken.attempts}) == 1:
-        return set()
-    keys = [
-        _key(dataclasses.replace(taken, attempts=(each,)), measured.method, limits.per)
-        for each in taken.attempts
-    ]
-    return {
-        baseline.label
-        for baseline in session.baselines
-        if not baseline.find(measured.test, measured.key, policy.key_ignore).runs
-        and any(baseline.find(measured.test, key, policy.key_ignore).runs for key in keys)
-    }
+        return False
+    at = 0
+    for each in taken.attempts:
+        rounds = measured.rounds[at : at + len(taken.telemetry.resolved(each.windows))]
+        at += len(rounds)
+        if not analysis.good(rounds):
+            continue
+        key = _key(dataclasses.replace(taken, attempts=(each,)), measured.method, limits.per)
+        if judge(replace(measured, key=key, rounds=rounds), baseline, policy).kind != "no baseline":
+            return True
+    return False
 
 
 def _pooled(attempts: int) -> tuple[str, ...]:

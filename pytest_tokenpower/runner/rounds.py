@@ -117,8 +117,8 @@ def rounds(
 ) -> Rounds:
     """Warm up, measure rounds, and return the last result with the windows of the measured rounds.
 
-    A workload shorter than the meter resolves is repeated inside each round. Nothing of the measurement runs
-    between a round's two clock readings; results are counted after the window has closed.
+    A workload shorter than the meter resolves is repeated inside each round. Results are counted after the window has
+    closed (see :func:`executed` for what runs inside it).
     """
     warmup: list[RoundWindow] = []
     tell = warmup_progress()
@@ -185,9 +185,9 @@ async def run_rounds_async(
     measuring = rounds(count, phases, plan, bench)
     repeats = next(measuring)
     while True:
-        results: list[object] = []
         wait, now_ns = device_wait(), bench.clock.monotonic_ns
         start_ns = now_ns()
+        results: list[object] = [await execute()]
         going_on = watched(start_ns, bench)
         while len(results) < repeats and going_on():
             results.append(await execute())
@@ -252,11 +252,14 @@ def watched(start_ns: int, bench: RoundEvaluator) -> Callable[[], bool]:
 
 
 def executed(execute: Callable[[], object], repeats: int, bench: RoundEvaluator) -> Executed:
-    """Run ``repeats`` executions in one window, fewer where a meter fails for good meanwhile."""
+    """Run ``repeats`` executions in one window, fewer where a meter fails for good meanwhile.
+
+    One alone has nothing of ours beside it; between several the clock is read, to tell when to look at the meter.
+    """
     __tracebackhide__ = True
-    results: list[object] = []
     wait, now_ns = device_wait(), bench.clock.monotonic_ns
     start_ns = now_ns()
+    results: list[object] = [execute()]
     going_on = watched(start_ns, bench)
     while len(results) < repeats and going_on():
         results.append(execute())

@@ -313,7 +313,8 @@ def compare_figures(
 
     A cause (hotter, slower, prefill, decode) is shown only where the interval of its own figure excludes no change.
     """
-    runs = [*baseline, *new]
+    # The meter's errors are those of joules.
+    runs = [replace(run, meter_errors=()) for run in (*baseline, *new)]
     if len(values) != len(runs):
         raise ValueError(f"{len(values)} values for {len(runs)} runs")
     plan = _Plan(runs, ["now"] * len(baseline), len(new), noise)

@@ -38,8 +38,10 @@ DOUBT = 0.05
 """A p of the build between its level and this is doubtful: restarts may settle it."""
 
 INTERVAL = 0.95
+"""The level of the printed intervals."""
+
 MOST_ALPHA = (1 - INTERVAL) / 2
-"""The level of the printed intervals, and their tail: what has failed or improved excludes 0."""
+"""Their tail: at a higher level what has failed or improved would not exclude 0."""
 
 
 @dataclass(frozen=True)
@@ -173,17 +175,14 @@ def decide(comparison: Comparison, policy: Policy) -> Decision:
     return _decided(work, "work", up, down, passes, policy, WORK_SHARE, reason)
 
 
-def settle(decisions: Sequence[Decision], alpha: float = 0.01, *, last: bool = True) -> tuple[Kind, ...]:
-    """Decide a whole build by Holm's rule over all its ways of failing: comparisons, variants and ceilings alike.
+def settle(kinds: Sequence[str], p_failing: Sequence[float], alpha: float) -> tuple[bool, ...]:
+    """Tell which comparisons of a build Holm's rule turns from inconclusive into failures.
 
-    What :func:`decide` has failed stays failed; Holm's later steps can only add.
+    It is over all its ways of failing: comparisons, variants and ceilings alike. What :func:`decide` has failed stays
+    failed; the later steps of the rule, which need every p, can only add. Nothing else becomes another verdict.
     """
-    failing = [float(p) for p in holm([each.p_failing for each in decisions])]
-    improved = [float(p) for p in holm([each.p_improved for each in decisions])]
-    return tuple(
-        each.settled(up, down, alpha, last=last)
-        for each, up, down in zip(decisions, failing, improved, strict=True)
-    )
+    adjusted = holm(list(p_failing))
+    return tuple(kind == "inconclusive" and float(p) < alpha for kind, p in zip(kinds, adjusted, strict=True))
 
 
 def shown(change: Change) -> bool:

@@ -97,11 +97,11 @@ def histories(
             contents = baseline.store.contents(entry)
             for test, place in contents.measurements.items():
                 alike = all(place.key.get(name) == key.get(name) for name in ALIKE)
-                same = keys.setdefault(test, place.key) == place.key
+                same = alike and keys.setdefault(test, place.key) == place.key
                 accepted = baseline.accepted
                 level = accepted.level(test, entry.commit) if accepted else 0
                 runs = found.setdefault(test, {}).setdefault(level, [])
-                if not (place.comparable and alike and same and len(runs) < baseline.limit_runs):
+                if not (place.comparable and same and len(runs) < baseline.limit_runs):
                     continue
                 measured = baseline.store.dated(entry, test)
                 # A regression that nobody accepted is another level, not noise.

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 
 import msgspec
 
-from pytest_tokenpower.core.integrity import has_digest, is_damaged, with_digest
+from pytest_tokenpower.core.integrity import whole_lines, with_digest
 from pytest_tokenpower.core.records import MeasurementRecord, impossible
 from pytest_tokenpower.suites.schema import SUFFIX
 
@@ -78,10 +78,7 @@ def read_journal(data: bytes) -> Journal:
     begun: Begun | None = None
     finished: dict[str, Finished] = {}
     good = 0
-    for raw in data.splitlines(keepends=True):
-        line = raw.rstrip(b"\n")
-        if not raw.endswith(b"\n") or not has_digest(line) or is_damaged(line):
-            break
+    for line in whole_lines(data):
         try:
             entry = _LINE.decode(line)
         except msgspec.MsgspecError:
@@ -94,7 +91,7 @@ def read_journal(data: bytes) -> Journal:
             break
         else:
             finished[entry.measurement.test] = entry
-        good += len(raw)
+        good += len(line)
     return Journal(begun, finished, good)
 
 

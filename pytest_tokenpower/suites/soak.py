@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import msgspec
 
 from pytest_tokenpower.analysis.rounds import good
-from pytest_tokenpower.core.integrity import has_digest, is_damaged, with_digest
+from pytest_tokenpower.core.integrity import whole_lines, with_digest
 from pytest_tokenpower.core.records import RoundRecord
 from pytest_tokenpower.stats.changepoints import ChangePoint, change_points
 from pytest_tokenpower.stats.drift import Drift, drift
@@ -59,10 +59,7 @@ def read_soak(data: bytes) -> tuple[SoakBegun | None, tuple[Stretch, ...], int]:
     begun: SoakBegun | None = None
     stretches: list[Stretch] = []
     size = 0
-    for raw in data.splitlines(keepends=True):
-        line = raw.rstrip(b"\n")
-        if not raw.endswith(b"\n") or not has_digest(line) or is_damaged(line):
-            break
+    for line in whole_lines(data):
         try:
             entry = _LINE.decode(line)
         except msgspec.MsgspecError:
@@ -75,7 +72,7 @@ def read_soak(data: bytes) -> tuple[SoakBegun | None, tuple[Stretch, ...], int]:
             break
         else:
             stretches.append(entry)
-        size += len(raw)
+        size += len(line)
     return begun, tuple(stretches), size
 
 

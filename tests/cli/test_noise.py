@@ -285,8 +285,12 @@ def test_runs_in_fresh_processes(project: Path, tokenpower: Command) -> None:
     assert not list((project.parent / "scratch").glob("tokenpower-noise-*"))
     assert not (project / ".tokenpower").exists()
     assert tokenpower("noise", "--from=kept").out == ended.out.split("J/token\n", 3)[3]
-    more = tokenpower("noise", "--runs=3", "--keep=kept", "--", "-k", "work or plain", "--energy-autosave")
+    # A record that somebody has taken away leaves a gap; none that is there is written over, or counted twice.
+    (project / "kept" / "noise-01.json").unlink()
+    before = {each.name: each.read_bytes() for each in (project / "kept").glob("*.json")}
+    more = tokenpower("noise", "--runs=4", "--keep=kept", "--", "-k", "work or plain", "--energy-autosave")
     assert "; 6 runs, 0.0" in more.out
+    assert all((project / "kept" / name).read_bytes() == data for name, data in before.items())
     assert "  occasions   1 occasion: what another day brings is not in these figures" in more.out
     assert len(list((project / "kept").glob("*.json"))) == 6
 

@@ -114,3 +114,26 @@ def replace_runs(
     found: ComparableRuns, change: Callable[[MeasurementRecord], MeasurementRecord]
 ) -> ComparableRuns:
     return ComparableRuns(found.label, tuple(map(change, found.runs)), found.run_ids)
+
+
+@pytest.mark.parametrize("place", range(5))
+def test_a_stored_run_of_a_far_length_is_left_out_alone_wherever_it_stands(place: int) -> None:
+    runs = [run(wobble=each) for each in (0.999, 1.001, 1.0, 1.0015)]
+    runs.insert(place, run(300))
+    verdict = judge_stored(run(201, dearer=1.3), ComparableRuns("main", tuple(runs), tuple("abcde")), 0.03)
+    assert verdict.kind == "regressed"
+    assert verdict.change == pytest.approx(0.3, abs=0.01)
+    assert verdict.baseline_runs == tuple(each for at, each in enumerate("abcde") if at != place)
+    assert "1 stored run left out, whose lengths lie too far apart" in text(verdict)
+
+
+def test_keys_with_other_counts_are_never_taken_for_equal_ones() -> None:
+    """The key of each run says its length, as it is where no count varies."""
+    old = stored()
+    keyed = tuple(
+        replace(one, key={**one.key, "prompt_tokens": 512, "generated_tokens": 200}) for one in old.runs
+    )
+    new = replace(run(500), key={**run().key, "prompt_tokens": 512, "generated_tokens": 500})
+    verdict = judge_stored(new, ComparableRuns("main", keyed, old.run_ids), 0.03)
+    assert verdict.kind == "no baseline"
+    assert "500 generated tokens here, 512 prefilled and 200 generated tokens there" in verdict.reason

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from pytest_tokenpower.core.records import MeasurementRecord
+from pytest_tokenpower.core.records import MeasurementRecord, WaitingRecord
+from pytest_tokenpower.gate.evidence import Boards, calibrations_of, waiting_of
 from pytest_tokenpower.gate.verdict import Policy, judge
+from pytest_tokenpower.stats.boards import Calibration
 from pytest_tokenpower.store.acceptances import Acceptance, write_acceptance
 from pytest_tokenpower.store.baseline import Baseline, ComparableRuns
 from pytest_tokenpower.store.git import Repository
@@ -184,3 +186,46 @@ def test_what_is_said_agrees_with_the_printed_interval(level: float, spread: flo
         assert high < 0
     if verdict.kind == "passed":
         assert low < 0.03
+
+
+def test_runs_before_a_step_are_not_counted_as_the_baseline_and_the_step_is_named() -> None:
+    levels = [0.26 * each for each in WOBBLE[:4]] + [0.2 * each for each in WOBBLE[:4]]
+    runs = baseline(*(at(level, DAY * (10 - number)) for number, level in enumerate(levels)))
+    verdict = judge_stored(at(0.26, 12 * DAY), runs, 0.03)
+    assert verdict.baseline_runs == ("0", "1", "2", "3")
+    assert verdict.baseline_value == pytest.approx(0.26, rel=0.01)
+    assert "(4 runs)" in text(verdict)
+    assert "Compared with the newest 4 of 8 stored runs: before them the level was another" in text(verdict)
+
+
+def test_a_calibration_under_another_driver_is_used_for_no_run_of_the_board() -> None:
+    one = at(0.2, 0.0)
+    old, new = (replace(one, facts={"GPU-aaaaaaaa-1.driver": driver}) for driver in ("550.1", "580.2"))
+    board = "GPU-aaaaaaaa-1"
+    boards = Boards(
+        waiting={board: WaitingRecord(120.0, 3.0)},
+        calibrations={board: Calibration(1.0, 0.01)},
+        drivers={board: "580.2"},
+    )
+    assert list(calibrations_of([new, new], boards)) == [board]
+    assert calibrations_of([old, new], boards) == {}
+    assert waiting_of([new, new], boards)[board].watts == 120.0
+    assert board not in waiting_of([old, new], boards)
+
+
+def test_work_and_pace_by_guessed_waiting_watts_are_called_estimates() -> None:
+    paces = (1.0, 1.2, 0.8, 1.1, 0.9)
+    key = {"gpu.power_limit_watts": 700.0}
+
+    def paced(pace: float, number: float) -> MeasurementRecord:
+        found = at(0.2 + 0.126 * (pace - 1) / 1000, DAY * number)
+        rounds = tuple(replace(one, seconds=one.seconds * pace) for one in found.rounds)
+        return replace(found, rounds=rounds, key={**found.key, **key}, provenance="measured", scope="gpu")
+
+    runs = baseline(*(paced(pace, number) for number, pace in enumerate(paces)))
+    verdict = judge_stored(paced(1.0, 9), runs, 0.03)
+    assert verdict.work is not None
+    assert (
+        "Work and pace are estimates: the board's waiting watts are guessed from its power limit (126 ± 42 W)"
+        in text(verdict)
+    )

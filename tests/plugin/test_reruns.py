@@ -108,8 +108,11 @@ def test_blocks_of_a_comparison_pool(project: Project) -> None:
     )
 
 
-def test_a_regression_is_not_lost_with_another_number_of_tokens(project: Project) -> None:
-    """Its tries generate a token more or less: pooled, they are compared at equal lengths."""
+@pytest.mark.parametrize(("fewer", "kind"), [(1, "regressed"), (300, "invalid")])
+def test_a_regression_is_not_lost_with_another_number_of_tokens(
+    project: Project, fewer: int, kind: str
+) -> None:
+    """A token more or less is compared at equal lengths; beyond the tolerance all tries together say nothing."""
     supply(project)
     body = """
 tries = []
@@ -117,13 +120,15 @@ tries = []
 def test_it(energy):
     with energy.measure() as window:
         sleep({seconds})
-        window.tokens(prompt=0, generated=1000 - len(tries))
+        window.tokens(prompt=0, generated=1000 - {fewer} * len(tries))
     tries.append(1)
 """
-    project.tests(body.format(seconds=0.05))
+    project.tests(body.format(seconds=0.05, fewer=fewer))
     for _ in range(3):
         assert project.run(SUPPLY, "--energy-save=before").ret == 0
-    project.tests(body.format(seconds=0.2))
+    project.tests(body.format(seconds=0.2, fewer=fewer))
     result, run = project.measure(SUPPLY, "--energy-baseline=before", "--reruns=1")
     assert result.parseoutcomes() == {"failed": 1, "rerun": 1}
-    assert [one.verdicts[0].kind for one in run.measurements] == ["regressed"]
+    assert [one.verdicts[0].kind for one in run.measurements] == [kind]
+    if kind == "invalid":
+        assert "they generated different numbers of tokens" in run.measurements[0].verdicts[0].reason
