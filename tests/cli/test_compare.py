@@ -9,10 +9,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from pytest_tokenpower.core.records import encode_run
+from pytest_tokenpower.core.records import GateRecord, encode_run
 from pytest_tokenpower.store.store import Store
 from tests.support.commands import Command
-from tests.support.histories import OTHER, at_level, regressed, stored_levels, verdict
+from tests.support.histories import OTHER, at_level, regressed, stored_levels
 from tests.support.repositories import KEY, TEST, Git, run
 
 
@@ -77,8 +77,8 @@ def test_a_noisy_comparison_may_fail_as_undecided(git: Git, store: Store, tokenp
 
 def test_the_limit_is_the_tests_own_unless_given(git: Git, store: Store, tokenpower: Command) -> None:
     stored_levels(git, store, [1.0] * 5)
-    own = (verdict("passed", "main@1234567", threshold=0.2),)
-    store.write(run(10, at_level(1.1, verdicts=own), commit=git.commit("dearer")))
+    own = msgspec.structs.replace(at_level(1.1), gate=GateRecord(0.2, 5))
+    store.write(run(10, own, commit=git.commit("dearer")))
     assert tokenpower("compare", "HEAD~1", "HEAD").code == 0
     assert tokenpower("compare", "HEAD~1", "HEAD", "--regression=5%").code == 1
     assert tokenpower("compare", "HEAD~1", "HEAD", "--regression=0.3").code == 0
