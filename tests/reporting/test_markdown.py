@@ -42,12 +42,12 @@ INVALID: test_hot: too hot
 ```
 
 ```text
-REGRESSED +6.1 % (limit 3 %): test_chat[fp8] takes 0.2652 J/token; main@1a2b3c4 took 0.25 (2 runs).
+REGRESSED +6.1 % (limit 3 %): test_chat[fp8] takes 265.2 mJ/token; main@1a2b3c4 took 250.0 (2 runs).
   +6.1 % [+4.7, +7.5] (95 % interval).
 ```
 
 ```text
-OVER BUDGET 1 J/token (limit 0.9): test_budget: joules_per_token exceeds its budget (95 % interval 0.945 to 1.035).
+OVER BUDGET 1.000 J/token (limit 0.9): test_budget: joules_per_token exceeds its budget (95 % interval 0.9450 to 1.035).
 ```
 
 ```text
