@@ -148,5 +148,5 @@ def test_200_tests_open_and_draw_only_what_is_opened(browser: Any, tmp_path: Pat
     with opened(browser, written(tmp_path, many(200)), **WIDE) as found:
         assert found.page.locator("details.test").count() == 200
         # The comparison of all, and the first three that fail.
-        found.page.wait_for_function("() => document.querySelectorAll('canvas').length === 10")
+        found.page.wait_for_function("() => document.querySelectorAll('canvas').length === 13")
         assert found.complaints == []
