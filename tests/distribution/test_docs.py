@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +13,10 @@ from urllib.parse import unquote
 
 import pytest
 
-from pytest_tokenpower import Energy
+from pytest_tokenpower import Energy, Result
 from pytest_tokenpower.cli import COMMANDS
-from pytest_tokenpower.core.records import MeasurementRecord, RunRecord
 from pytest_tokenpower.core.settings import Limits
+from pytest_tokenpower.plugin import hookspecs
 from pytest_tokenpower.plugin.options import INI, add_options
 
 ROOT = Path(__file__).parents[2]
@@ -62,11 +64,17 @@ def test_the_reference_has_everything() -> None:
         *Limits._fields,
         *members,
         *(f"tokenpower {name}" for name in ("doctor", "demo", "report", "serve-meter")),
-        *RunRecord.__struct_fields__,
-        *MeasurementRecord.__struct_fields__,
+        *(name for name in vars(hookspecs) if name.startswith("pytest_tokenpower_")),
+        *(f.name for f in dataclasses.fields(Result) if not f.name.startswith("_")),
     ]
     assert [name for name in wanted if not re.search(rf"`[^`\n]*{re.escape(name)}\b", text)] == []
     assert [name for name in COMMANDS if not re.search(rf"`(tokenpower )?{name}\b", text)] == []
+
+
+def test_the_pages_that_are_written_from_the_code_are_up_to_date() -> None:
+    written = runpy.run_path(str(DOCS / "write_reference.py"))["PAGES"]
+    for page, text in written.items():
+        assert (DOCS / page).read_text("utf-8") == text(), "python docs/write_reference.py"
 
 
 @pytest.mark.parametrize("page", ["index.md", "tutorial.md", "how-to.md"])
