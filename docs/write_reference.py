@@ -14,8 +14,6 @@ from pytest_tokenpower import cli
 from pytest_tokenpower.core import records
 from pytest_tokenpower.core.figures import FIGURES
 
-SUPPRESS = argparse.SUPPRESS
-
 HERE = Path(__file__).parent
 
 COMMANDS_HEAD = """\
@@ -42,7 +40,7 @@ def commands() -> str:
         rows = [
             f"| {_code(action)} | {_help(parser, action)} |"
             for action in parser._actions
-            if action.help != SUPPRESS
+            if action.help != argparse.SUPPRESS
         ]
         table = ["", "| argument | |", "| --- | --- |", *rows] if rows else []
         parts.append("\n".join([f"## tokenpower {name}", "", f"{text[0].upper()}{text[1:]}.", *table]) + "\n")

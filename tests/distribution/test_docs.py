@@ -26,6 +26,11 @@ PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), DOCS / "llms.txt"])
 INTERNAL = {"refusal", "refused_late", "boards", "gpu_ids", "used", "attempts", "finish"}
 FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+OURS = re.compile(
+    r"https://(?:github\.com/pytest-tokenpower/pytest-tokenpower/(?:blob|tree)"
+    r"|raw\.githubusercontent\.com/pytest-tokenpower/pytest-tokenpower)/main/(.*)"
+)
+"""Files of this repository, linked from where no relative link leads to them."""
 BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```', re.MULTILINE | re.DOTALL)
 
 
@@ -42,10 +47,13 @@ def anchors(page: Path) -> set[str]:
 def test_every_link_resolves(page: Path) -> None:
     broken = []
     for link in LINK.findall(FENCED.sub("", page.read_text("utf-8"))):
-        if re.match(r"[a-z]+:", link):
+        if ours := OURS.match(link):
+            link = "/" + ours[1]  # noqa: PLW2901
+        elif re.match(r"[a-z]+:", link):
             continue
         name, _, anchor = link.partition("#")
-        target = (page.parent / unquote(name)).resolve() if name else page
+        folder = ROOT if name.startswith("/") else page.parent
+        target = (folder / unquote(name).lstrip("/")).resolve() if name else page
         if not target.exists() or (anchor and target.suffix == ".md" and anchor not in anchors(target)):
             broken.append(link)
     assert broken == []
