@@ -13,6 +13,7 @@ from pytest_tokenpower.reporting.report import Report, Reported
 MEASURES = (
     "joules_per_token", "joules_per_prompt_token", "joules_per_total_token", "joules_per_response",
     "prefill_joules_per_token", "decode_joules_per_token", "mean_watts", "tokens_per_second",
+    "ttft_p50_seconds", "ttft_p99_seconds", "tpot_p50_seconds", "tpot_p99_seconds",
 )  # fmt: skip
 """The figures that are followed: a service draws a line for each."""
 
