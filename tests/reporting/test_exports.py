@@ -217,6 +217,17 @@ def test_prometheus_itself_takes_openmetrics_in(make: Any, tmp_path: Path) -> No
     assert f" {count} " in done.stdout
 
 
+@pytest.mark.parametrize("chosen", ["csv", "github-action-benchmark", "openmetrics", "pytest-benchmark"])
+def test_a_cost_names_its_factors_and_what_is_missing_from_it(chosen: str) -> None:
+    text = render(chosen, ordinary())
+    for said in (
+        "Price: 0.3 EUR/kWh, as configured (energy_price).",
+        "Carbon: 380 gCO2e/kWh, as configured (carbon_intensity).",
+        "Missing from it, as only gpu energy was measured: CPUs",
+    ):
+        assert said in text
+
+
 # ---- Chrome trace ------------------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import msgspec
 
 from pytest_tokenpower.core.figures import FIGURES
-from pytest_tokenpower.reporting.costs import cost_of
+from pytest_tokenpower.reporting.costs import cost_of, explained
 from pytest_tokenpower.reporting.report import Report, Reported
 
 MEASURES = (
@@ -80,6 +80,8 @@ def smaller_is_better(report: Report) -> str:
             extra.append(f"{report.factors.currency} per million tokens: {cost.money:.4g}")
         if cost is not None and cost.grams is not None:
             extra.append(f"gCO2e per million tokens: {cost.grams:.4g}")
+        if cost is not None:
+            extra += explained(report.factors, [measured.scope])
         found.append(
             {
                 "name": name,

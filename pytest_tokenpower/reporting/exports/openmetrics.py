@@ -8,7 +8,7 @@ from datetime import datetime
 
 from pytest_tokenpower.core.figures import FIGURES
 from pytest_tokenpower.core.types import Fact
-from pytest_tokenpower.reporting.costs import cost_of
+from pytest_tokenpower.reporting.costs import cost_of, explained
 from pytest_tokenpower.reporting.report import Report, Reported
 
 PREFIX = "tokenpower_"
@@ -51,7 +51,7 @@ def openmetrics(report: Report) -> str:
         kind = "info" if name.endswith("_info") else "gauge"
         lines += [
             f"# TYPE {PREFIX}{name.removesuffix('_info')} {kind}",
-            f"# HELP {PREFIX}{name.removesuffix('_info')} {_escaped(_help(name))}",
+            f"# HELP {PREFIX}{name.removesuffix('_info')} {_escaped(_help(name, report))}",
         ]
         lines += [
             f"{PREFIX}{name}{text} {value!r} {stamp:.3f}"
@@ -69,10 +69,13 @@ def _values(each: Reported) -> Iterator[tuple[str, float]]:
             yield f"{name}_stderr", figure.stderr
 
 
-def _help(name: str) -> str:
+def _help(name: str, report: Report) -> str:
     if name.endswith("_stderr"):
         return f"Standard error of {name.removesuffix('_stderr')}"
-    return _OTHERS.get(name) or _COSTS.get(name) or FIGURES.get(name, "")
+    if name in _COSTS:
+        scopes = [each.measured.scope for each in report]
+        return f"{_COSTS[name]}. {' '.join(explained(report.factors, scopes))}"
+    return _OTHERS.get(name) or FIGURES.get(name, "")
 
 
 def _labels(each: Reported) -> dict[str, Fact]:
