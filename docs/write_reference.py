@@ -1,4 +1,4 @@
-"""Write docs/commands.md and docs/records.md from the code: ``python docs/write_reference.py``."""
+"""Write the pages of commands, records and scenarios from the code: ``python docs/write_reference.py``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import msgspec
 from pytest_tokenpower import cli
 from pytest_tokenpower.core import records
 from pytest_tokenpower.core.figures import FIGURES
+from pytest_tokenpower.meters.simulation import power_curve, scenario
 
 HERE = Path(__file__).parent
 
@@ -28,6 +29,14 @@ RECORDS_HEAD = """\
 
 What `--energy-json` writes and the store keeps, from the run down; [run.schema.json](run.schema.json) is its JSON
 Schema. Fields that have their default are left out. This page is written by `docs/write_reference.py`.
+"""
+
+SCENARIOS_HEAD = """\
+# Scenarios of the simulated boards
+
+`--energy-source=simulated:board.json` plays such a file, as
+[an example](tutorial.md#scenarios-of-the-simulated-board) shows: boards with what they draw over time, and faults at given seconds. A field that does not exist, or a value that cannot be, is
+answered with the field and what is valid. This page is written by `docs/write_reference.py`.
 """
 
 
@@ -60,10 +69,9 @@ def _help(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
     return said.replace("|", "\\|").replace("<", "&lt;")
 
 
-def structs() -> Iterator[type[msgspec.Struct]]:
-    """Return the records, the run first and each before what it holds."""
-    waiting: list[type[msgspec.Struct]] = [records.RunRecord]
-    seen = set()
+def structs(first: type[msgspec.Struct], known: dict[str, object]) -> Iterator[type[msgspec.Struct]]:
+    """Return the structs of a file, the first and each before what it holds."""
+    waiting, seen = [first], set()
     while waiting:
         struct = waiting.pop(0)
         if struct in seen:
@@ -71,18 +79,16 @@ def structs() -> Iterator[type[msgspec.Struct]]:
         seen.add(struct)
         yield struct
         for field in msgspec.structs.fields(struct):
-            waiting += [
-                found
-                for name in re.findall(r"\w+", str(field.type))
-                if isinstance(found := getattr(records, name, None), type)
-                and issubclass(found, msgspec.Struct)
-            ]
+            for name in re.findall(r"\w+", str(field.type)):
+                found = known.get(name)
+                if isinstance(found, type) and issubclass(found, msgspec.Struct):
+                    waiting.append(found)
 
 
-def fields() -> str:
-    """Render every record with its fields."""
-    parts = [RECORDS_HEAD]
-    for struct in structs():
+def fields(first: type[msgspec.Struct], known: dict[str, object]) -> str:
+    """Render each struct of a file with its fields."""
+    parts = []
+    for struct in structs(first, known):
         text, _, attributes = inspect.cleandoc(struct.__doc__ or "").partition("\n\nAttributes:\n")
         said = dict(re.findall(r"^    (\w+): (.+(?:\n {8}.+)*)", attributes, re.MULTILINE))
         lines = [
@@ -90,25 +96,47 @@ def fields() -> str:
             "",
             _markdown(text),
             "",
-            "| field | type | |",
-            "| --- | --- | --- |",
+            "| field | type | default | |",
+            "| --- | --- | --- | --- |",
         ]
         for field in msgspec.structs.fields(struct):
-            kind = str(struct.__annotations__[field.name]).replace(" | ", " or ")
-            lines.append(
-                f"| `{field.encode_name}` | `{kind}` | {_markdown(' '.join(said.get(field.name, '').split()))} |"
-            )
-        parts.append("\n".join(lines).replace(" |  |", " | |") + "\n")
-    rows = [f"| `{name}` | {unit} |" for name, unit in FIGURES.items()]
-    parts.append("\n".join(["## Figures", "", "| name in `figures` | unit |", "| --- | --- |", *rows]) + "\n")
+            cells = [
+                f"`{field.encode_name}`",
+                f"`{str(struct.__annotations__[field.name]).replace(' | ', ' or ')}`",
+                _default(field),
+                _markdown(" ".join(said.get(field.name, "").split())),
+            ]
+            lines.append(f"| {' | '.join(cells)} |".replace("|  |", "| |").replace("|  |", "| |"))
+        parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
+
+
+def _default(field: msgspec.structs.FieldInfo) -> str:
+    if field.default_factory is not msgspec.NODEFAULT:
+        return f"`{field.default_factory()!r}`"
+    if field.default is msgspec.NODEFAULT or isinstance(field.default, (msgspec.Struct, tuple)):
+        return ""
+    return f"`{field.default!r}`"
+
+
+def of_records() -> str:
+    """Render the stored run and all that it holds, and the names of its figures."""
+    rows = [f"| `{name}` | {unit} |" for name, unit in FIGURES.items()]
+    table = "\n".join(["## Figures", "", "| name in `figures` | unit |", "| --- | --- |", *rows]) + "\n"
+    return "\n".join([RECORDS_HEAD, fields(records.RunRecord, vars(records)), table])
+
+
+def of_scenarios() -> str:
+    """Render the file that simulated boards play."""
+    known = {**vars(power_curve), **vars(scenario)}
+    return "\n".join([SCENARIOS_HEAD, fields(scenario.Scenario, known)])
 
 
 def _markdown(text: str) -> str:
     return re.sub(r"``(.+?)``", r"`\1`", text)
 
 
-PAGES = {"commands.md": commands, "records.md": fields}
+PAGES = {"commands.md": commands, "records.md": of_records, "scenarios.md": of_scenarios}
 
 if __name__ == "__main__":
     for page, text in PAGES.items():
