@@ -35,8 +35,9 @@ SCENARIOS_HEAD = """\
 # Scenarios of the simulated boards
 
 `--energy-source=simulated:board.json` plays such a file, as
-[an example](tutorial.md#scenarios-of-the-simulated-board) shows: boards with what they draw over time, and faults at given seconds. A field that does not exist, or a value that cannot be, is
-answered with the field and what is valid. This page is written by `docs/write_reference.py`.
+[an example](tutorial.md#scenarios-of-the-simulated-board) shows: boards with what they draw over time, and faults at
+given seconds. A field that does not exist, or a value that cannot be, is answered with the field and what is valid.
+This page is written by `docs/write_reference.py`.
 """
 
 
