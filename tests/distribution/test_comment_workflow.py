@@ -15,6 +15,8 @@ from tests.support.github import BOT, COMMENT_JOB, GitHub, posted, served
 from tests.support.reports import hostile, many, ordinary
 from tests.support.workflows import load
 
+pytestmark = pytest.mark.slow
+
 MARKER = "<!-- pytest-tokenpower: energy-gate -->"
 
 
