@@ -103,6 +103,9 @@ def test_nothing_is_posted_where_there_is_nothing_to_say_or_nobody_to_say_it_to(
 
 def test_the_artifacts_that_are_read_are_those_that_the_action_uploads() -> None:
     [download] = [step for step in COMMENT_JOB["steps"] if "download-artifact" in step.get("uses", "")]
-    assert download["with"]["pattern"] == "energy-*"
-    assert "merge-multiple" not in download["with"]
-    assert load("action.yml")["inputs"]["artifact"]["default"].startswith("energy-")
+    # Without merging, a single artifact would lie in the folder itself, and several in folders of their names.
+    assert (download["with"]["pattern"], download["with"]["merge-multiple"]) == ("energy-*", "true")
+    action = load("action.yml")
+    assert action["inputs"]["artifact"]["default"].startswith("energy-")
+    [upload] = [step["with"] for step in action["runs"]["steps"] if "upload-artifact" in step.get("uses", "")]
+    assert Path(upload["path"]).name == f"{upload['name']}.json"

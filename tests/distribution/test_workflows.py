@@ -191,7 +191,7 @@ def test_a_dearer_pull_request_fails_and_says_so_everywhere(world: World, tmp_pa
     assert "REGRESSED" in job.summary
     assert world.pushed == 1
     with served() as github:
-        posted(github, tmp_path, {name: path.read_bytes() for name, path in job.artifacts.items()})
+        posted(github, tmp_path, {path.stem: path.read_bytes() for path in job.artifacts.values()})
         [body] = github.bodies()
     assert body.startswith("<!-- pytest-tokenpower: energy-gate -->\n### Energy per token: 1 REGRESSED")
     assert "`test_chat`" in body

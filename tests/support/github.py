@@ -161,9 +161,9 @@ def served() -> Iterator[GitHub]:
 def posted(github: GitHub, home: Path, records: Mapping[str, bytes], **event: Any) -> str:
     """Run the job's steps on a new runner, with an artifact of each name; return what it printed."""
     temp = Path(tempfile.mkdtemp(dir=home))
+    (temp / "records").mkdir()
     for name, content in records.items():
-        (temp / "records" / name).mkdir(parents=True)
-        (temp / "records" / name / "run.json").write_bytes(content)
+        (temp / "records" / f"{name}.json").write_bytes(content)
     stand_ins(temp / "bin")
     github.install(temp / "bin")
     run = {
