@@ -146,7 +146,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     measuring = Counter(map(test_id, gated))
     doubled: frozenset[str] = frozenset(test for test, times in measuring.items() if times > 1)
     config.stash[TWICE] = doubled
-    if gated or any("request" in getattr(item, "fixturenames", ()) for item in session.items):
+    if gated:
         from pytest_tokenpower.plugin.watching import watch
 
         watch(config)
