@@ -66,7 +66,8 @@ def _code(action: argparse.Action) -> str:
 
 
 def _help(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
-    said = parser._get_formatter()._expand_help(action) if action.help else ""
+    # Not by argparse's own formatter, which colours in later Pythons.
+    said = (action.help or "") % {**vars(action), "prog": parser.prog}
     return said.replace("|", "\\|").replace("<", "&lt;")
 
 
