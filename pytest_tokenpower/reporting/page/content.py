@@ -144,7 +144,8 @@ def _verdict(verdict: VerdictRecord, measured: MeasurementRecord) -> dict[str, A
             }
         )
         rows += [
-            {"name": name, "interval": list(part), "limit": None}
+            # Work alone can fail a test, too; pace cannot.
+            {"name": name, "interval": list(part), "limit": verdict.threshold if name == "work" else None}
             for name, part in parts_of_change(verdict).items()
         ]
     return {
