@@ -23,7 +23,11 @@ _ENVIRONMENT_MARKS = ("pyvenv.cfg", "conda-meta")
 """What lies in the top folder of a virtual environment, by whatever name it goes."""
 
 ACCEPTED_FOLDER = ".tokenpower/accepted"
-"""Where acceptances are committed. Of hidden folders it is the one whose files have a say in verdicts."""
+RENAMED_FOLDER = ".tokenpower/renamed"
+"""Where acceptances and renames are committed. Of hidden folders these are the ones that have a say in verdicts."""
+
+_TEST_FILES = (":(top)*.py", ":(top)*.toml")
+"""Among these renames are looked for: tests are in Python files, and in suites."""
 
 _QUICK_S = 30.0
 
@@ -226,21 +230,30 @@ class Repository:
         )
         return frozenset(filter(None, listed.stdout.split("\0"))) if listed.code == 0 else frozenset()
 
-    def renames(self, older: str, newer: str) -> dict[str, str]:
+    def renames(self, older: str, newer: str | None) -> dict[str, str]:
         """Return the earlier path of each file that was renamed between two commits, by its later path.
 
-        As git tells it.
+        As git tells it: of the two commits, and of each step between them, as a file may have been rewritten since.
+        ``newer`` is None for the work tree.
         """
         for similar in ("--find-renames", "--find-renames=100%"):
             # A partial clone may lack the contents, and can then tell files of equal contents only.
-            shown = run_git(
-                self.top_level,
-                *("diff", "--no-ext-diff", "--diff-filter=R", "--name-status", "-z", similar, older, newer),
-                timeout_s=_SCAN_S,
-            )
-            if shown.code == 0:
-                parts = shown.stdout.split("\0")
-                return dict(zip(parts[2::3], parts[1::3], strict=False))
+            options = ("--no-ext-diff", "--diff-filter=R", "--name-status", "-z", similar)
+            shown = [
+                run_git(self.top_level, command, *options, *what, "--", *_TEST_FILES, timeout_s=_SCAN_S)
+                for command, *what in (
+                    ("diff", older, *([newer] if newer else [])),
+                    ("diff", newer or "HEAD", *([newer] if newer else [])),
+                    ("log", "--topo-order", "--format=", f"{older}..{newer or 'HEAD'}"),
+                )
+            ]
+            if all(output.code == 0 for output in shown):
+                whole, *steps = (_renamed(output.stdout) for output in shown)
+                found: dict[str, str] = {}
+                for earlier, later in [*steps[0], *steps[1]]:  # The newest step first.
+                    since = next((name for name, was in found.items() if was == later), later)
+                    found[since] = earlier
+                return {later: earlier for earlier, later in whole} | found
         return {}
 
     def baseline_commits(self, ref: str) -> tuple[str, ...]:
@@ -402,7 +415,7 @@ def _changes(top_level: Path) -> tuple[str, ...]:
 
 def _picked_up(top_level: Path, path: PurePosixPath) -> bool:
     """Whether an untracked file may be read by its being there: not what is installed, nor in a hidden folder."""
-    if path.is_relative_to(ACCEPTED_FOLDER):
+    if path.is_relative_to(ACCEPTED_FOLDER) or path.is_relative_to(RENAMED_FOLDER):
         return True
     folders = path.parent.parts
     if _NOT_OURS.intersection(folders) or any(name.startswith(".") for name in folders):
@@ -410,6 +423,12 @@ def _picked_up(top_level: Path, path: PurePosixPath) -> bool:
     return not any(
         (top_level / folder / mark).exists() for folder in path.parents for mark in _ENVIRONMENT_MARKS
     )
+
+
+def _renamed(output: str) -> list[tuple[str, str]]:
+    """Return the earlier and the later path of each rename that ``--name-status -z`` tells of."""
+    parts = output.split("\0")
+    return list(zip(parts[1::3], parts[2::3], strict=False))
 
 
 def changed_files(repository: Repository, commit: str) -> tuple[str, ...]:
