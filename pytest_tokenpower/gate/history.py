@@ -125,7 +125,7 @@ def collect(place: StoreContext, test: str, line: Line) -> History:
     for entry in line.entries:
         with suppress(StoreError):  # Named in store.problems.
             readable.append((entry, place.store.contents(entry)))
-    chosen = _choose(test, readable, line.names)
+    chosen = _choose(place, test, line, readable)
     found: list[tuple[StoredFile, MeasurementRecord]] = []
     invalid = 0
     for entry, contents in reversed(readable):
@@ -149,14 +149,20 @@ def collect(place: StoreContext, test: str, line: Line) -> History:
     return History(chosen, line.name, line.commits, _by_key(place, chosen, found, line.accepted), invalid)
 
 
-def _choose(text: str, readable: Sequence[tuple[StoredFile, Contents]], names: EarlierNames) -> str:
+def _choose(
+    place: StoreContext, text: str, line: Line, readable: Sequence[tuple[StoredFile, Contents]]
+) -> str:
     """Return the latest name of the test that is meant."""
     tests = {test: None for _, contents in readable for test in contents.measurements}  # The newest first.
-    if text not in tests:
-        fitting = [test for test in tests if text in test]
-        for test in fitting:
-            earlier = {name for _, contents in readable for name in names.at(contents.commit, test)}
-            tests = {each: None for each in tests if each not in earlier}
+    if text in tests:
+        return text
+    if "::" in text and place.repository is not None:
+        here = place.in_repository(text)
+        if any(line.names.held(found.commit, here, found.measurements) for _, found in readable):
+            return here
+    for test in [test for test in tests if text in test]:
+        earlier = {name for _, contents in readable for name in line.names.at(contents.commit, test)}
+        tests = {each: None for each in tests if each not in earlier}
     return choose_test(text, tests)
 
 

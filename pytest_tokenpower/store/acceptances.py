@@ -17,7 +17,7 @@ import msgspec
 
 from pytest_tokenpower.core.records import VerdictRecord
 from pytest_tokenpower.core.settings import fraction
-from pytest_tokenpower.errors import UsageError
+from pytest_tokenpower.errors import HistoryError, UsageError
 from pytest_tokenpower.store.committed import (
     TOMLDecodeError,
     committed_file,
@@ -26,7 +26,7 @@ from pytest_tokenpower.store.committed import (
     toml_string,
     write_committed,
 )
-from pytest_tokenpower.store.git import ACCEPTED_FOLDER, Repository, run_git
+from pytest_tokenpower.store.git import ACCEPTED_FOLDER, SCAN_S, Repository, run_git
 from pytest_tokenpower.store.store import COMMIT_LENGTH
 
 _LABEL_COMMIT = re.compile(r"@([0-9a-f]{7,40})$")
@@ -124,6 +124,7 @@ class Acceptances:
         Raises:
             UsageError: a file of the work tree is no acceptance.
             StoreError: a file of the work tree cannot be read.
+            HistoryError: git cannot say what came to the line.
         """
         came = _brought(repository, commits)
         newest: dict[str, str] = {}
@@ -239,7 +240,13 @@ def _brought(repository: Repository, commits: Sequence[str]) -> list[tuple[str, 
             "--format=%x01%H",
         ),
         *(f"--max-count={len(commits)}", commits[0], "--", f":(top){ACCEPTED_FOLDER}"),
+        timeout_s=SCAN_S,
+        may_fetch=True,
     )
+    if log.code != 0:
+        raise HistoryError(
+            f"{repository.top_level}: what was accepted cannot be read: git log: {log.complaint}"
+        )
     known, found = set(commits), []
     for block in log.stdout.split("\x01")[1:]:
         commit, *files = block.split("\n")

@@ -31,7 +31,7 @@ _TEST_FILES = (":(top)*.py", ":(top)*.toml")
 
 _QUICK_S = 30.0
 
-_SCAN_S = 120.0
+SCAN_S = 120.0
 
 
 # Set by git for its hooks; inherited by a pytest that runs in one, they would point at the wrong repository.
@@ -226,7 +226,10 @@ class Repository:
     def files_at(self, commit: str) -> frozenset[str]:
         """Return the paths that a commit holds; none where git does not know the commit."""
         listed = run_git(
-            self.top_level, "ls-tree", "-r", "-z", "--name-only", "--full-tree", commit, timeout_s=_SCAN_S
+            self.top_level,
+            *("ls-tree", "-r", "-z", "--name-only", "--full-tree", commit),
+            timeout_s=SCAN_S,
+            may_fetch=True,
         )
         return frozenset(filter(None, listed.stdout.split("\0"))) if listed.code == 0 else frozenset()
 
@@ -236,25 +239,40 @@ class Repository:
         As git tells it: of the two commits, and of each step between them, as a file may have been rewritten since.
         ``newer`` is None for the work tree.
         """
-        for similar in ("--find-renames", "--find-renames=100%"):
-            # A partial clone may lack the contents, and can then tell files of equal contents only.
-            options = ("--no-ext-diff", "--diff-filter=R", "--name-status", "-z", similar)
-            shown = [
-                run_git(self.top_level, command, *options, *what, "--", *_TEST_FILES, timeout_s=_SCAN_S)
-                for command, *what in (
-                    ("diff", older, *([newer] if newer else [])),
-                    ("diff", newer or "HEAD", *([newer] if newer else [])),
-                    ("log", "--topo-order", "--format=", f"{older}..{newer or 'HEAD'}"),
+        # A partial clone may lack what is compared; where it cannot be fetched, files of equal contents can be told.
+        for similar, may_fetch in ((50, False), (50, True), (100, False)):
+            options = (
+                "--no-ext-diff",
+                "--diff-filter=R",
+                "--name-status",
+                "-z",
+                f"--find-renames={similar}%",
+            )
+            try:
+                whole, here, steps = (
+                    self._renamed(command, *options, *what, may_fetch=may_fetch)
+                    for command, *what in (
+                        ("diff", older, *([newer] if newer else [])),
+                        ("diff", newer or "HEAD", *([newer] if newer else [])),
+                        ("log", "--topo-order", "--format=", f"{older}..{newer or 'HEAD'}"),
+                    )
                 )
-            ]
-            if all(output.code == 0 for output in shown):
-                whole, *steps = (_renamed(output.stdout) for output in shown)
-                found: dict[str, str] = {}
-                for earlier, later in [*steps[0], *steps[1]]:  # The newest step first.
-                    since = next((name for name, was in found.items() if was == later), later)
-                    found[since] = earlier
-                return {later: earlier for earlier, later in whole} | found
+            except HistoryError:
+                continue
+            found: dict[str, str] = {}
+            for earlier, later in [*here, *steps]:  # The newest step first.
+                since = next((name for name, was in found.items() if was == later), later)
+                found[since] = earlier
+            return {later: earlier for earlier, later in whole} | found
         return {}
+
+    def _renamed(self, *arguments: str, may_fetch: bool) -> list[tuple[str, str]]:
+        """Return the earlier and the later path of each rename that ``--name-status -z`` tells of."""
+        shown = run_git(self.top_level, *arguments, "--", *_TEST_FILES, timeout_s=SCAN_S, may_fetch=may_fetch)
+        if shown.code != 0:
+            raise HistoryError(f"{self.top_level}: git {arguments[0]} failed: {shown.complaint}")
+        parts = shown.stdout.split("\0")
+        return list(zip(parts[1::3], parts[2::3], strict=False))
 
     def baseline_commits(self, ref: str) -> tuple[str, ...]:
         """Return the commits whose runs are the baseline of the work tree against ``ref``, newest first.
@@ -389,7 +407,7 @@ def _changes(top_level: Path) -> tuple[str, ...]:
             "--untracked-files=no",
             "--ignore-submodules=untracked",
             "--no-renames",
-            timeout_s=_SCAN_S,
+            timeout_s=SCAN_S,
         )
         untracked = run_git(
             top_level,
@@ -399,7 +417,7 @@ def _changes(top_level: Path) -> tuple[str, ...]:
             "--exclude-standard",
             "--",
             *UNTRACKED_CODE,
-            timeout_s=_SCAN_S,
+            timeout_s=SCAN_S,
         )
     except HistoryError as error:
         return (f"({error})",)
@@ -425,18 +443,13 @@ def _picked_up(top_level: Path, path: PurePosixPath) -> bool:
     )
 
 
-def _renamed(output: str) -> list[tuple[str, str]]:
-    """Return the earlier and the later path of each rename that ``--name-status -z`` tells of."""
-    parts = output.split("\0")
-    return list(zip(parts[1::3], parts[2::3], strict=False))
-
-
 def changed_files(repository: Repository, commit: str) -> tuple[str, ...]:
     """Return the tracked files that differ between a commit and the work tree; raises HistoryError."""
     shown = run_git(
         repository.top_level,
         *("diff", "--no-ext-diff", "--no-renames", "--name-only", "--ignore-submodules=none", "-z", commit),
-        timeout_s=_SCAN_S,
+        timeout_s=SCAN_S,
+        may_fetch=True,
     )
     if shown.code != 0:
         raise HistoryError(f"{repository.top_level}: git diff {commit[:7]} failed: {shown.complaint}")

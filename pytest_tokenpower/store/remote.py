@@ -71,6 +71,7 @@ class StoreBranch:
 
     def fetch(self) -> str | None:
         """Have the branch's objects here; returns its commit."""
+        asked: set[str] = set()
         for _ in range(_FETCHES):
             tip = self.tip()
             if tip is None or self._has(tip):
@@ -78,7 +79,9 @@ class StoreBranch:
                     self._git("update-ref", self._kept, tip)
                 return tip
             # A clone with a filter (blob:none) would leave the runs away; the user's own refs stay as they are.
-            fetched = self._fetch("--no-filter", _REF)
+            # What it has without its trees (tree:0) is given once more only if that is asked for.
+            fetched = self._fetch("--no-filter", *(["--refetch"] if tip in asked else []), _REF)
+            asked.add(tip)
             if fetched.code != 0:
                 raise HistoryError(f"git fetch {self._remote} {BRANCH} failed: {fetched.complaint}")
         raise HistoryError(
