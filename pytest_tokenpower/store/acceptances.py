@@ -253,8 +253,11 @@ def _brought(repository: Repository, commits: Sequence[str]) -> list[tuple[str, 
         for file in filter(None, files):
             if commit in known and file.endswith(".toml"):
                 shown = run_git(repository.top_level, "show", f"{commit}:{file}", may_fetch=True)
-                if shown.code == 0:
-                    found.append((commit, file, shown.stdout))
+                if shown.code != 0:
+                    raise HistoryError(
+                        f"{repository.top_level}: {file} of {commit[:7]} cannot be read: {shown.complaint}"
+                    )
+                found.append((commit, file, shown.stdout))
     return found
 
 

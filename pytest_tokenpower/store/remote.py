@@ -293,13 +293,13 @@ def push(
         store: whose runs.
         remote: a name, URL or path.
         job: the CI job that pushes.
-        everything: add all runs, whoever made them.
+        everything: add all runs, whoever made them; not in a CI job.
 
     Raises:
         UsageError: the job runs the code of a change that is not merged, or did not pull.
         HistoryError: git or the remote refuses.
     """
-    left = _left_by_others(store, job, everything)
+    left = _left_by_others(repository, store, job, everything)
     branch = StoreBranch(repository, remote)
     left_out: dict[str, Problem] = {}
     held_back: set[str] = set()
@@ -319,7 +319,7 @@ def push(
             except (TokenPowerError, OSError) as error:
                 left_out[path] = Problem(file, str(error).removeprefix(f"{file}: "))
                 continue
-            if everything or job is None or run.host.get("job") == job.name:
+            if job is None or run.host.get("job") == job.name:
                 added[path] = file
             else:
                 held_back.add(file.name)
@@ -346,12 +346,25 @@ def push(
     )
 
 
-def _left_by_others(store: Store, job: Job | None, everything: bool) -> frozenset[str]:
-    if job is not None and job.change:
-        raise UsageError(
-            f"this job runs the code of {job.change}, which could have written to the store: nothing is "
-            "published. Push from jobs that run merged code"
-        )
+def _left_by_others(
+    repository: Repository, store: Store, job: Job | None, everything: bool
+) -> frozenset[str]:
+    if job is not None:
+        change = job.change
+        if job.commit and job.commit != repository.head:
+            change = (
+                f"{(repository.head or '')[:7]}, which is not the commit {job.commit[:7]} that it is about,"
+            )
+        if change:
+            raise UsageError(
+                f"this job runs the code of {change}, which could have written to the store: nothing is "
+                "published. Push from jobs that run merged code"
+            )
+        if everything:
+            raise UsageError(
+                "--all would publish what other jobs have left in the store: in CI each job pushes its own runs; "
+                "a person who knows what is there may push all"
+            )
     if everything:
         return frozenset()
     pulled = read_pulled(store)
