@@ -181,7 +181,8 @@ class Repository:
     def _branches(self, ref: str) -> dict[str, str]:
         """Return the commits of the branches that a name stands for.
 
-        The local one first, then by remote, its own first.
+        The local one first, then by remote, its own first. What a colleague's remote calls main is their own affair,
+        however far ahead it is, unless no other remote has it.
         """
         if ref == "HEAD" or run_git(self.top_level, "check-ref-format", "--branch", ref).line != ref:
             return {}  # HEAD~2, @{u}, a range.
@@ -193,7 +194,9 @@ class Repository:
             **{f"{each}/{ref}": f"refs/remotes/{each}/{ref}" for each in remotes},
         }
         found = {name: _commit_of(self.top_level, full) for name, full in spelled.items()}
-        return {name: commit for name, commit in found.items() if commit is not None}
+        known = {name: commit for name, commit in found.items() if commit is not None}
+        usual = {ref, *(f"{each}/{ref}" for each in (self._remote_of(ref), "origin", "upstream"))}
+        return {name: commit for name, commit in known.items() if name in usual} or known
 
     def _newest(self, ref: str, branches: dict[str, str]) -> ResolvedRef:
         (name, commit), *others = branches.items()

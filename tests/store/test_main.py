@@ -72,6 +72,18 @@ def test_what_others_work_on_beside_it_is_not_worth_a_word(git: Git, clone: Git,
     assert resolve(clone) == ResolvedRef("main", newest)
 
 
+def test_a_colleagues_main_is_not_ours_however_far_ahead_it_is(git: Git, clone: Git, tmp_path: Path) -> None:
+    colleague = git.clone(tmp_path / "colleague")
+    ahead = colleague.commit("not merged")
+    clone("remote", "add", "colleague", str(colleague.path))
+    clone("fetch", "--quiet", "colleague")
+    assert resolve(clone) == ResolvedRef("main", clone.head)
+    clone("switch", "--quiet", "--detach", ahead)
+    clone("branch", "--quiet", "--delete", "--force", "main")
+    clone("remote", "remove", "origin")
+    assert resolve(clone) == ResolvedRef("colleague/main", ahead)
+
+
 def test_a_tag_of_a_branchs_name_is_not_taken(git: Git) -> None:
     old = git.commit("one")
     git("tag", "main")
