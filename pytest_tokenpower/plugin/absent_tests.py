@@ -5,15 +5,16 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_tokenpower.errors import TokenPowerError
 from pytest_tokenpower.plugin.edge import Lines
 from pytest_tokenpower.plugin.state import MEASUREMENTS, SESSION, session_of, test_id
-from pytest_tokenpower.store.baseline import Baseline
-from pytest_tokenpower.store.renames import likely_renames
+
+if TYPE_CHECKING:
+    from pytest_tokenpower.store.baseline import Baseline
 
 
 class AbsentTests:
@@ -68,6 +69,8 @@ class AbsentTests:
         root, places = self._config.rootpath, self._places()
         if places is None:
             return []
+        from pytest_tokenpower.store.renames import likely_renames
+
         lines: list[str] = []
         try:
             baselines = session.baselines
