@@ -69,6 +69,9 @@ def _earlier(text: str, place: StoreContext) -> tuple[str, bool]:
     for name in (text, here):
         if any(Rename(name, name).earlier(test) for test in stored):
             return name, True
+    bases = {test.partition("[")[0] for test in stored}
+    if ends := sorted(test for test in {*stored, *bases} if test.endswith((f"/{text}", f"::{text}"))):
+        return choose_test(text, ends), True
     if "::" in text or "/" in text:
         return here, False
     return choose_test(text, stored), True

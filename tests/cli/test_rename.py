@@ -174,6 +174,24 @@ def test_mistakes(
     assert not (git.path / RENAMED_FOLDER).exists()
 
 
+@pytest.mark.parametrize(
+    ("text", "was"),
+    [
+        ("test_old", OLD),
+        ("test_a.py::test_old", OLD),
+        ("test_old[int8]", f"{OLD}[int8]"),
+        ("tests/test_a.py", "tests/test_a.py"),
+    ],
+)
+def test_a_part_of_the_stored_name_will_do(
+    git: Git, store: Store, stored: str, tokenpower: Command, text: str, was: str
+) -> None:
+    ended = tokenpower("rename", text, "tests/test_a.py::test_new")
+    assert ended.out.startswith(
+        f"tests/test_a.py::test_new was {was} before: stored runs of that name are its own.\nWritten"
+    )
+
+
 def test_a_circle_is_refused(git: Git, store: Store, stored: str, tokenpower: Command) -> None:
     assert tokenpower("rename", OLD, NEW).code == 0
     ended = tokenpower("rename", NEW, OLD)
