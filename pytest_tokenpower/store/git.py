@@ -96,6 +96,8 @@ def run_git(
         "GIT_OPTIONAL_LOCKS": "0",
         "GIT_TERMINAL_PROMPT": "0",
         "GIT_NO_LAZY_FETCH": "0" if may_fetch else "1",
+        # History as everybody has it, without what was replaced in this clone.
+        "GIT_NO_REPLACE_OBJECTS": "1",
         "GIT_PAGER": "cat",
     }
     try:
@@ -422,16 +424,34 @@ def _changes(top_level: Path) -> tuple[str, ...]:
             *UNTRACKED_CODE,
             timeout_s=SCAN_S,
         )
+        unwatched = run_git(top_level, "ls-files", "-z", "-v", "--stage", timeout_s=SCAN_S)
     except HistoryError as error:
         return (f"({error})",)
-    failed = [output for output in (tracked, untracked) if output.code != 0]
+    failed = [output for output in (tracked, untracked, unwatched) if output.code != 0]
     if failed:
         return (f"(git could not say: {failed[0].complaint})",)
     changed = [entry[3:] for entry in tracked.stdout.split("\0") if entry]
     new = [
         name for name in untracked.stdout.split("\0") if name and _picked_up(top_level, PurePosixPath(name))
     ]
-    return (*changed, *new)
+    return (*changed, *_changed_unseen(top_level, unwatched.stdout), *new)
+
+
+def _changed_unseen(top_level: Path, listed: str) -> list[str]:
+    """Return the files that git was told not to look at (assume-unchanged, skip-worktree) and that were changed."""
+    wanted = {}
+    for entry in filter(None, listed.split("\0")):
+        facts, _, name = entry.partition("\t")
+        flag, mode, blob, _ = facts.split()
+        # A sparse checkout leaves such files away.
+        if (flag.islower() or flag == "S") and mode.startswith("100") and (top_level / name).is_file():
+            wanted[name] = blob
+    if not wanted:
+        return []
+    paths = "".join(f"{name}\n" for name in wanted)
+    hashed = run_git(top_level, "hash-object", "--stdin-paths", stdin=os.fsencode(paths), timeout_s=SCAN_S)
+    found = hashed.stdout.split() if hashed.code == 0 else []
+    return [name for at, (name, blob) in enumerate(wanted.items()) if found[at : at + 1] != [blob]]
 
 
 def _picked_up(top_level: Path, path: PurePosixPath) -> bool:

@@ -29,6 +29,12 @@ def fetched(git: Git, clone: Git) -> str:
     return newest
 
 
+def changes(git: Git) -> tuple[str, ...]:
+    found = Repository.discover(git.path)
+    assert found is not None
+    return found.changes
+
+
 def test_a_local_branch_behind_its_remote_is_not_taken(git: Git, clone: Git) -> None:
     old, newest = clone.head, fetched(git, clone)
     assert resolve(clone) == ResolvedRef(
@@ -112,6 +118,27 @@ def test_a_virtual_environment_makes_no_tree_dirty(git: Git, name: str, mark: st
     found = Repository.discover(git.path)
     assert found is not None
     assert found.changes == ()
+
+
+@pytest.mark.parametrize("flag", ["--assume-unchanged", "--skip-worktree"])
+def test_an_edit_that_git_was_told_not_to_see_makes_the_tree_dirty(git: Git, flag: str) -> None:
+    git.write("engine.py", "SECONDS = 1\n")
+    git.write("other.py", "")
+    git.commit("one")
+    git("update-index", flag, "engine.py", "other.py")
+    assert not changes(git)
+    git.write("engine.py", "SECONDS = 2\n")
+    (git.path / "other.py").unlink()  # As in a sparse checkout.
+    assert changes(git) == ("engine.py",)
+
+
+def test_what_this_clone_replaced_is_not_history(git: Git) -> None:
+    first = git.commit("one")
+    second = git.commit("two")
+    git("replace", second, git("commit-tree", "-m", "without parents", f"{second}^{{tree}}"))
+    found = Repository.discover(git.path)
+    assert found is not None
+    assert found.baseline_commits("main") == (first,)
 
 
 def test_hidden_folders_make_no_tree_dirty_but_for_acceptances(git: Git) -> None:
