@@ -388,7 +388,7 @@ def test_a_submodule_at_another_commit_makes_a_tree_dirty(git: Git, tmp_path: Pa
 
 def test_a_git_that_does_not_answer_is_never_a_clean_tree(git: Git, monkeypatch: pytest.MonkeyPatch) -> None:
     git.commit("one")
-    monkeypatch.setattr(git_module, "_SCAN_S", 0.0)
+    monkeypatch.setattr(git_module, "SCAN_S", 0.0)
     assert here(git).dirty
     assert "no answer" in here(git).changes[0]
 
