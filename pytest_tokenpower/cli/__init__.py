@@ -32,6 +32,7 @@ COMMANDS = {
     "show": "one stored run: figures, rounds, conditions, verdicts",
     "report": "a page, a summary or an export of stored runs",
     "accept": "let a test rise by so much, in a file that is committed with the change",
+    "rename": "say what a test was called before, so that its stored runs follow it",
     "list": "what is stored: tests, commits, names, boards, dates",
     "prune": "remove old runs that no baseline needs",
     "serve-meter": "hand this machine's meters out over HTTP, read-only, for tests that run elsewhere",

@@ -21,8 +21,8 @@ def percent(share: float, digits: int = 3) -> str:
 
 
 def short_test_name(test: str) -> str:
-    """Return what people call a test: the part of its id after the file and class."""
-    return test.rpartition("::")[2]
+    """Return what people call a test, on one line: the part of its id after the file and class."""
+    return " ".join(test.rpartition("::")[2].splitlines())
 
 
 class EnergyUnit(NamedTuple):

@@ -71,6 +71,7 @@ class StoreBranch:
 
     def fetch(self) -> str | None:
         """Have the branch's objects here; returns its commit."""
+        asked: set[str] = set()
         for _ in range(_FETCHES):
             tip = self.tip()
             if tip is None or self._has(tip):
@@ -78,7 +79,9 @@ class StoreBranch:
                     self._git("update-ref", self._kept, tip)
                 return tip
             # A clone with a filter (blob:none) would leave the runs away; the user's own refs stay as they are.
-            fetched = self._fetch("--no-filter", _REF)
+            # What it has without its trees (tree:0) is given once more only if that is asked for.
+            fetched = self._fetch("--no-filter", *(["--refetch"] if tip in asked else []), _REF)
+            asked.add(tip)
             if fetched.code != 0:
                 raise HistoryError(f"git fetch {self._remote} {BRANCH} failed: {fetched.complaint}")
         raise HistoryError(
@@ -290,13 +293,13 @@ def push(
         store: whose runs.
         remote: a name, URL or path.
         job: the CI job that pushes.
-        everything: add all runs, whoever made them.
+        everything: add all runs, whoever made them; not in a CI job.
 
     Raises:
         UsageError: the job runs the code of a change that is not merged, or did not pull.
         HistoryError: git or the remote refuses.
     """
-    left = _left_by_others(store, job, everything)
+    left = _left_by_others(repository, store, job, everything)
     branch = StoreBranch(repository, remote)
     left_out: dict[str, Problem] = {}
     held_back: set[str] = set()
@@ -316,7 +319,7 @@ def push(
             except (TokenPowerError, OSError) as error:
                 left_out[path] = Problem(file, str(error).removeprefix(f"{file}: "))
                 continue
-            if everything or job is None or run.host.get("job") == job.name:
+            if job is None or run.host.get("job") == job.name:
                 added[path] = file
             else:
                 held_back.add(file.name)
@@ -343,12 +346,25 @@ def push(
     )
 
 
-def _left_by_others(store: Store, job: Job | None, everything: bool) -> frozenset[str]:
-    if job is not None and job.change:
-        raise UsageError(
-            f"this job runs the code of {job.change}, which could have written to the store: nothing is "
-            "published. Push from jobs that run merged code"
-        )
+def _left_by_others(
+    repository: Repository, store: Store, job: Job | None, everything: bool
+) -> frozenset[str]:
+    if job is not None:
+        change = job.change
+        if job.commit and job.commit != repository.head:
+            change = (
+                f"{(repository.head or '')[:7]}, which is not the commit {job.commit[:7]} that it is about,"
+            )
+        if change:
+            raise UsageError(
+                f"this job runs the code of {change}, which could have written to the store: nothing is "
+                "published. Push from jobs that run merged code"
+            )
+        if everything:
+            raise UsageError(
+                "--all would publish what other jobs have left in the store: in CI each job pushes its own runs; "
+                "a person who knows what is there may push all"
+            )
     if everything:
         return frozenset()
     pulled = read_pulled(store)

@@ -157,6 +157,7 @@ def test_a_pull_makes_a_new_store(
     [
         ["--depth=1"],
         ["--filter=blob:none"],
+        ["--filter=tree:0"],
         ["--single-branch", "--branch=main"],
         ["--single-branch", "--filter=blob:none"],
     ],
@@ -299,6 +300,8 @@ def test_a_ci_job_pushes_what_says_that_it_has_made_it(
     assert [name[-13:-5] for name in stored_there(remote)] == ["00000002"]
     github(monkeypatch, 8)
     assert "this job has not pulled" in tokenpower("push").err
+    ended = tokenpower("push", "--all")
+    assert (ended.code, "in CI each job pushes its own runs" in ended.err) == (4, True)
 
 
 @pytest.mark.parametrize("option", [[], ["--all"]])
@@ -312,6 +315,21 @@ def test_a_pull_requests_job_pushes_nothing(
     ended = tokenpower("push", *option)
     assert (ended.code, ended.out) == (4, "")
     assert "runs the code of a pull request" in ended.err
+
+
+@pytest.mark.parametrize("foreign", [False, True])
+def test_a_job_that_a_comment_started_pushes_only_from_the_commit_that_it_is_about(
+    first: Clone, remote: Git, tokenpower: Command, monkeypatch: pytest.MonkeyPatch, foreign: bool
+) -> None:
+    at(first, monkeypatch)
+    github(monkeypatch, 7, "issue_comment")
+    monkeypatch.setenv("GITHUB_SHA", "b" * 40 if foreign else first.git.head)
+    assert tokenpower("pull").code == 0
+    made = run(2, commit=f"{2:040x}")
+    first.store.write(msgspec.structs.replace(made, host={"job": "github/me/app/7/1/main"}))
+    ended = tokenpower("push")
+    assert (ended.code, "nothing is published" in ended.err) == ((4, True) if foreign else (0, False))
+    assert bool(remote("branch", "--list", BRANCH)) is not foreign
 
 
 def test_clones_that_race(remote: Git, first: Clone, second: Clone) -> None:

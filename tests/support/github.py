@@ -21,7 +21,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from tests.support.workflows import ROOT, TOKEN, evaluate, filled, load, stand_ins
+from tests.support.workflows import ROOT, TOKEN, evaluate, filled, load, write_python3
 
 COMMENT_JOB = load("examples/github/energy-comment.yml")["jobs"]["comment"]
 
@@ -164,7 +164,8 @@ def posted(github: GitHub, home: Path, records: Mapping[str, bytes], **event: An
     (temp / "records").mkdir()
     for name, content in records.items():
         (temp / "records" / f"{name}.json").write_bytes(content)
-    stand_ins(temp / "bin")
+    (temp / "bin").mkdir(parents=True)
+    write_python3(temp / "bin")
     github.install(temp / "bin")
     run = {
         "event": "pull_request", "conclusion": "failure", "head_sha": COMMIT, "head_branch": "topic",
