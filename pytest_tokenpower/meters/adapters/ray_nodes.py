@@ -34,8 +34,10 @@ class Telemetry:
     def __init__(self, source: str, start: Start, driver_host: str, driver_pid: int) -> None:
         self._start = start
         self._source = os.environ.get(NODE_SOURCE_VARIABLE, source)
-        if raylet := os.environ.get("RAY_RAYLET_PID"):
-            adopt(int(raylet))
+        raylet = int(os.environ.get("RAY_RAYLET_PID", "0"))
+        if raylet:
+            adopt(raylet)
+        self._raylet = raylet if raylet == os.getppid() else None
         if driver_host == socket.gethostname():
             adopt(driver_pid)
         self._feed: Feed | None = None
@@ -54,9 +56,12 @@ class Telemetry:
         assert self._feed is not None
         return self._feed.now_ns()
 
-    def piece(self, cursor: bytes) -> bytes:
-        """Return what came since a cursor."""
+    def piece(self, cursor: bytes) -> bytes | str:
+        """Return what came since a cursor, or why the node is not to be relied on any more."""
         assert self._feed is not None
+        # An actor may outlive its raylet, and the workers of a model do not: what it reads then is no work of theirs.
+        if self._raylet not in (None, os.getppid()):
+            return f"its raylet (process {self._raylet}) is gone, and the node with it"
         return msgspec.msgpack.encode(self._feed.piece(msgspec.msgpack.decode(cursor, type=Cursor)))
 
 
@@ -82,6 +87,8 @@ class RayTransport:
     def piece(self, cursor: Cursor) -> Piece:
         """Return what came since a cursor."""
         answer = self._get(self._actor.piece.remote(msgspec.msgpack.encode(cursor)))
+        if isinstance(answer, str):
+            raise MeterError(f"node {self._node}: {answer}")
         return msgspec.msgpack.decode(answer, type=Piece)
 
     def close(self) -> None:

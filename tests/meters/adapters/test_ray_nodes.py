@@ -48,6 +48,7 @@ def test_a_workload_is_measured_on_all_nodes_and_a_dead_node_is_named(
     cluster: Any, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    project.on_machine_time()
     project.tests("def test_chat(energy): energy(generate)")
     result, run = project.measure("--energy-source=ray:simulated")
     result.assert_outcomes(passed=1)
