@@ -56,6 +56,7 @@ def test_a_workload_is_measured_on_all_nodes_and_a_dead_node_is_named(
     assert measured.comparable
     assert measured.figures["mean_watts"].value == pytest.approx(800, rel=0.005)
     assert measured.figures["power_imbalance"].value == pytest.approx(0.25, rel=0.01)
+    assert measured.figures["node_imbalance"].value == pytest.approx(0.25, rel=0.01)
     for one in measured.rounds:
         assert one.device_joules == {
             uuid: pytest.approx(watts * one.seconds, rel=0.01) for uuid, watts in BOARDS.items()
