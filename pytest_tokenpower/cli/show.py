@@ -103,7 +103,7 @@ def _measurement(measured: MeasurementRecord) -> Iterator[str]:
             "figures" if name == next(iter(measured.figures)) else "",
             f"{name} {figure.value:.4g}{error}  ({unit})",
         )
-    yield from _row("boards", _boards(measured))
+    yield from _row("devices", _devices(measured))
     yield from _row("also measured", "; ".join(map(_scope, measured.other_scopes)))
     if (split := measured.phase_split) is not None:
         share = (
@@ -139,7 +139,7 @@ def _scope(scope: ScopeFigure) -> str:
     return said if scope.provenance == "measured" else f"{said} ({scope.provenance})"
 
 
-def _boards(measured: MeasurementRecord) -> str:
+def _devices(measured: MeasurementRecord) -> str:
     """Return what each of several devices drew, by node."""
     watts, nodes = watts_of(measured.rounds), nodes_of(measured.facts)
     if len(watts) < 2:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ cluster_utils = pytest.importorskip("ray.cluster_utils")
 
 
 BOARDS = {"GPU-a0000000-0000-0000-0000-000000000000": 300, "GPU-b0000000-0000-0000-0000-000000000000": 500}
+QUIET: dict[str, Any] = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 80 << 20}
 
 
 def scenario(folder: Path, uuid: str, **more: Any) -> str:
@@ -32,12 +34,11 @@ def scenario(folder: Path, uuid: str, **more: Any) -> str:
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     folder = tmp_path_factory.mktemp("scenarios")
     one, other = (scenario(folder, uuid) for uuid in BOARDS)
-    quiet = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 80 << 20}
     made = cluster_utils.Cluster(
-        initialize_head=True, head_node_args={**quiet, "env_vars": {"TOKENPOWER_SOURCE": one}}
+        initialize_head=True, head_node_args={**QUIET, "env_vars": {"TOKENPOWER_SOURCE": one}}
     )
     try:
-        made.second = made.add_node(**quiet, env_vars={"TOKENPOWER_SOURCE": other})
+        made.second = made.add_node(**QUIET, env_vars={"TOKENPOWER_SOURCE": other})
         yield made
     finally:
         ray.shutdown()
@@ -63,6 +64,12 @@ def test_a_workload_is_measured_on_all_nodes_and_a_dead_node_is_named(
         }
     nodes = {value for name, value in measured.facts.items() if name.endswith("node")}
     assert len(nodes) == 2
+
+    poor = cluster.add_node(**QUIET, env_vars={"TOKENPOWER_SOURCE": "redfish:http://127.0.0.1:9"})
+    result = project.run("--energy-source=ray:simulated")
+    cluster.remove_node(poor)
+    result.assert_outcomes(skipped=1)
+    assert re.search(r"node \S+: .*127\.0\.0\.1:9", " ".join(result.stdout.str().split()))
 
     project.tests(
         """
