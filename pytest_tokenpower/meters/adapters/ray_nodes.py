@@ -18,6 +18,8 @@ from pytest_tokenpower.meters.types import Device
 
 ANSWER_TIMEOUT_S = 10.0
 
+CONNECT_TIMEOUT_S = 5.0
+
 START_TIMEOUT_S = 120.0
 """An actor's worker process may have to import this package from a network drive."""
 
@@ -134,6 +136,7 @@ def ray_meters(source: str, start: Start) -> Sequence[RemoteMeter]:
     except ImportError:
         raise MeterUnavailable("ray is not installed: pip install 'pytest-tokenpower[ray]'") from None
     if not ray.is_initialized():
+        _answers(os.environ.get("RAY_ADDRESS", ""))
         try:
             ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, RuntimeError, ValueError) as error:
@@ -166,6 +169,19 @@ def ray_meters(source: str, start: Start) -> Sequence[RemoteMeter]:
         )
         for node in nodes
     ]
+
+
+def _answers(address: str) -> None:
+    """Raise MeterUnavailable where nobody listens at a cluster's address: Ray itself would try for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        raise MeterUnavailable(
+            f"no Ray cluster answers at {address}: {error} (look at RAY_ADDRESS, and at `ray status` there)"
+        ) from None
 
 
 def _names(nodes: Sequence[Mapping[str, Any]]) -> Mapping[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -103,9 +104,15 @@ def test_without_a_cluster_the_source_says_how_to_have_one(monkeypatch: pytest.M
         raise ConnectionError("Failed to connect to GCS.\nand more")
 
     monkeypatch.setattr(ray, "init", init)
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
-    with pytest.raises(MeterUnavailable) as missing:
-        meters_for("ray")
+    for address in ("127.0.0.1:9", "ray://127.0.0.1:9"):
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(MeterUnavailable, match=f"no Ray cluster answers at {address}: .*refused"):
+            meters_for("ray")
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        address = f"127.0.0.1:{stranger.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(MeterUnavailable) as missing:
+            meters_for("ray")
     assert str(missing.value) == (
-        "no Ray cluster answers at 127.0.0.1:9: Failed to connect to GCS. (`ray start --head`, or RAY_ADDRESS)"
+        f"no Ray cluster answers at {address}: Failed to connect to GCS. (`ray start --head`, or RAY_ADDRESS)"
     )
