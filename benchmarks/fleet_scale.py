@@ -199,7 +199,7 @@ def nodes() -> tuple[list[list[str]], list[str]]:
         f"- 8 GB of timeline are full after {8000 / mb_an_hour / NODES:.0f} h of {NODES} nodes x {BOARDS} "
         "boards: a test run",
         "  forgets nothing. Beyond that a recording on each node is the design.",
-        "- What a poll costs grows with what the feed keeps, which is an hour at most: for the processor the row has what",
+        "- What a poll costs grows with what the feed keeps, an hour at most: for the processor the row has what",
         "  an hour costs then. Memory is half of what a process grows by that holds both ends.",
         f"- Clock: at least ±{LEAST_CLOCK_ERROR_NS / 1e6:g} ms is stated, three times the first bound. "
         "Between polls it grows",
