@@ -27,6 +27,7 @@ COMMANDS = {
     "analyse": "energy of the windows of a recording",
     "noise": "identical code again and again: how much it scatters, and the limit that this machine can hold",
     "calibrate": "fixed work on each board, so that runs of different boards can be compared",
+    "fleet": "the boards of a pool: calibrations, offsets, drift, and which one is off",
     "history": "the stored runs of a test: a plot, and where its level changed",
     "compare": "two refs, saved runs or run files, test by test; exit code 1 on a regression",
     "show": "one stored run: figures, rounds, conditions, verdicts",

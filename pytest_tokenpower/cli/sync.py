@@ -9,6 +9,7 @@ from pytest_tokenpower.core.credentials import without_credentials
 from pytest_tokenpower.core.jobs import current_job
 from pytest_tokenpower.core.text import plural
 from pytest_tokenpower.store.access import StoreContext
+from pytest_tokenpower.store.calibrations import calibration_paths
 from pytest_tokenpower.store.remote import BRANCH, choose_remote, pull, push
 
 EPILOG = f"""\
@@ -45,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     pushing = arguments.command == "push"
     place = StoreContext.of(arguments, may_be_new=not pushing)
     repository = place.needs_repository()
-    if pushing:
+    if pushing and not calibration_paths(place.store.path):
         place.entries()
     remote_name, job = choose_remote(repository, arguments.remote), current_job()
     if pushing:

@@ -98,7 +98,10 @@ def _remedy(found: Comparison) -> str:
 
 def _other_board(found: Comparison, stale: Collection[str]) -> str:
     if not found.other_board:
-        return ""
+        # In a pool the reader wants to know which board it was, though its level is part of the comparison.
+        others = [board for board in found.baseline_boards if board and board != found.board]
+        known = bool(found.board and others)
+        return f"This run is on {found.board}, stored runs also on {', '.join(others)}." if known else ""
     there = ", ".join(found.baseline_boards) or "boards that are not known"
     where = f"Another board: this run is on {found.board}, the stored runs on {there}."
     if found.calibrated:

@@ -14,7 +14,7 @@ from pytest_tokenpower.core.tokens import TokenCount, count_tokens
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.core.windows import PhaseWindow, RoundWindow
 from pytest_tokenpower.engines.identify import describe_callable
-from pytest_tokenpower.engines.phase_marks import notes_of, phases_of
+from pytest_tokenpower.engines.phase_marks import notes_of, phases_of, unsound
 from pytest_tokenpower.errors import MeterError, TokenCountError, UsageError
 from pytest_tokenpower.runner.checks import (
     declared_config,
@@ -65,6 +65,7 @@ class Window:
         self._open = True
         self._tokens: TokenCount | None = None
         self._phases: tuple[PhaseWindow, ...] = ()
+        self._last: object = None
 
     @property
     def counted(self) -> bool:
@@ -79,6 +80,7 @@ class Window:
         """Add the tokens of a result: anything that ``energy(fn)`` can count."""
         self._add(lambda energy: energy._counted(result))
         self._phases += phases_of(result)
+        self._last = result
 
     def _add(self, count: Callable[[Energy], TokenCount]) -> None:
         if self._energy is None:
@@ -328,7 +330,8 @@ class Energy:
                 f"{self._test}: nothing says what was read and generated in the energy.measure() block: call "
                 "window.count(result) or window.tokens(prompt=..., generated=...) inside it"
             )
-        self._windows.append(RoundWindow(start_ns, end_ns, tokens, 1, window._phases))
+        reasons = unsound([window._last])
+        self._windows.append(RoundWindow(start_ns, end_ns, tokens, 1, window._phases, reasons=reasons))
 
     def compare(
         self,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from pytest_tokenpower.analysis import rounds as analysis
-from pytest_tokenpower.analysis.figures import figures
+from pytest_tokenpower.analysis.figures import figures, nodes_of
 from pytest_tokenpower.analysis.other_scopes import OtherScopes
 from pytest_tokenpower.core.denominators import denominator, followed
 from pytest_tokenpower.core.records import (
@@ -128,7 +128,7 @@ def finish(
         rounds=others.rounds,
         comparable=not reasons,
         reasons=reasons,
-        figures={} if reasons else figures(evaluation.records),
+        figures={} if reasons else figures(evaluation.records, nodes_of(facts)),
         other_scopes=(*others.scopes, *telemetry.missing_scopes),
         phase_split=_phase_split(taken, evaluation),
         attempts=len(taken.attempts),
@@ -244,7 +244,7 @@ def _compared(
         rounds=candidate,
         variants={"baseline": comparison.of_variant("baseline", both.rounds)},
         comparable=False,
-        figures=figures(candidate) if not failed and not both.reasons else {},
+        figures=figures(candidate, nodes_of(both.facts)) if not failed and not both.reasons else {},
         verdicts=() if failed else (replace(verdict, notes=(*verdict.notes, *_pooled(both.attempts))),),
     )
 

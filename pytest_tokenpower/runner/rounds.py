@@ -13,7 +13,7 @@ from pytest_tokenpower.core.progress import warmup_progress
 from pytest_tokenpower.core.records import RoundRecord
 from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.core.windows import PhaseWindow, RoundWindow
-from pytest_tokenpower.engines.phase_marks import latencies_of
+from pytest_tokenpower.engines.phase_marks import latencies_of, unsound
 from pytest_tokenpower.errors import UsageError
 
 if TYPE_CHECKING:
@@ -285,6 +285,7 @@ def counted_round(
         # One execution without phases would make the others' sums short: then the round has none.
         phases=tuple(phase for each in marks for phase in each) if all(marks) else (),
         latencies=tuple(each for result in executed.results for each in latencies_of(result)),
+        reasons=unsound(executed.results),
     )
 
 

@@ -11,8 +11,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from pytest_tokenpower.core.records import Figure, WaitingRecord
 from pytest_tokenpower.errors import HistoryError
 from pytest_tokenpower.store import remote as remote_store
+from pytest_tokenpower.store.calibrations import CalibrationRecord, read_calibrations, write_calibration
 from pytest_tokenpower.store.git import GitOutput, Repository
 from pytest_tokenpower.store.remote import BRANCH, StoreBranch, push
 from pytest_tokenpower.store.store import Store, default_store_path
@@ -93,6 +95,30 @@ def test_there_and_back(
     assert remote("rev-list", "--count", BRANCH) == "2"
     assert remote("rev-list", "--max-parents=0", "--count", BRANCH, "main") == "2"
     assert "README.md" in remote("ls-tree", "--name-only", BRANCH)
+
+
+def test_calibrations_go_over_and_earlier_ones_stay(
+    remote: Git, first: Clone, second: Clone, tokenpower: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pieces = {name: Figure(20.0, 0.01) for name in ("matmul", "memory")}
+    for day in ("01", "02"):
+        made = f"2026-11-{day}T10:00:00Z"
+        write_calibration(
+            first.store.path,
+            CalibrationRecord("GPU-1", "H100", "580.1", made, pieces, WaitingRecord(120.0, 3.0)),
+        )
+    broken = first.store.path / "calibrations" / "GPU-1_20261103T100000Z.json"
+    broken.write_text("{}")
+    at(first, monkeypatch)
+    ended = tokenpower("push")
+    assert (
+        f"Added 2 files to {BRANCH} of origin.\nLeft out: {broken}: not readable as a calibration"
+        in ended.out
+    )
+    at(second, monkeypatch)
+    assert tokenpower("pull").out == f"Added 2 files from {BRANCH} of origin.\n"
+    broken.unlink()
+    assert list(read_calibrations(second.store.path)) == list(read_calibrations(first.store.path))
 
 
 def test_work_tree_index_and_refs_are_left_alone(first: Clone, second: Clone) -> None:

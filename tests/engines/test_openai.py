@@ -86,7 +86,7 @@ def test_a_server_that_gives_counts_alone() -> None:
         assert engine.identity.engine == "openai"
         assert engine.identity.version == "unknown"
         assert engine.identity.axes == {}
-        assert engine.identity.facts == {"endpoint": "127.0.0.1"}
+        assert engine.identity.facts == {"endpoint": "127.0.0.1", "other_requests": "not told by the server"}
         assert not hasattr(engine, "encode")
     # Honest: nobody said which tokens they were.
     assert generation.token_ids == ()
@@ -128,6 +128,7 @@ def test_a_vllm_that_keeps_its_configuration_to_itself() -> None:
         "max_model_len": 2048,
         "prefix_caching": True,
         "block_size": 16,
+        "other_requests": "watched",
     }
 
 

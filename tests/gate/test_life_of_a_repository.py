@@ -78,6 +78,15 @@ def test_a_board_of_another_number_is_named_and_fails_nothing() -> None:
         assert judge_stored(at(0.4, 4 * apart, board=other), runs, 0.03).kind == "regressed"
     same = judge_stored(at(0.21, 4 * DAY), baseline(*runs.runs), 0.03)
     assert "Another board" not in text(same)
+    # In a pool that has both the board is named all the same.
+    pool = baseline(
+        *(
+            at(0.2 * each, DAY * day, board=(other, "GPU-aaaaaaaa-1")[day % 2])
+            for day, each in enumerate(WOBBLE)
+        )
+    )
+    there = text(judge_stored(at(0.201, 9 * DAY, board=other), pool, 0.03))
+    assert "This run is on GPU-bbbbbbbb-2, stored runs also on GPU-aaaaaaaa-1." in there
 
 
 def test_temperatures_of_another_board_are_no_covariate() -> None:
