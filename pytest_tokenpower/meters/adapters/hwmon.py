@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from pytest_tokenpower.core.types import Fact, Scope
 from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
 from pytest_tokenpower.meters.adapters.no_reading import is_fine_power, is_watts
@@ -123,12 +121,7 @@ class HwmonMeter:
                 readings.append(Reading(sensor.id, fault=str(error)))
                 continue
             t1_ns = clock.monotonic_ns()
-            power = PowerSamples(
-                t_ns=np.array([(t0_ns + t1_ns) // 2], dtype=np.int64),
-                milliwatts=np.array([round(microwatts / 1000)], dtype=np.int64),
-                held=False,
-            )
-            readings.append(Reading(sensor.id, power=power))
+            readings.append(Reading(sensor.id, power=PowerSamples.point(t0_ns, t1_ns, microwatts / 1000)))
         return readings
 
     def close(self) -> None:

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from pytest_tokenpower.errors import MeterError, MeterUnavailable
 from pytest_tokenpower.meters.adapters.hwmon import HWMON
 from pytest_tokenpower.meters.adapters.no_reading import is_fine_power
@@ -90,12 +88,7 @@ class JetsonMeter:
         t0_ns = clock.monotonic_ns()
         microwatts = self._microwatts()
         t1_ns = clock.monotonic_ns()
-        power = PowerSamples(
-            t_ns=np.array([(t0_ns + t1_ns) // 2], dtype=np.int64),
-            milliwatts=np.array([round(microwatts / 1000)], dtype=np.int64),
-            held=False,
-        )
-        return [Reading("jetson", power=power)]
+        return [Reading("jetson", power=PowerSamples.point(t0_ns, t1_ns, microwatts / 1000))]
 
     def close(self) -> None:
         """Forget the rails."""
