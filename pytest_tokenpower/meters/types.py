@@ -79,8 +79,8 @@ class PowerSamples:
         """One point, which was read between two moments."""
         import numpy as np
 
-        values = ([(t0_ns + t1_ns) // 2], [round(milliwatts)])
-        return cls(*(np.array(each, dtype=np.int64) for each in values), held=False)
+        t_ns = np.array([(t0_ns + t1_ns) // 2], dtype=np.int64)
+        return cls(t_ns, np.array([round(milliwatts)], dtype=np.int64), held=False)
 
 
 @dataclass(frozen=True)
