@@ -26,7 +26,8 @@ from pytest_tokenpower.runner.rounds import (
     MOST_ROUNDS,
     MOST_SECONDS,
     RoundEvaluator,
-    measured_round,
+    counted_round,
+    executed,
     quick_enough,
     repeats_for,
 )
@@ -214,7 +215,7 @@ def run_blocks(
 
     def run(variant: Variant, repeats: int) -> RoundWindow:
         with annotate_errors(variant, names):
-            return measured_round(execute[variant], count, phases, repeats, bench)[1]
+            return counted_round(executed(execute[variant], repeats, bench), count, phases)
 
     seconds: dict[Variant, list[float]] = {variant: [] for variant in VARIANTS}
     began = clock.seconds()
