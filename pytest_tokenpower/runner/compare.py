@@ -26,8 +26,7 @@ from pytest_tokenpower.runner.rounds import (
     MOST_ROUNDS,
     MOST_SECONDS,
     RoundEvaluator,
-    counted_round,
-    executed,
+    measured_round,
     quick_enough,
     repeats_for,
 )
@@ -215,7 +214,7 @@ def run_blocks(
 
     def run(variant: Variant, repeats: int) -> RoundWindow:
         with annotate_errors(variant, names):
-            return counted_round(executed(execute[variant], repeats, bench), count, phases)
+            return measured_round(execute[variant], count, phases, repeats, bench)[1]
 
     seconds: dict[Variant, list[float]] = {variant: [] for variant in VARIANTS}
     began = clock.seconds()
