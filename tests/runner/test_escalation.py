@@ -18,7 +18,7 @@ from pytest_tokenpower.core.subprocesses import group_members
 from pytest_tokenpower.errors import TokenPowerError
 from pytest_tokenpower.gate.verdict import settle
 from pytest_tokenpower.runner.child import ChildRun, single_test_arguments
-from pytest_tokenpower.runner.restarts import Case, Escalation
+from pytest_tokenpower.runner.restarts import Case, Escalation, restarted
 from tests.support.levels import SUPPLY, supply
 from tests.support.measurements import measured, stored
 from tests.support.projects import ALONE, Project
@@ -336,3 +336,12 @@ def test_a_restart_repeats_the_command_line_for_one_test_alone() -> None:
         "-x", "-k", "chat", "-m", "gpu", "--rootdir", "tests", "--rootdir=/r", "--config-file=/r/tox.ini",
         "-k", "", "-m", "", "/r/sub/a.py::t[x-1]",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("others", [["x.py::other", "x.py::third"], []])
+def test_what_was_measured_of_other_tests_is_no_restart(tmp_path: Path, others: list[str]) -> None:
+    (tmp_path / "1.log").write_text("what it printed\n")
+    found = SimpleNamespace(measurements=[measured(name, 0.1) for name in others])
+    child = SimpleNamespace(run=lambda *arguments, **more: found)
+    with pytest.raises(TokenPowerError, match=r"(?s)not x.py::it:.*what it printed"):
+        restarted(child, tmp_path, "x.py::it", 1, 60.0)  # type: ignore[arg-type]

@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from pytest_tokenpower.core.types import Fact, Scope
 from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
+from pytest_tokenpower.meters.adapters._sysfs import number_of, text_of
 from pytest_tokenpower.meters.adapters.no_reading import is_fine_power, is_watts
 from pytest_tokenpower.meters.clock import Clock
 from pytest_tokenpower.meters.types import Device, PowerSamples, Reading
@@ -123,12 +122,7 @@ class HwmonMeter:
                 readings.append(Reading(sensor.id, fault=str(error)))
                 continue
             t1_ns = clock.monotonic_ns()
-            power = PowerSamples(
-                t_ns=np.array([(t0_ns + t1_ns) // 2], dtype=np.int64),
-                milliwatts=np.array([round(microwatts / 1000)], dtype=np.int64),
-                held=False,
-            )
-            readings.append(Reading(sensor.id, power=power))
+            readings.append(Reading(sensor.id, power=PowerSamples.point(t0_ns, t1_ns, microwatts / 1000)))
         return readings
 
     def close(self) -> None:
@@ -139,14 +133,14 @@ class HwmonMeter:
         """Return the sensors to read, and what else was there, in words."""
         found: list[tuple[Path, str, str, str]] = []
         for chip in sorted(self._root.glob("hwmon*")):
-            driver = _text(chip / "name") or "unnamed"
+            driver = text_of(chip / "name") or "unnamed"
             # The ACPI power meter keeps its attributes on the device, as older kernels did for all.
             for folder in (chip, chip / "device"):
                 channels = _channels(folder)
                 for channel, path in channels.items():
                     label = (
-                        _text(folder / f"{channel}_oem_info")
-                        or _text(folder / f"{channel}_label")
+                        text_of(folder / f"{channel}_oem_info")
+                        or text_of(folder / f"{channel}_label")
                         or (channel if len(channels) > 1 else "power")
                     )
                     found.append((path, driver, label, channel))
@@ -164,7 +158,7 @@ class HwmonMeter:
             if scope is None or any(sensor.driver == driver and sensor.label == label for sensor in sensors):
                 left_out.append(key)
                 continue
-            interval_ms = _text(path.parent / f"{channel}_average_interval")
+            interval_ms = text_of(path.parent / f"{channel}_average_interval")
             refresh_ms = (
                 float(interval_ms) if interval_ms.isdecimal() and int(interval_ms) else MAX_REFRESH_MS
             )
@@ -207,21 +201,10 @@ def _is_power(microwatts: int) -> bool:
     return fine and (microwatts % 1_000_000 != 0 or is_watts(microwatts // 1_000_000))
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace").strip()
-    except OSError:
-        return ""
-
-
 def _number(sensor: _Sensor) -> int:
-    try:
-        return int(sensor.path.read_text())
-    except PermissionError as error:
-        raise MeterError(
-            f"hwmon: {sensor.label} may not be read: sudo chmod a+r {sensor.path}"
-            f" (to keep it: a line 'z {sensor.path} 0444' in /etc/tmpfiles.d/)"
-        ) from error
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a number"
-        raise MeterError(f"hwmon: reading {sensor.label} failed: {sensor.path}: {reason}") from error
+    return number_of(
+        sensor.path,
+        f"hwmon: reading {sensor.label}",
+        f"hwmon: {sensor.label} may not be read: sudo chmod a+r {sensor.path}"
+        f" (to keep it: a line 'z {sensor.path} 0444' in /etc/tmpfiles.d/)",
+    )
