@@ -15,6 +15,7 @@ from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.core.windows import PhaseWindow, RoundWindow
 from pytest_tokenpower.engines.identify import describe_callable
 from pytest_tokenpower.engines.phase_marks import notes_of, phases_of
+from pytest_tokenpower.engines.protocol import Generation
 from pytest_tokenpower.errors import MeterError, TokenCountError, UsageError
 from pytest_tokenpower.runner.checks import (
     declared_config,
@@ -41,7 +42,7 @@ from pytest_tokenpower.runner.rounds import RoundPlan, device_wait, run_rounds, 
 
 if TYPE_CHECKING:
     from pytest_tokenpower.core.settings import Limits
-    from pytest_tokenpower.engines.protocol import Engine, EngineIdentity, Generation
+    from pytest_tokenpower.engines.protocol import Engine, EngineIdentity
     from pytest_tokenpower.engines.spec import EngineSpec
     from pytest_tokenpower.runner.session import Session
     from pytest_tokenpower.workloads import Workload
@@ -431,7 +432,15 @@ class Energy:
                     f"the hook pytest_tokenpower_count_tokens returned {counted!r}: it must return a TokenCount, or "
                     "None for what it does not know"
                 )
-            return count_tokens(result if counted is None else counted, args, kwargs, fn)
+            tokens = count_tokens(result if counted is None else counted, args, kwargs, fn)
+            if tokens.cached_prompt and isinstance(result, Generation) and not self._budget.prefix_cache:
+                raise TokenCountError(
+                    f"{tokens.cached_prompt} of {tokens.prompt} prompt tokens came from the engine's prefix cache and "
+                    "were not prefilled: switch it off (vLLM: enable_prefix_caching=False, a server's "
+                    "--no-enable-prefix-caching; SGLang: disable_radix_cache=True), or say "
+                    "power_budget(prefix_cache=True) where it is meant"
+                )
+            return tokens
         except (TokenCountError, UsageError) as error:
             raise type(error)(f"{self._test}: {error}") from None
 
