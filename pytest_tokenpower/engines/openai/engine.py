@@ -232,8 +232,8 @@ class OpenAIEngine:
 
     Requests go to /v1/completions with the prompts' token ids, one request a prompt, greedy and through
     end-of-sequence. Of vLLM and SGLang the token ids of responses come back, and each request has a cache salt of its
-    own, so that no round finds another's prompts in the prefix cache (``request_fields={"cache_salt": None}`` lets them); other
-    servers must have none, unless the test means it (``power_budget(prefix_cache=True)``).
+    own, so that no round finds another's prompts in the prefix cache (``request_fields={"cache_salt": None}`` takes it
+    out); other servers must have none, unless the test means it (``power_budget(prefix_cache=True)``).
     ``request_fields`` are added to each request, and replace those of ours (a None takes one out).
 
     ``api_key`` comes from TOKENPOWER_OPENAI_KEY where it is not given; it is sent to the server and shown nowhere.
