@@ -143,7 +143,7 @@ def test_a_known_change_is_found_and_identical_work_passes(
     with serving(model, "float32", slower) as llm:
         ends = ends_between([one.outputs[0].token_ids for one in answers(llm, ignore_eos=True)], other)
         served.answer = lambda: answers(llm, stop_token_ids=sorted(ends))  # type: ignore[attr-defined]
-        for _ in range(2):
+        for _ in range(3):
             before = run("--energy-save=before")
     with serving(model, "bfloat16", slower) as llm:
         served.answer = lambda: answers(llm, stop_token_ids=sorted(ends))  # type: ignore[attr-defined]
