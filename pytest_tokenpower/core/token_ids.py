@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import operator
 import re
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from types import CodeType, FunctionType, MethodType, ModuleType
@@ -402,10 +402,20 @@ def _ends(model: Any, arguments: Mapping[str, Any], *, told: bool) -> Ends:
         ids=ids,
         pad=next(iter(pads), None),
         start=next(iter(start), None),
-        criteria=bool(arguments.get("stopping_criteria")) or any(stops),
+        criteria=_end_rows(arguments.get("stopping_criteria")) or any(stops),
         told=told,
         encoder_decoder=getattr(config, "is_encoder_decoder", False) is True,
     )
+
+
+# transformers' own, which end all sequences at once: nothing is padded for them.
+_END_ALL = frozenset({"MaxLengthCriteria", "MaxTimeCriteria"})
+
+
+def _end_rows(criteria: Any) -> bool:
+    """Whether stopping criteria may end one sequence before another."""
+    each = criteria if isinstance(criteria, Iterable) else (criteria,)
+    return criteria is not None and any(type(one).__name__ not in _END_ALL for one in each)
 
 
 def _ids(value: Any) -> frozenset[int]:
