@@ -412,7 +412,9 @@ def _cached(*places: Any) -> int | None:
     for place in places:
         fields = place if isinstance(place, Mapping) else getattr(place, "__dict__", {})
         for name, value in {**fields, **(get(place, "model_extra") or {})}.items():
-            if _CACHE.search(str(name)) and whole(value) is not None:
+            # Flags and discounts have no say; what calls itself tokens, or was read, must be a number of them.
+            number = whole(value) is not None or re.search(r"tokens$|read$", str(name), re.IGNORECASE)
+            if _CACHE.search(str(name)) and number:
                 found[str(name)] = _count(value, str(name))
     said = {value for value in found.values() if value}
     if len(said) > 1:

@@ -320,6 +320,11 @@ REFUSED = {
         {"usage": used(3, 0), "choices": [{"message": {"content": "x"}}]},
         "0 generated tokens, and words came back",
     ),
+    "usage-cached-as-float": (
+        {"usage": USAGE | {"prompt_tokens_details": {"cached_tokens": 8.0}}},
+        "cached_tokens is 8.0, which is no number of tokens",
+    ),
+    "usage-cached-as-text": ({"usage": USAGE | {"cached_tokens": "8"}}, "cached_tokens is '8'"),
     "usage-cached-twice": (
         {"usage": USAGE | {"cached_tokens": 4, "prompt_cache_hit_tokens": 8}},
         "does not say how many prompt tokens were cached",
