@@ -14,6 +14,7 @@ from pytest_tokenpower.cli.store_access import add_storage
 from pytest_tokenpower.core.denominators import unit_of
 from pytest_tokenpower.core.figures import FIGURES
 from pytest_tokenpower.core.records import MeasurementRecord, RoundRecord, RunRecord, ScopeFigure, encode_run
+from pytest_tokenpower.core.text import per_token
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.gate.messages import message
@@ -135,7 +136,7 @@ def _scope(scope: ScopeFigure, measured: MeasurementRecord) -> str:
     said = (
         f"no {scope.scope}: {scope.reason}"
         if figure is None
-        else f"{scope.scope} {figure.value:.4g} {unit_of(name)}"
+        else f"{scope.scope} {per_token(figure.value, unit_of(name))}"
     )
     return said if scope.provenance == "measured" else f"{said} ({scope.provenance})"
 
