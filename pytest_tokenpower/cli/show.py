@@ -12,6 +12,7 @@ import msgspec
 from pytest_tokenpower.analysis.figures import nodes_of, watts_of
 from pytest_tokenpower.analysis.rounds import good
 from pytest_tokenpower.cli.store_access import add_storage
+from pytest_tokenpower.core.denominators import unit_of
 from pytest_tokenpower.core.figures import FIGURES
 from pytest_tokenpower.core.records import MeasurementRecord, RoundRecord, RunRecord, ScopeFigure, encode_run
 from pytest_tokenpower.core.text import per_token
@@ -105,7 +106,7 @@ def _measurement(measured: MeasurementRecord) -> Iterator[str]:
             f"{name} {figure.value:.4g}{error}  ({unit})",
         )
     yield from _row("devices", _devices(measured))
-    yield from _row("also measured", "; ".join(map(_scope, measured.other_scopes)))
+    yield from _row("also measured", "; ".join(_scope(each, measured) for each in measured.other_scopes))
     if (split := measured.phase_split) is not None:
         share = (
             ""
@@ -132,10 +133,12 @@ def _measurement(measured: MeasurementRecord) -> Iterator[str]:
         yield from _row("verdict", "none: nothing was asked of it")
 
 
-def _scope(scope: ScopeFigure) -> str:
-    figure = scope.joules_per_token
+def _scope(scope: ScopeFigure, measured: MeasurementRecord) -> str:
+    figure, name = scope.compared(measured.key)
     said = (
-        f"no {scope.scope}: {scope.reason}" if figure is None else f"{scope.scope} {per_token(figure.value)}"
+        f"no {scope.scope}: {scope.reason}"
+        if figure is None
+        else f"{scope.scope} {per_token(figure.value, unit_of(name))}"
     )
     return said if scope.provenance == "measured" else f"{said} ({scope.provenance})"
 

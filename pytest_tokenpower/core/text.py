@@ -51,9 +51,9 @@ def readable(unit: str, *figures: float) -> tuple[list[str], str]:
     return [digits(each / chosen.joules) for each in figures], f"{chosen.name}{unit[1:]}"
 
 
-def per_token(joules: float) -> str:
-    """Return joules per token as people read them: ``250.0 mJ/token``."""
-    [text], unit = readable("J/token", joules)
+def per_token(joules: float, unit: str = "J/token") -> str:
+    """Return joules per token, or another denominator, as people read them: ``250.0 mJ/token``."""
+    [text], unit = readable(unit, joules)
     return f"{text} {unit}"
 
 

@@ -89,7 +89,7 @@ def measurements_on(store: Store, line: Line, text: str = "") -> list[tuple[Meas
             for test, place in store.contents(entry).measurements.items():
                 if place.comparable and text in test:
                     measured = store.dated(entry, test)
-                    level = line.accepted.level(test, entry.commit) if line.accepted else 0
+                    level = line.accepted.level(entry.commit, test) if line.accepted else 0
                     found.append((measured, level))
         except StoreError:
             continue  # Named in store.problems.

@@ -15,6 +15,7 @@ from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.core.windows import PhaseWindow, RoundWindow
 from pytest_tokenpower.engines.identify import describe_callable
 from pytest_tokenpower.engines.phase_marks import notes_of, phases_of, unsound
+from pytest_tokenpower.engines.protocol import Generation
 from pytest_tokenpower.errors import MeterError, TokenCountError, UsageError
 from pytest_tokenpower.runner.checks import (
     declared_config,
@@ -30,18 +31,19 @@ from pytest_tokenpower.runner.compare import (
     Startable,
     Variant,
     annotate_errors,
-    run_blocks,
+    blocks_of,
     started,
+    started_async,
 )
 from pytest_tokenpower.runner.coroutines import awaited, blocking, refuse_pending
 from pytest_tokenpower.runner.open_windows import sole_window
 from pytest_tokenpower.runner.outcome import Attempt, MeasuredTest, finish
 from pytest_tokenpower.runner.result import Result
-from pytest_tokenpower.runner.rounds import RoundPlan, device_wait, run_rounds, run_rounds_async
+from pytest_tokenpower.runner.rounds import Measuring, RoundPlan, device_wait, rounds, run, run_async
 
 if TYPE_CHECKING:
     from pytest_tokenpower.core.settings import Limits
-    from pytest_tokenpower.engines.protocol import Engine, EngineIdentity, Generation
+    from pytest_tokenpower.engines.protocol import Engine, EngineIdentity
     from pytest_tokenpower.engines.spec import EngineSpec
     from pytest_tokenpower.runner.session import Session
     from pytest_tokenpower.workloads import Workload
@@ -153,14 +155,8 @@ class Energy:
             if self._replayed is not None:
                 self._windows.extend(self._replayed)
                 return execute(*args, **kwargs)
-            ran = run_rounds(
-                partial(execute, *args, **kwargs),
-                lambda result: self._counted(result, args, kwargs, fn),
-                phases_of,
-                self._plan,
-                self._telemetry,
-            )
-            return self._keep(*ran)
+            measuring = self._rounds(partial(execute, *args, **kwargs), fn, args, kwargs)
+            return self._keep(*run(measuring, lambda: self._telemetry))
 
     @overload
     async def async_run(self, fn: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
@@ -181,14 +177,23 @@ class Energy:
             if self._replayed is not None:
                 self._windows.extend(self._replayed)
                 return await awaited(fn, *args, **kwargs)
-            ran = await run_rounds_async(
-                partial(awaited, fn, *args, **kwargs),
-                lambda result: self._counted(result, args, kwargs, fn),
-                phases_of,
-                self._plan,
-                self._telemetry,
-            )
-            return self._keep(*ran)
+            measuring = self._rounds(partial(awaited, fn, *args, **kwargs), fn, args, kwargs)
+            return self._keep(*await run_async(measuring, lambda: self._telemetry))
+
+    def _rounds(
+        self,
+        execute: Callable[[], Any],
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Measuring[tuple[object, tuple[RoundWindow, ...]]]:
+        return rounds(
+            execute,
+            lambda result: self._counted(result, args, kwargs, fn),
+            phases_of,
+            self._plan,
+            self._telemetry,
+        )
 
     @contextmanager
     def _refusing(self) -> Iterator[None]:
@@ -351,6 +356,33 @@ class Energy:
         surely does not. ``names=("bf16", "FP8")`` is what the verdict calls them, "FP8 saves 32.4 %"; without them
         callables are called by their own names, and engines by the options in which they differ.
         """
+        comparing = self._comparing(started, baseline, candidate, at_least, at_most, restarts, names)
+        run(comparing, lambda: self._telemetry)
+
+    async def async_compare(
+        self,
+        *,
+        baseline: Callable[[], object] | Startable,
+        candidate: Callable[[], object] | Startable,
+        at_least: float | str | None = None,
+        at_most: float | str | None = None,
+        restarts: int = 1,
+        names: tuple[str, str] | None = None,
+    ) -> None:
+        """Compare as :meth:`compare` does, on the event loop of an asynchronous test; either variant may be awaited."""
+        comparing = self._comparing(started_async, baseline, candidate, at_least, at_most, restarts, names)
+        await run_async(comparing, lambda: self._telemetry)
+
+    def _comparing(
+        self,
+        start: Callable[[Callable[[], object] | Startable, ExitStack], Callable[[], object]],
+        baseline: Callable[[], object] | Startable,
+        candidate: Callable[[], object] | Startable,
+        at_least: float | str | None,
+        at_most: float | str | None,
+        restarts: int,
+        names: tuple[str, str] | None,
+    ) -> Measuring[None]:
         with self._refusing(), self._window():
             if self.used:
                 raise UsageError(
@@ -363,13 +395,13 @@ class Energy:
             self._entered = True
             asked = CompareArgs.of(self._test, baseline, candidate, at_least, at_most, restarts, names)
             limit = self._budget.regression or self._session.settings.regression
-            rounds, order = self._budget, random.Random()
+            budget, order = self._budget, random.Random()
             plan = BlockPlan(
                 self._session.settings.warmup_rounds,
-                max(2, rounds.min_rounds // 2),
-                max(2, rounds.max_rounds // 2),
-                rounds.max_seconds,
-                rounds.per,
+                max(2, budget.min_rounds // 2),
+                max(2, budget.max_rounds // 2),
+                budget.max_seconds,
+                budget.per,
             )
             finished = []
             for _ in range(asked.restarts):
@@ -377,7 +409,7 @@ class Energy:
                     running: dict[Variant, Callable[[], object]] = {}
                     for name, variant in zip(VARIANTS, (baseline, candidate), strict=True):
                         with annotate_errors(name, asked.names):
-                            running[name] = started(variant, stack)
+                            running[name] = start(variant, stack)
                     for variant in running.values():
                         require_local_meter(self._test, variant, self._telemetry.devices)
                     self._identity = describe_callable(running["candidate"])
@@ -388,16 +420,18 @@ class Energy:
                             sorted({gpu for each in used for gpu in each or ()})
                         )
                     finished.append(
-                        run_blocks(
-                            running,
-                            lambda result: self._counted(
-                                result, (), {}, baseline if callable(baseline) else started
-                            ),
-                            phases_of,
-                            plan,
-                            bench=self._telemetry,
-                            order=order,
-                            names=asked.names,
+                        (
+                            yield from blocks_of(
+                                running,
+                                lambda result: self._counted(
+                                    result, (), {}, baseline if callable(baseline) else start
+                                ),
+                                phases_of,
+                                plan,
+                                bench=self._telemetry,
+                                order=order,
+                                names=asked.names,
+                            )
                         )
                     )
             self._comparison = Comparison(
@@ -434,7 +468,15 @@ class Energy:
                     f"the hook pytest_tokenpower_count_tokens returned {counted!r}: it must return a TokenCount, or "
                     "None for what it does not know"
                 )
-            return count_tokens(result if counted is None else counted, args, kwargs, fn)
+            tokens = count_tokens(result if counted is None else counted, args, kwargs, fn)
+            if tokens.cached_prompt and isinstance(result, Generation) and not self._budget.prefix_cache:
+                raise TokenCountError(
+                    f"{tokens.cached_prompt} of {tokens.prompt} prompt tokens came from the engine's prefix cache and "
+                    "were not prefilled: switch it off (vLLM: enable_prefix_caching=False, a server's "
+                    "--no-enable-prefix-caching; SGLang: disable_radix_cache=True), or say "
+                    "power_budget(prefix_cache=True) where it is meant"
+                )
+            return tokens
         except (TokenCountError, UsageError) as error:
             raise type(error)(f"{self._test}: {error}") from None
 
@@ -563,6 +605,18 @@ class DisabledEnergy:
         for variant in (baseline, candidate):
             with ExitStack() as stack:
                 started(variant, stack)()
+
+    async def async_compare(
+        self,
+        *,
+        baseline: Callable[[], object] | Startable,
+        candidate: Callable[[], object] | Startable,
+        **_: object,
+    ) -> None:
+        """Run each variant once."""
+        for variant in (baseline, candidate):
+            with ExitStack() as stack:
+                await started_async(variant, stack)()
 
     def declare(self, **axes: Fact) -> None:
         """Nothing is compared."""

@@ -473,6 +473,26 @@ def test_other_scopes_are_shown_beside_the_figure(project: Project) -> None:
 
 
 @pytest.mark.parametrize(
+    ("counts", "figure", "unit"),
+    [
+        ("prompt=400, generated=0, responses=4", "joules_per_prompt_token", "J/prompt token"),
+        ("prompt=0, generated=0, responses=4", "joules_per_response", "J/response"),
+    ],
+)
+def test_other_scopes_have_the_figure_s_denominator(
+    project: Project, counts: str, figure: str, unit: str
+) -> None:
+    project.tests(f"@quick\ndef test_it(energy):\n    energy(generate, seconds=0.2, {counts})\n")
+    result, run = measure(project, Lab(Fake("cpu", 60)))
+    result.stdout.fnmatch_lines([f"test_it: also measured: cpu *{unit}*"])
+    (measured,) = run.measurements
+    (cpu,) = (each for each in measured.other_scopes if each.scope == "cpu")
+    assert cpu.joules_per_token is None
+    # 60 W of the CPU beside the 300 W of the board.
+    assert cpu.figures[figure].value == pytest.approx(measured.figures[figure].value / 5, rel=0.05)
+
+
+@pytest.mark.parametrize(
     ("scope", "label"), [("cpu", "cpu"), ("node", "gpu+cpu, without dram and other"), ("gpu", "gpu")]
 )
 def test_the_scope_is_in_the_key_and_with_it_the_gpu(project: Project, scope: str, label: str) -> None:

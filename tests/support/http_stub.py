@@ -244,8 +244,8 @@ class _Handler(BaseHTTPRequestHandler):
                 break
         if options.get("include_usage") and fault != "no usage":
             usage: dict[str, Any] = {"prompt_tokens": prompt, "completion_tokens": len(ids)}
-            if fault == "cached":
-                usage["prompt_tokens_details"] = {"cached_tokens": 16}
+            if fault.startswith("cached"):
+                usage["prompt_tokens_details"] = {"cached_tokens": 25 if fault == "cached more" else 16}
             self.event({"id": "x", "object": "text_completion", "choices": [], "usage": usage})
         if fault != "no done":
             self.chunk(b"data: [DONE]\n\n")

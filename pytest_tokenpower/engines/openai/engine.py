@@ -16,7 +16,7 @@ from typing import Any
 from pytest_tokenpower.core import progress
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.core.windows import Latency
-from pytest_tokenpower.engines._adapter import as_fact, check_batch, checkpoint_config
+from pytest_tokenpower.engines._adapter import as_fact, check_batch, checkpoint_config, with_cached
 from pytest_tokenpower.engines._estimated_steps import EstimatedSteps, Trace
 from pytest_tokenpower.engines.identify import identity_from_config
 from pytest_tokenpower.engines.openai.client import Answer, Client, Endpoint, Limits, Refused, Stream
@@ -233,7 +233,8 @@ class OpenAIEngine:
 
     Requests go to /v1/completions with the prompts' token ids, one request a prompt, greedy and through
     end-of-sequence. Of vLLM and SGLang the token ids of responses come back, and each request has a cache salt of its
-    own, so that no round finds another's prompts in the prefix cache; other servers must have none.
+    own, so that no round finds another's prompts in the prefix cache (``request_fields={"cache_salt": None}`` takes it
+    out); other servers must have none, unless the test means it (``power_budget(prefix_cache=True)``).
     ``request_fields`` are added to each request, and replace those of ours (a None takes one out).
 
     ``api_key`` comes from TOKENPOWER_OPENAI_KEY where it is not given; it is sent to the server and shown nowhere.
@@ -353,7 +354,7 @@ class OpenAIEngine:
             self._others.generated(batch.tokens.generated)
         return Generation(
             () if None in ids else tuple(each for each in ids if each is not None),
-            batch.tokens,
+            with_cached(batch, (response.cached for response in responses)),
             EstimatedSteps([response.trace for response in responses]),
             steps_exact=False,
             latencies=tuple(latency_of(response.trace) for response in responses),

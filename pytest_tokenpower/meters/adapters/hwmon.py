@@ -147,15 +147,16 @@ class HwmonMeter:
                 if channels:
                     break
         # A socket's whole is counted instead of its parts.
-        whole = {
+        sockets = {
             label.removeprefix("Grace Power ") for _, _, label, _ in found if label.startswith("Grace Power ")
         }
         sensors: list[_Sensor] = []
         left_out: list[str] = []
         for path, driver, label, channel in found:
             key = f"{driver}/{label}"
-            scope = self._scopes.get(key) or _scope(driver, label, whole)
-            if scope is None or any(sensor.driver == driver and sensor.label == label for sensor in sensors):
+            scope = self._scopes.get(key) or _scope(driver, label, sockets)
+            twice = any(sensor.driver == driver and sensor.label == label for sensor in sensors)
+            if scope is None or (twice and (scope != "node" or key in self._scopes)):
                 left_out.append(key)
                 continue
             interval_ms = text_of(path.parent / f"{channel}_average_interval")
@@ -163,6 +164,11 @@ class HwmonMeter:
                 float(interval_ms) if interval_ms.isdecimal() and int(interval_ms) else MAX_REFRESH_MS
             )
             sensors.append(_Sensor(path, f"hwmon:{key}", label, driver, scope, refresh_ms))
+        # A machine has one whole: of several sensors that nobody names, some are parts of others.
+        if sum(s.scope == "node" for s in sensors) > 1:
+            whole = [s for s in sensors if s.scope == "node" and f"{s.driver}/{s.label}" not in self._scopes]
+            left_out += [f"{s.driver}/{s.label}, of several that may be the machine" for s in whole]
+            sensors = [s for s in sensors if s not in whole]
         return sensors, left_out
 
 

@@ -257,7 +257,9 @@ class RedfishMeter:
 def _watts(resource: _Json, schema: str) -> float | None:
     """Return the watts that the machine draws; None where the resource has none."""
     if schema == "PowerWatts":
-        value = _object(resource.get("PowerWatts")).get("Reading")
+        sensor = _object(resource.get("PowerWatts"))
+        # Watts, whatever the excerpt leaves out; a sensor in another unit is none that is known here.
+        value = sensor.get("Reading") if sensor.get("ReadingUnits", "W") in ("W", "Watts") else None
     else:
         # The first member stands for the chassis; further ones are its domains (CPU, memory), parts of the first.
         listed = resource.get("PowerControl")

@@ -60,8 +60,9 @@ def _row(each: Reported, report: Report) -> dict[str, Fact]:
         if (figure := measured.figures.get(name)) is not None:
             row |= {name: figure.value, f"{name}_stderr": figure.stderr}
     for scope in measured.other_scopes:
-        if (figure := scope.joules_per_token) is not None:
-            row[f"{scope.scope}_{scope.provenance}_joules_per_token"] = figure.value
+        figure, name = scope.compared(measured.key)
+        if figure is not None:
+            row[f"{scope.scope}_{scope.provenance}_{name}"] = figure.value
     row["verdict"] = each.kind
     if (compared := against_baseline(measured.verdicts)) is not None:
         row |= {
