@@ -11,7 +11,7 @@ from scipy.special import digamma, polygamma
 
 from pytest_tokenpower.stats.comparison import Run, readings
 from pytest_tokenpower.stats.pace import Waiting
-from pytest_tokenpower.stats.scatter import DEFAULT_NOISE, Groups, Noise, Scatter
+from pytest_tokenpower.stats.scatter import DEFAULT_NOISE, FEWEST_DF, Groups, Noise, Scatter
 from pytest_tokenpower.stats.types import FloatArray
 
 FEWEST_TESTS = 3
@@ -40,11 +40,11 @@ def learn_noise(
     boards = _boards([groups for groups, _ in spreads.values()], base.board)
     learned = {}
     for name in tests:
-        others = [value for other, value in total.items() if other != name and value is not None]
+        others = [value for other, value in total.items() if other != name and value]
         found = fit_scatter(others)
         own = replace(base, board=boards)
         if found is not None:
-            own_work = fit_scatter([v for other, v in work.items() if other != name and v is not None])
+            own_work = fit_scatter([v for other, v in work.items() if other != name and v])
             own = replace(
                 own,
                 total=found,
@@ -70,7 +70,7 @@ def fit_scatter(variances: Sequence[tuple[float, float]]) -> Scatter | None:
     Returns:
         None for fewer than three tests with two degrees of freedom.
     """
-    kept = [(max(variance, 1e-12), df) for variance, df in variances if df >= 2]
+    kept = [(max(variance, 1e-12), df) for variance, df in variances if df >= FEWEST_DF]
     if len(kept) < FEWEST_TESTS:
         return None
     values, df = np.array([v for v, _ in kept]), np.array([d for _, d in kept])
@@ -91,7 +91,7 @@ def _between(groups: Groups | None) -> tuple[float, float] | None:
     if groups is None:
         return None
     squares, df = groups.between()
-    return (squares / df, float(df)) if df else None
+    return (squares / df, float(df)) if df >= FEWEST_DF else None
 
 
 def _boards(tests: Sequence[Groups], believed: Scatter) -> Scatter:
