@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from scipy.special import stdtr, stdtrit
+from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
 POWER_80 = 0.8416212335729143
 """The normal quantile of 80 %."""
@@ -15,11 +15,17 @@ MOST_DF = 1e6
 
 @dataclass(frozen=True)
 class Change:
-    """ln(new / baseline), or a difference of shares, with Student's distribution about it."""
+    """ln(new / baseline), or a difference of shares, with Student's distribution about it.
+
+    ``least`` is a standard error that is known to be no larger than the true one, however alike a few runs are: what
+    the rounds alone make of it. A claim has to hold by both, which keeps the level of the one that is right (an
+    intersection-union test; Berger 1982, Technometrics 24:295).
+    """
 
     delta: float
     stderr: float
     df: float
+    least: float = 0.0
 
     @property
     def change(self) -> float:
@@ -38,7 +44,8 @@ class Change:
 
     def margin(self, tail: float) -> float:
         """How far from its estimate the truth is with probability ``tail`` at most, on either one side."""
-        return float(stdtrit(min(self.df, MOST_DF), 1 - tail)) * self.stderr
+        own = float(stdtrit(min(self.df, MOST_DF), 1 - tail)) * self.stderr
+        return max(own, -float(ndtri(tail)) * self.least)
 
     def p_above(self, reference: float = 0.0) -> float:
         """One-sided p of "at most ``reference``": small where the new code surely takes more."""
@@ -49,6 +56,7 @@ class Change:
         return self._upper_tail(reference - self.delta)
 
     def _upper_tail(self, distance: float) -> float:
-        if self.stderr == 0:
+        if self.stderr == self.least == 0:
             return 0.5 if distance == 0 else float(distance < 0)
-        return float(stdtr(min(self.df, MOST_DF), -distance / self.stderr))
+        own = float(stdtr(min(self.df, MOST_DF), -distance / self.stderr)) if self.stderr else 0.0
+        return max(own, float(ndtr(-distance / self.least)) if self.least else 0.0)

@@ -52,6 +52,9 @@ FIGURE_CAUTION = 0.05
 
 USUAL_SDS = 2.0
 
+LEAST_VARIANCE = 1e-12
+"""Runs that agree to the last digit weigh alike."""
+
 OTHER_BOARD_WATTS_SD = 6.0
 """How much the waiting watts of boards of one model differ: 115 to 124 W and 120 to 134 W on eight H100s."""
 
@@ -407,20 +410,22 @@ class _Plan:
         else:
             belief = believed
         unit = scatter(squares, df, belief, caution, most_believed=self.noise.most_believed(df))
-        floor = float(groups.errors.mean()) if len(groups.means) else fresh_error / self.new
-
+        by_rounds = fresh_error / self.new
+        if present:
+            by_rounds += float(groups.errors[present].mean()) / len(present)
         rounds_part = 0.0
         if self.together:
             per_group = float((1 / groups.counts[present]).mean())
-            variance = max(unit.sd**2 * per_group, float(groups.errors[present].mean()))
-            new_variance = unit.sd**2 / self.new
-            rounds_part = max(fresh_error - unit.sd**2, 0.0) / self.new
+            variance, new_variance = unit.sd**2 * per_group, unit.sd**2 / self.new
+            stored_error = float(np.mean(errors[self.base]))
+            rounds_part = max(fresh_error - stored_error, 0.0) / self.new
         else:
-            variance = max(unit.sd**2, floor)
+            variance = unit.sd**2
             spare = min(run_variance, own_share * variance) if self.new > size else run_variance
             new_variance = variance + spare * (1 / self.new - 1 / size)
             # Fewer rounds than the stored runs had leave the new figure less certain than those.
-            rounds_part = max(fresh_error / self.new - floor, 0.0) if self.new <= size else 0.0
+            if len(groups.means) and self.new <= size:
+                rounds_part = max(fresh_error / self.new - float(groups.errors.mean()), 0.0)
         delta, run_part, board_part = float(fresh.mean()), new_variance, 0.0
         if present:
             delta, run_part, board_part = self._difference(
@@ -429,7 +434,8 @@ class _Plan:
         total = run_part + board_part + rounds_part + extra
         # Satterthwaite 1946, Biometrics Bull. 2:110.
         shares = run_part**2 / unit.df + board_part**2 / boards.df + rounds_part**2 / fresh_df
-        return Change(delta, math.sqrt(total), total**2 / shares if shares > 0 else unit.df), df >= FEWEST_DF
+        df_total = total**2 / shares if shares > 0 else unit.df
+        return Change(delta, math.sqrt(total), df_total, math.sqrt(by_rounds + extra)), df >= FEWEST_DF
 
     def _difference(
         self,
@@ -452,7 +458,7 @@ class _Plan:
             return fresh - float(means.mean()), new_variance + variance / count, 0.0
         same = np.array([[float(one == other) for other in boards] for one in boards])
         mine = np.array([float(each == board) for each in boards])
-        inverse = np.linalg.inv(variance * np.eye(count) + board_variance * same)
+        inverse = np.linalg.inv(max(variance, LEAST_VARIANCE) * np.eye(count) + board_variance * same)
         ones = np.ones(count)
         multiplier = (1 - ones @ inverse @ (board_variance * mine)) / (ones @ inverse @ ones)
         weights = inverse @ (board_variance * mine + multiplier * ones)
@@ -595,12 +601,17 @@ def _blocks_change(differences: Sequence[Sequence[float]], noise: Noise) -> tupl
     squares = float(((locations - locations.mean()) ** 2).sum())
     # Drift and occasion fall out of alternating rounds: what is believed of the rest counts in full.
     unit = scatter(squares, count - 1, noise.interleaved, noise.interleaved, most_believed=count - 1)
-    known, df = count > FEWEST_DF, unit.df
-    if not known and error > unit.sd**2:
+    known, variance, df = count > FEWEST_DF, unit.sd**2, unit.df
+    if not known and error > variance:
         # The blocks are what the error is known from.
-        df = max(df, sum(len(each) - 1 for each in differences))
-    return Change(float(locations.mean()), math.sqrt(max(unit.sd**2, error) / count), df), known
+        variance, df = error, max(df, sum(len(each) - 1 for each in differences))
+    delta = float(locations.mean())
+    return Change(delta, math.sqrt(variance / count), df, math.sqrt(error / count)), known
 
 
 def _widened(change: Change, squared_error: float) -> Change:
-    return replace(change, stderr=math.sqrt(change.stderr**2 + squared_error))
+    return replace(
+        change,
+        stderr=math.sqrt(change.stderr**2 + squared_error),
+        least=math.sqrt(change.least**2 + squared_error),
+    )

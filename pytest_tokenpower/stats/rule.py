@@ -223,7 +223,7 @@ def _decided(
         p_improved=improved,
         passes=passes,
         smallest_failing=math.expm1(floor),
-        resolvable=math.expm1(floor + POWER_80 * change.stderr),
+        resolvable=math.expm1(floor + POWER_80 * max(change.stderr, change.least)),
         below_noise=policy.theta > 0 and floor > policy.theta,
         doubtful=policy.family * up < DOUBT and policy.family * failing >= policy.alpha,
         reason=reason,

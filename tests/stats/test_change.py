@@ -11,7 +11,8 @@ from scipy import stats
 
 from pytest_tokenpower.stats.change import Change
 
-changes = st.builds(Change, st.floats(-0.5, 0.5), st.floats(1e-5, 0.1), st.floats(1, 200))
+errors = st.floats(1e-5, 0.1)
+changes = st.builds(Change, st.floats(-0.5, 0.5), errors, st.floats(1, 200), st.just(0.0) | errors)
 
 
 def test_it_is_students_t() -> None:
@@ -33,3 +34,12 @@ def test_without_error_the_sign_decides() -> None:
     exact = Change(0.01, 0.0, 3)
     assert (exact.p_above(), exact.p_below()) == (0.0, 1.0)
     assert Change(0.0, 0.0, 3).p_above() == 0.5
+
+
+def test_nothing_is_nearer_than_the_rounds_say() -> None:
+    change = Change(0.05, 0.005, 4, 0.02)
+    assert change.margin(0.01) == pytest.approx(stats.norm.isf(0.01) * 0.02)
+    assert change.margin(1e-6) == pytest.approx(stats.t.isf(1e-6, 4) * 0.005)
+    assert change.p_above() == pytest.approx(max(stats.t.sf(10, 4), stats.norm.sf(2.5)))
+    # Runs that agree to the last digit are no certainty.
+    assert Change(0.05, 0.0, 4, 0.02).p_above() == pytest.approx(stats.norm.sf(2.5))
