@@ -301,8 +301,8 @@ def most_found(sd: float, stored_runs: int, limit: float, change: float) -> floa
         return np.outer(far, np.diff(stats.chi2.cdf(df * (seen / run_sd) ** 2, df))).ravel()
 
     any_noise = np.array([chances(0.0, sd * factor) for factor in np.geomspace(0.3, 12, 70)])
-    found = linprog(-chances(delta, sd), any_noise, np.full(len(any_noise), ALPHA), bounds=(0, 1))
-    return float(-found.fun)
+    found = linprog(-1 * chances(delta, sd), any_noise, np.full(len(any_noise), ALPHA), bounds=(0, 1))
+    return -float(found.fun or 0.0)
 
 
 def most_possible(_: int) -> Part:

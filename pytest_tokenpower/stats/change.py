@@ -19,13 +19,15 @@ class Change:
 
     ``least`` is a standard error that is known to be no larger than the true one, however alike a few runs are: what
     the rounds alone make of it. A claim has to hold by both, which keeps the level of the one that is right (an
-    intersection-union test; Berger 1982, Technometrics 24:295).
+    intersection-union test; Berger 1982, Technometrics 24:295). ``most`` is one that is surely no smaller: however
+    few the degrees of freedom, the truth is no farther away than it says.
     """
 
     delta: float
     stderr: float
     df: float
     least: float = 0.0
+    most: float = math.inf
 
     @property
     def change(self) -> float:
@@ -45,7 +47,8 @@ class Change:
     def margin(self, tail: float) -> float:
         """How far from its estimate the truth is with probability ``tail`` at most, on either one side."""
         own = float(stdtrit(min(self.df, MOST_DF), 1 - tail)) * self.stderr
-        return max(own, -float(ndtri(tail)) * self.least)
+        normal = -float(ndtri(tail))
+        return max(min(own, normal * self.most) if tail < 0.5 else own, normal * self.least)
 
     def p_above(self, reference: float = 0.0) -> float:
         """One-sided p of "at most ``reference``": small where the new code surely takes more."""
@@ -59,4 +62,6 @@ class Change:
         if self.stderr == self.least == 0:
             return 0.5 if distance == 0 else float(distance < 0)
         own = float(stdtr(min(self.df, MOST_DF), -distance / self.stderr)) if self.stderr else 0.0
+        if distance > 0:
+            own = min(own, float(ndtr(-distance / self.most)))
         return max(own, float(ndtr(-distance / self.least)) if self.least else 0.0)

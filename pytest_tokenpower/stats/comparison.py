@@ -31,6 +31,7 @@ from pytest_tokenpower.stats.scatter import (
     Noise,
     Scatter,
     scatter,
+    widest,
 )
 from pytest_tokenpower.stats.temperature import (
     PRIOR_SLOPE,
@@ -410,6 +411,7 @@ class _Plan:
         else:
             belief = believed
         unit = scatter(squares, df, belief, caution, most_believed=self.noise.most_believed(df))
+        most = widest(unit, df, caution)
         by_rounds = fresh_error / self.new
         if present:
             by_rounds += float(groups.errors[present].mean()) / len(present)
@@ -417,10 +419,12 @@ class _Plan:
         if self.together:
             per_group = float((1 / groups.counts[present]).mean())
             variance, new_variance = unit.sd**2 * per_group, unit.sd**2 / self.new
+            most = most * math.sqrt(per_group / len(present) + 1 / self.new)
             stored_error = float(np.mean(errors[self.base]))
             rounds_part = max(fresh_error - stored_error, 0.0) / self.new
         else:
             variance = unit.sd**2
+            most = most * math.sqrt(1 / len(present) + 1) if present else most
             spare = min(run_variance, own_share * variance) if self.new > size else run_variance
             new_variance = variance + spare * (1 / self.new - 1 / size)
             # Fewer rounds than the stored runs had leave the new figure less certain than those.
@@ -435,7 +439,9 @@ class _Plan:
         # Satterthwaite 1946, Biometrics Bull. 2:110.
         shares = run_part**2 / unit.df + board_part**2 / boards.df + rounds_part**2 / fresh_df
         df_total = total**2 / shares if shares > 0 else unit.df
-        return Change(delta, math.sqrt(total), df_total, math.sqrt(by_rounds + extra)), df >= FEWEST_DF
+        # A spread of boards that is known on few degrees of freedom has no such bound.
+        most = math.inf if board_part > 0 else math.sqrt(most**2 + rounds_part + extra)
+        return Change(delta, math.sqrt(total), df_total, math.sqrt(by_rounds + extra), most), df >= FEWEST_DF
 
     def _difference(
         self,
@@ -614,4 +620,5 @@ def _widened(change: Change, squared_error: float) -> Change:
         change,
         stderr=math.sqrt(change.stderr**2 + squared_error),
         least=math.sqrt(change.least**2 + squared_error),
+        most=math.sqrt(change.most**2 + squared_error),
     )

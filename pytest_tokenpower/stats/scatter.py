@@ -19,6 +19,10 @@ FEWEST_DF = 2
 CAUTION_SD = 0.02
 """The run-to-run SD that a test is taken to have while its own is not known: it keeps identical code that does."""
 
+QUIET = 0.35
+"""A test whose own SD is at most this share of the cautious one is surely no noisier than that: without it a build of
+many tests would need more of three stored runs than of one."""
+
 CAUTION_PER_ROUND_SD = 1.0
 """A test whose rounds scatter has runs that do: on H100s by a third to once the SD of its rounds."""
 
@@ -151,3 +155,8 @@ def scatter(squares: float, df: int, believed: Scatter, caution: Scatter, *, mos
     agreement = min(1.0, believed.sd**2 / variance) ** AGREEMENT if variance > 0 else 1.0
     weight = min(believed.df, most_believed) * agreement
     return Scatter(math.sqrt((weight * believed.sd**2 + squares) / (weight + df)), weight + df)
+
+
+def widest(unit: Scatter, df: int, caution: Scatter) -> float:
+    """Return the SD that a unit surely has at most, from its own SD on ``df`` degrees of freedom."""
+    return caution.sd if df >= FEWEST_DF and unit.sd <= QUIET * caution.sd else math.inf

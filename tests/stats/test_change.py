@@ -12,7 +12,9 @@ from scipy import stats
 from pytest_tokenpower.stats.change import Change
 
 errors = st.floats(1e-5, 0.1)
-changes = st.builds(Change, st.floats(-0.5, 0.5), errors, st.floats(1, 200), st.just(0.0) | errors)
+changes = st.builds(
+    Change, st.floats(-0.5, 0.5), errors, st.floats(1, 200), st.just(0.0) | errors, st.just(math.inf) | errors
+)
 
 
 def test_it_is_students_t() -> None:
@@ -43,3 +45,10 @@ def test_nothing_is_nearer_than_the_rounds_say() -> None:
     assert change.p_above() == pytest.approx(max(stats.t.sf(10, 4), stats.norm.sf(2.5)))
     # Runs that agree to the last digit are no certainty.
     assert Change(0.05, 0.0, 4, 0.02).p_above() == pytest.approx(stats.norm.sf(2.5))
+
+
+def test_nothing_is_farther_than_is_surely_enough() -> None:
+    change = Change(0.05, 0.005, 2, most=0.02)
+    assert change.margin(0.0005) == pytest.approx(stats.norm.isf(0.0005) * 0.02)
+    assert change.margin(0.05) == pytest.approx(stats.t.isf(0.05, 2) * 0.005)
+    assert change.p_above() == pytest.approx(min(stats.t.sf(10, 2), stats.norm.sf(2.5)))
