@@ -749,7 +749,7 @@ PARTS: tuple[tuple[Callable[[int], Part], int], ...] = (
     (most_possible, 1),
     (host_bound, 1000),
     (families, 500),
-    (life, 1200),
+    (life, 800),
     (restarts, 800),
     (interleaved, 3000),
     (common_rules, 2500),

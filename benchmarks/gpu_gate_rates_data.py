@@ -250,6 +250,13 @@ def phase_sums(run: Run, phase: str) -> tuple[float, float]:
     return tuple(float(np.asarray(columns[name], dtype=float)[good].sum()) for name in ("joules", "seconds"))  # type: ignore[return-value]
 
 
+def executions(run: Run) -> list[int]:
+    """How often the workload ran in each good round."""
+    if not run.packed:
+        return [1] * len(run.joules)
+    return [round(each) for each in _column(run.packed, "repeats")]
+
+
 def _good(packed: Mapping[str, Any]) -> NDArray[np.bool_]:
     reasons = packed["reasons"] or [[]] * len(packed["joules"])
     return np.array([not each for each in reasons])

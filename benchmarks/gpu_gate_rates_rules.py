@@ -15,7 +15,7 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-from gpu_gate_rates_data import Run
+from gpu_gate_rates_data import Run, executions
 from scipy.stats import mannwhitneyu, t, ttest_ind
 
 STORED = 5
@@ -207,6 +207,7 @@ def _record(run: Run, separate: bool) -> Any:
 
     started = datetime.fromisoformat(run.created).timestamp() + 86_400.0 * run.process * separate
     known = math.isfinite(run.waiting_watts)
+    repeats = executions(run)
     return MeasurementRecord(
         test=run.test,
         key={},
@@ -221,6 +222,7 @@ def _record(run: Run, separate: bool) -> Any:
                 stderr_joules=float(run.errors[at]),
                 prompt_tokens=0,
                 generated_tokens=round(float(run.tokens[at])),
+                repeats=repeats[at],
                 device_joules={run.board: float(run.joules[at])},
                 temperature_celsius=float(run.celsius[at]),
             )
