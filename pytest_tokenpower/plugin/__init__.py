@@ -1,4 +1,7 @@
-"""pytest's hooks, and nothing else. Whatever is heavy is imported by the first energy test, not here."""
+"""pytest's hooks that every run has, and nothing else: a run without energy tests imports little more.
+
+What watches a run that measures is registered when there is something to watch (:mod:`.watching`).
+"""
 
 from __future__ import annotations
 
@@ -13,18 +16,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_tokenpower.core.settings import CHILD_VARIABLE, EVENTS_VARIABLE
-from pytest_tokenpower.core.signals import interrupt_when_terminated
 from pytest_tokenpower.engines import registry
 from pytest_tokenpower.errors import TokenPowerError, UsageError
-from pytest_tokenpower.plugin import hookspecs, marker, options, outcome
+from pytest_tokenpower.plugin import hookspecs, marker, options
 from pytest_tokenpower.plugin.edge import fail, faults_end_in, refuse, said
-from pytest_tokenpower.plugin.opening import EACH, TWICE, open_energy, twice
 from pytest_tokenpower.plugin.state import (
-    ENERGY,
+    EACH,
     MEASUREMENTS,
     SESSION,
     SETTINGS,
-    SKIPPED,
+    TWICE,
     WAYS,
     may_measure,
     runs_tests,
@@ -106,7 +107,9 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Col
     if not file_path.name.endswith(".energy.toml"):
         return None
     from pytest_tokenpower.plugin.suites import SuiteFile
+    from pytest_tokenpower.plugin.watching import watch
 
+    watch(parent.config)
     return SuiteFile.from_parent(parent, path=file_path)
 
 
@@ -143,8 +146,14 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     measuring = Counter(map(test_id, gated))
     doubled: frozenset[str] = frozenset(test for test, times in measuring.items() if times > 1)
     config.stash[TWICE] = doubled
+    if gated:
+        from pytest_tokenpower.plugin.watching import watch
+
+        watch(config)
     # A worker cannot end the run: there each test says it.
     if doubled and runs_tests(config) and not hasattr(config, "workerinput"):
+        from pytest_tokenpower.plugin.opening import twice
+
         refuse(twice(min(doubled)))
     ceilings = 0
     for item in gated:
@@ -169,6 +178,8 @@ def energy(request: pytest.FixtureRequest) -> Generator[Energy | DisabledEnergy,
 
     While the test lasts no other process of this user measures on the same GPUs (an xdist worker, another job).
     """
+    from pytest_tokenpower.plugin.opening import open_energy
+
     with open_energy(request.node) as fixture:
         yield fixture
 
@@ -195,74 +206,24 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
         fail(error)
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """Say what the fixture refuses in its own words."""
-    outcome.check_meter(item)
-    item.stash[outcome.BODY] = outcome.Body()
-    try:
-        return (yield)
-    except TokenPowerError as error:
-        fail(error)
-    finally:
-        item.stash[outcome.BODY].ended = True
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
-    """Say what a fixture was refused as it was torn down in the error's own words, also where it has caught it."""
-    fixture = item.stash.get(ENERGY, None)
-    try:
-        result = yield
-    except TokenPowerError as error:
-        fail(error)
-    if fixture is not None and (refused := fixture.refused_late):
-        fail(refused)
-    return result
-
-
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_makereport(
-    item: pytest.Item, call: pytest.CallInfo[None]
-) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Judge an energy test, and send the measurement along: that is how it travels from an xdist worker."""
-    report = outcome.judged(item, call, (yield))
-    if report.skipped and (reason := item.stash.get(SKIPPED, None)) is not None:
-        report.energy_skipped = reason  # type: ignore[attr-defined]
-        del item.stash[SKIPPED]
-    return report
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Find mistakes in what names a meter, a store or a baseline before any test runs (and any worker starts)."""
-    from pytest_tokenpower.plugin.absent_tests import AbsentTests
-    from pytest_tokenpower.plugin.progress import show_progress
-    from pytest_tokenpower.plugin.rerun import Rerunner
-    from pytest_tokenpower.plugin.results import Gatherer, Sender
-    from pytest_tokenpower.plugin.sweeps import Sweeps
-
     config = session.config
-    # Results are gathered on the controller (or the only process); xdist's workers only send theirs.
-    if hasattr(config, "workerinput"):
-        config.pluginmanager.register(Sender(config), "tokenpower-sender")
-    else:
-        config.pluginmanager.register(Gatherer(config), "tokenpower-gatherer")
-        config.pluginmanager.register(Sweeps(config), "tokenpower-sweeps")
     chosen = config.stash[SETTINGS]
-    if chosen.disabled or not runs_tests(config):
+    unusual_source = chosen.source not in options.PLAIN_SOURCES
+    asked = chosen.given or chosen.baselines or unusual_source or EVENTS_VARIABLE in os.environ
+    # A controller of xdist collects nothing: it learns of energy tests by their reports.
+    if not asked and not config.getoption("numprocesses", None):
         return
-    # Engines, work trees and folders that are made for a run are to be gone after it, however it ends.
-    config.add_cleanup(interrupt_when_terminated())
+    from pytest_tokenpower.plugin.watching import watch
+
     try:
         with faults_end_in(refuse):
-            show_progress(config)
-            if not hasattr(config, "workerinput"):
-                if chosen.baselines:
-                    config.pluginmanager.register(AbsentTests(config), "tokenpower-absent-tests")
-                if chosen.rerun_baseline:
-                    config.pluginmanager.register(Rerunner(config), "tokenpower-rerunner")
-            if chosen.source not in options.PLAIN_SOURCES:
+            watch(config)
+            if chosen.disabled or not runs_tests(config):
+                return
+            if unusual_source:
                 session_of(config).check_source()
             if (
                 chosen.stores

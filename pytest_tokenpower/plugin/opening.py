@@ -13,22 +13,18 @@ from pytest_tokenpower.plugin import marker
 from pytest_tokenpower.plugin.edge import fail, faults_end_in, said
 from pytest_tokenpower.plugin.state import (
     ATTEMPTS,
+    EACH,
     ENERGY,
     NO_METER,
     SETTINGS,
     SKIPPED,
+    TWICE,
     session_of,
     test_id,
 )
 
 if TYPE_CHECKING:
     from pytest_tokenpower.runner.fixture import DisabledEnergy, Energy
-
-TWICE: pytest.StashKey[frozenset[str]] = pytest.StashKey()
-"""Ids that several energy tests of the run have."""
-
-EACH = "tokenpower_workers_of_each_test"
-"""What the controller of xdist tells a worker of ``--dist=each``: how many run every test."""
 
 
 @contextmanager
@@ -37,9 +33,12 @@ def open_energy(item: pytest.Item) -> Iterator[Energy | DisabledEnergy]:
 
     While the test lasts no other process of this user measures on the same GPUs (an xdist worker, another job).
     """
+    from pytest_tokenpower.plugin.watching import watch
     from pytest_tokenpower.runner.locks import hold_devices
     from pytest_tokenpower.runner.open_windows import own_boards
 
+    # A test may come by the fixture in ways that nobody could see when it was collected.
+    watch(item.config)
     with faults_end_in(fail):
         energy = _energy(item)
     boards: frozenset[str] = getattr(energy, "boards", frozenset())

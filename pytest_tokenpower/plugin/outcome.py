@@ -8,6 +8,7 @@ is made anew with that failure as the test's: expected failures, JUnit and rerun
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import pytest
@@ -21,6 +22,7 @@ from pytest_tokenpower.plugin.state import (
     MEASUREMENT,
     NO_METER,
     SETTINGS,
+    SKIPPED,
     failure_of,
     parameters,
     session_of,
@@ -37,6 +39,44 @@ class Body:
 
 
 BODY: pytest.StashKey[Body] = pytest.StashKey()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Say what the fixture refuses in its own words."""
+    check_meter(item)
+    item.stash[BODY] = Body()
+    try:
+        return (yield)
+    except TokenPowerError as error:
+        fail(error)
+    finally:
+        item.stash[BODY].ended = True
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
+    """Say what a fixture was refused as it was torn down in the error's own words, also where it has caught it."""
+    fixture = item.stash.get(ENERGY, None)
+    try:
+        result = yield
+    except TokenPowerError as error:
+        fail(error)
+    if fixture is not None and (refused := fixture.refused_late):
+        fail(refused)
+    return result
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Judge an energy test, and send the measurement along: that is how it travels from an xdist worker."""
+    report = judged(item, call, (yield))
+    if report.skipped and (reason := item.stash.get(SKIPPED, None)) is not None:
+        report.energy_skipped = reason  # type: ignore[attr-defined]
+        del item.stash[SKIPPED]
+    return report
 
 
 def check_meter(item: pytest.Item) -> None:

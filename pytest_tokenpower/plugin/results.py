@@ -60,6 +60,7 @@ class Gatherer:
         self._failed: set[str] = set()
         self._curves: dict[str, PowerCurves] = {}
         self._skipped: Counter[str] = Counter()
+        self._settled = False
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if reason := getattr(report, "energy_skipped", None):
@@ -120,12 +121,17 @@ class Gatherer:
                 result = yield
                 complete = True
             finally:
-                with faults_end_in(self._losses.append):
-                    self._decide(complete)
-            if self._config.stash[MEASUREMENTS]:
-                with faults_end_in(self._losses.append):
-                    self._settle()
+                self._finish(complete=complete)
         return result
+
+    def _finish(self, *, complete: bool) -> None:
+        """Give every measurement its last verdict: what was doubtful, and where all tests have run, the family's."""
+        self._settled = True
+        with faults_end_in(self._losses.append):
+            self._decide(complete)
+        if complete and self._config.stash[MEASUREMENTS]:
+            with faults_end_in(self._losses.append):
+                self._settle()
 
     def _decide(self, complete: bool) -> None:
         """Decide what was left doubtful, and fail the tests that do not pass in the end."""
@@ -193,6 +199,9 @@ class Gatherer:
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if self._config.stash[SETTINGS].disabled or not runs_tests(self._config):
             return
+        # A run that was seen to measure only when a test came by the fixture unannounced had begun without this.
+        if not self._settled:
+            self._finish(complete=True)
         with faults_end_in(self._losses.append):
             self._write()
         if self._losses and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):

@@ -26,6 +26,11 @@ MEASUREMENT: pytest.StashKey[MeasurementRecord] = pytest.StashKey()
 WAYS: pytest.StashKey[tuple[int, int]] = pytest.StashKey()
 """How many of the collected tests can fail by a comparison, and by how many ceilings."""
 ATTEMPTS: pytest.StashKey[tuple[Attempt, ...]] = pytest.StashKey()
+TWICE: pytest.StashKey[frozenset[str]] = pytest.StashKey()
+"""Ids that several energy tests of the run have."""
+
+EACH = "tokenpower_workers_of_each_test"
+"""What the controller of xdist tells a worker of ``--dist=each``: how many run every test."""
 
 
 MOST_PARAMETER = 200

@@ -15,9 +15,11 @@ from pytest_tokenpower.core.subprocesses import ProcessGroup, inherited_path, pr
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems know groups only")
 
 LEADER = """
-import os, subprocess, sys, time
+import os, signal, subprocess, sys, time
 from pytest_tokenpower.core.subprocesses import end_with_parent
 
+# This suite may itself run in the background of a shell, which has it ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 end_with_parent(int(sys.argv[1]))
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
 
@@ -35,7 +37,6 @@ if "cleared" in sys.argv:
     daemon({})
 print("ready", flush=True)
 if "stubborn" in sys.argv:
-    import signal
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 time.sleep(600)
 """

@@ -11,15 +11,16 @@ from typing import Any
 from pytest_tokenpower.meters.processes import is_in_tree
 from pytest_tokenpower.meters.types import Conditions
 
-LIMIT_FIELDS: Mapping[str, str] = {
-    "power": "NVML_FI_DEV_PERF_POLICY_POWER",
-    "thermal": "NVML_FI_DEV_PERF_POLICY_THERMAL",
-    "board": "NVML_FI_DEV_PERF_POLICY_BOARD_LIMIT",
-    "sw_thermal": "NVML_FI_DEV_CLOCKS_EVENT_REASON_SW_THERM_SLOWDOWN",
-    "hw_thermal": "NVML_FI_DEV_CLOCKS_EVENT_REASON_HW_THERM_SLOWDOWN",
-    "power_brake": "NVML_FI_DEV_CLOCKS_EVENT_REASON_HW_POWER_BRAKE_SLOWDOWN",
+LIMIT_FIELDS: Mapping[str, int] = {
+    "power": 74,  # NVML_FI_DEV_PERF_POLICY_POWER
+    "thermal": 75,  # NVML_FI_DEV_PERF_POLICY_THERMAL
+    "board": 77,  # NVML_FI_DEV_PERF_POLICY_BOARD_LIMIT
+    "sw_thermal": 269,  # NVML_FI_DEV_CLOCKS_EVENT_REASON_SW_THERM_SLOWDOWN
+    "hw_thermal": 270,  # NVML_FI_DEV_CLOCKS_EVENT_REASON_HW_THERM_SLOWDOWN
+    "power_brake": 271,  # NVML_FI_DEV_CLOCKS_EVENT_REASON_HW_POWER_BRAKE_SLOWDOWN
 }
-"""Cumulative time under each limit, in nanoseconds (fields 74, 75, 77, 269, 270, 271)."""
+"""The fields of cumulative time under each limit, in nanoseconds; by number, since nvidia-ml-py before 12.575 has no
+names for the last three."""
 
 
 def optional(nvml: Any, call: str, *arguments: Any) -> Any:
@@ -32,8 +33,7 @@ def optional(nvml: Any, call: str, *arguments: Any) -> Any:
 
 def conditions_of(nvml: Any, handle: Any, t_ns: int) -> Conditions:
     """Return the conditions of a board; ``t_ns`` is now."""
-    ids = [getattr(nvml, field) for field in LIMIT_FIELDS.values()]
-    values = optional(nvml, "nvmlDeviceGetFieldValues", handle, ids) or ()
+    values = optional(nvml, "nvmlDeviceGetFieldValues", handle, list(LIMIT_FIELDS.values())) or ()
     limited = {
         name: int(value.value.ullVal)
         for name, value in zip(LIMIT_FIELDS, values, strict=False)

@@ -19,7 +19,6 @@ NEEDED = (
     "NVML_MODULE_POWER_SAMPLES",
     "NVML_POWER_SCOPE_MODULE",
     "NVML_FI_DEV_PERF_POLICY_POWER",
-    "NVML_FI_DEV_CLOCKS_EVENT_REASON_HW_POWER_BRAKE_SLOWDOWN",
     "nvmlClocksEventReasonGpuIdle",
 )
 """Names of which some are missing in every module that is older than the oldest nvidia-ml-py that will do."""
