@@ -52,8 +52,8 @@ NOTES = Path(__file__).parent / "gpu_gate_rates_notes.md"
 """What whoever made the runs has to say of them."""
 
 
-def render(measured: Measured) -> str:
-    """Return the whole page."""
+def render(measured: Measured, *, everything: bool) -> str:
+    """Return the whole page; ``everything``: with what whoever made the runs noted, and all other recordings."""
     outcomes = {
         (name, limit): {test: _judged(rule, measured, test, limit) for test in TESTS}
         for name, rule in {**PLAIN, **OWN}.items()
@@ -62,14 +62,14 @@ def render(measured: Measured) -> str:
     sections = [
         _head(measured),
         _goals(measured, outcomes),
-        NOTES.read_text(encoding="utf-8").strip(),
+        *([NOTES.read_text(encoding="utf-8").strip()] if everything else []),
         _spreads(measured),
         _rules(measured, outcomes),
         _wastes(measured, outcomes),
         _added(measured),
         _coverage(measured, outcomes),
         _ci(measured),
-        side_by_side(measured),
+        *([side_by_side(measured)] if everything else []),
         _boards(measured),
         _across(measured),
         _beside(measured),
