@@ -53,7 +53,7 @@ NOTES = Path(__file__).parent / "gpu_gate_rates_notes.md"
 
 
 def render(measured: Measured, *, everything: bool) -> str:
-    """Return the whole page; ``everything``: with what whoever made the runs noted, and all other recordings."""
+    """Return the whole page; ``everything``: with what is told of these holds alone, and all other recordings."""
     outcomes = {
         (name, limit): {test: _judged(rule, measured, test, limit) for test in TESTS}
         for name, rule in {**PLAIN, **OWN}.items()
@@ -72,7 +72,7 @@ def render(measured: Measured, *, everything: bool) -> str:
         *([side_by_side(measured)] if everything else []),
         _boards(measured),
         _across(measured),
-        _beside(measured),
+        *([_beside(measured)] if everything else []),
     ]
     return "\n\n".join(sections) + "\n"
 
