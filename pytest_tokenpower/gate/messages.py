@@ -133,10 +133,9 @@ def _among(verdict: VerdictRecord) -> str:
 
 
 def below_noise(verdict: VerdictRecord) -> bool:
-    """Tell whether the limit is finer than the smallest rise that fails."""
-    # The floor is at least the limit, through a logarithm and back.
-    limit = (verdict.threshold or 0.0) * (1 + 1e-9)
-    return verdict.noise_floor is not None and 0 < limit < verdict.noise_floor
+    """Tell whether the limit is finer than the smallest rise that fails, as far as the printed figures show it."""
+    limit, floor = verdict.threshold or 0.0, verdict.noise_floor or 0.0
+    return 0 < limit < floor and percent(limit, 2) != percent(floor, 2)
 
 
 def _p(verdict: VerdictRecord) -> str:

@@ -285,7 +285,7 @@ MESSAGES = {
         "regressed",
         """
 REGRESSED +7.0 % (limit 3 %): test_it takes 267.4 mJ/token; main@1a2b3c4 took 249.9 (3 runs).
-  +7.0 % [+5.7, +8.3] (95 % interval), one-sided p = 0.00058.
+  +7.0 % [+5.9, +8.1] (95 % interval), one-sided p = 0.00058.
   decode +7.1 %, prefill +0.0 %; power 500 W (+0.0 %), 1869 tok/s (-6.5 %): slower, not hotter.
 """
         + NEXT.format(10),
@@ -296,7 +296,7 @@ REGRESSED +7.0 % (limit 3 %): test_it takes 267.4 mJ/token; main@1a2b3c4 took 24
         "regressed",
         """
 REGRESSED +7.0 % (limit 3 %): test_it takes 267.4 mJ/token; main@1a2b3c4 took 249.9 (3 runs).
-  +7.0 % [+5.7, +8.3] (95 % interval), one-sided p = 0.00058.
+  +7.0 % [+5.9, +8.1] (95 % interval), one-sided p = 0.00058.
   decode +7.0 %, prefill +7.0 %; power 535 W (+7.0 %), 2000 tok/s (+0.0 %): hotter, not slower.
 """
         + NEXT.format(10),
@@ -307,7 +307,7 @@ REGRESSED +7.0 % (limit 3 %): test_it takes 267.4 mJ/token; main@1a2b3c4 took 24
         "regressed",
         """
 REGRESSED +7.1 % (limit 3 %): test_it takes 267.7 mJ/token; main@1a2b3c4 took 249.9 (3 runs).
-  +7.1 % [+5.8, +8.4] (95 % interval), one-sided p = 0.00056.
+  +7.1 % [+6.1, +8.2] (95 % interval), one-sided p = 0.00056.
   decode +7.2 %, prefill +3.0 %; power 515 W (+3.0 %), 1923 tok/s (-3.8 %): hotter and slower.
 """
         + NEXT.format(10),
@@ -318,7 +318,7 @@ REGRESSED +7.1 % (limit 3 %): test_it takes 267.7 mJ/token; main@1a2b3c4 took 24
         "improved",
         """
 improved -20.0 % (limit 3 %): test_it takes 199.9 mJ/token; main@1a2b3c4 took 249.9 (3 runs).
-  -20.0 % [-21.0, -19.0] (95 % interval).
+  -20.0 % [-20.8, -19.2] (95 % interval).
   decode -20.0 %, prefill -20.0 %; power 400 W (-20.0 %), 2000 tok/s (+0.0 %): cooler, not faster.
 """,
     ),
@@ -328,7 +328,7 @@ improved -20.0 % (limit 3 %): test_it takes 199.9 mJ/token; main@1a2b3c4 took 24
         "passed",
         """
 passed +0.0 % (limit 3 %): test_it takes 249.9 mJ/token; main@1a2b3c4 took 249.9 (3 runs).
-  +0.0 % [-1.2, +1.2] (95 % interval).
+  +0.0 % [-1.0, +1.0] (95 % interval).
   decode +0.0 %, prefill +0.0 %; power 500 W (+0.0 %), 2000 tok/s (+0.0 %): no change.
 """,
     ),
