@@ -13,6 +13,7 @@ from pytest_tokenpower.analysis.rounds import good
 from pytest_tokenpower.cli.store_access import add_storage
 from pytest_tokenpower.core.figures import FIGURES
 from pytest_tokenpower.core.records import MeasurementRecord, RoundRecord, RunRecord, ScopeFigure, encode_run
+from pytest_tokenpower.core.text import per_token
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.gate.messages import message
@@ -132,7 +133,7 @@ def _measurement(measured: MeasurementRecord) -> Iterator[str]:
 def _scope(scope: ScopeFigure) -> str:
     figure = scope.joules_per_token
     said = (
-        f"no {scope.scope}: {scope.reason}" if figure is None else f"{scope.scope} {figure.value:.4g} J/token"
+        f"no {scope.scope}: {scope.reason}" if figure is None else f"{scope.scope} {per_token(figure.value)}"
     )
     return said if scope.provenance == "measured" else f"{said} ({scope.provenance})"
 

@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 from pytest_tokenpower.core.records import RoundRecord
 from pytest_tokenpower.core.settings import fraction
+from pytest_tokenpower.core.text import per_token
 from pytest_tokenpower.engines.execution import Execution
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.meters import sources
@@ -153,7 +154,7 @@ class _Keeper:
         if time.monotonic() - self._told >= PROGRESS_S:
             self._told = time.monotonic()
             joules = (
-                "" if record.joules is None else f", {record.joules / record.generated_tokens:.4g} J/token"
+                "" if record.joules is None else f", {per_token(record.joules / record.generated_tokens)}"
             )
             now_s = stretch.at_s + record.seconds
             print(f"{duration(now_s)} of {duration(self._whole_s)}{joules}", flush=True)

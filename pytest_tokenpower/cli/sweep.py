@@ -19,6 +19,7 @@ import msgspec
 from pytest_tokenpower.core.records import RunRecord, decode_run
 from pytest_tokenpower.core.settings import EVENTS_VARIABLE
 from pytest_tokenpower.core.subprocesses import ProcessGroup
+from pytest_tokenpower.core.text import per_token
 from pytest_tokenpower.errors import TokenPowerError, UsageError
 from pytest_tokenpower.reporting.suites import (
     cell_rows,
@@ -167,7 +168,7 @@ class _Screen:
         if event.outcome and not self._live:
             done, count = len(self._progress.ended), len(self._progress.steps)
             joules = event.figures.get("joules_per_token")
-            what = event.reason or (f"{joules:.4g} J/token" if joules is not None else "")
+            what = event.reason or (per_token(joules) if joules is not None else "")
             left = self._progress.seconds_left(now)
             more = f", about {duration(left)} left" if left else ""
             print(f"{done}/{count} {event.cell}: {event.outcome} {what}{more}", flush=True)

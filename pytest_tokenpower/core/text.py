@@ -32,6 +32,31 @@ class EnergyUnit(NamedTuple):
     joules: float
 
 
+def digits(number: float) -> str:
+    """Return a number with four digits, also where the last are zeros: 2.000 beside 2.074."""
+    text = f"{number:#.4g}"
+    return f"{number:.0f}" if "e+" in text else text.rstrip(".")
+
+
+def readable(unit: str, *figures: float) -> tuple[list[str], str]:
+    """Return figures as people read them, and their unit: 0.25 ``J/token`` as 250.0 mJ/token.
+
+    Args:
+        unit: The unit of the figures; where it begins with J, the largest of them chooses mJ, J or Wh for all.
+        figures: What is shown side by side.
+    """
+    if unit != "J" and not unit.startswith("J/"):
+        return [f"{each:.4g}" for each in figures], unit
+    chosen = energy_unit(max(figures))
+    return [digits(each / chosen.joules) for each in figures], f"{chosen.name}{unit[1:]}"
+
+
+def per_token(joules: float) -> str:
+    """Return joules per token as people read them: ``250.0 mJ/token``."""
+    [text], unit = readable("J/token", joules)
+    return f"{text} {unit}"
+
+
 def energy_unit(joules: float) -> EnergyUnit:
     """Choose the unit in which ``joules`` reads as a number from 1 to 1000 or so: µJ, mJ, J or Wh."""
     for unit in (EnergyUnit("µJ", 1e-6), EnergyUnit("mJ", 1e-3), EnergyUnit("J", 1.0)):

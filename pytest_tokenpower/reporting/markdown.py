@@ -18,8 +18,8 @@ from pytest_tokenpower.reporting.costs import cost_of, explained
 from pytest_tokenpower.reporting.report import Report, Reported
 from pytest_tokenpower.reporting.suites import claims_table
 
-MARKER = "<!-- pytest-tokenpower -->"
-"""The first line of a comment's body, by which the one of an earlier run is found and replaced."""
+TITLE = re.compile(r"\w[\w.-]{0,99}", re.ASCII)
+"""What a report may be called: nothing that could end the marker of a comment."""
 
 SUMMARY_BYTES = 1024 * 1024 - 1024
 """GitHub refuses a step's summary from 1 MiB on."""
@@ -61,8 +61,13 @@ def summary(report: Report, before_bytes: int = 0) -> str:
 
 
 def comment(report: Report) -> str:
-    """Say the same for a pull request, with a first line that marks the comment as ours."""
-    return f"{MARKER}\n{_within(report, COMMENT_BYTES)}"
+    """Say the same for a pull request, after the :func:`marker`."""
+    return f"{marker(report.title)}\n{_within(report, COMMENT_BYTES)}"
+
+
+def marker(title: str) -> str:
+    """Return a comment's first line, by which that of an earlier run is found and replaced: one for each title."""
+    return f"<!-- pytest-tokenpower{f': {title}' if title else ''} -->"
 
 
 def _within(report: Report, most_bytes: int) -> str:
@@ -76,13 +81,14 @@ def _within(report: Report, most_bytes: int) -> str:
 
 
 def _summary(report: Report, entries: Sequence[Reported], rows: int) -> str:
-    parts = [f"### {headline(entries)}"]
+    parts = [f"### {headline(entries)}{f' ({code(report.title)})' if report.title else ''}"]
     if unreal := [kind for kind in report.provenances if kind != "measured"]:
         parts.append(f"**Not measured on hardware by this run:** {', '.join(map(code, unreal))}.")
     if rows:
         parts.append("\n".join(_table(report, entries[:rows])))
     if rows < len(entries):
-        parts.append(f"… and {plural(len(entries) - rows, 'test')} more, none of them graver than these.")
+        graver = ", none of them graver than these" if rows else ""
+        parts.append(f"… and {plural(len(entries) - rows, 'test')} more{graver}: this text may be no longer.")
     parts += [block(said) for each in entries[:rows] if (said := _said(each))]
     if claims := [claim for run in report.runs for claim in run.claims]:
         parts.append(block("\n".join(claims_table(claims))))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pytest_tokenpower.core.records import NOT_MEASURED, ClaimRecord, MeasurementRecord
-from pytest_tokenpower.core.text import percent, plural, short_test_name, signed
+from pytest_tokenpower.core.text import per_token, percent, plural, short_test_name, signed
 from pytest_tokenpower.errors import UsageError
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def live_table(progress: Progress, now: float, *, rows: int, width: int) -> list
         if event is not None:
             joules = event.figures.get(MAIN)
             what = (
-                f"{joules:.4g} J/token  {event.outcome}"
+                f"{per_token(joules)}  {event.outcome}"
                 if joules is not None
                 else f"{event.outcome} {event.reason}"
             )
@@ -213,7 +213,7 @@ def objective_lines(outcome: Outcome) -> list[str]:
     said = f"SLO {outcome.objective.name} ({', '.join(limits)}): "
     if outcome.best is not None:
         best = outcome.best
-        said += f"cheapest is {best.cell.name}, {best.joules_per_token:.4g} J/token"
+        said += f"cheapest is {best.cell.name}, {per_token(best.joules_per_token)}"
     else:
         known = [point for point in outcome.points if point.holds is not None]
         said += "no cell holds it" if known else "no latency was measured"

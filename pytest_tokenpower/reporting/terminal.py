@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from pytest_tokenpower.core.denominators import PER, denominator
 from pytest_tokenpower.core.records import MeasurementRecord, PhaseSplit
-from pytest_tokenpower.core.text import short_test_name
+from pytest_tokenpower.core.text import per_token, short_test_name
 from pytest_tokenpower.gate.messages import below_noise, message, word
 from pytest_tokenpower.gate.verdict import FAILING, SEVERITY
 from pytest_tokenpower.reporting.columns import ESTIMATED, Layout, is_estimated, status, table
@@ -252,9 +252,7 @@ def also_measured(measured: MeasurementRecord) -> list[str]:
             words.append(
                 f"over {scope.span_seconds:.0f} s, {100 * scope.share_in_rounds:.0f} % of it in rounds"
             )
-        parts.append(
-            f"{scope.scope} {figure.value:.4g} J/token" + (f" ({', '.join(words)})" if words else "")
-        )
+        parts.append(f"{scope.scope} {per_token(figure.value)}" + (f" ({', '.join(words)})" if words else ""))
     return [f"{short_test_name(measured.test)}: also measured: {', '.join(parts)}"] if parts else []
 
 

@@ -53,7 +53,7 @@ def single(runs: list[RunRecord], threshold: float | None = None) -> MeasuredNoi
 
 
 ANSWER = """
-tests/energy/test_chat.py::test_chat[bf16]  (ring; 8 runs, 0.3909 J/token)
+tests/energy/test_chat.py::test_chat[bf16]  (ring; 8 runs, 390.9 mJ/token)
   rounds      SD 0.29 %, lag-1 0.00, drift -0.01 ± 0.01 % a round, the meter's own error 0.1 %
   runs        SD 0.23 % (95 %: 0.15 to 0.48 %); at one GPU temperature SD 0.23 % (95 %: 0.15 to 0.48 %)
               drift +0.06 ± 0.03 % a run
@@ -275,8 +275,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_runs_in_fresh_processes(project: Path, tokenpower: Command) -> None:
     ended = tokenpower("noise", "--runs=3", "--keep=kept", "--", "-k", "work or plain", "--energy-autosave")
     assert (ended.code, ended.err) == (0, "")
-    text = re.sub(r"\d+ s: test_work 0\.0\d+", "# s: test_work #", ended.out)
-    assert text.startswith("".join(f"[{number}/3] # s: test_work # J/token\n" for number in (1, 2, 3)))
+    text = re.sub(r"\d+ s: test_work \d\.\d+", "# s: test_work #", ended.out)
+    assert text.startswith("".join(f"[{number}/3] # s: test_work # mJ/token\n" for number in (1, 2, 3)))
     assert "\ntest_energy.py::test_work  (SIMULATED, not measured: power ring; 3 runs, 0.0" in text
     assert "against 2 stored runs" in text
     assert "\n  limit 40 %  holds" in text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -14,7 +13,7 @@ import pytest
 
 pytest.importorskip("yaml", reason="PyYAML reads the workflows")
 
-from pytest_tokenpower.core.records import decode_run
+from tests.support.github import posted, served
 from tests.support.repositories import Git, plain_git
 from tests.support.workflows import ROOT, TOKEN, JobRun, Runner, evaluate, load
 
@@ -183,13 +182,19 @@ def test_an_unchanged_pull_request_passes_and_pushes_nothing(world: World) -> No
     assert [*job.artifacts] == ["energy-gate"]
 
 
-def test_a_dearer_pull_request_fails(world: World) -> None:
+def test_a_dearer_pull_request_fails_and_says_so_everywhere(world: World, tmp_path: Path) -> None:
     world.change(**DEARER)
     job = world.pull_request(world.runner())
     assert job.failed
     assert "REGRESSED" in job.output
+    assert "::error title=Energy per token%3A 1 REGRESSED::REGRESSED +" in job.output
     assert "REGRESSED" in job.summary
     assert world.pushed == 1
+    with served() as github:
+        posted(github, tmp_path, {path.stem: path.read_bytes() for path in job.artifacts.values()})
+        [body] = github.bodies()
+    assert body.startswith("<!-- pytest-tokenpower: energy-gate -->\n### Energy per token: 1 REGRESSED")
+    assert "`test_chat`" in body
 
 
 def test_a_cheaper_pull_request_passes(world: World) -> None:
@@ -287,36 +292,6 @@ def test_a_merged_regression_stays_red_and_its_runs_are_pushed_and_no_baseline(w
     world.dev.commit("later", other="# later\n")
     assert world.push(runner).failed
     assert world.pushed == 3
-
-
-def test_the_comment_is_made_of_the_record_outside_of_any_checkout(world: World, tmp_path: Path) -> None:
-    world.change(**DEARER)
-    runner = world.runner()
-    record = world.pull_request(runner).artifacts["energy-gate"].read_bytes()
-    assert decode_run(record, source="the artifact").measurements
-    steps = {
-        step.get("name"): step
-        for step in load("examples/github/energy-comment.yml")["jobs"]["comment"]["steps"]
-    }
-    (tmp_path / "record").mkdir()
-    (tmp_path / "record" / "run.json").write_bytes(record)
-    (tmp_path / "venv").symlink_to(runner.home / "temp" / "venv")
-    subprocess.run(
-        ["bash", "-eo", "pipefail", "-c", steps["Make the text"]["run"]],
-        cwd=tmp_path,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "RUNNER_TEMP": str(tmp_path),
-            "GITHUB_OUTPUT": str(tmp_path / "output"),
-        },
-        check=True,
-    )
-    text = (tmp_path / "comment.md").read_text()
-    assert text.startswith("<!-- pytest-tokenpower -->\n")
-    assert "test_chat" in text
-    assert (tmp_path / "output").read_text() == "made=true\n"
-    assert 'startswith("<!-- pytest-tokenpower -->")' in steps["Post it"]["run"]
 
 
 @pytest.mark.parametrize("path", [*WORKFLOWS, "action.yml"])

@@ -68,7 +68,7 @@ def test_the_live_table_stays_inside_the_terminal_and_shows_what_runs() -> None:
     assert max(map(len, lines)) <= 40
     assert lines[0].startswith("30 of 50 cells (30 passed), 5 min")
     assert "  c30  running" in lines
-    assert "  c29  0.25 J/token  passed" in lines
+    assert "  c29  250.0 mJ/token  passed" in lines
 
 
 def test_an_outcome_without_a_figure_says_why() -> None:

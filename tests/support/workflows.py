@@ -34,6 +34,14 @@ chmod +x "$3"/bin/*
 """
 
 
+def stand_ins(folder: Path) -> None:
+    """Put the stand-in for python3 into a new folder."""
+    folder.mkdir(parents=True)
+    stub = folder / "python3"
+    stub.write_text(_PYTHON3.format(python=sys.executable))
+    stub.chmod(0o755)
+
+
 def load(path: str) -> dict[str, Any]:
     """Return a workflow or action of this repository."""
     read: dict[str, Any] = yaml.load((ROOT / path).read_text(), Loader=yaml.BaseLoader)
@@ -161,15 +169,12 @@ class Runner:
     ) -> JobRun:
         temp = self.home / "temp"
         shutil.rmtree(temp, ignore_errors=True)
-        (temp / "bin").mkdir(parents=True)
-        stub = temp / "bin" / "python3"
-        stub.write_text(_PYTHON3.format(python=sys.executable))
-        stub.chmod(0o755)
+        stand_ins(temp / "bin")
         github = context["github"]
         context["runner"] = {"temp": str(temp)}
         environment = {
             **os.environ,
-            "PATH": f"{stub.parent}{os.pathsep}{os.environ['PATH']}",
+            "PATH": f"{temp / 'bin'}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
             "PYTHONDONTWRITEBYTECODE": "1",
             "CI": "true",

@@ -9,7 +9,7 @@ from pytest_tokenpower.analysis.rounds import good
 from pytest_tokenpower.core.figures import FIGURES
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.gate.verdict import against_baseline
-from pytest_tokenpower.reporting.costs import cost_of
+from pytest_tokenpower.reporting.costs import cost_of, explained
 from pytest_tokenpower.reporting.report import Report, Reported, parts_of_change
 
 _FIRST = ("run", "created", "commit", "branch", "dirty", "test", "provenance", "scope", "method")
@@ -81,5 +81,6 @@ def _row(each: Reported, report: Report) -> dict[str, Fact]:
             "cost_per_million_tokens": cost.money,
             "currency": report.factors.currency if cost.money is not None else None,
             "gco2e_per_million_tokens": cost.grams,
+            "cost_factors": " ".join(explained(report.factors, [measured.scope])),
         }
     return {name: value for name, value in row.items() if value is not None}
