@@ -134,32 +134,34 @@ def _short(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else ""
 
 
-def frontier(rows: Sequence[Mapping[str, object]], figure: str) -> list[str]:
-    """Name the cells that no other beats in joules per token and another figure at once (Pareto).
+def frontier(rows: Sequence[Mapping[str, object]], figures: Sequence[str]) -> list[str]:
+    """Name the cells that no other beats in joules per token and all these figures at once (Pareto).
 
-    Of seconds and joules less is better, of anything else more. Raises UsageError for a figure that no cell has.
+    Raises UsageError for a figure that no cell has.
     """
     from tabulate import tabulate
 
-    known = [row for row in rows if isinstance(row.get(figure), float) and isinstance(row.get(MAIN), float)]
-    if not known:
-        valid = ", ".join(
-            sorted({name for row in rows for name, value in row.items() if isinstance(value, float)})
-        )
-        raise UsageError(f"--pareto={figure}: no cell has it; there are {valid or 'no figures'}")
-    sign = 1 if figure.startswith("seconds") or "joule" in figure or figure.endswith("_ms") else -1
-    points = [(float(str(row[MAIN])), sign * float(str(row[figure]))) for row in known]
-    best = [
-        row
-        for row, point in zip(known, points, strict=True)
-        if not any(
-            all(a <= b for a, b in zip(other, point, strict=True)) and other != point for other in points
-        )
-    ]
-    best.sort(key=lambda row: float(str(row[MAIN])))
-    table = [[row["cell"], _short(row[MAIN]), _short(row[figure])] for row in best]
-    head = [f"no other cell is better in both ({len(best)} of {len(known)})", "J/token", figure]
-    return tabulate(table, headers=head, tablefmt="simple", disable_numparse=True).splitlines()
+    from pytest_tokenpower.suites.pareto import not_dominated, trusted
+
+    for figure in figures:
+        if not trusted(rows, (MAIN, figure)):
+            names = {
+                name for row in trusted(rows, ()) for name, value in row.items() if isinstance(value, float)
+            }
+            valid = ", ".join(sorted(names)) or "no figures"
+            raise UsageError(f"--pareto={figure}: no good measurement of a cell has it; there are {valid}")
+    columns = (MAIN, *figures)
+    best = not_dominated(rows, columns)
+    known = len(trusted(rows, columns))
+    return tabulate(
+        [[row["cell"], *(_short(row[name]) for name in columns)] for row in best],
+        headers=[
+            f"no other cell is as good in all ({len(best)} of {known})",
+            *(_RESULTS.get(name, name) for name in columns),
+        ],
+        tablefmt="simple",
+        disable_numparse=True,
+    ).splitlines()
 
 
 def duration(seconds: float) -> str:

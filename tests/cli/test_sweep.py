@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -47,16 +48,17 @@ def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_sweep_shows_each_cell_and_keeps_its_results(suite: Path, tokenpower: Command) -> None:
-    ended = tokenpower(
-        "sweep", suite.name, "--csv", "c.csv", "--json", "c.json", "--pareto", "tokens_per_second", *PYTEST
-    )
+    ended = tokenpower("sweep", suite.name, "--csv", "c.csv", "--json", "c.json", *PYTEST)
     assert ended.code == 0, ended.err
     lines = ended.out.splitlines()
     assert [line.partition(" ")[0] for line in lines[:2]] == ["1/2", "2/2"]
     assert "J/token, about" in lines[0]
     assert "left" in lines[0]
     assert "batching saves  falls along batch  0." in ended.out
-    assert "no other cell is better in both (1 of 2)" in ended.out
+    # The one has the shorter TTFT, the other the fewer joules; of joules and tokens/s alone one is the better in both.
+    assert "no other cell is as good in all (2 of 2)" in ended.out
+    again = tokenpower("sweep", suite.name, "--resume", "--pareto", "tokens_per_second", *PYTEST)
+    assert "no other cell is as good in all (1 of 2)" in again.out
     with open("c.csv", encoding="utf-8", newline="") as stream:
         rows = {row["cell"]: row for row in csv.DictReader(stream)}
     assert set(rows) == {"llama-3.1-8b-vllm-b1", "llama-3.1-8b-vllm-b64"}
@@ -97,7 +99,7 @@ def test_a_mistake_in_pytests_arguments_ends_with_its_words(suite: Path, tokenpo
     assert "unrecognized arguments: --no-such-option" in ended.err
 
 
-KILLS, CELLS = 3, 60
+KILLS, CELLS = 10, 60
 
 
 def test_a_sweep_that_is_killed_goes_on_without_measuring_a_cell_twice(
@@ -110,18 +112,21 @@ def test_a_sweep_that_is_killed_goes_on_without_measuring_a_cell_twice(
         paths = list(Path(".tokenpower/sweeps").glob("batch-*.jsonl"))
         return tuple(read_journal(paths[0].read_bytes()).finished) if paths else ()
 
+    chance = random.Random(15)
     for kill in range(1, KILLS + 1):
         child = subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
-        while len(journal()) < 2 * kill and child.poll() is None:
+        # At least one cell more each time, so that all kills fall inside the sweep; when in a cell, chance says.
+        while len(journal()) < kill and child.poll() is None:
             time.sleep(0.02)
+        time.sleep(chance.uniform(0, 0.2))
         # The command and the pytest that it has started, which has a session of its own.
         for pid in (child.pid, *_children(child.pid)):
             os.kill(pid, signal.SIGKILL)
         child.wait()
     before = journal()
-    assert 2 * KILLS <= len(before) < CELLS
+    assert KILLS <= len(before) < CELLS
     ended = tokenpower("sweep", suite.name, "--resume", "--json", "c.json", *PYTEST)
     assert ended.code == 0, ended.err
     after = journal()

@@ -237,6 +237,7 @@ READERS: dict[tuple[str, str, int], Callable[[str], object]] = {
     ("store.md", "toml", 0): lambda text: decode_acceptance(text, source="store.md"),
     ("suites.md", "toml", 0): lambda text: parse_suite(text, "suites.md"),
     ("suites.md", "toml", 1): lambda text: parse_suite(text, "suites.md"),
+    ("suites.md", "toml", 2): lambda text: parse_suite(text, "suites.md"),
     ("architecture.md", "mermaid", 0): lambda text: None,  # docs/draw_architecture.py --check.
 }
 """What reads each block that is a file, by page, language and number."""
