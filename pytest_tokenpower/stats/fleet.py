@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pytest_tokenpower.stats.change import MOST_DF, Change, StudentError
+from pytest_tokenpower.stats.change import MOST_DF, Change
 from pytest_tokenpower.stats.drift import drift
 from pytest_tokenpower.stats.multiplicity import holm
-from pytest_tokenpower.stats.scatter import CAUTION_SD, DEFAULT_NOISE, Groups, Noise, Scatter, accounts
+from pytest_tokenpower.stats.scatter import CAUTION_SD, DEFAULT_NOISE, Groups, Noise, Scatter, scatter
 
 ALPHA = 0.01
 """Of calling any sound board of a fleet off, or drifting."""
@@ -138,11 +138,12 @@ def standings(units: Sequence[Unit], noise: Noise = DEFAULT_NOISE) -> dict[str, 
         return {}
     squares = sum(float(((each - each.mean()) ** 2).sum()) for each in values.values())
     df = sum(len(each) - 1 for each in values.values())
-    errors = accounts(squares, df, noise.total, Scatter(CAUTION_SD, MOST_DF), learned=noise.learned)
+    caution = Scatter(CAUTION_SD, MOST_DF)
+    unit = scatter(squares, df, noise.total, caution, most_believed=noise.most_believed(df))
     return _standings(
         {board: float(each.mean()) for board, each in values.items()},
         {board: 1 / len(each) for board, each in values.items()},
-        errors,
+        unit,
         noise.board,
     )
 
@@ -156,7 +157,7 @@ def calibrated_standings(
     return _standings(
         log_joules,
         dict.fromkeys(log_joules, 1.0),
-        [StudentError(noise.total.sd, MOST_DF)],
+        Scatter(noise.total.sd, MOST_DF),
         noise.board,
     )
 
@@ -164,34 +165,29 @@ def calibrated_standings(
 def _standings(
     places: Mapping[str, float],
     shares: Mapping[str, float],
-    errors: Sequence[StudentError],
+    unit: Scatter,
     believed: Scatter,
 ) -> dict[str, Standing]:
     """Judge each board's distance from the others' mean; ``shares`` of the squared errors are in each own mean."""
     p_values = []
     for board in places:
         rest = [each for each in places if each != board]
-        offset, own = _offset(board, rest, places, shares, errors)
-        noise = max(each.stderr for each in errors) ** 2 * float(np.mean([shares[each] for each in rest]))
+        offset = _offset(board, rest, places, shares, unit)
+        noise = unit.sd**2 * float(np.mean([shares[each] for each in rest]))
         others = np.array([places[each] for each in rest])
         seen = max(float(others.var(ddof=1)) - noise, 0.0) if len(rest) > 1 else 0.0
         df = believed.df + len(rest) - 1
         spread = (believed.df * believed.sd**2 + (len(rest) - 1) * seen) / df * (1 + 1 / len(rest))
-        among = tuple(
-            StudentError(
-                math.sqrt(each.stderr**2 + spread),
-                (each.stderr**2 + spread) ** 2 / (each.stderr**4 / each.df + spread**2 / df),
-            )
-            for each in own
-        )
-        p_values.append(_two_sided(Change(offset, among)))
+        variance = offset.stderr**2 + spread
+        worth = variance**2 / (offset.stderr**4 / offset.df + spread**2 / df)
+        p_values.append(_two_sided(Change(offset.delta, math.sqrt(variance), worth)))
     adjusted = dict(zip(places, map(float, holm(p_values)), strict=True))
     sound = [board for board, p in adjusted.items() if p >= ALPHA]
     found = {}
     for board, p in adjusted.items():
         # A board that is off is no part of what the others are held to.
         rest = [each for each in sound if each != board] or [each for each in places if each != board]
-        found[board] = Standing(Change(*_offset(board, rest, places, shares, errors)), p)
+        found[board] = Standing(_offset(board, rest, places, shares, unit), p)
     return found
 
 
@@ -200,12 +196,12 @@ def _offset(
     rest: Sequence[str],
     places: Mapping[str, float],
     shares: Mapping[str, float],
-    errors: Sequence[StudentError],
-) -> tuple[float, tuple[StudentError, ...]]:
+    unit: Scatter,
+) -> Change:
     """Return how far a board lies from the mean of others."""
     share = shares[board] + sum(shares[each] for each in rest) / len(rest) ** 2
     offset = places[board] - sum(places[each] for each in rest) / len(rest)
-    return offset, tuple(StudentError(each.stderr * math.sqrt(share), each.df) for each in errors)
+    return Change(offset, unit.sd * math.sqrt(share), unit.df)
 
 
 def drifts(units: Sequence[Unit]) -> dict[str, Drifting]:
@@ -221,9 +217,8 @@ def drifts(units: Sequence[Unit]) -> dict[str, Drifting]:
             continue
         found = drift([unit.started for unit in own], [math.exp(unit.deviation) for unit in own])
         if found is not None:
-            (error,) = found.change.errors
-            scale = MONTH_S / span
-            slopes[board] = (found.change.delta * scale, error.stderr * scale, error.df, span / 86_400)
+            scale, change = MONTH_S / span, found.change
+            slopes[board] = (change.delta * scale, change.stderr * scale, change.df, span / 86_400)
     if len(slopes) < 2:
         return {}
     changes = {}
@@ -234,7 +229,8 @@ def drifts(units: Sequence[Unit]) -> dict[str, Drifting]:
         worth = squared**2 / sum(one**4 / d for one, d in parts) if squared else MOST_DF
         changes[board] = Change(
             slope - sum(each[0] for each in rest) / len(rest),
-            (StudentError(math.sqrt(squared), worth),),
+            math.sqrt(squared),
+            worth,
         )
     adjusted = holm([_two_sided(each) for each in changes.values()])
     return {
