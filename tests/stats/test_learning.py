@@ -119,8 +119,8 @@ def test_the_scatter_is_the_test_s_own_moderated_by_what_agrees() -> None:
         return scatter(df * sd**2, df, believed, caution, most_believed=most)
 
     alone, agreed = found(0.01, 4, 0.0), found(0.005, 4, 2.0)
-    assert (alone.sd, alone.df) == (pytest.approx(0.01), 4)
-    assert (agreed.sd, agreed.df) == (pytest.approx(0.005), 6)
+    assert [alone.sd, alone.df] == pytest.approx([0.01, 4])
+    assert [agreed.sd, agreed.df] == pytest.approx([0.005, 6])
     half = found(0.005 * math.sqrt(2), 4, 2.0)
     assert half.df == pytest.approx(4 + 2 / 16)
     assert half.sd**2 == pytest.approx((4 * 2 + 2 / 16) * 0.005**2 / half.df)
