@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from pytest_tokenpower.core.shown import shown
-from pytest_tokenpower.core.text import plural, short_test_name, signed
+from pytest_tokenpower.core.text import plural, readable, short_test_name, signed
 from pytest_tokenpower.gate.messages import message, word
 from pytest_tokenpower.gate.verdict import FAILING, SEVERITY, against_baseline
 from pytest_tokenpower.reporting.costs import cost_of, explained
@@ -108,12 +108,27 @@ def headline(entries: Sequence[Reported]) -> str:
     return f"Energy per token: {', '.join(found) or 'no test measured'}"
 
 
+def _figures(entries: Sequence[Reported]) -> tuple[list[str], str]:
+    """Return the figures, "" where there is none, in the unit that they share; each with its own where they differ."""
+    values = [each.figure.value for each in entries if each.figure is not None]
+    units = {each.unit for each in entries}
+    if len(units) == 1 and values:
+        texts, unit = readable(units.pop(), *values)
+    else:
+        each_with_its_own = [
+            readable(each.unit, each.figure.value) for each in entries if each.figure is not None
+        ]
+        texts, unit = [f"{text} {own}" for [text], own in each_with_its_own], ""
+    known = iter(texts)
+    return ["" if each.figure is None else next(known) for each in entries], unit
+
+
 def _table(report: Report, entries: Sequence[Reported]) -> list[str]:
     factors = report.factors
-    units = {each.unit for each in entries}
+    shown, unit = _figures(entries)
     heads = [
         "test",
-        next(iter(units)) if len(units) == 1 else "figure",
+        unit or "figure",
         "±95 %",
         "change",
         "95 % interval",
@@ -122,15 +137,14 @@ def _table(report: Report, entries: Sequence[Reported]) -> list[str]:
     heads += [f"{code(factors.currency)}/Mtok"] if factors.price is not None else []
     heads += ["gCO2e/Mtok"] if factors.carbon is not None else []
     lines = [f"| {' | '.join(heads)} |", f"| --- |{' ---: |' * (len(heads) - 1)}"]
-    for each in entries:
-        measured = each.measured
-        figure, unit = each.figure, "" if len(units) == 1 else f" {each.unit}"
+    for each, text in zip(entries, shown, strict=True):
+        measured, figure = each.measured, each.figure
         compared = against_baseline(measured.verdicts)
         changed = compared is not None and compared.change is not None
         cost = cost_of(measured, factors)
         cells = [
             code(short_test_name(measured.test)),
-            "" if figure is None else f"{figure.value:.4g}{unit}",
+            text,
             "" if figure is None else f"{196 * figure.stderr / figure.value:.1f} %",
             signed(compared.change or 0.0) if compared is not None and changed else "",
             f"[{100 * (compared.change_low or 0.0):+.1f}, {100 * (compared.change_high or 0.0):+.1f}]"

@@ -158,6 +158,6 @@ def test_a_long_message_is_cut() -> None:
 def test_each_figure_has_its_unit_where_they_differ() -> None:
     text = summary(report(measured(), embedding()))
     assert "| test | figure | ±95 % |" in text
-    assert "| `test_embed` | 0.4025 J/prompt token |" in text
+    assert "| `test_embed` | 402.5 mJ/prompt token |" in text
     assert "| `test_chat[bf16]` | 1.001 J/token |" in text
-    assert "| test | J/prompt token | ±95 % |" in summary(report(embedding()))
+    assert "| test | mJ/prompt token | ±95 % |" in summary(report(embedding()))
