@@ -304,9 +304,14 @@ def encode_run(run: RunRecord) -> bytes:
 
 
 def decode_run(data: bytes, *, source: str) -> RunRecord:
-    """Return a run from its JSON; raises StoreError that names ``source`` and says what is wrong with it.
+    """Return a run from its JSON.
 
-    What was changed since it was written is refused, and so is what cannot have happened.
+    Args:
+        data: what a store or ``--energy-json`` holds.
+        source: its name in an error, such as its path.
+
+    Raises:
+        StoreError: it is no run, was changed since it was written, or says what cannot have happened.
     """
     try:
         head = msgspec.json.decode(data, type=_Head)

@@ -18,7 +18,12 @@ class Serving(Protocol):
     """An engine that can take requests while others run has this beside the Engine protocol."""
 
     def serve(self, batch: Batch, arrivals: Arrivals) -> Generation:
-        """Run as ``generate``, with the batch's prompts arriving as ``arrivals`` says."""
+        """Run as ``generate``, with prompts that arrive one after another.
+
+        Args:
+            batch: the prompts.
+            arrivals: when each of them arrives.
+        """
         ...
 
 

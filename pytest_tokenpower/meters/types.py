@@ -76,7 +76,13 @@ class PowerSamples:
 
     @classmethod
     def point(cls, t0_ns: int, t1_ns: int, milliwatts: float) -> PowerSamples:
-        """One point, which was read between two moments."""
+        """Return one point.
+
+        Args:
+            t0_ns: the moment before it was read.
+            t1_ns: the moment after it was read.
+            milliwatts: what was read.
+        """
         import numpy as np
 
         t_ns = np.array([(t0_ns + t1_ns) // 2], dtype=np.int64)

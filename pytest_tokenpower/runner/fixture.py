@@ -138,11 +138,21 @@ class Energy:
     def __call__(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
 
     def __call__(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        """Run ``fn(*args, **kwargs)`` in rounds under measurement; returns what it returned last.
+        """Run ``fn(*args, **kwargs)`` in rounds under measurement.
 
-        ``energy(benchmark, fn, ...)`` measures ``fn`` and has pytest-benchmark time it after that. An asynchronous
-        function runs on an event loop of its own; in an asynchronous test see :meth:`async_run`.
-        Raises whatever ``fn`` raises, and TokenCountError where its tokens cannot be counted.
+        Args:
+            fn: the workload. An asynchronous function runs on an event loop of its own; in an asynchronous test see
+                :meth:`async_run`. ``energy(benchmark, fn, ...)`` has pytest-benchmark time it after that.
+            args: what ``fn`` is called with.
+            kwargs: the same, by name.
+
+        Returns:
+            What ``fn`` returned last.
+
+        Raises:
+            TokenCountError: the tokens of a result cannot be counted.
+            UsageError: the test measures already, or ``fn`` cannot be called.
+            Exception: whatever ``fn`` raises.
         """
         # An error of the workload is shown as the test's own, without the frames that measured it.
         __tracebackhide__ = True
@@ -169,8 +179,19 @@ class Energy:
     async def async_run(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Run ``await fn(*args, **kwargs)`` in rounds as ``energy(fn, ...)`` does, on the event loop of the test.
 
-        What ``fn`` returns as an asynchronous stream is read to its end and counted as a list. Between the rounds,
-        while readings are awaited, the loop stands still.
+        Between the rounds, while readings are awaited, the loop stands still.
+
+        Args:
+            fn: the workload; an asynchronous stream that it returns is read to its end and counted as a list.
+            args: what ``fn`` is called with.
+            kwargs: the same, by name.
+
+        Returns:
+            What ``fn`` returned last.
+
+        Raises:
+            TokenCountError: the tokens of a result cannot be counted.
+            UsageError: the test measures already, or ``fn`` cannot be called.
         """
         __tracebackhide__ = True
         with self._refusing(), self._measuring(fn):
@@ -254,12 +275,21 @@ class Energy:
         return last
 
     def run(self, engine: Engine | EngineSpec, workload: Workload | Batch) -> Generation:
-        """Run a workload of pytest_tokenpower.workloads on an engine in rounds; returns what it generated last.
+        """Run a workload of pytest_tokenpower.workloads on an engine in rounds.
 
-        Phases come from the engine's steps, and the GPUs that are measured are those that it says it uses. An
-        EngineSpec is started before and closed after it. The workload's fingerprint enters the key; of the engine's
-        configuration what :meth:`declare` names. Raises EngineError, and TokenCountError where the engine did less
-        or more than the workload asks for.
+        Phases come from the engine's steps, and the GPUs that are measured are those that it says it uses.
+
+        Args:
+            engine: a running engine, or an EngineSpec that is started before and closed after it. Of its configuration
+                what :meth:`declare` names enters the key.
+            workload: what it is given; its fingerprint enters the key.
+
+        Returns:
+            What the engine generated last.
+
+        Raises:
+            EngineError: the engine does not start, or fails.
+            TokenCountError: it did less or more than the workload asks for.
         """
         __tracebackhide__ = True
         from pytest_tokenpower.engines.execution import Execution
@@ -350,11 +380,21 @@ class Energy:
     ) -> None:
         """Measure two variants against each other in this test, in ABBA blocks; no stored baseline is needed.
 
-        Each variant is a callable whose result can be counted, or an engine that is started in a process of its own
-        (``Startable``), anew for each of ``restarts``. ``at_least="20%"``: the candidate must save that share;
-        ``at_most="1%"`` (default: the test's regression limit): it may cost that much more. The test fails where it
-        surely does not. ``names=("bf16", "FP8")`` is what the verdict calls them, "FP8 saves 32.4 %"; without them
-        callables are called by their own names, and engines by the options in which they differ.
+        The test fails where the candidate surely does not hold what is asked of it.
+
+        Args:
+            baseline: a callable whose result can be counted, or an engine that is started in a process of its own
+                (``Startable``), anew for each of the restarts.
+            candidate: the same, of what is to be judged.
+            at_least: the share that the candidate must save, such as "20%".
+            at_most: the share that it may cost more, such as "1%" (default: the test's regression limit).
+            restarts: how often engines are started anew.
+            names: what the verdict calls them, ("bf16", "FP8"): "FP8 saves 32.4 %"; by default callables by their own
+                names, and engines by the options in which they differ.
+
+        Raises:
+            UsageError: the test measures already, or the arguments do not go together.
+            TokenCountError: the tokens of a result cannot be counted.
         """
         comparing = self._comparing(started, baseline, candidate, at_least, at_most, restarts, names)
         run(comparing, lambda: self._telemetry)
