@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"the boards' energy counter, with matchers (default: {DCGM_ENERGY})",
     )
     group.add_argument(
-        "--energy-unit", choices=tuple(UNITS), default="millijoules", help="its unit (default: millijoules)"
+        "--unit", choices=tuple(UNITS), default="millijoules", help="its unit (default: millijoules)"
     )
     group.add_argument(
         "--tokens",
@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
         found = service_figure(
             by_device(energy, arguments.energy),
             {repr(labels): rows for labels, rows in made.items()},
-            UNITS[arguments.energy_unit],
+            UNITS[arguments.unit],
         )
     except ValueError as error:
         raise MeterError(f"Prometheus: {archive.shown}, {arguments.energy} and {tokens}: {error}") from error

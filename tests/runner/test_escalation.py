@@ -231,7 +231,7 @@ def test_the_whole_way(project: Project) -> None:
         [
             "energy: restart 1 of test_it[[]worse[]], about * s of the 60 s left",
             "energy: test_it[[]worse[]]: regressed",
-            "REGRESSED +* % (limit 3 %): test_it[[]worse[]] takes * J/token; ./store took *",
+            "REGRESSED +* % (limit 3 %): test_it[[]worse[]] takes * *J/token; ./store took *",
             "*Over 2 runs of this code, each in a fresh process.",
             "test_it[[]noise[]] * passed",
             "test_it[[]gone[]] * inconclusive",
