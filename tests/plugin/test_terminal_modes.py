@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import shlex
 
 import pytest
 
+from pytest_tokenpower.cli import main
 from pytest_tokenpower.meters.simulation.virtual_time import VIRTUAL_TIME
 from tests.plugin.test_golden import held
 from tests.support.projects import ALONE, Project
+from tests.support.repositories import Git
 
 TESTS = """
 @pytest.mark.power_budget(min_rounds=3, max_rounds=3, regression="10%")
@@ -63,3 +66,40 @@ def test_what_a_person_sees(
     for pattern, instead in VARYING:
         text = re.sub(pattern, instead, text, flags=re.MULTILINE)
     held(f"terminal-{mode}-{columns}.txt", text)
+
+
+@pytest.mark.parametrize(
+    ("in_git", "storage", "baseline"),
+    [
+        (True, "", "HEAD"),
+        (True, "--energy-storage=my runs", "HEAD"),
+        (True, "--energy-storage=before", "./before"),
+        (False, "--energy-storage=before", "./before"),
+    ],
+)
+def test_the_next_steps_can_be_run_as_they_stand(
+    project: Project, capsys: pytest.CaptureFixture[str], in_git: bool, storage: str, baseline: str
+) -> None:
+    project.tests(TESTS.format(seconds=0.3))
+    project.file(".gitignore", "*\n!*.py")
+    if in_git:
+        git = Git(project.path)
+        git("init", "--quiet")
+        git("add", "--all")
+        git("commit", "--quiet", "--message=one")
+    options = [option for option in (storage,) if option]
+    assert project.run("--energy-autosave", *options).ret == 0
+    project.tests(TESTS.format(seconds=0.4))
+    if in_git:
+        git("commit", "--quiet", "--all", "--message=two")
+        baseline = "HEAD~1" if baseline == "HEAD" else baseline
+    result = project.run(f"--energy-baseline={baseline}", *options)
+    steps = re.findall(r"^  (?:Next:|Intended\?) tokenpower (.*)", result.stdout.str(), re.MULTILINE)
+    assert [step.split()[0] for step in steps] == (["history", "accept"] if in_git else ["history"])
+    capsys.readouterr()
+    assert main(shlex.split(steps[0])) == 0
+    assert "test_energy.py::test_chat\n\n1 run" in capsys.readouterr().out
+    for accept in steps[1:]:
+        assert main(shlex.split(accept)) == 4
+        assert "say why" in capsys.readouterr().err
+        assert main(shlex.split(accept.replace("...", "meant"))) == 0

@@ -268,7 +268,7 @@ def test_phases_say_how_they_were_found_or_why_not(pytestconfig: pytest.Config) 
 
 def stored(*watts: float, prefill: float | None = 0.1) -> ComparableRuns:
     runs = tuple(measured(watts=each, prefill=prefill) for each in watts)
-    return ComparableRuns("main@1a2b3c4", runs, tuple(map(str, watts)))
+    return ComparableRuns("main@1a2b3c4", runs, tuple(map(str, watts)), history="")
 
 
 THREE = stored(500, 501, 499)
