@@ -107,8 +107,12 @@ def _share(text: str) -> float:
 
 def _reason(text: str) -> str:
     reason = " ".join(text.split())
-    if not reason:
-        raise UsageError("--reason is empty: say why the rise is accepted; the next reader will ask")
+    # The command that a failure proposes has three dots here.
+    if not any(map(str.isalnum, reason)):
+        raise UsageError(
+            f"--reason is {'only ' + repr(reason) if reason else 'empty'}: say why the rise is accepted; the next "
+            "reader will ask"
+        )
     return reason
 
 

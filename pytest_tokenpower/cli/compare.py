@@ -85,10 +85,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 def as_text(found: Compared, baseline: Baseline, candidate: Baseline) -> list[str]:
     """Return the table, what each verdict rests on, and what could not be compared."""
-    entries = candidate.entries
+    entries, stored = candidate.entries, len(baseline.entries)
+    newest = f"the newest {baseline.limit_runs} of " if stored > baseline.limit_runs else ""
     lines = [
         f"{candidate.label} ({plural(len(entries), 'run')}) against {baseline.label} "
-        f"(the newest {baseline.limit_runs} of {len(baseline.entries)})",
+        f"({newest}{plural(stored, 'run')})",
         "",
         *(line for line, _ in table(found.measurements, Layout(), get_terminal_size().columns)),
         "",

@@ -68,7 +68,9 @@ def run(arguments: argparse.Namespace) -> int:
         [one.test, one.board, str(len(one.entries)), _commits(one), _dates(one), _remarks(one)]
         for one in found
     ]
-    columns = ("test", "board", "runs", "commits, newest first", "dates (UTC)", "")
+    columns = ["test", "board", "runs", "commits, newest first", "dates (UTC)", "remarks"]
+    if not any(row[-1] for row in rows):
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
     print(f"{plural(len(entries), 'run')} in {place.store.path}\n")
     for line in tabulate(rows, headers=columns, tablefmt="simple", disable_numparse=True).splitlines():
         print(line.rstrip())

@@ -50,13 +50,16 @@ def acceptance_notes(kind: str, change: float, limit: float, stored: ComparableR
     return notes
 
 
-def next_step(test: str, change: float, change_high: float) -> str:
-    """Return the commands that a regression leads to; empty for what is none."""
+def next_step(stored: ComparableRuns, test: str, change: float, change_high: float) -> str:
+    """Return the commands that a regression leads to, each ending its line, to be copied; empty for what is none."""
     if change <= 0:
         return ""
-    # What is proposed lets the same change pass when it is measured again, and not much more.
-    proposed = min(max(change, change_high), 1.5 * change)
-    return (
-        f"tokenpower history {shlex.quote(test)}; intended? {accept_command(test, proposed)}, and commit the file "
-        "that it writes"
-    )
+    steps = []
+    if stored.history is not None:
+        steps.append(" ".join(filter(None, ("tokenpower history", stored.history, shlex.quote(test)))))
+    if stored.acceptable:
+        # What is proposed lets the same change pass when it is measured again, and not much more.
+        proposed = min(max(change, change_high), 1.5 * change)
+        command = accept_command(test, proposed)
+        steps.append(f"Intended? {command}" if steps else f"intended? {command}")
+    return "\n".join(steps)

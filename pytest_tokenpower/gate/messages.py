@@ -48,7 +48,7 @@ def message(verdict: VerdictRecord, test: str, *, failing: bool = False) -> str:
     if verdict.undecided:
         lines.append(f"Not decided: {verdict.undecided}.")
     if verdict.next_step and verdict.kind == "regressed":
-        lines.append(f"Next: {verdict.next_step}.")
+        lines += f"Next: {verdict.next_step}".splitlines()
     return "\n".join([headline, *(f"  {line}" for line in lines)])
 
 

@@ -182,7 +182,7 @@ def judge(
         shown=_shown(side, noise),
         undecided=remarks.undecided(kind, found, decision, policy.family),
         accepted=made_use(found.total.change, policy.regression_limit, stored),
-        next_step=next_step(stored.test or measurement.test, found.total.change, high),
+        next_step=next_step(stored, stored.test or measurement.test, found.total.change, high),
         notes=(
             *lengths.notes,
             *remarks.of_step(side.cut, len(side.level)),

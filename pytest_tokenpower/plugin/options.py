@@ -337,7 +337,8 @@ def _given_options(config: pytest.Config) -> tuple[str, ...]:
     for name, value in sorted(vars(config.option).items()):
         if name.startswith("energy_") and value is not None and value != plain.get(name):
             option = f"--{name.replace('_', '-')}"
-            found.append(option if value is True else f"{option}={value}")
+            values = value if isinstance(value, list) else [value]
+            found += [option if each is True else f"{option}={each}" for each in values]
     return tuple(found)
 
 

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import nullcontext
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -186,7 +187,15 @@ class Gatherer:
                 )
         # pytest gives reasons of skips under -rs only, and an energy test that did not measure guards nothing.
         for reason, count in self._skipped.items():
-            lines.write_line(f"energy: {plural(count, 'test')} skipped, not measured: {reason}", yellow=True)
+            said = f"energy: {plural(count, 'test')} skipped, not measured: {reason}"
+            for line in wrap(
+                said,
+                terminalreporter._tw.fullwidth,
+                subsequent_indent="  ",
+                break_long_words=False,
+                break_on_hyphens=False,
+            ):
+                lines.write_line(line, yellow=True)
         for line in self._saved:
             lines.write_line(line)
         # An annotation is a command that is meant.

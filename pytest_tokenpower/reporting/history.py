@@ -5,10 +5,10 @@ from __future__ import annotations
 from tabulate import tabulate
 
 from pytest_tokenpower.core.denominators import unit_of
-from pytest_tokenpower.core.text import signed
+from pytest_tokenpower.core.text import digits, signed
 from pytest_tokenpower.gate.history import LEAST_CHANGE, History, Series
 from pytest_tokenpower.reporting.plot import Point, letter, render
-from pytest_tokenpower.stats.changepoints import ChangePoint
+from pytest_tokenpower.stats.changepoints import FEWEST_RUNS, ChangePoint
 from pytest_tokenpower.store.access import StoreContext, when
 from pytest_tokenpower.store.git import subjects
 from pytest_tokenpower.store.keys import differences, label
@@ -72,14 +72,16 @@ def _plot(series: Series) -> list[str]:
 
 def _changes(history: History, series: Series, place: StoreContext) -> list[str]:
     if not series.changes:
-        return [f"No change of {100 * LEAST_CHANGE:g} % or more can be told from the noise."]
+        return [
+            f"No change of {100 * LEAST_CHANGE:g} % or more that {FEWEST_RUNS} runs on both sides tell from the noise."
+        ]
     levels = series.levels()
     lines = []
     for number, change in enumerate(series.changes):
         low, high = change.change_interval()
         lines.append(
             f"{letter(number)}  {signed(change.change)} [{100 * low:+.1f}, {100 * high:+.1f}]  "
-            f"{levels[change.index - 1]:.4g} -> {levels[change.index]:.4g} {unit_of(series.figure)}"
+            f"{digits(levels[change.index - 1])} -> {digits(levels[change.index])} {unit_of(series.figure)}"
         )
         lines += _suspects(history, series, change, place)
     return lines
@@ -114,7 +116,7 @@ def _table(series: Series) -> list[str]:
                 point.entry.id8,
                 (point.commit or "")[:7],
                 when(point.entry.created),
-                f"{value:.4g}",
+                digits(value),
                 f"{100 * (high - low) / 2 / value:.1f} %",
                 point.verdict,
             ]

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pytest_tokenpower.core.records import NOT_MEASURED, ClaimRecord, MeasurementRecord
-from pytest_tokenpower.core.text import per_token, percent, plural, short_test_name, signed
+from pytest_tokenpower.core.text import per_token, percent, plural, readable, short_test_name, signed
 from pytest_tokenpower.errors import UsageError
+from pytest_tokenpower.reporting.columns import Layout, table
 
 if TYPE_CHECKING:
     from pytest_tokenpower.suites.objectives import Outcome
@@ -99,30 +100,15 @@ def cell_rows(measurements: Sequence[MeasurementRecord]) -> list[dict[str, objec
     ]
 
 
-_RESULTS = {
-    "joules_per_token": "J/token",
-    "prefill_joules_per_token": "prefill",
-    "decode_joules_per_token": "decode",
-    "mean_watts": "W",
-    "tokens_per_second": "tok/s",
-}
+_COLUMNS = ("test", "joules_per_token", "prefill", "decode", "watts", "tokens_per_second", "verdict")
 
 
 def results_table(measurements: Sequence[MeasurementRecord]) -> list[str]:
-    """Return the cells in the order of their names."""
-    from tabulate import tabulate
-
+    """Return the cells in the order of their names, in the units of a run's own table."""
     if not measurements:
         return ["nothing was measured"]
-    rows = sorted(cell_rows(measurements), key=lambda row: _natural(str(row["cell"])))
-    used = [name for name in _RESULTS if any(name in row for row in rows)]
-    return tabulate(
-        [[row["cell"], *(_short(row.get(name)) for name in used), row["verdict"]] for row in rows],
-        headers=["cell", *(_RESULTS[name] for name in used), "verdict"],
-        tablefmt="simple",
-        disable_numparse=True,
-        colalign=["left", *["right"] * len(used), "left"],
-    ).splitlines()
+    ordered = sorted(measurements, key=lambda one: _natural(short_test_name(one.test)))
+    return [line for line, _ in table(ordered, Layout(_COLUMNS), 0)]
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -153,11 +139,17 @@ def frontier(rows: Sequence[Mapping[str, object]], figures: Sequence[str]) -> li
     columns = (MAIN, *figures)
     best = not_dominated(rows, columns)
     known = len(trusted(rows, columns))
+    joules = [each for row in best if isinstance(each := row[MAIN], float)]
+    energies, unit = readable("J/token", *joules) if joules else ([], "J/token")
     return tabulate(
-        [[row["cell"], *(_short(row[name]) for name in columns)] for row in best],
+        [
+            [row["cell"], energy, *(_short(row[name]) for name in figures)]
+            for row, energy in zip(best, energies, strict=True)
+        ],
         headers=[
             f"no other cell is as good in all ({len(best)} of {known})",
-            *(_RESULTS.get(name, name) for name in columns),
+            unit,
+            *("tok/s" if name == "tokens_per_second" else name for name in figures),
         ],
         tablefmt="simple",
         disable_numparse=True,

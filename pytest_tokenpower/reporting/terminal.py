@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import wrap
 from typing import TYPE_CHECKING, Protocol
 
 from pytest_tokenpower.core.denominators import PER, denominator, unit_of
@@ -72,7 +73,8 @@ def summary(
     for line, kind in lines:
         reporter.write_line(line, **_markup(kind))
     if verbosity >= 0 and "±95 %" in lines[0][0]:
-        reporter.write_line(LEGEND.format(per=_per(measurements)))
+        for line in wrap(LEGEND.format(per=_per(measurements)), width):
+            reporter.write_line(line)
     notes = [
         line
         for measured in measurements

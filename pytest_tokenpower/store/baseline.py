@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -56,6 +58,8 @@ def stored_runs(
         acceptance=found.acceptance,
         test=baseline.identity(measured.test),
         own=baseline.own,
+        history=baseline.history_options,
+        acceptable=baseline.repository is not None,
     )
 
 
@@ -67,6 +71,8 @@ class ComparableRuns:
     says why there are none, ``note`` what else the reader should know of them, ``origin`` which commits were
     measured. ``acceptance`` is the one by which ``test`` (from the repository's top level) may rise over them.
     ``own``: the candidate is a commit of the baseline's own branch, so that a change is that branch's own.
+    ``history``: with which options ``tokenpower history`` shows them, None where they are not stored; ``acceptable``: a
+    rise over them can be accepted, for which there must be a repository.
     """
 
     label: str
@@ -79,6 +85,8 @@ class ComparableRuns:
     test: str = ""
     own: bool = False
     earlier: tuple[tuple[MeasurementRecord, ...], ...] = ()
+    history: str | None = None
+    acceptable: bool = True
 
 
 ALIKE = ("provenance", "scope", "gpu.name", "cpu.name")
@@ -238,6 +246,15 @@ class Baseline:
             rises = Acceptances.read(repository, ())
         names = EarlierNames.read(repository, found.tip)
         return replace(found, root=root, repository=repository, rises=rises, names=names)
+
+    @property
+    def history_options(self) -> str | None:
+        """Return the options with which ``tokenpower history`` finds these runs; None for files that are no store."""
+        if not self.store.folder.is_dir():
+            return None
+        own = ".tokenpower" if self.repository is None else self.repository.common_dir / "tokenpower"
+        place = os.path.relpath(self.store.path)
+        return "" if place == os.path.relpath(own) else f"--storage={shlex.quote(place)}"
 
     def identity(self, test: str) -> str:
         """Return a node id of the candidate, from the repository's top level."""

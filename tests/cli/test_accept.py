@@ -66,7 +66,7 @@ def test_a_change_is_accepted_in_its_pull_request_and_main_goes_on_from_there(
     git.commit("costs more", cache="fp16")
     refused = gate(git, store, 10, 1.07)
     assert refused.kind == "regressed"
-    assert re.search(rf"intended\? tokenpower accept '{re.escape(TEST)}' --up-to (9|1[0-2])% ", text(refused))
+    assert re.search(rf"Intended\? tokenpower accept '{re.escape(TEST)}' --up-to (9|1[0-2])% ", text(refused))
     told = accept(git, tokenpower, "12%")
     assert "nothing holds yet for others" in told
     accepted = gate(git, store, 11, 1.07)
@@ -250,6 +250,7 @@ def test_an_ignored_file_is_told(git: Git, store: Store, tokenpower: Command) ->
     ("arguments", "complaint"),
     [
         ([TEST, "--up-to=8%", "--reason= "], "--reason is empty"),
+        ([TEST, "--up-to=8%", "--reason", "..."], "--reason is only '...': say why"),
         ([TEST, "--up-to=8", "--reason=x"], "--up-to=8: is 800%: write '8%' for 8 percent"),
         ([TEST, "--up-to=-3%", "--reason=x"], "--up-to=-3%: must be a share"),
         ([TEST, "--up-to=8%", "--reason=x", "--days=0"], "--days=0: must be from 1 to 3650"),

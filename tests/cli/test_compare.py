@@ -40,6 +40,10 @@ def test_all_runs_of_the_candidate_count_and_sharpen(git: Git, store: Store, tok
     four = tokenpower("compare", "main", "topic").out
     assert "(1 run) against" in one
     assert "(4 runs) against" in four
+    head = f"against main@{git('rev-parse', '--short=7', 'main')}"
+    assert f"{head} (5 runs)\n" in one
+    newest = tokenpower("compare", "main", "topic", "--baseline-runs=3").out
+    assert f"{head} (the newest 3 of 5 runs)\n" in newest
 
     def width(text: str) -> float:
         found = re.search(r"\[([+-][\d.]+), ([+-][\d.]+)\]", text)

@@ -104,6 +104,8 @@ def test_invalid_measurements_are_counted_not_drawn(git: Git, store: Store, toke
     out = tokenpower("history", TEST).out
     assert "1 invalid measurement left out." in out
     assert "3 runs of 3 commits" in out
+    # One run apart from the others is no step yet, and no reason to say that nothing is to be seen.
+    assert "No change of 0.5 % or more that 2 runs on both sides tell from the noise." in out
 
 
 def test_a_regression_shows_whether_it_is_accepted(git: Git, store: Store, tokenpower: Command) -> None:

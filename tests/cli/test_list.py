@@ -41,6 +41,9 @@ def test_a_text_chooses_and_json_has_every_run(git: Git, store: Store, tokenpowe
     unknown = tokenpower("list", "zzz")
     assert (unknown.code, unknown.out) == (4, "")
     assert "no stored test is called like 'zzz'" in unknown.err
+    assert tokenpower("list").out.splitlines()[2].endswith("dates (UTC)"), (
+        "a column of remarks where there is none"
+    )
 
 
 def test_what_is_damaged_is_named(git: Git, store: Store, tokenpower: Command) -> None:

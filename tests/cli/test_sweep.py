@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -54,6 +55,10 @@ def test_a_sweep_shows_each_cell_and_keeps_its_results(suite: Path, tokenpower: 
     assert [line.partition(" ")[0] for line in lines[:2]] == ["1/2", "2/2"]
     assert "J/token, about" in lines[0]
     assert "left" in lines[0]
+    # The table has the progress lines' figures, in their unit.
+    [shown] = re.findall(r" passed ([\d.]+) J/token", lines[0])
+    [cell] = [line.split() for line in lines if line.startswith("llama-3.1-8b-vllm-b1 ")][:1]
+    assert cell[1] == shown
     assert "batching saves  falls along batch  0." in ended.out
     # The one has the shorter TTFT, the other the fewer joules; of joules and tokens/s alone one is the better in both.
     assert "no other cell is as good in all (2 of 2)" in ended.out

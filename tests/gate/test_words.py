@@ -59,7 +59,7 @@ def test_every_sentence_is_explained() -> None:
 def test_no_sentence_is_explained_that_is_never_said() -> None:
     assert len(phrases()) > 30
     every = list(sentences())
-    short = ["SM clock … MHz"]
+    short = ["SM clock … MHz", "Intended? …"]
     assert [phrase for phrase in phrases() if not any(phrase in each for each in (*every, *short))] == []
 
 

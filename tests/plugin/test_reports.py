@@ -138,3 +138,8 @@ def test_a_factor_that_is_none_is_refused(two: Project, line: str, said: str) ->
     result = two.run()
     assert result.ret == 4
     assert said in result.stderr.str()
+
+
+def test_an_option_given_twice_is_stored_as_it_was_given(two: Project) -> None:
+    _, run = two.measure("--energy-report=out.md", "--energy-report=out.csv")
+    assert run.command[1:] == ("--energy-report=out.md", "--energy-report=out.csv")

@@ -23,7 +23,7 @@ from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.gate.verdict import Policy, judge_ceilings
 from pytest_tokenpower.reporting.columns import Layout, layout
-from pytest_tokenpower.reporting.terminal import LEGEND, summary
+from pytest_tokenpower.reporting.terminal import summary
 from pytest_tokenpower.runner.session import Session
 from pytest_tokenpower.store.baseline import ComparableRuns
 from tests.support.verdicts import judge_stored, text
@@ -268,14 +268,14 @@ def test_phases_say_how_they_were_found_or_why_not(pytestconfig: pytest.Config) 
 
 def stored(*watts: float, prefill: float | None = 0.1) -> ComparableRuns:
     runs = tuple(measured(watts=each, prefill=prefill) for each in watts)
-    return ComparableRuns("main@1a2b3c4", runs, tuple(map(str, watts)))
+    return ComparableRuns("main@1a2b3c4", runs, tuple(map(str, watts)), history="")
 
 
 THREE = stored(500, 501, 499)
 
 NEXT = (
-    "  Next: tokenpower history tests/test_energy.py::test_chat; intended? tokenpower accept "
-    "tests/test_energy.py::test_chat --up-to {}% --reason ..., and commit the file that it writes."
+    "  Next: tokenpower history tests/test_energy.py::test_chat\n"
+    "  Intended? tokenpower accept tests/test_energy.py::test_chat --up-to {}% --reason ..."
 )
 
 MESSAGES = {
@@ -447,8 +447,7 @@ def test_columns_order_and_groups_are_as_asked_for(pytestconfig: pytest.Config) 
             "sort": "run",
             "group_by": "none",
         } | asked
-        lines = shown(pytestconfig, tests, layout=layout(**options), width=40).splitlines()
-        return lines[3:-1] if lines[-1] == LEGEND.format(per="Per generated token") else lines[3:]
+        return shown(pytestconfig, tests, layout=layout(**options), width=40).splitlines()[3:]
 
     assert table() == [
         "test          J/response  peak_watts",

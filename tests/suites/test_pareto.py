@@ -38,6 +38,13 @@ def test_the_table_is_of_what_no_other_beats_and_none_doubts() -> None:
     assert named("tokens_per_second", "ttft_p90_seconds") == ["a", "b", "c"]
 
 
+def test_the_table_has_the_unit_that_a_run_shows() -> None:
+    head, _, line = frontier([row("a", 0.0368, 10.0, 1.0)], ["tokens_per_second"])
+    assert (head.split()[-2:], line.split()) == (["mJ/token", "tok/s"], ["a", "36.80", "10"])
+    apart = [{**ROWS[0], COLUMNS[1]: None}, {**ROWS[1], COLUMNS[2]: None}]
+    assert frontier(apart, COLUMNS[1:])[0].split()[-3] == "J/token", "no cell has both figures"
+
+
 def test_a_figure_of_no_cell_is_a_mistake_that_names_those_there_are() -> None:
     with pytest.raises(
         UsageError, match=r"--pareto=x: no good .* there are joules_per_token, tokens_per_second, ttft"
