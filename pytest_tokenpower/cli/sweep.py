@@ -90,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
         print("\n".join(("", *objective_lines(outcome))))
     rows = cell_rows(record.measurements)
     if arguments.pareto:
-        print("\n".join(("", *frontier(rows, arguments.pareto))))
+        print("\n".join(("", *frontier(record.measurements, arguments.pareto))))
     _export(arguments, rows, record)
     return code
 

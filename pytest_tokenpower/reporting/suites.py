@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pytest_tokenpower.core.records import NOT_MEASURED, ClaimRecord, MeasurementRecord
 from pytest_tokenpower.core.text import percent, plural, short_test_name, signed
 from pytest_tokenpower.errors import UsageError
+from pytest_tokenpower.suites.pareto import AGAINST, MAIN, not_beaten, strengths
 
 if TYPE_CHECKING:
     from pytest_tokenpower.suites.objectives import Outcome
     from pytest_tokenpower.suites.progress import Progress
     from pytest_tokenpower.suites.soak import Soaked
-
-MAIN = "joules_per_token"
 
 
 def claims_table(claims: Sequence[ClaimRecord]) -> list[str]:
@@ -104,7 +103,7 @@ _RESULTS = {
     "prefill_joules_per_token": "prefill",
     "decode_joules_per_token": "decode",
     "mean_watts": "W",
-    "tokens_per_second": "tok/s",
+    **AGAINST,
 }
 
 
@@ -116,12 +115,22 @@ def results_table(measurements: Sequence[MeasurementRecord]) -> list[str]:
         return ["nothing was measured"]
     rows = sorted(cell_rows(measurements), key=lambda row: _natural(str(row["cell"])))
     used = [name for name in _RESULTS if any(name in row for row in rows)]
+    trades = {cell: strong for cell, *_, strong in trade_offs(measurements)}
+    last = ["verdict", *(["not beaten in J/token and"] if trades else [])]
     return tabulate(
-        [[row["cell"], *(_short(row.get(name)) for name in used), row["verdict"]] for row in rows],
-        headers=["cell", *(_RESULTS[name] for name in used), "verdict"],
+        [
+            [
+                row["cell"],
+                *(_short(row.get(name)) for name in used),
+                row["verdict"],
+                *([trades.get(str(row["cell"]), "")] if trades else []),
+            ]
+            for row in rows
+        ],
+        headers=["cell", *(_RESULTS[name] for name in used), *last],
         tablefmt="simple",
         disable_numparse=True,
-        colalign=["left", *["right"] * len(used), "left"],
+        colalign=["left", *["right"] * len(used), *["left"] * len(last)],
     ).splitlines()
 
 
@@ -134,32 +143,41 @@ def _short(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else ""
 
 
-def frontier(rows: Sequence[Mapping[str, object]], figure: str) -> list[str]:
-    """Name the cells that no other beats in joules per token and another figure at once (Pareto).
+def frontier(measurements: Sequence[MeasurementRecord], figure: str) -> list[str]:
+    """Name the cells that no other beats in joules per token and another figure at once.
 
-    Of seconds and joules less is better, of anything else more. Raises UsageError for a figure that no cell has.
+    Raises UsageError for a figure that no cell has.
     """
     from tabulate import tabulate
 
-    known = [row for row in rows if isinstance(row.get(figure), float) and isinstance(row.get(MAIN), float)]
-    if not known:
-        valid = ", ".join(
-            sorted({name for row in rows for name, value in row.items() if isinstance(value, float)})
-        )
+    if not (best := not_beaten(measurements, figure)):
+        valid = ", ".join(sorted({name for one in measurements for name in one.figures}))
         raise UsageError(f"--pareto={figure}: no cell has it; there are {valid or 'no figures'}")
-    sign = 1 if figure.startswith("seconds") or "joule" in figure or figure.endswith("_ms") else -1
-    points = [(float(str(row[MAIN])), sign * float(str(row[figure]))) for row in known]
-    best = [
-        row
-        for row, point in zip(known, points, strict=True)
-        if not any(
-            all(a <= b for a, b in zip(other, point, strict=True)) and other != point for other in points
-        )
+    table = [
+        [short_test_name(one.test), *(_short(one.figures[name].value) for name in (MAIN, figure))]
+        for one in best
     ]
-    best.sort(key=lambda row: float(str(row[MAIN])))
-    table = [[row["cell"], _short(row[MAIN]), _short(row[figure])] for row in best]
-    head = [f"no other cell is better in both ({len(best)} of {len(known)})", "J/token", figure]
+    head = [f"no other cell of the same work is better in both ({len(best)})", "J/token", figure]
     return tabulate(table, headers=head, tablefmt="simple", disable_numparse=True).splitlines()
+
+
+def trade_offs(measurements: Sequence[MeasurementRecord]) -> list[list[str]]:
+    """Return a row for each cell: its name, J/token, the figures of AGAINST, and those in which no other beats it.
+
+    Empty where no two cells compete.
+    """
+    strong = strengths(measurements)
+    if not any(strong.values()):
+        return []
+    return [
+        [
+            short_test_name(one.test),
+            *(_short(one.figures[name].value) if name in one.figures else "" for name in (MAIN, *AGAINST)),
+            ", ".join(AGAINST[name] for name in strong[one.test]),
+        ]
+        for one in sorted(measurements, key=lambda one: _natural(short_test_name(one.test)))
+        if one.test in strong
+    ]
 
 
 def duration(seconds: float) -> str:

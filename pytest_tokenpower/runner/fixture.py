@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from pytest_tokenpower.runner.session import Session
     from pytest_tokenpower.workloads import Workload
     from pytest_tokenpower.workloads.base import Batch
+    from pytest_tokenpower.workloads.quality import Quality, Score
 
 
 P = ParamSpec("P")
@@ -115,6 +116,7 @@ class Energy:
         self._workload: str | None = None
         self._notes: dict[str, Fact] = {}
         self._facts: dict[str, Fact] = {}
+        self._score: Score | None = None
         self._called = False
         self._comparison: Comparison | None = None
         self._entered = False
@@ -246,13 +248,16 @@ class Energy:
         self._notes = notes_of(last)
         return last
 
-    def run(self, engine: Engine | EngineSpec, workload: Workload | Batch) -> Generation:
+    def run(
+        self, engine: Engine | EngineSpec, workload: Workload | Batch, *, quality: Quality | None = None
+    ) -> Generation:
         """Run a workload of pytest_tokenpower.workloads on an engine in rounds; returns what it generated last.
 
         Phases come from the engine's steps, and the GPUs that are measured are those that it says it uses. An
         EngineSpec is started before and closed after it. The workload's fingerprint enters the key; of the engine's
         configuration what :meth:`declare` names. Raises EngineError, and TokenCountError where the engine did less
-        or more than the workload asks for.
+        or more than the workload asks for. ``quality`` is called with the running engine after all rounds, and gives
+        the score of its answers (see :meth:`quality`).
         """
         __tracebackhide__ = True
         from pytest_tokenpower.engines.execution import Execution
@@ -269,7 +274,26 @@ class Energy:
             if execution.device_ids is not None:
                 self._telemetry = self._telemetry.on_gpus(execution.device_ids)
             self._workload = execution.fingerprint
-            return self(execution)
+            generation = self(execution)
+            if quality is not None:
+                self.quality(quality(running))
+            return generation
+
+    def quality(self, score: Score | float) -> None:
+        """Have the score of the answers stand beside the joules: more is better, at least 0.
+
+        ``power_budget(quality=...)`` is its floor. A ``Score`` also says what it is of, and its standard error.
+        Raises UsageError for what is no score, and for a second one.
+        """
+        from pytest_tokenpower.workloads.quality import Score
+
+        with self._refusing():
+            if self._score is not None:
+                raise UsageError(f"{self._test}: energy.quality() was called twice: a test has one score")
+            try:
+                self._score = Score.of(score)
+            except UsageError as error:
+                raise UsageError(f"{self._test}: energy.quality: {error}") from None
 
     def declare(self, **axes: Fact) -> None:
         """Have parts of the engine's configuration enter the key: ``energy.declare(quantization="fp8")``.
@@ -515,6 +539,7 @@ class Energy:
             declared=self._declared,
             workload=self._workload,
             notes={**self._notes, **self._facts},
+            score=self._score,
         )
 
 
@@ -540,7 +565,9 @@ class DisabledEnergy:
         """Skip the rest of the test: there is no figure to look at."""
         self._skip("energy.result: nothing is measured (--energy-disable)")
 
-    def run(self, engine: Engine | EngineSpec, workload: Workload | Batch) -> Generation:
+    def run(
+        self, engine: Engine | EngineSpec, workload: Workload | Batch, *, quality: Quality | None = None
+    ) -> Generation:
         """Run the workload once."""
         from pytest_tokenpower.engines.execution import Execution
         from pytest_tokenpower.engines.spec import EngineSpec
@@ -566,6 +593,9 @@ class DisabledEnergy:
 
     def note(self, **facts: Fact) -> None:
         """Nothing is recorded."""
+
+    def quality(self, score: Score | float) -> None:
+        """Nothing is judged."""
 
     @contextmanager
     def measure(self) -> Iterator[Window]:

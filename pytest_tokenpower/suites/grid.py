@@ -130,6 +130,7 @@ class Suite:
             self.engine(values["engine"]),
             self.table.variants.get(values.get("variant", "")),
             self.table.prompts.get(values["prompts"]),
+            *([self.table.quality] if self.table.quality is not None else []),
         ]
         return hashlib.sha256(msgspec.json.encode(what, order="sorted")).hexdigest()[:16]
 

@@ -79,15 +79,7 @@ class PromptSet(Workload):
         """
         _check_limit(limit)
         path = Path(path)
-        reader = _READERS.get(path.suffix.lower())
-        if reader is None:
-            raise UsageError(f"{path}: prompts are read from {', '.join(_READERS)} files")
-        try:
-            texts = tuple(islice(_texts(reader(path), str(path)), limit))
-        except OSError as error:
-            raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise UsageError(f"{path}: is no {path.suffix[1:].upper()} in UTF-8: {error}") from None
+        texts = tuple(islice(_texts(rows_of(path), str(path)), limit))
         if not texts:
             raise UsageError(f"{path}: there is no prompt in it")
         return cls(texts, new_tokens, max_prompt_tokens, arrivals or AllAtOnce())
@@ -171,18 +163,36 @@ def _cut(ids: tuple[int, ...], most: int | None) -> tuple[int, ...]:
 Rows = Iterator[tuple[str, Any]]
 
 
+def rows_of(path: Path) -> Rows:
+    """Read the rows of a file, each with its place; raises UsageError that names the file."""
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise UsageError(f"{path}: prompts are read from {', '.join(_READERS)} files")
+    try:
+        yield from reader(path)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"{path}: is no {path.suffix[1:].upper()} in UTF-8: {error}") from None
+
+
 def _texts(rows: Iterable[tuple[str, Any]], where: str) -> Iterator[str]:
     for place, row in rows:
-        text = row if isinstance(row, str) else _prompt(row) if isinstance(row, Mapping) else None
-        if text is None:
-            fields = f"the fields {', '.join(map(str, row))}" if isinstance(row, Mapping) else repr(row)[:80]
-            raise UsageError(
-                f"{where}, {place}: has {fields}; needed are, as text, instruction (and input), context and input, "
-                "prompt, or text"
-            )
-        if not text.strip():
-            raise UsageError(f"{where}, {place}: the prompt is empty")
-        yield text
+        yield prompt_of(row, f"{where}, {place}")
+
+
+def prompt_of(row: Any, where: str) -> str:
+    """Return the prompt of a row; raises UsageError that says ``where`` it lacks one."""
+    text = row if isinstance(row, str) else _prompt(row) if isinstance(row, Mapping) else None
+    if text is None:
+        fields = f"the fields {', '.join(map(str, row))}" if isinstance(row, Mapping) else repr(row)[:80]
+        raise UsageError(
+            f"{where}: has {fields}; needed are, as text, instruction (and input), context and input, "
+            "prompt, or text"
+        )
+    if not text.strip():
+        raise UsageError(f"{where}: the prompt is empty")
+    return text
 
 
 def _prompt(row: Mapping[str, Any]) -> str | None:

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_tokenpower.errors import UsageError
-from pytest_tokenpower.reporting.suites import duration, frontier, live_table
+from pytest_tokenpower.reporting.suites import live_table
 from pytest_tokenpower.suites.estimate import Estimate, Machine
 from pytest_tokenpower.suites.grid import Suite
 from pytest_tokenpower.suites.progress import Event, Progress, Step, plan
@@ -77,28 +76,3 @@ def test_an_outcome_without_a_figure_says_why() -> None:
     assert "  a   will be skipped, does not fit" in live_table(progress, 0.0, rows=5, width=80)
     progress.take(Event("a", "skipped", "does not fit"), 1.0)
     assert "  a   skipped does not fit" in live_table(progress, 1.0, rows=5, width=80)
-
-
-ROWS: list[dict[str, object]] = [
-    {"cell": "a", "joules_per_token": 1.0, "tokens_per_second": 10.0, "seconds": 1.0},
-    {"cell": "b", "joules_per_token": 2.0, "tokens_per_second": 20.0, "seconds": 2.0},
-    {"cell": "c", "joules_per_token": 3.0, "tokens_per_second": 15.0, "seconds": 0.5},
-    {"cell": "d", "reasons": "it failed"},
-]
-
-
-def test_the_frontier_is_of_what_no_other_beats() -> None:
-    lines = frontier(ROWS, "tokens_per_second")
-    assert lines[0].startswith("no other cell is better in both (2 of 3)")
-    assert [line.split()[0] for line in lines[2:]] == ["a", "b"]
-    # Of seconds less is better.
-    assert [line.split()[0] for line in frontier(ROWS, "seconds")[2:]] == ["a", "c"]
-    with pytest.raises(
-        UsageError, match="--pareto=x: no cell has it; there are joules_per_token, seconds, tokens"
-    ):
-        frontier(ROWS, "x")
-
-
-@pytest.mark.parametrize(("seconds", "words"), [(5.4, "5 s"), (89, "89 s"), (600, "10 min"), (9000, "2.5 h")])
-def test_times_are_for_people(seconds: float, words: str) -> None:
-    assert duration(seconds) == words
