@@ -67,6 +67,9 @@ CHILD_VARIABLE = "PYTEST_TOKENPOWER_CHILD"
 EVENTS_VARIABLE = "PYTEST_TOKENPOWER_EVENTS"
 """The file that a run tells of its suites' cells as it goes along."""
 
+SOAK_VARIABLE = "PYTEST_TOKENPOWER_SOAK"
+"""The soak that `tokenpower soak` has a child run do, as JSON (suites.soak.SoakAsked)."""
+
 FOREIGN_TREE_VARIABLE = "PYTEST_TOKENPOWER_FOREIGN_TREE"
 """The work tree that a child run must import nothing from."""
 

@@ -25,6 +25,11 @@ CELL_MARKER = (
     "energy_cell(**axes): a cell of a suite, with its values; -m 'energy_cell(batch=8)' selects by them"
 )
 
+SOAK_MARKER = (
+    "energy_soak(hours=24, max_drift=None): soak the test's work for so long before its rounds; max_drift, such as "
+    "'2%', fails it where joules per token surely drift by more"
+)
+
 
 def read_budget(item: pytest.Item) -> Limits:
     """Return the limits of a test; a marker nearer to it overrides one of its class or module, argument by argument.

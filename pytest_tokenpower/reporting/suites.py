@@ -249,18 +249,23 @@ def objective_lines(outcome: Outcome) -> list[str]:
     return [said, *tabulate(rows, headers=head, tablefmt="simple", disable_numparse=True).splitlines()]
 
 
+def drift_line(found: Soaked, limit: float | None) -> str:
+    """Say how a soak's joules per token drifted."""
+    if found.drift is None:
+        return "too short to tell a drift of J/token"
+    low, high = found.drift.change.change_interval()
+    line = f"drift of J/token from beginning to end: {signed(found.drift.change.change)} "
+    line += f"[{100 * low:+.2f}, {100 * high:+.2f}]"
+    return line + (f", limit {percent(limit)}" if limit is not None else "")
+
+
 def soak_lines(cell: str, source: str, found: Soaked, limit: float | None) -> list[str]:
     """Return a soak over its hours, and what drifted or stepped."""
     from tabulate import tabulate
 
     lines = [f"{cell}: {found.hours:.3g} h of continuous work, --source {source}"]
     if found.drift is not None:
-        low, high = found.drift.change.change_interval()
-        lines.append(
-            f"drift of J/token from beginning to end: {signed(found.drift.change.change)} "
-            f"[{100 * low:+.2f}, {100 * high:+.2f}]"
-            + (f", limit {percent(limit)}" if limit is not None else "")
-        )
+        lines.append(drift_line(found, limit))
     lines += [
         f"step at {hour:.2f} h: {signed(step.change)} "
         f"[{100 * step.change_interval()[0]:+.1f}, {100 * step.change_interval()[1]:+.1f}]"

@@ -38,8 +38,10 @@ from pytest_tokenpower.runner.open_windows import sole_window
 from pytest_tokenpower.runner.outcome import Attempt, MeasuredTest, finish
 from pytest_tokenpower.runner.result import Result
 from pytest_tokenpower.runner.rounds import RoundPlan, device_wait, run_rounds, run_rounds_async
+from pytest_tokenpower.runner.soak import Soak, soak
 
 if TYPE_CHECKING:
+    from pytest_tokenpower.core.records import VerdictRecord
     from pytest_tokenpower.core.settings import Limits
     from pytest_tokenpower.engines.protocol import Engine, EngineIdentity, Generation
     from pytest_tokenpower.engines.spec import EngineSpec
@@ -102,7 +104,13 @@ class Energy:
     """
 
     def __init__(
-        self, test: str, budget: Limits, session: Session, counter: Counter, earlier: tuple[Attempt, ...] = ()
+        self,
+        test: str,
+        budget: Limits,
+        session: Session,
+        counter: Counter,
+        earlier: tuple[Attempt, ...] = (),
+        soak: Soak | None = None,
     ) -> None:
         self._test = test
         self._earlier = earlier
@@ -117,6 +125,8 @@ class Energy:
         self._notes: dict[str, Fact] = {}
         self._facts: dict[str, Fact] = {}
         self._score: Score | None = None
+        self._soak = soak
+        self._soaked: VerdictRecord | None = None
         self._called = False
         self._comparison: Comparison | None = None
         self._entered = False
@@ -153,8 +163,14 @@ class Energy:
             if self._replayed is not None:
                 self._windows.extend(self._replayed)
                 return execute(*args, **kwargs)
+            work = partial(execute, *args, **kwargs)
+            if self._soak is not None:
+                soak(
+                    work, lambda result: self._counted(result, args, kwargs, fn), self._soak, self._telemetry
+                )
+                self._facts["soak"], self._soaked = self._soak.ended()
             ran = run_rounds(
-                partial(execute, *args, **kwargs),
+                work,
                 lambda result: self._counted(result, args, kwargs, fn),
                 phases_of,
                 self._plan,
@@ -178,6 +194,7 @@ class Energy:
         """
         __tracebackhide__ = True
         with self._refusing(), self._measuring(fn):
+            self._refuse_soak("energy.async_run()")
             if self._replayed is not None:
                 self._windows.extend(self._replayed)
                 return await awaited(fn, *args, **kwargs)
@@ -234,6 +251,12 @@ class Energy:
             self._identity = describe_callable(fn)
             declared_config(self._declared, self._identity)
             yield
+
+    def _refuse_soak(self, what: str) -> None:
+        if self._soak is not None:
+            raise UsageError(
+                f"{self._test}: {what} cannot be soaked: a soak repeats the work of energy(fn, ...) or energy.run(...)"
+            )
 
     @property
     def _plan(self) -> RoundPlan:
@@ -322,6 +345,7 @@ class Energy:
         with self._refusing():
             if self._called:
                 raise UsageError(f"{self._test}: energy() and energy.measure() in one test: use one of them")
+            self._refuse_soak("energy.measure()")
             declared_config(self._declared, None)
             self._entered = True
             window, now_ns = Window(self), self._telemetry.clock.monotonic_ns
@@ -381,6 +405,7 @@ class Energy:
                 raise UsageError(
                     f"{self._test}: energy.compare() cannot be replayed: it needs both variants running"
                 )
+            self._refuse_soak("energy.compare()")
             self._entered = True
             asked = CompareArgs.of(self._test, baseline, candidate, at_least, at_most, restarts, names)
             limit = self._budget.regression or self._session.settings.regression
@@ -540,6 +565,7 @@ class Energy:
             workload=self._workload,
             notes={**self._notes, **self._facts},
             score=self._score,
+            soaked=self._soaked,
         )
 
 

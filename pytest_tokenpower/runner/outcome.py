@@ -56,7 +56,8 @@ class MeasuredTest:
 
     ``repeated`` tells rounds that the plugin ran from blocks that the test entered itself. ``identity``, ``declared``
     and ``workload`` are what is known of the engine, of its axes that the key holds, and of the work's fingerprint;
-    ``notes`` are facts that its last result told, and ``score`` is that of its answers.
+    ``notes`` are facts that its last result told, ``score`` is that of its answers, and ``soaked`` the verdict of a
+    soak before its rounds.
     """
 
     test: str
@@ -68,6 +69,7 @@ class MeasuredTest:
     workload: str | None
     notes: Mapping[str, Fact] = field(default_factory=dict)
     score: Score | None = None
+    soaked: VerdictRecord | None = None
 
     @property
     def windows(self) -> tuple[RoundWindow, ...]:
@@ -197,7 +199,8 @@ def _verdicts(
     if session.settings.rerun_baseline:
         # Its runs are judged by the child processes; what is measured here asked for the fixture in its body.
         judged.append(VerdictRecord("no baseline", ", ".join(session.settings.baselines), reason=UNSEEN))
-    verdicts = (*judge_ceilings(measured, limits.ceilings, policy), *judged)
+    soaked = () if taken.soaked is None else (taken.soaked,)
+    verdicts = (*soaked, *judge_ceilings(measured, limits.ceilings, policy), *judged)
     return tuple(replace(each, notes=(*each.notes, *pooled)) for each in verdicts)
 
 
