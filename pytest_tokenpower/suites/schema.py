@@ -138,10 +138,14 @@ class PromptTable(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
     hub: Text | None = None
     split: Text = "train"
     subset: Text | None = None
+    tokens: tuple[Annotated[int, Meta(ge=0)], Count] | None = None
+    """Only prompts of that many tokens, from the first number to below the second."""
 
     def __post_init__(self) -> None:
         if (self.file is None) == (self.hub is None):
             raise ValueError("either file or hub is wanted")
+        if self.tokens is not None and self.tokens[0] >= self.tokens[1]:
+            raise ValueError("tokens wants the least length and one above the longest")
 
 
 class QualityTable(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -371,6 +375,7 @@ _VALID: Mapping[str, str] = {
     "along": ", ".join(get_args(Axis)),
     "score": "exact-match, likelihood",
     "call": "'module:function'",
+    "tokens": "two whole numbers, such as [2048, 5120]",
     **dict.fromkeys(("regression", "within", "run_scatter"), "a share in quotes, such as '3%'"),
     **dict.fromkeys(("at_most", "at_least"), "a number above 0: a ratio of 0.85 is 15 % less"),
 }
