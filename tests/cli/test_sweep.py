@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from pytest_tokenpower.models import write_random_model
 from pytest_tokenpower.suites.resume import read_journal
 from tests.support.commands import Command
 
@@ -97,6 +99,30 @@ def test_a_mistake_in_pytests_arguments_ends_with_its_words(suite: Path, tokenpo
     ended = tokenpower("sweep", suite.name, "--", "--no-such-option")
     assert ended.code == 4
     assert "unrecognized arguments: --no-such-option" in ended.err
+
+
+SUITES_PAGE = Path(__file__).parents[2] / "docs" / "suites.md"
+
+
+def test_a_researcher_comes_from_the_papers_table_to_a_page_with_a_model_of_ones_own(
+    suite: Path, tokenpower: Command
+) -> None:
+    text = SUITES_PAGE.read_text("utf-8")
+    blocks = dict(re.findall(r'^```\w+ title="([^"]+)"\n(.*?)^```', text, re.MULTILINE | re.DOTALL))
+    mine = suite.with_name("mine.energy.toml")
+    mine.write_text(blocks["mine.energy.toml"])
+    assert sum(bool(line.strip()) for line in mine.read_text().splitlines()) < 20
+    pytest.importorskip("torch")
+    write_random_model(suite.with_name("my-model"), "tiny")
+    arguments = blocks["the page"].strip().removeprefix("$ tokenpower ").split()
+    ended = tokenpower(*arguments, *PYTEST[1:])
+    assert ended.code == 0, ended.err
+    assert "FP8 saves [batch=256]" in ended.out
+    assert "batch 256 saves [variant=bf16]" in ended.out
+    page = suite.with_name("mine.html").read_text("utf-8")
+    assert "my-model-vllm-fp8-b256" in page
+    assert "batch 256 saves [variant=fp8]" in page
+    assert "-25 %" in page
 
 
 KILLS, CELLS = 10, 60
