@@ -30,7 +30,8 @@ def main() -> int:
     pack.add_argument("folders", type=Path, nargs="+", help="what each `run` wrote with --out")
     pack.add_argument("packed", type=Path)
     judge = commands.add_parser("judge")
-    judge.add_argument("packed", type=Path, nargs="?", default=RESULTS / "data" / "h200-aa.json")
+    packed_runs = RESULTS / "data" / "h200-aa.json"
+    judge.add_argument("packed", type=Path, nargs="?", default=packed_runs)
     judge.add_argument("--page", type=Path, default=RESULTS / "h200-aa.md")
     arguments = parser.parse_args()
     if arguments.command == "run":
@@ -45,7 +46,8 @@ def main() -> int:
     import gpu_gate_rates_page
 
     measured = gpu_gate_rates_data.Measured.read(json.loads(arguments.packed.read_text()))
-    arguments.page.write_text(gpu_gate_rates_page.render(measured), encoding="utf-8")
+    text = gpu_gate_rates_page.render(measured, everything=arguments.packed == packed_runs)
+    arguments.page.write_text(text, encoding="utf-8")
     return 0
 
 

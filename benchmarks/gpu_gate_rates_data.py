@@ -9,7 +9,7 @@ import gzip
 import json
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,7 @@ def _short(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.6g}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """One test in one process: its rounds without those that a guard refused, each number a column."""
 
@@ -147,6 +147,11 @@ class Run:
     def name(self) -> str:
         """What its tests are called in tables."""
         return NAMES[self.test]
+
+    def dearer(self, share: float) -> Run:
+        """Return the run with so many more joules in every round."""
+        more = 1 + share
+        return replace(self, joules=self.joules * more, errors=self.errors * more) if share else self
 
     @cached_property
     def per_token(self) -> Floats:
@@ -243,6 +248,13 @@ def phase_sums(run: Run, phase: str) -> tuple[float, float]:
     good = _good(run.packed)
     columns = run.packed["phases"][phase]
     return tuple(float(np.asarray(columns[name], dtype=float)[good].sum()) for name in ("joules", "seconds"))  # type: ignore[return-value]
+
+
+def executions(run: Run) -> list[int]:
+    """How often the workload ran in each good round."""
+    if not run.packed:
+        return [1] * len(run.joules)
+    return [round(each) for each in _column(run.packed, "repeats")]
 
 
 def _good(packed: Mapping[str, Any]) -> NDArray[np.bool_]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gpu_gate_rates_all import side_by_side
 from gpu_gate_rates_data import NAMES, PIECES, TESTS, Floats, Measured, Run
 from gpu_gate_rates_rules import (
     CI_RUNS,
@@ -52,8 +52,8 @@ NOTES = Path(__file__).parent / "gpu_gate_rates_notes.md"
 """What whoever made the runs has to say of them."""
 
 
-def render(measured: Measured) -> str:
-    """Return the whole page."""
+def render(measured: Measured, *, everything: bool) -> str:
+    """Return the whole page; ``everything``: with what is told of these holds alone, and all other recordings."""
     outcomes = {
         (name, limit): {test: _judged(rule, measured, test, limit) for test in TESTS}
         for name, rule in {**PLAIN, **OWN}.items()
@@ -62,16 +62,17 @@ def render(measured: Measured) -> str:
     sections = [
         _head(measured),
         _goals(measured, outcomes),
-        NOTES.read_text(encoding="utf-8").strip(),
+        *([NOTES.read_text(encoding="utf-8").strip()] if everything else []),
         _spreads(measured),
         _rules(measured, outcomes),
         _wastes(measured, outcomes),
         _added(measured),
         _coverage(measured, outcomes),
         _ci(measured),
+        *([side_by_side(measured)] if everything else []),
         _boards(measured),
         _across(measured),
-        _beside(measured),
+        *([_beside(measured)] if everything else []),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -116,7 +117,8 @@ def _head(measured: Measured) -> str:
         [
             "# Identical code and known waste on eight boards",
             "",
-            '"The gate" here is the [verdict by parts](../verdict.md), not yet the rule of the plugin.',
+            '"The gate" here is the plugin as stored mode has it ([how a verdict is made](../verdict.md)): each run is '
+            "given to it as a record, with the stored runs' records.",
             "",
             f"Boards: {' and '.join(str(len(each['boards'])) for each in holds)} {model} of two hosts "
             f"({holds[0]['cpus']} CPUs each), power limit 700 W, driver {driver_of(board['facts'])}; all boards of a "
@@ -133,7 +135,7 @@ def _head(measured: Measured) -> str:
             f"{sum(wasteful.values())} with known waste, mixed by lot: "
             + ", ".join(f"{NAMES[test]}: {identical[test]} and {wasteful[test]}" for test in TESTS)
             + ". A run is judged against sets of five runs of identical code on its board from other processes (all "
-            "sets or 25 by lot; four or three runs where the board has no more), and counted once, by most of its "
+            "sets or 6 by lot; four or three runs where the board has no more), and counted once, by most of its "
             "sets. Counts come with exact 95 % intervals (Clopper and Pearson). The sets overlap, and the two tests of "
             "a 1B process share it: intervals that allowed for it would be wider.",
         ]
@@ -172,6 +174,8 @@ def _goals(measured: Measured, outcomes: Outcomes) -> str:
 
 
 def _met(outcomes: Sequence[Outcome], limit: float, *, most: bool) -> str:
+    if not outcomes:
+        return "not shown"
     low, high = clopper_pearson(sum(each.failed for each in outcomes), len(outcomes))
     if (high <= limit) if most else (low >= limit):
         return "met"
@@ -366,11 +370,7 @@ def _found(values: Sequence[float]) -> str:
 
 def _with_added(measured: Measured, test: str, rule: Rule, added: float) -> list[Outcome]:
     identical = measured.of(test)
-    changed = [
-        replace(each, joules=each.joules * (1 + added), errors=each.errors * (1 + added))
-        for each in identical
-    ]
-    return judge(rule, changed, identical, 0.01)
+    return judge(rule, [each.dearer(added) for each in identical], identical, 0.01)
 
 
 def _added(measured: Measured) -> str:

@@ -9,16 +9,18 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
 from itertools import combinations
 from typing import Any
 
 import numpy as np
-from gpu_gate_rates_data import Run
+from gpu_gate_rates_data import Run, executions
 from scipy.stats import mannwhitneyu, t, ttest_ind
 
 STORED = 5
 FEWEST_STORED = 3
-MOST_SETS = 25
+MOST_SETS = 6
 LEVEL = 0.05
 SEED = 13
 
@@ -165,35 +167,72 @@ def joules_compare(new: Sequence[float], base: Sequence[float], budget: float) -
 
 
 def own(*, separate: bool) -> Rule:
-    """Return the project's rule for stored runs.
+    """Return the gate of the plugin as stored mode has it: one test in the family, no restarts, no other tests known.
 
-    What is believed by default of noise, one test in the family, no restarts.
-
-    The waiting watts are those of the processes that are compared. All runs of one hold share their occasion;
-    ``separate`` takes each for an occasion of its own, as stored runs of different days would be.
+    All runs of one hold share their occasion, as they are minutes apart; ``separate`` takes each for one of another
+    day, as stored runs mostly are.
     """
 
     def rule(new: Run, stored: Sequence[Run], limit: float) -> ReplayedGate:
-        from pytest_tokenpower.stats.comparison import compare
-        from pytest_tokenpower.stats.rule import Policy, decide
+        from pytest_tokenpower.gate.verdict import Policy, judge
+        from pytest_tokenpower.store.baseline import ComparableRuns
 
-        found = compare(
-            [_evidence(each, separate) for each in stored],
-            [_evidence(new, separate)],
-            waiting={new.board: _waiting([new, *stored])},
+        found = judge(
+            _record(new, separate),
+            ComparableRuns(
+                "identical code",
+                tuple(_record(each, separate) for each in stored),
+                tuple(str(each.process) for each in stored),
+            ),
+            Policy(limit),
         )
-        decision = decide(found, Policy(limit))
-        word = decision.settled(decision.p_failing, decision.p_improved, Policy(limit).alpha)
         return ReplayedGate(
-            word == "regressed",
-            word,
-            decision.part,
-            (found.total.change, *found.total.change_interval()),
-            None if found.work is None else (found.work.change, *found.work.change_interval()),
-            None if found.pace is None else (found.pace.delta, *found.pace.interval()),
+            found.kind == "regressed",
+            found.kind,
+            found.decided_by,
+            None
+            if found.change is None
+            else (found.change, found.change_low or 0.0, found.change_high or 0.0),
+            None if found.work is None else (found.work.change, found.work.low, found.work.high),
+            None if found.pace is None else (found.pace.change, found.pace.low, found.pace.high),
         )
 
     return rule
+
+
+@lru_cache(maxsize=4096)
+def _record(run: Run, separate: bool) -> Any:
+    """Return the measurement that the plugin stored, as far as it is packed."""
+    from pytest_tokenpower.core.records import MeasurementRecord, RoundRecord, WaitingRecord
+
+    started = datetime.fromisoformat(run.created).timestamp() + 86_400.0 * run.process * separate
+    known = math.isfinite(run.waiting_watts)
+    repeats = executions(run)
+    return MeasurementRecord(
+        test=run.test,
+        key={},
+        provenance="measured",
+        scope="gpu",
+        method="power ring",
+        rounds=tuple(
+            RoundRecord(
+                start_ns=at,
+                seconds=float(run.seconds[at]),
+                joules=float(run.joules[at]),
+                stderr_joules=float(run.errors[at]),
+                prompt_tokens=0,
+                generated_tokens=round(float(run.tokens[at])),
+                repeats=repeats[at],
+                device_joules={run.board: float(run.joules[at])},
+                temperature_celsius=float(run.celsius[at]),
+            )
+            for at in range(len(run.joules))
+        ),
+        comparable=True,
+        host=f"hold {run.hold}",
+        started=started,
+        waiting={run.board: WaitingRecord(run.waiting_watts, 0.0, run.waiting_celsius)} if known else {},
+    )
 
 
 def across_boards(
@@ -208,8 +247,8 @@ def across_boards(
     from pytest_tokenpower.stats.rule import Policy, decide
 
     found = compare(
-        [_evidence(each, separate=False) for each in stored],
-        [_evidence(new, separate=False)],
+        [_evidence(each) for each in stored],
+        [_evidence(new)],
         waiting={stored[0].board: _waiting(stored), new.board: _waiting([new])},
         calibrations={
             board: calibration({"matmul": (pieces["matmul"], 0.0), "memory": (pieces["gemms"], 0.0)})
@@ -223,7 +262,7 @@ def across_boards(
     )
 
 
-def _evidence(run: Run, separate: bool) -> Any:
+def _evidence(run: Run) -> Any:
     from pytest_tokenpower.stats.comparison import Run as Evidence
 
     return Evidence(
@@ -233,7 +272,7 @@ def _evidence(run: Run, separate: bool) -> Any:
         tuple((run.errors / run.joules).tolist()),
         board=run.board,
         host=f"hold {run.hold}",
-        occasion=f"{run.hold}/{run.process}" if separate else f"hold {run.hold}",
+        occasion=f"hold {run.hold}",
     )
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pytest_tokenpower.analysis.phases import undivided_error
 from pytest_tokenpower.analysis.rounds import gated, good
 from pytest_tokenpower.core.denominators import PER, figure_per
 from pytest_tokenpower.core.figures import FIGURES
 from pytest_tokenpower.core.records import Figure, RoundRecord
+from pytest_tokenpower.core.types import Fact
 
 _OF_ALL_JOULES = frozenset({"joules", "mean_watts"})
 """Figures whose relative error is at least that of the rounds' joules, as that of those with a denominator."""
@@ -19,8 +20,35 @@ _BOARD = re.compile(r"(GPU-)?[0-9a-f]{8}-", re.IGNORECASE)
 """A GPU's id is its UUID (NVML's with GPU- before it); other devices are called by their meter."""
 
 
-def round_values(rounds: Sequence[RoundRecord]) -> dict[str, list[float]]:
-    """Each figure of FIGURES in each good round; a figure that some round lacks is left out."""
+def nodes_of(facts: Mapping[str, Fact]) -> dict[str, str]:
+    """Return the node of each device that a measurement's facts place on one."""
+    return {name.removesuffix(".node"): str(value) for name, value in facts.items() if name.endswith(".node")}
+
+
+def watts_of(rounds: Sequence[RoundRecord]) -> dict[str, float]:
+    """Return what each device drew on average over the good rounds; one that some round lacks is left out."""
+    kept = [one.record for one in good(rounds)]
+    seconds = sum(one.seconds for one in kept)
+    found = {}
+    for device in dict.fromkeys(name for one in kept for name in one.device_joules):
+        joules = [one.device_joules.get(device) for one in kept]
+        known = [each for each in joules if each is not None]
+        if len(known) == len(kept):
+            found[device] = sum(known) / seconds
+    return found
+
+
+def _imbalance(joules: Sequence[float]) -> float:
+    return max(joules) / (sum(joules) / len(joules)) - 1
+
+
+def round_values(
+    rounds: Sequence[RoundRecord], nodes: Mapping[str, str] | None = None
+) -> dict[str, list[float]]:
+    """Each figure of FIGURES in each good round; a figure that some round lacks is left out.
+
+    ``nodes`` says on which node a device is, where there are several.
+    """
     kept = good(rounds)
     values: dict[str, list[float]] = {name: [] for name in FIGURES}
     for each in kept:
@@ -36,9 +64,15 @@ def round_values(rounds: Sequence[RoundRecord]) -> dict[str, list[float]]:
             values["peak_watts"].append(one.peak_watts)
         if one.responses:
             values["joule_seconds_per_response"].append(joules / one.responses * one.seconds / one.repeats)
-        boards = [value for name, value in one.device_joules.items() if _BOARD.match(name) and value]
+        boards = {name: value for name, value in one.device_joules.items() if _BOARD.match(name) and value}
         if len(boards) > 1:
-            values["power_imbalance"].append(max(boards) / (sum(boards) / len(boards)) - 1)
+            values["power_imbalance"].append(_imbalance([*boards.values()]))
+        on_node: dict[str, float] = {}
+        for name, value in boards.items():
+            if node := (nodes or {}).get(name):
+                on_node[node] = on_node.get(node, 0.0) + value
+        if len(on_node) > 1:
+            values["node_imbalance"].append(_imbalance([*on_node.values()]))
         if (prefill := one.phases.get("prefill")) is not None:
             if one.generated_tokens:
                 values["prefill_joules_per_token"].append(prefill.joules / one.generated_tokens)
@@ -83,16 +117,16 @@ def _undivided(rounds: Sequence[RoundRecord], figure: str) -> float:
     return undivided_error(sum(part.undivided_joules for part in parts)) / joules if joules > 0 else 0.0
 
 
-def figures(rounds: Sequence[RoundRecord]) -> dict[str, Figure]:
+def figures(rounds: Sequence[RoundRecord], nodes: Mapping[str, str] | None = None) -> dict[str, Figure]:
     """Each figure over the good rounds: 20 % trimmed mean and its standard error, autocorrelation included.
 
     ``peak_watts`` is the highest of all rounds. The standard errors are of this run's rounds; the difference
-    between runs comes on top and is the verdict's business.
+    between runs comes on top and is the verdict's business. ``nodes`` is as in :func:`round_values`.
     """
     from pytest_tokenpower.stats.runs import summarise_runs
 
     result = {}
-    for name, values in round_values(rounds).items():
+    for name, values in round_values(rounds, nodes).items():
         if name == "peak_watts":
             result[name] = Figure(max(values), 0.0)
             continue

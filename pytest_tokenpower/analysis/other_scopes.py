@@ -109,9 +109,10 @@ def _figure(
         share = round(min(inside_ns / (one.end_ns - one.start_ns), 1.0), 4)
     if reasons := flagged_too_often(rounds, 1):
         return ScopeFigure(scope, provenance, None, "; ".join(reasons), seconds, share)
-    per_token = figures(rounds).get("joules_per_token")
-    why = "" if per_token else "no tokens were generated"
-    return ScopeFigure(scope, provenance, per_token, why, seconds, share)
+    found = {name: figure for name, figure in figures(rounds).items() if name.startswith("joules_per_")}
+    per_token = found.pop("joules_per_token", None)
+    why = "" if per_token or found else "nothing is known of its joules per token, prompt token or response"
+    return ScopeFigure(scope, provenance, per_token, why, seconds, share, found)
 
 
 def _with_joules(one: RoundRecord, side: RoundRecord) -> RoundRecord:

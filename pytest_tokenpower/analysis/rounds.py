@@ -87,7 +87,7 @@ def evaluate(timeline: Timeline, devices: Sequence[Device], rounds: Sequence[Rou
     methods: set[str] = set()
     conditions = {device.id: readings.conditions(device.id) for device in devices}
     # The sum over no device is no energy of 0 J.
-    reasons: list[list[str]] = [[] if devices else [NO_DEVICE] for _ in rounds]
+    reasons: list[list[str]] = [[*one.reasons] if devices else [NO_DEVICE] for one in rounds]
     for device in devices:
         track = track_of(readings, device)
         if track is None:

@@ -9,15 +9,12 @@ from pathlib import Path
 
 from pytest_tokenpower.cli.store_access import add_storage
 from pytest_tokenpower.core.settings import fraction
-from pytest_tokenpower.errors import HistoryError, StoreError, UsageError
+from pytest_tokenpower.errors import HistoryError, UsageError
 from pytest_tokenpower.store.acceptances import Acceptance, write_acceptance
-from pytest_tokenpower.store.access import StoreContext, choose_test
+from pytest_tokenpower.store.access import StoreContext
 from pytest_tokenpower.store.git import Repository, run_git
-from pytest_tokenpower.store.identity import file_of, repository_test, root_in
 
 DEFAULT_DAYS = 90
-
-_MOST_RUNS = 50
 
 EPILOG = """\
 The file holds for every run whose work tree has it: commit it with the change. The test may rise by so much over its
@@ -61,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     place = StoreContext.of(arguments, may_be_new=True)
     repository = place.needs_repository()
     accepted = Acceptance(
-        test=_test(arguments.test, place, repository),
+        test=place.test_in_repository(arguments.test),
         up_to=_share(arguments.up_to),
         reason=_reason(arguments.reason),
         expires=_expires(arguments.days),
@@ -97,28 +94,6 @@ def as_text(accepted: Acceptance, path: Path, repository: Repository) -> list[st
     if run_git(repository.top_level, "check-ignore", "--quiet", os.fspath(path)).code == 0:
         lines.append(f"git ignores {file}: add it with git add --force, or it is never committed.")
     return lines
-
-
-def _test(text: str, place: StoreContext, repository: Repository) -> str:
-    """Return the test from the repository's top level: a stored one, or a node id of a file that is there."""
-    known: set[str] = set()
-    for entry in place.store.entries()[:_MOST_RUNS]:
-        try:
-            contents = place.store.contents(entry)
-        except StoreError:
-            continue  # Named in store.problems.
-        known.update(contents.measurements)
-    bases = {test.partition("[")[0] for test in known}
-    if text in known or text in bases:
-        return text
-    here = repository_test(root_in(repository, place.folder), text)
-    if "::" in text and (here in known or here in bases or (repository.top_level / file_of(here)).is_file()):
-        return here
-    if not known:
-        raise UsageError(
-            f"{place.store.path} holds no run of {text!r}: give the test's whole id (path/test_file.py::test_name)"
-        )
-    return choose_test(text, known)
 
 
 def _share(text: str) -> float:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 
+import msgspec
+
 from pytest_tokenpower.cli.store_access import add_storage
+from pytest_tokenpower.core.jobs import current_job
 from pytest_tokenpower.errors import MeterError, UsageError
 from pytest_tokenpower.meters import sources
 from pytest_tokenpower.runner.calibrate import WINDOW_SECONDS, calibrate, sleeping_works, torch_works
@@ -49,6 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     if source != "nvml" and not simulated:
         raise UsageError(f"--source={source}: must be nvml, simulated or simulated:SCENARIO.json")
     store = StoreContext.of(arguments, may_be_new=True).store
+    job = current_job()
     started = sources.begin(source, "gpu")
     failed = 0
     try:
@@ -58,6 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
                 with hold_devices([] if simulated else [device.id]):
                     works = sleeping_works(arguments.window / 10) if simulated else torch_works(device.id)
                     found = calibrate(telemetry, device, works, arguments.window)
+                if job:
+                    found = msgspec.structs.replace(found, job=job.name)
             except MeterError as error:
                 print(f"{device.id}: {error}")
                 failed += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from shutil import get_terminal_size
 
+from pytest_tokenpower.cli import compare_service
 from pytest_tokenpower.cli.store_access import add_storage
 from pytest_tokenpower.core.settings import DEFAULT_BASELINE_RUNS, DEFAULT_REGRESSION
 from pytest_tokenpower.core.text import plural
@@ -22,7 +23,7 @@ FAIL_ON = ("regressed", "inconclusive", "missing", "nothing")
 EPILOG = f"""\
 A and B are each {RUN_HELP}.
 A ref stands, as A, for its newest clean runs along its first-parent history, as the baseline of a build does, and
-as B for all runs of its own commit, taken together.
+as B for all runs of its own commit, taken together. B may also be a service: prometheus:URL.
 
 exit codes: 0, or 1 for what --fail-on names, or 4 for a mistake in the arguments
 """
@@ -60,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_BASELINE_RUNS,
         help=f"how many runs of A count, newest first (default: {DEFAULT_BASELINE_RUNS})",
     )
+    compare_service.add_arguments(parser)
     add_storage(parser)
 
 
@@ -69,6 +71,8 @@ def run(arguments: argparse.Namespace) -> int:
     threshold = _threshold(arguments.regression)
     if arguments.baseline_runs < 1:
         raise UsageError(f"--baseline-runs={arguments.baseline_runs}: must be at least 1")
+    if arguments.candidate.startswith(compare_service.PREFIX):
+        return compare_service.run(arguments)
     place = StoreContext.of(arguments)
     baseline = place.runs(arguments.baseline, arguments.baseline_runs)
     candidate = place.runs(arguments.candidate, commit_only=True)

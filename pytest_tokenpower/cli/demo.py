@@ -1,4 +1,7 @@
-"""`tokenpower demo`: real inference, a stored baseline of main, a branch that passes and one that fails its build."""
+"""`tokenpower demo`: a stored baseline of main, a branch that passes and one that fails its build.
+
+With real inference, or with ``--simulated`` on the simulated board, for which nothing but this package is needed.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,43 @@ import argparse
 import importlib.util
 import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
 from pytest_tokenpower.cli.scratch import CompletedRun, ScratchRepository
 from pytest_tokenpower.core.files import scratch_prefix
-from pytest_tokenpower.errors import MeterUnavailable, TokenPowerError
+from pytest_tokenpower.errors import MeterUnavailable, TokenPowerError, UsageError
+
+
+@dataclass(frozen=True)
+class _Story:
+    """What the demo plays: a project, and the change of its settings that makes it dearer."""
+
+    project: str
+    before: str
+    after: str
+    branch: str
+    change: str
+    seconds_a_run: float
+    """On two idle cores."""
+
+
+_INFERENCE = _Story("inference", '"dynamic"', '"none"', "no-kv-cache", "switches the KV cache off", 14.0)
+_SIMULATED = _Story(
+    "simulated", '"fp8"', '"bfloat16"', "kv-cache-bf16", "goes back from FP8 to bfloat16 in the KV cache", 2.0
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where to keep the scratch repository, and how many runs make the baseline."""
+    """Where to keep the scratch repository, how many runs make the baseline, and what measures."""
+    parser.add_argument(
+        "--simulated",
+        action="store_true",
+        help="no inference: a simulated board and an engine whose time is foretold, in some seconds and without torch",
+    )
     parser.add_argument(
         "--keep", metavar="FOLDER", type=Path, help="make the scratch repository here and keep it"
     )
@@ -31,69 +60,99 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Play the demo; 0 when the unchanged branch passed and the regression failed its build."""
-    for name in ("torch", "transformers"):
+    if arguments.simulated and arguments.source:
+        raise UsageError("--simulated brings its own source: leave --source away")
+    if arguments.runs < 1:
+        raise UsageError(f"--runs={arguments.runs}: must be at least 1")
+    story = _SIMULATED if arguments.simulated else _INFERENCE
+    for name in () if arguments.simulated else ("torch", "transformers"):
         if importlib.util.find_spec(name) is None:
             raise TokenPowerError(
-                f"the demo runs real inference and needs {name}: pip install 'pytest-tokenpower[demo]'"
+                f"the demo runs real inference and needs {name}: pip install 'pytest-tokenpower[demo]'; "
+                "`tokenpower demo --simulated` needs nothing more"
             )
     with ExitStack() as stack:
         folder = arguments.keep or Path(
             stack.enter_context(tempfile.TemporaryDirectory(prefix=scratch_prefix("demo")))
         )
-        return _Demo(Path(folder), arguments.source, arguments.runs).play()
+        demo = _Demo(story, Path(folder), arguments.source, arguments.runs)
+        code = demo.play()
+        if arguments.keep:
+            print(f"The page of the failed build: {folder / _PAGE}")
+        else:
+            print(
+                "`--keep=FOLDER` keeps the repository, and a page of the failed build to open in a browser."
+            )
+        return code
+
+
+_PAGE = "energy.html"
 
 
 class _Demo:
-    def __init__(self, folder: Path, source: str | None, runs: int) -> None:
-        self._folder = folder
-        self._runs = runs
+    def __init__(self, story: _Story, folder: Path, source: str | None, runs: int) -> None:
+        self._story, self._folder, self._runs = story, folder.absolute(), runs
         self._step = 0
         self._began = time.monotonic()
-        self._source, what = (source, source) if source else _best_source()
+        if story is _SIMULATED:
+            self._source, what = (
+                "simulated:virtual",
+                "a SIMULATED board: no figure of what follows is measured",
+            )
+        else:
+            self._source, what = (source, source) if source else _best_source()
         print(f"Energy source: {what}", flush=True)
+        seconds = story.seconds_a_run * (runs + 2)
+        print(f"{runs + 2} runs of pytest, about {seconds:.0f} s on two idle cores.", flush=True)
 
     def play(self) -> int:
         """Return the story in its order."""
-        from pytest_tokenpower.models.random_weights import write_random_model
+        story, environment = self._story, self._environment()
+        repository = ScratchRepository(self._folder / "repository")
 
-        self._say("writing a small Llama with random weights (no download)")
-        self._model = write_random_model(self._folder / "model", "small", dtype="float32")
-        repository = self._repository = ScratchRepository(self._folder / "repository")
-        repository.write({name: _project_file(name) for name in ("engine_settings.py", "test_chat.py")})
+        def pytest(*arguments: str) -> CompletedRun:
+            return repository.pytest(
+                *arguments, f"--energy-source={self._source}", environment=environment, echo=True
+            )
+
+        files = {
+            name: _project_file(f"{story.project}/{name}") for name in ("engine_settings.py", "test_chat.py")
+        }
+        repository.write(files)
         for number in range(self._runs):
             commit = repository.commit(f"commit {number + 1} of main")
             self._say(
                 f"main@{commit}: pytest --energy-autosave  (run {number + 1} of {self._runs} of the baseline)"
             )
-            if self._pytest("-q", "--energy-autosave").code != 0:
+            if pytest("-q", "--energy-autosave").code != 0:
                 raise TokenPowerError("the demo's test failed on main; its output is above")
         repository.branch("unchanged")
         repository.commit("a change that leaves the engine alone")
         self._say("branch `unchanged`: pytest --energy-baseline=main")
-        unchanged = self._pytest("--energy-baseline=main", "--no-header")
-        repository.branch("no-kv-cache")
-        repository.write(
-            {"engine_settings.py": _project_file("engine_settings.py").replace('"dynamic"', '"none"')}
-        )
-        repository.commit("switch the KV cache off")
-        self._say("branch `no-kv-cache` switches the KV cache off: pytest --energy-baseline=main")
-        regressed = self._pytest("--energy-baseline=main", "--no-header")
+        unchanged = pytest("--energy-baseline=main", "--no-header")
+        repository.branch(story.branch)
+        dearer = files["engine_settings.py"].replace(story.before, story.after)
+        repository.write({"engine_settings.py": dearer})
+        repository.commit(story.change)
+        self._say(f"branch `{story.branch}` {story.change}: pytest --energy-baseline=main")
+        page = f"--energy-report={self._folder / _PAGE}"
+        regressed = pytest("--energy-baseline=main", "--no-header", page)
         return self._conclude(unchanged, regressed)
 
-    def _pytest(self, *arguments: str) -> CompletedRun:
-        return self._repository.pytest(
-            *arguments,
-            f"--energy-source={self._source}",
-            environment={"DEMO_MODEL": str(self._model)},
-            echo=True,
-        )
+    def _environment(self) -> Mapping[str, str]:
+        if self._story is _SIMULATED:
+            return {}
+        from pytest_tokenpower.models.random_weights import write_random_model
+
+        print("Writing a small Llama with random weights (no download).", flush=True)
+        return {"DEMO_MODEL": str(write_random_model(self._folder / "model", "small", dtype="float32"))}
 
     def _conclude(self, unchanged: CompletedRun, regressed: CompletedRun) -> int:
         caught = regressed.code == 1 and "REGRESSED" in regressed.output
         passed = unchanged.code == 0
         print(f"\nThe unchanged branch {'passed' if passed else 'FAILED'} (exit {unchanged.code}).")
         print(
-            "The branch without a KV cache "
+            f"The branch that {self._story.change} "
             + (f"failed its build, as it should (exit {regressed.code})." if caught else "was NOT caught.")
         )
         print(f"{time.monotonic() - self._began:.0f} s in all.")
@@ -102,7 +161,7 @@ class _Demo:
     def _say(self, text: str) -> None:
         self._step += 1
         seconds = time.monotonic() - self._began
-        print(f"\n[{self._step}/{self._runs + 3}] {seconds:.0f} s: {text}", flush=True)
+        print(f"\n[{self._step}/{self._runs + 2}] {seconds:.0f} s: {text}", flush=True)
 
 
 def _best_source() -> tuple[str, str]:

@@ -20,7 +20,7 @@ from pytest_tokenpower.core.denominators import denominator, figure_per, unit_of
 from pytest_tokenpower.core.files import scratch_prefix
 from pytest_tokenpower.core.records import RunRecord, decode_run
 from pytest_tokenpower.core.settings import fraction
-from pytest_tokenpower.core.text import plural
+from pytest_tokenpower.core.text import plural, readable
 from pytest_tokenpower.errors import TokenPowerError, UsageError
 from pytest_tokenpower.gate.noise import FEWEST_RUNS, REFUSED, MeasuredNoise, NoAnswer, analyse
 from pytest_tokenpower.runner.child import ChildRun, child_arguments
@@ -195,11 +195,14 @@ def _line(record: RunRecord) -> str:
     for one in record.measurements[:3]:
         name = figure_per(denominator(one.key))
         figure = one.figures.get(name)
-        parts.append(
-            f"{_name(one.test)} {f'{figure.value:.4g} {unit_of(name)}' if figure else 'not measured'}"
-        )
+        parts.append(f"{_name(one.test)} {_shown(name, figure.value) if figure else 'not measured'}")
     more = len(record.measurements) - len(parts)
     return ", ".join(parts) + (f" and {more} more" if more else "")
+
+
+def _shown(figure: str, value: float) -> str:
+    [text], unit = readable(unit_of(figure), value)
+    return f"{text} {unit}"
 
 
 def _name(test: str) -> str:
@@ -212,7 +215,7 @@ def _as_text(found: MeasuredNoise | NoAnswer) -> Iterator[str]:
         yield f"{found.test}: no answer: {found.why}"
         return
     honest = "" if found.provenance == "measured" else f"{found.provenance.upper()}, not measured: "
-    yield f"{found.test}  ({honest}{found.method}; {found.runs} runs, {found.value:.4g} {unit_of(found.figure)})"
+    yield f"{found.test}  ({honest}{found.method}; {found.runs} runs, {_shown(found.figure, found.value)})"
     yield _row("rounds", _rounds(found.raw, found.meter_error))
     if found.adjusted is None:
         yield _row("runs", f"{_spread(found.raw)}; {found.refusal}")

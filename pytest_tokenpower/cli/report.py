@@ -16,6 +16,7 @@ from pytest_tokenpower.gate.verdict import SEVERITY
 from pytest_tokenpower.meters.recording import read_recording
 from pytest_tokenpower.reporting.costs import read_factors
 from pytest_tokenpower.reporting.formats import FORMATS, render
+from pytest_tokenpower.reporting.markdown import TITLE
 from pytest_tokenpower.reporting.report import Report, histories, tests_of
 from pytest_tokenpower.store.access import RUN_HELP, StoreContext
 
@@ -48,6 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         help="a recording of one of the runs (pytest --energy-record), for its power curves; may be repeated",
+    )
+    parser.add_argument(
+        "--title",
+        default="",
+        metavar="NAME",
+        help="the job that a summary or comment is of: in its heading, and in the marker of its comment",
     )
     parser.add_argument("--price", metavar="NUMBER", help="price of a kWh, as ini energy_price")
     parser.add_argument("--currency", metavar="CODE", help="the price's currency, as ini energy_currency")
@@ -91,6 +98,8 @@ def _by_suffix(output: Path | None) -> str:
 
 
 def _report(arguments: argparse.Namespace, chosen: str) -> Report:
+    if arguments.title and not TITLE.fullmatch(arguments.title):
+        raise UsageError(f"--title={arguments.title}: must be up to 100 letters, digits, '.', '_' and '-'")
     place, records = _runs(arguments)
     _check_verdicts(records)
     curves = _curves(arguments.recording, records)
@@ -99,7 +108,7 @@ def _report(arguments: argparse.Namespace, chosen: str) -> Report:
     if FORMATS[chosen].looks_back:
         past, reason = histories(place, tests_of(records))
     factors = read_factors(arguments.price, arguments.currency, arguments.carbon_intensity, arguments.pue)
-    return Report(tuple(records), curves, past, reason, factors)
+    return Report(tuple(records), curves, past, reason, factors, arguments.title)
 
 
 def _runs(arguments: argparse.Namespace) -> tuple[StoreContext, list[RunRecord]]:

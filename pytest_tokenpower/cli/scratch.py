@@ -38,6 +38,7 @@ class ScratchRepository:
         self._git("config", "user.name", "tokenpower demo")
         self._git("config", "user.email", "demo@localhost")
         self._git("config", "commit.gpgsign", "false")
+        self.write({".gitignore": "__pycache__/\n"})
 
     def write(self, files: Mapping[str, str]) -> None:
         """Write files, relative to the repository."""
@@ -64,7 +65,7 @@ class ScratchRepository:
         with subprocess.Popen(
             command,
             cwd=self.path,
-            env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **(environment or {})},
+            env={**os.environ, **(environment or {})},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

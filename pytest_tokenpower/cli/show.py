@@ -9,10 +9,13 @@ from collections.abc import Iterator, Mapping
 
 import msgspec
 
+from pytest_tokenpower.analysis.figures import nodes_of, watts_of
 from pytest_tokenpower.analysis.rounds import good
 from pytest_tokenpower.cli.store_access import add_storage
+from pytest_tokenpower.core.denominators import unit_of
 from pytest_tokenpower.core.figures import FIGURES
 from pytest_tokenpower.core.records import MeasurementRecord, RoundRecord, RunRecord, ScopeFigure, encode_run
+from pytest_tokenpower.core.text import per_token
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.gate.messages import message
@@ -102,7 +105,8 @@ def _measurement(measured: MeasurementRecord) -> Iterator[str]:
             "figures" if name == next(iter(measured.figures)) else "",
             f"{name} {figure.value:.4g}{error}  ({unit})",
         )
-    yield from _row("also measured", "; ".join(map(_scope, measured.other_scopes)))
+    yield from _row("devices", _devices(measured))
+    yield from _row("also measured", "; ".join(_scope(each, measured) for each in measured.other_scopes))
     if (split := measured.phase_split) is not None:
         share = (
             ""
@@ -129,12 +133,27 @@ def _measurement(measured: MeasurementRecord) -> Iterator[str]:
         yield from _row("verdict", "none: nothing was asked of it")
 
 
-def _scope(scope: ScopeFigure) -> str:
-    figure = scope.joules_per_token
+def _scope(scope: ScopeFigure, measured: MeasurementRecord) -> str:
+    figure, name = scope.compared(measured.key)
     said = (
-        f"no {scope.scope}: {scope.reason}" if figure is None else f"{scope.scope} {figure.value:.4g} J/token"
+        f"no {scope.scope}: {scope.reason}"
+        if figure is None
+        else f"{scope.scope} {per_token(figure.value, unit_of(name))}"
     )
     return said if scope.provenance == "measured" else f"{said} ({scope.provenance})"
+
+
+def _devices(measured: MeasurementRecord) -> str:
+    """Return what each of several devices drew, by node."""
+    watts, nodes = watts_of(measured.rounds), nodes_of(measured.facts)
+    if len(watts) < 2:
+        return ""
+    parts = []
+    for node in dict.fromkeys(nodes.get(device, "") for device in watts):
+        there = {device: each for device, each in watts.items() if nodes.get(device, "") == node}
+        listed = ", ".join(f"{device} {each:.0f} W" for device, each in there.items())
+        parts.append(f"node {node}: {listed}, together {sum(there.values()):.0f} W" if node else listed)
+    return "; ".join(parts)
 
 
 def _rounds(rounds: tuple[RoundRecord, ...]) -> str:

@@ -19,6 +19,7 @@ import msgspec
 from pytest_tokenpower.core.records import RunRecord, decode_run
 from pytest_tokenpower.core.settings import EVENTS_VARIABLE
 from pytest_tokenpower.core.subprocesses import ProcessGroup
+from pytest_tokenpower.core.text import per_token
 from pytest_tokenpower.errors import TokenPowerError, UsageError
 from pytest_tokenpower.reporting.suites import (
     cell_rows,
@@ -34,6 +35,7 @@ from pytest_tokenpower.suites.estimate import this_machine
 from pytest_tokenpower.suites.grid import Suite
 from pytest_tokenpower.suites.instances import instances
 from pytest_tokenpower.suites.objectives import judge_objectives
+from pytest_tokenpower.suites.pareto import usual_figures
 from pytest_tokenpower.suites.progress import Event, Progress, plan
 from pytest_tokenpower.suites.schema import json_schema
 
@@ -59,7 +61,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--csv", metavar="PATH", type=Path, help="write a line a cell")
     parser.add_argument("--json", metavar="PATH", type=Path, help="write cells and claims")
     parser.add_argument(
-        "--pareto", metavar="FIGURE", help="name the cells that no other beats in J/token and FIGURE at once"
+        "--pareto",
+        metavar="FIGURE",
+        action="append",
+        help="weigh FIGURE against J/token in the table of cells that no other beats (repeatable; by default "
+        "tokens_per_second, and ttft_p90_seconds where every cell has it)",
     )
     parser.add_argument(
         "--schema", action="store_true", help="print the JSON Schema of suite files, for editors"
@@ -89,8 +95,8 @@ def run(arguments: argparse.Namespace) -> int:
     for outcome in judge_objectives(suite, runs_of(suite, record.measurements)):
         print("\n".join(("", *objective_lines(outcome))))
     rows = cell_rows(record.measurements)
-    if arguments.pareto:
-        print("\n".join(("", *frontier(record.measurements, arguments.pareto))))
+    if figures := arguments.pareto or usual_figures(record.measurements):
+        print("\n".join(("", *frontier(record.measurements, figures))))
     _export(arguments, rows, record)
     return code
 
@@ -162,7 +168,7 @@ class _Screen:
         if event.outcome and not self._live:
             done, count = len(self._progress.ended), len(self._progress.steps)
             joules = event.figures.get("joules_per_token")
-            what = event.reason or (f"{joules:.4g} J/token" if joules is not None else "")
+            what = event.reason or (per_token(joules) if joules is not None else "")
             left = self._progress.seconds_left(now)
             more = f", about {duration(left)} left" if left else ""
             print(f"{done}/{count} {event.cell}: {event.outcome} {what}{more}", flush=True)

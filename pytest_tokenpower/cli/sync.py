@@ -9,13 +9,14 @@ from pytest_tokenpower.core.credentials import without_credentials
 from pytest_tokenpower.core.jobs import current_job
 from pytest_tokenpower.core.text import plural
 from pytest_tokenpower.store.access import StoreContext
+from pytest_tokenpower.store.calibrations import calibration_paths
 from pytest_tokenpower.store.remote import BRANCH, choose_remote, pull, push
 
 EPILOG = f"""\
 The runs go over the branch {BRANCH}, which has a history of its own. Nothing on it is changed or removed, nothing is
 forced, and the work tree and the index are left alone; where others push at the same time, it merges and tries again.
 What the store held before the last pull and the branch did not is not pushed: another job, such as a pull request's,
-may have left it. A job of a pull request pushes nothing.
+may have left it. A job of a pull request or of a merge queue pushes nothing.
 """
 
 
@@ -32,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--all",
         action="store_true",
-        help="push: also what was in the store before the last pull, and in a CI job what other jobs have made",
+        help="push: also what was in the store before the last pull; not in a CI job",
     )
     add_storage(parser)
 
@@ -45,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     pushing = arguments.command == "push"
     place = StoreContext.of(arguments, may_be_new=not pushing)
     repository = place.needs_repository()
-    if pushing:
+    if pushing and not calibration_paths(place.store.path):
         place.entries()
     remote_name, job = choose_remote(repository, arguments.remote), current_job()
     if pushing:
@@ -64,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
         if done.held_back:
             print(
                 f"Held back: {plural(len(done.held_back), 'run')} that this job has not made, or that the store held "
-                "before the last pull (--all adds them): " + ", ".join(done.held_back)
+                f"before the last pull{'' if job else ' (--all adds them)'}: " + ", ".join(done.held_back)
             )
     elif not done.exists:
         print(f"{remote} has no branch {BRANCH} yet: nothing was pushed so far.")

@@ -27,6 +27,7 @@ FIGURES: Mapping[str, str] = {
     "between_steps_joules_per_token": "J between steps / generated token",
     "joule_seconds_per_response": "J / response x s / execution (energy-delay product)",
     "power_imbalance": "the GPU that drew most, above their mean",
+    "node_imbalance": "the node whose GPUs drew most, above the nodes' mean",
     "seconds": "s / execution of the workload",
     **{f"ttft_p{each}_seconds": f"s to the first token, {each} of 100 requests" for each in PERCENTILES},
     **{f"tpot_p{each}_seconds": f"s / further token, {each} of 100 requests" for each in PERCENTILES},

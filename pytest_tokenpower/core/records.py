@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
 
+from pytest_tokenpower.core.denominators import denominator, figure_per
 from pytest_tokenpower.core.integrity import has_digest, is_damaged, with_digest
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.errors import StoreError
@@ -72,8 +73,9 @@ class RoundRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 class ScopeFigure(msgspec.Struct, frozen=True, omit_defaults=True):
     """The energy of another scope than the figure's own, measured over the same rounds.
 
-    ``joules_per_token`` is None where it is not known, for the ``reason``. A slow meter's is that of the whole
-    measurement: ``span_seconds`` long, with ``share_in_rounds`` of that time inside rounds.
+    ``joules_per_token`` is None where it is not known, for the ``reason``, or where no tokens were generated;
+    ``figures`` have the other denominators. A slow meter's are those of the whole measurement: ``span_seconds`` long,
+    with ``share_in_rounds`` of that time inside rounds.
     """
 
     scope: str
@@ -82,6 +84,12 @@ class ScopeFigure(msgspec.Struct, frozen=True, omit_defaults=True):
     reason: str = ""
     span_seconds: float | None = None
     share_in_rounds: float | None = None
+    figures: dict[str, Figure] = {}
+
+    def compared(self, key: Mapping[str, Fact]) -> tuple[Figure | None, str]:
+        """Return the figure with the denominator that a measurement with this key is compared by, and its name."""
+        name = figure_per(denominator(key))
+        return (self.joules_per_token if name == "joules_per_token" else self.figures.get(name)), name
 
 
 class PhaseSplit(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -296,9 +304,14 @@ def encode_run(run: RunRecord) -> bytes:
 
 
 def decode_run(data: bytes, *, source: str) -> RunRecord:
-    """Return a run from its JSON; raises StoreError that names ``source`` and says what is wrong with it.
+    """Return a run from its JSON.
 
-    What was changed since it was written is refused, and so is what cannot have happened.
+    Args:
+        data: what a store or ``--energy-json`` holds.
+        source: its name in an error, such as its path.
+
+    Raises:
+        StoreError: it is no run, was changed since it was written, or says what cannot have happened.
     """
     try:
         head = msgspec.json.decode(data, type=_Head)
@@ -404,11 +417,9 @@ def impossible(measurement: MeasurementRecord) -> str:
     if measurement.attempts < 1:
         return f"{measurement.attempts} attempts at {measurement.test}"
     figures: list[tuple[str, Figure]] = list(measurement.figures.items())
-    figures += [
-        (other.scope, other.joules_per_token)
-        for other in measurement.other_scopes
-        if other.joules_per_token is not None
-    ]
+    for other in measurement.other_scopes:
+        own = (other.joules_per_token, *other.figures.values())
+        figures += [(other.scope, figure) for figure in own if figure is not None]
     for name, figure in figures:
         if not math.isfinite(figure.value) or math.isnan(figure.stderr) or figure.stderr < 0:
             return f"{name} of {measurement.test}: {figure.value} with standard error {figure.stderr}"

@@ -21,8 +21,8 @@ def percent(share: float, digits: int = 3) -> str:
 
 
 def short_test_name(test: str) -> str:
-    """Return what people call a test: the part of its id after the file and class."""
-    return test.rpartition("::")[2]
+    """Return what people call a test, on one line: the part of its id after the file and class."""
+    return " ".join(test.rpartition("::")[2].splitlines())
 
 
 class EnergyUnit(NamedTuple):
@@ -30,6 +30,31 @@ class EnergyUnit(NamedTuple):
 
     name: str
     joules: float
+
+
+def digits(number: float) -> str:
+    """Return a number with four digits, also where the last are zeros: 2.000 beside 2.074."""
+    text = f"{number:#.4g}"
+    return f"{number:.0f}" if "e+" in text else text.rstrip(".")
+
+
+def readable(unit: str, *figures: float) -> tuple[list[str], str]:
+    """Return figures as people read them, and their unit: 0.25 ``J/token`` as 250.0 mJ/token.
+
+    Args:
+        unit: The unit of the figures; where it begins with J, the largest of them chooses mJ, J or Wh for all.
+        figures: What is shown side by side.
+    """
+    if unit != "J" and not unit.startswith("J/"):
+        return [f"{each:.4g}" for each in figures], unit
+    chosen = energy_unit(max(figures))
+    return [digits(each / chosen.joules) for each in figures], f"{chosen.name}{unit[1:]}"
+
+
+def per_token(joules: float, unit: str = "J/token") -> str:
+    """Return joules per token, or another denominator, as people read them: ``250.0 mJ/token``."""
+    [text], unit = readable(unit, joules)
+    return f"{text} {unit}"
 
 
 def energy_unit(joules: float) -> EnergyUnit:

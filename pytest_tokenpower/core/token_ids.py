@@ -8,11 +8,11 @@ must agree with the ids.
 from __future__ import annotations
 
 import inspect
+import operator
 import re
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from numbers import Integral
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -153,6 +153,16 @@ class Call:
         return found.pop()
 
 
+def whole(value: Any) -> int | None:
+    """Return an integer of any library's type, its scalar arrays too; None for anything else, True and 1.0 among it."""
+    if isinstance(value, bool) or str(getattr(value, "dtype", "")).removeprefix("torch.") == "bool":
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
 def array_kind(value: Any) -> str | None:
     """Name an array of any library in a sentence; None: it is no array."""
     if isinstance(value, type) or not all(
@@ -204,7 +214,7 @@ def count_pipeline_record(ids: Any, call: Call, path: tuple[Hashable, ...]) -> t
     """
     pipeline = next((one for one in call.within_reach if _is_pipeline(one)), None)
     texts = next((value for value in call.arguments.values() if _is_text(value)), None)
-    row = _flat(ids)
+    row = flat_ids(ids)
     if pipeline is None or texts is None or row is None or not path:
         raise TokenCountError(
             "where the prompt ends in generated_token_ids cannot be told: have the pipeline called by the fixture, "
@@ -212,7 +222,7 @@ def count_pipeline_record(ids: Any, call: Call, path: tuple[Hashable, ...]) -> t
             "pytest_tokenpower.TokenCount(prompt=..., generated=...)"
         )
     text = texts if isinstance(texts, str) else texts[path[0]]
-    prompt = _flat(pipeline.tokenizer(text)["input_ids"]) or []
+    prompt = flat_ids(pipeline.tokenizer(text)["input_ids"]) or []
     settings = {**(getattr(pipeline, "_forward_params", None) or {}), **call.arguments}
     settings.setdefault("generation_config", getattr(pipeline, "generation_config", None))
     ends = _ends(pipeline.model, settings, told=True)
@@ -392,10 +402,20 @@ def _ends(model: Any, arguments: Mapping[str, Any], *, told: bool) -> Ends:
         ids=ids,
         pad=next(iter(pads), None),
         start=next(iter(start), None),
-        criteria=bool(arguments.get("stopping_criteria")) or any(stops),
+        criteria=_end_rows(arguments.get("stopping_criteria")) or any(stops),
         told=told,
         encoder_decoder=getattr(config, "is_encoder_decoder", False) is True,
     )
+
+
+# transformers' own, which end all sequences at once: nothing is padded for them.
+_END_ALL = frozenset({"MaxLengthCriteria", "MaxTimeCriteria"})
+
+
+def _end_rows(criteria: Any) -> bool:
+    """Whether stopping criteria may end one sequence before another."""
+    each = criteria if isinstance(criteria, Iterable) else (criteria,)
+    return criteria is not None and any(type(one).__name__ not in _END_ALL for one in each)
 
 
 def _ids(value: Any) -> frozenset[int]:
@@ -405,8 +425,8 @@ def _ids(value: Any) -> frozenset[int]:
 def _each_id(value: Any) -> Iterator[int]:
     value = value.tolist() if hasattr(value, "tolist") else value
     for one in value if isinstance(value, Sequence | set | frozenset) else (value,):
-        if isinstance(one, Integral) and not isinstance(one, bool) and int(one) >= 0:
-            yield int(one)
+        if (number := whole(one)) is not None and number >= 0:
+            yield number
 
 
 def _rows(value: Any) -> Rows | None:
@@ -418,21 +438,21 @@ def _rows(value: Any) -> Rows | None:
         return rows if rows else None
     if not isinstance(value, list | tuple) or not value:
         return None
-    flat = [_flat(one) for one in value]
+    flat = [flat_ids(one) for one in value]
     found = [one for one in flat if one]
     return found if len(found) == len(value) and len({len(one) for one in found}) == 1 else None
 
 
-def _flat(value: Any) -> list[int] | None:
+def flat_ids(value: Any) -> list[int] | None:
+    """Return a sequence of integers as ids; None: it is something else."""
     if array_kind(value) is not None:
         if value.ndim != 1 or not _INTEGER.search(str(value.dtype)):
             return None
         value = value.tolist()
-    if not isinstance(value, list | tuple):
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
         return None
-    if not all(isinstance(one, Integral) and not isinstance(one, bool) for one in value):
-        return None
-    return [int(one) for one in value]
+    ids = [whole(one) for one in value]
+    return None if None in ids else ids  # type: ignore[return-value]
 
 
 def _prompts(value: Any, depth: int) -> Iterator[Prompt]:

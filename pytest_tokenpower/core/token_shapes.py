@@ -6,11 +6,11 @@ known, since streams say the same request's count again and again.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from numbers import Integral
 from typing import Any
 
 from pytest_tokenpower.core.token_ids import (
@@ -18,7 +18,9 @@ from pytest_tokenpower.core.token_ids import (
     array_kind,
     count_generated,
     count_pipeline_record,
+    flat_ids,
     is_id_table,
+    whole,
 )
 from pytest_tokenpower.errors import TokenCountError
 
@@ -70,9 +72,13 @@ class Known(Part):
 
 @dataclass(frozen=True)
 class Silent(Part):
-    """A piece of a stream without counts, which stand in another piece; ``lack`` says so where there is none."""
+    """A piece of a stream without counts; ``lack`` says what is missing where no later piece of the stream has them.
+
+    ``stream`` is the request that it opened, where it says so.
+    """
 
     lack: str
+    stream: str | None = None
 
     def merged(self, parts: Sequence[Silent]) -> None:
         """See Part."""
@@ -103,6 +109,10 @@ class Outputs(Part):
                 f"request {self.request!r} is not finished: return its last output, or all of them"
             )
         prompts = {part.prompt for part in parts if part.prompt is not None}
+        if all(part.completions == {} for part in parts):
+            raise TokenCountError(
+                f"request {self.request!r} has no completion in .outputs: return {OWN_COUNT}"
+            )
         if len(prompts) != 1:
             said = (
                 "its prompt's ids are not in it"
@@ -140,7 +150,10 @@ class Outputs(Part):
 
 @dataclass(frozen=True)
 class Usage(Part):
-    """A response or a chunk of one that may carry the usage of its request."""
+    """A response or a chunk of one that may carry the usage of its request.
+
+    ``piece``: a part of a stream. ``text``: words stand in it, which are of at least one token.
+    """
 
     prompt: int | None
     generated: int | None
@@ -151,14 +164,16 @@ class Usage(Part):
     open: frozenset[int] = frozenset()
     ids: int = 0
     additive: bool = False
+    piece: bool = False
+    text: bool = False
 
     def merged(self, parts: Sequence[Usage]) -> Tally:
-        """See Part: the usage at the end of a stream, or the last where it is in every chunk."""
+        """See Part: the usage at the end of a stream, or the last where it is in every chunk and grows."""
         ends = Counter(index for part in parts for index in part.ended)
         if (most := max(ends.values(), default=0)) > 1:
             raise TokenCountError(
-                f"{most} finished results with one id, {self.request!r}: give each request an id of its own, or "
-                f"return {OWN_COUNT}"
+                f"{most} finished results with one id, {self.request!r}, or in one list without ids: give each request "
+                f"an id of its own, or return {OWN_COUNT}"
             )
         said = [part for part in parts if part.prompt is not None and part.generated is not None]
         if not said:
@@ -173,6 +188,10 @@ class Usage(Part):
         if begun - ended and not last:
             raise TokenCountError(f"the stream of {self.request!r} breaks off: return all of its chunks")
         prompt, generated = self._usage(said, last, choices)
+        if not generated and any(part.text for part in parts):
+            raise TokenCountError(
+                f"its usage says 0 generated tokens, and words came back: return {OWN_COUNT}"
+            )
         if sum(part.ids for part in parts) > generated:
             raise TokenCountError(
                 f"its usage says {generated} generated tokens, and its choices hold "
@@ -199,6 +218,13 @@ class Usage(Part):
             raise TokenCountError(
                 f"the usages of {self.request!r} do not tell which is of all of it: ask for "
                 f'stream_options={{"include_usage": True}}, or return {OWN_COUNT}'
+            )
+        # What the chunks say of all so far grows with each that brings words; anything else may be of the chunk alone.
+        words = [part.generated or 0 for part in said if part.text]
+        if len(said) > 1 and (sorted(counts) != counts or len(set(words)) < len(words)):
+            raise TokenCountError(
+                f"the usages of {self.request!r} do not grow from chunk to chunk, so that each may be of its chunk "
+                f'alone: ask for stream_options={{"include_usage": True}}, or return {OWN_COUNT}'
             )
         return prompts[0], max(counts)
 
@@ -243,9 +269,10 @@ def _count(value: Any, name: str) -> int | None:
     """Return a number of tokens that somebody else wrote down."""
     if value is None:
         return None
-    if not isinstance(value, Integral) or isinstance(value, bool) or not 0 <= int(value) <= MOST_TOKENS:
+    number = whole(value)
+    if number is None or not 0 <= number <= MOST_TOKENS:
         raise TokenCountError(f"{name} is {value!r}, which is no number of tokens: return {OWN_COUNT}")
-    return int(value)
+    return number
 
 
 def _items(value: Any) -> list[Any]:
@@ -339,7 +366,7 @@ def _read_outputs(result: Any, call: Call, path: tuple[Hashable, ...]) -> list[P
         ids = get(output, "token_ids")
         if ids is None:
             raise TokenCountError(f"completion {position} has no token_ids: return {OWN_COUNT}")
-        completions[index if isinstance(index, int) else position] = tuple(ids)
+        completions[index if isinstance(index, int) else position] = _ids_in(ids, "token_ids")
     if not alone and len(completions) < len(outputs):
         raise TokenCountError(
             f"two completions of one index in request {get(result, 'request_id')!r}: {RETURN}"
@@ -349,17 +376,52 @@ def _read_outputs(result: Any, call: Call, path: tuple[Hashable, ...]) -> list[P
             f"{kind(outputs)} in .outputs holds neither ids nor a vector: return {OWN_COUNT}"
         )
     finished = get(result, "finished")
+    if whole(cached) == -1:
+        cached = None  # vLLM's word for a request that was not scheduled
+    read = [_ids_in(ids, "prompt_token_ids") for ids in (prompt, encoder) if ids is not None]
+    if alone:
+        completions[0] = ()
     return [
         Outputs(
             request=get(result, "request_id"),
             source=id(result),
-            prompt=None if prompt is None else len(prompt) + len(encoder or ()),
-            cached=int(cached) if isinstance(cached, Integral) and int(cached) >= 0 else None,
+            prompt=None if prompt is None else sum(map(len, read)),
+            cached=_count(cached, "num_cached_tokens"),
             completions=completions,
             finished=finished if isinstance(finished, bool) else None,
             generated=_count(get(get(result, "metrics"), "num_generation_tokens"), "num_generation_tokens"),
         )
     ]
+
+
+def _ids_in(value: Any, name: str) -> tuple[int, ...]:
+    """Return the ids of one sequence; anything else has a length, too, that is no number of tokens."""
+    ids = () if isinstance(value, Sequence) and not len(value) else flat_ids(value)
+    if ids is None or isinstance(value, str | bytes):
+        raise TokenCountError(f"{kind(value)} in {name} is no sequence of token ids: return {OWN_COUNT}")
+    return tuple(ids)
+
+
+# Names under which usages say what a cache held; what it took, or missed, was computed.
+_CACHE = re.compile(r"cache(?!.*(creat|writ|miss))", re.IGNORECASE)
+
+
+def _cached(*places: Any) -> int | None:
+    """Return the prompt tokens from a cache, under whatever name a usage or its details have them."""
+    found = {}
+    for place in places:
+        fields = place if isinstance(place, Mapping) else getattr(place, "__dict__", {})
+        for name, value in {**fields, **(get(place, "model_extra") or {})}.items():
+            # Flags and discounts have no say; what calls itself tokens, or was read, must be a number of them.
+            number = whole(value) is not None or re.search(r"tokens$|read$", str(name), re.IGNORECASE)
+            if _CACHE.search(str(name)) and number:
+                found[str(name)] = _count(value, str(name))
+    said = {value for value in found.values() if value}
+    if len(said) > 1:
+        raise TokenCountError(
+            f"its usage does not say how many prompt tokens were cached ({found}): return {OWN_COUNT}"
+        )
+    return said.pop() if said else 0 if found else None
 
 
 def _numbers(usage: Any) -> tuple[int | None, int | None, int | None]:
@@ -368,14 +430,14 @@ def _numbers(usage: Any) -> tuple[int | None, int | None, int | None]:
     generated = _count(get(usage, "completion_tokens", "output_tokens"), "completion_tokens")
     total = _count(get(usage, "total_tokens"), "total_tokens")
     details = get(usage, "prompt_tokens_details", "input_tokens_details", "input_token_details")
-    cached = _count(get(details, "cached_tokens", "cache_read"), "cached tokens")
+    cached = _cached(usage, details)
     if prompt is None:
         prompt = _count(get(usage, "input_tokens"), "input_tokens")
         read = _count(get(usage, "cache_read_input_tokens"), "cache_read_input_tokens")
         wrote = _count(get(usage, "cache_creation_input_tokens"), "cache_creation_input_tokens")
         if prompt is not None and (read is not None or wrote is not None):
             # Anthropic's input_tokens are those that the cache neither held nor took.
-            prompt, cached = prompt + (read or 0) + (wrote or 0), read
+            prompt += (read or 0) + (wrote or 0)
     if prompt is not None and total is not None and total != prompt + (generated or 0):
         raise TokenCountError(
             f"its usage says {prompt} prompt and {generated} generated tokens, and {total} in all: return {OWN_COUNT}"
@@ -383,6 +445,9 @@ def _numbers(usage: Any) -> tuple[int | None, int | None, int | None]:
     if cached is not None and prompt is not None and cached > prompt:
         raise TokenCountError(f"its usage says {cached} cached of {prompt} prompt tokens: return {OWN_COUNT}")
     return prompt, generated, cached
+
+
+_WORDS = ("text", "content", "reasoning_content", "reasoning", "tool_calls")
 
 
 def _read_usage(result: Any, call: Call, path: tuple[Hashable, ...]) -> list[Part]:
@@ -397,10 +462,13 @@ def _read_usage(result: Any, call: Call, path: tuple[Hashable, ...]) -> list[Par
     # The completions API calls whole answers and pieces of a stream alike; pieces have no finish_reason.
     alike = get(result, "object") == "text_completion"
     streamed = str(get(result, "object") or "").endswith(".chunk")
-    indices, ended, begun, ids = set(), set(), set(), 0
+    named = [get(choice, "index") for choice in choices]
+    numbered = len({index for index in named if whole(index) is not None}) == len(choices)
+    indices, ended, begun, ids, text = set(), set(), set(), 0, False
     for position, choice in enumerate(choices):
-        index = get(choice, "index")
-        at = index if isinstance(index, int) and not isinstance(index, bool) else position
+        at = named[position] if numbered else position
+        said = get(choice, "delta", "message")
+        text |= any(get(one, name) for one in (choice, said) for name in _WORDS)
         piece = streamed or alike or get(choice, "delta") is not None
         indices.add(at)
         if piece:
@@ -425,6 +493,8 @@ def _read_usage(result: Any, call: Call, path: tuple[Hashable, ...]) -> list[Par
             ended=frozenset(ended),
             open=frozenset(begun),
             ids=ids,
+            piece=streamed or alike or bool(begun),
+            text=text,
         )
     ]
 
@@ -436,9 +506,8 @@ def _read_event(result: Any, call: Call, path: tuple[Hashable, ...]) -> list[Par
         return _read_usage(response, call, path)
     if response is not None and (error := _error(response)) is not None:
         raise TokenCountError(f"the request failed ({error}): let the workload raise it")
-    return [
-        Silent("silent", id(result), "the stream breaks off before response.completed, which has the usage")
-    ]
+    lack = "the stream breaks off before response.completed, which has the usage"
+    return [Silent("silent", id(result), lack, _identity(get(response, "id")))]
 
 
 def _read_message(result: Any, call: Call, path: tuple[Hashable, ...]) -> list[Part]:
@@ -457,6 +526,8 @@ def _read_message(result: Any, call: Call, path: tuple[Hashable, ...]) -> list[P
             responses=1,
             ended=frozenset() if chunk else frozenset({0}),
             additive=True,
+            piece=chunk,
+            text=bool(get(result, "content")),
         )
     ]
 
@@ -561,9 +632,9 @@ def _read_batch(result: Any, call: Call, path: tuple[Hashable, ...]) -> list[Par
         Outputs(
             request=_identity(get(result, "request_id")),
             source=id(result),
-            prompt=len(get(result, "prompt_ids")),
+            prompt=len(_ids_in(get(result, "prompt_ids"), "prompt_ids")),
             cached=None,
-            completions={0: tuple(get(result, "generated_tokens"))},
+            completions={0: _ids_in(get(result, "generated_tokens"), "generated_tokens")},
             finished=None,
             generated=None,
         )

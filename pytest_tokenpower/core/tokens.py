@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence, Set, ValuesView
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any
 
-from pytest_tokenpower.core.token_ids import Call
+from pytest_tokenpower.core.token_ids import Call, whole
 from pytest_tokenpower.core.token_shapes import (
     MOST_TOKENS,
+    OWN_COUNT,
     RETURN,
     SHAPES,
     Part,
     Silent,
     Tally,
+    Usage,
     kind,
     refusal,
 )
@@ -44,11 +45,12 @@ class TokenCount:
     def __post_init__(self) -> None:
         for name in ("prompt", "generated", "responses", "cached_prompt"):
             value = getattr(self, name)
-            if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < 0:
+            number = whole(value)
+            if number is None or number < 0:
                 raise ValueError(f"TokenCount({name}={value!r}): must be an integer of at least 0")
-            if int(value) > MOST_TOKENS:
+            if number > MOST_TOKENS:
                 raise ValueError(f"TokenCount({name}={value!r}): more than any execution has")
-            object.__setattr__(self, name, int(value))
+            object.__setattr__(self, name, number)
         if self.cached_prompt > self.prompt:
             raise ValueError(
                 f"TokenCount(cached_prompt={self.cached_prompt}): more than the {self.prompt} prompt tokens"
@@ -86,13 +88,25 @@ def count_tokens(
     call = Call.of(fn, args, kwargs or {})
     total = TokenCount(0, 0, 0)
     requests: dict[Hashable, list[tuple[Path, Part]]] = {}
+    last: dict[Path, tuple[Path, Part]] = {}
+    opened: list[tuple[Path, Silent]] = []
     for path, found in _found(result, call, ()):
         if isinstance(found, TokenCount):
             total += found
         else:
-            key = (path,) if found.request is None else (type(found), found.request)
+            # Pieces without an id are of one stream where they stand in one list.
+            piece = isinstance(found, Silent) or (isinstance(found, Usage) and found.piece)
+            apart = ("stream", path[:-1]) if piece else (path,)
+            key = (type(found), found.request) if found.request is not None else apart
             requests.setdefault(key, []).append((path, found))
-    silent: list[tuple[Path, Silent]] = []
+            last[path[:-1]] = path, found
+            if isinstance(found, Silent) and found.stream is not None:
+                opened.append((path, found))
+    ended = {(Usage, found.stream) for _, found in opened} & requests.keys()
+    broken = [(path, found) for path, found in last.values() if isinstance(found, Silent)]
+    broken += [(path, found) for path, found in opened if (Usage, found.stream) not in ended]
+    if broken:
+        raise TokenCountError(_located(result, [broken[0][0]], broken[0][1].lack))
     for parts in requests.values():
         each = {found.source: found for _, found in parts}
         try:
@@ -101,10 +115,6 @@ def count_tokens(
             raise TokenCountError(_located(result, [path for path, _ in parts], str(error))) from None
         if tally is not None:
             total += _counted(result, parts[0][0], tally)
-        else:
-            silent += [(path, part) for path, part in parts if isinstance(part, Silent)]
-    if silent and len(requests) == 1:
-        raise TokenCountError(_located(result, [silent[-1][0]], silent[-1][1].lack))
     if not (total.prompt or total.generated or total.responses):
         raise TokenCountError(f"{kind(result)} says that nothing was read and nothing generated: {RETURN}")
     return total
@@ -147,6 +157,14 @@ def _found(
 
 
 def _counted(result: object, path: Path, tally: Tally) -> TokenCount:
+    if not tally.prompt:
+        raise TokenCountError(
+            _located(
+                result,
+                [path],
+                f"it says that its prompt has 0 tokens, which no request has: return {OWN_COUNT}",
+            )
+        )
     try:
         return TokenCount(tally.prompt, tally.generated, tally.responses, tally.cached)
     except ValueError as error:

@@ -39,6 +39,7 @@ class RoundWindow:
     ``executions`` are the different token counts that its executions had: one, unless the work varies; empty where
     only their sum is known. Mixed steps are split by coefficients that the rounds of one ``pool`` have in common.
     ``devices`` are those whose energy is the round's, where a recording says so. ``latencies`` are of all its requests.
+    ``reasons`` are what makes it invalid already, whatever its meters say.
     """
 
     start_ns: int
@@ -50,3 +51,4 @@ class RoundWindow:
     pool: str = ""
     devices: tuple[str, ...] | None = None
     latencies: tuple[Latency, ...] = ()
+    reasons: tuple[str, ...] = ()

@@ -7,9 +7,11 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.engines.protocol import EngineIdentity, Step
 from pytest_tokenpower.errors import EngineError, TokenPowerError, UsageError
@@ -188,16 +190,23 @@ def check_counts(batch: Batch, token_ids: Sequence[Sequence[int]], *, engine: st
             )
 
 
-def check_steps(batch: Batch, steps: Sequence[Step], *, engine: str) -> None:
-    """Raise EngineError unless the steps account for every token of the batch, each once."""
+def with_cached(batch: Batch, cached: Iterable[int | None]) -> TokenCount:
+    """Return the batch's tokens, with what a prefix cache held of each prompt (None: nothing was said of one)."""
+    return replace(batch.tokens, cached_prompt=sum(each or 0 for each in cached))
+
+
+def check_steps(batch: Batch, steps: Sequence[Step], *, engine: str, cached: int = 0) -> None:
+    """Raise EngineError unless the steps account for every token of the batch that was computed, each once."""
     prompt = sum(step.prompt_tokens for step in steps)
     generated = sum(step.generated_tokens for step in steps)
     # The first token of each response comes out of its prefill.
     expected = len(batch.prompts) * (batch.new_tokens - 1)
-    if prompt != batch.tokens.prompt or generated != expected:
+    computed = batch.tokens.prompt - cached
+    if prompt != computed or generated != expected:
+        held = f" ({cached} more came from its cache)" if cached else ""
         raise EngineError(
             f"{engine}: the steps account for {prompt} prompt and {generated} decoded tokens, "
-            f"the batch has {batch.tokens.prompt} and {expected}"
+            f"the batch has {computed} and {expected}{held}"
         )
 
 

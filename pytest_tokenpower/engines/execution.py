@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.engines.protocol import Engine, EngineIdentity, Generation, Serving
@@ -75,7 +76,11 @@ class Execution:
         ids = sum(map(len, generation.token_ids))
         given = (ids, len(generation.token_ids))
         # An engine that gives no ids has counted the tokens of each response itself.
-        if generation.tokens != asked or given not in ((asked.generated, asked.responses), (0, 0)):
+        reported = replace(generation.tokens, cached_prompt=0)
+        if reported != asked or given not in (
+            (asked.generated, asked.responses),
+            (0, 0),
+        ):
             with_ids = f", with {ids} token ids in {given[1]} responses" if given[1] else ""
             raise TokenCountError(
                 f"the {self.identity.engine} engine was asked for {_said(asked)}, and reports "

@@ -42,6 +42,13 @@ def latencies_of(result: object) -> tuple[Latency, ...]:
     return tuple(result.latencies) if isinstance(result, Generation) else ()
 
 
+def unsound(results: Sequence[object]) -> tuple[str, ...]:
+    """Ask the engine, now that the round of these results has closed, what else it did in it."""
+    last = results[-1]
+    reason = last.unsound() if isinstance(last, Generation) and last.unsound is not None else ""
+    return (reason,) if reason else ()
+
+
 def notes_of(result: object) -> dict[str, Fact]:
     """Facts for the record: why vLLM's outputs tell no phases."""
     if not lack_of_times(result):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -18,7 +18,12 @@ class Serving(Protocol):
     """An engine that can take requests while others run has this beside the Engine protocol."""
 
     def serve(self, batch: Batch, arrivals: Arrivals) -> Generation:
-        """Run as ``generate``, with the batch's prompts arriving as ``arrivals`` says."""
+        """Run as ``generate``, with prompts that arrive one after another.
+
+        Args:
+            batch: the prompts.
+            arrivals: when each of them arrives.
+        """
         ...
 
 
@@ -43,6 +48,7 @@ class Generation:
 
     ``tokens`` are the engine's own counts, also where it gives no ids. ``steps_exact`` is False where the marks are
     estimates from outside the engine. ``latencies`` are those of the responses, as the engine or its client saw them.
+    ``unsound``, asked when the round has closed, says what else the engine did meanwhile; "" is nothing.
     """
 
     token_ids: Sequence[Sequence[int]]
@@ -50,6 +56,7 @@ class Generation:
     steps: Sequence[Step] = ()
     steps_exact: bool = True
     latencies: Sequence[Latency] = ()
+    unsound: Callable[[], str] | None = None
 
 
 @dataclass(frozen=True)

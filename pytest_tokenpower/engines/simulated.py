@@ -13,7 +13,7 @@ from pytest_tokenpower.engines._adapter import require_batch
 from pytest_tokenpower.engines.protocol import EngineIdentity, Generation, Step
 from pytest_tokenpower.errors import EngineError
 from pytest_tokenpower.meters.clock import Clock
-from pytest_tokenpower.models.fit import stored_weights
+from pytest_tokenpower.models.fit import architecture_of
 from pytest_tokenpower.models.registry import load_models
 from pytest_tokenpower.models.roofline import H100, HOST_SECONDS, Forecast, forecast
 from pytest_tokenpower.workloads.arrivals import Arrivals
@@ -42,10 +42,12 @@ class SimulatedEngine:
     ) -> None:
         name = os.fspath(model)
         known = load_models().get(name)
-        stored = None if known is not None else stored_weights(name)
-        shape = known.architecture if known is not None else stored.architecture if stored else None
+        shape = known.architecture if known is not None else architecture_of(name)
         if shape is None:
-            raise EngineError(f"{name}: no model of the registry, whose speed could be foretold")
+            raise EngineError(
+                f"{name}: its speed cannot be foretold: neither a model of the registry (`tokenpower models`) nor a "
+                "folder with the config.json of a decoder of a known family"
+            )
         self._shape = shape
         self._clock = clock or Clock()
         self._weights = _WEIGHTS.get(str(quantization), "bf16")

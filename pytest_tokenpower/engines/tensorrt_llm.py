@@ -20,6 +20,7 @@ from pytest_tokenpower.engines._adapter import (
     gpus_in_order,
     identity_of,
     needing,
+    with_cached,
 )
 from pytest_tokenpower.engines.protocol import EngineIdentity, Generation, Step
 from pytest_tokenpower.errors import EngineError
@@ -135,7 +136,7 @@ class TensorrtLlmEngine(InProcessEngine):
         return self._handle
 
     def generate(self, batch: Batch) -> Generation:
-        """Run the batch to its end; raises EngineError, also where a prompt's cache blocks were reused."""
+        """Run the batch to its end; raises EngineError, also where reused cache blocks are of unknown length."""
         args = self._opened().args
         check_batch(
             batch,
@@ -158,15 +159,16 @@ class TensorrtLlmEngine(InProcessEngine):
         token_ids = tuple(tuple(output.outputs[0].token_ids) for output in outputs)
         check_counts(batch, token_ids, engine=self.label)
         for index, output in enumerate(outputs):
-            if reused := _reused(output):
+            if blocks := _reused_blocks(output):
                 raise EngineError(
-                    f"TensorRT-LLM: {reused} of prompt {index} came from the KV cache, so that rounds do not do the "
-                    "same work: leave enable_block_reuse off in kv_cache_config"
+                    f"TensorRT-LLM: {blocks} blocks of prompt {index} came from the KV cache, and this release does "
+                    "not say how many tokens they held: leave enable_block_reuse off in kv_cache_config"
                 )
+        tokens = with_cached(batch, map(_cached, outputs))
         steps, exact = self._steps(batch, outputs)
         if steps:
-            check_steps(batch, steps, engine=self.label)
-        return Generation(token_ids, batch.tokens, steps, steps_exact=exact)
+            check_steps(batch, steps, engine=self.label, cached=tokens.cached_prompt)
+        return Generation(token_ids, tokens, steps, steps_exact=exact)
 
     def _shut_down(self, handle: Any) -> None:
         handle.shutdown()
@@ -188,7 +190,7 @@ class TensorrtLlmEngine(InProcessEngine):
 
     def _steps(self, batch: Batch, outputs: Sequence[Any]) -> tuple[tuple[Step, ...], bool]:
         times = [
-            _times(output, len(prompt), batch.new_tokens)
+            _times(output, len(prompt) - _cached(output), batch.new_tokens)
             for output, prompt in zip(outputs, batch.prompts, strict=True)
         ]
         known = [each for each in times if each is not None]
@@ -241,13 +243,15 @@ def _quantization(args: Any, config: Mapping[str, Any]) -> Fact:
     return as_fact(stored.get("quant_method")) if isinstance(stored, Mapping) else None
 
 
-def _reused(output: Any) -> str:
-    cached = getattr(output, "cached_tokens", 0) or 0
+def _cached(output: Any) -> int:
+    return getattr(output, "cached_tokens", 0) or 0
+
+
+def _reused_blocks(output: Any) -> int:
+    """Return how many blocks of the cache were used again where nobody says how many tokens."""
     metrics = getattr(output.outputs[0], "request_perf_metrics", None)
     blocks = getattr(getattr(metrics, "kv_cache_metrics", None), "num_reused_blocks", 0) or 0
-    if cached:
-        return f"{cached} tokens"
-    return f"{blocks} blocks" if blocks else ""
+    return 0 if _cached(output) else blocks
 
 
 def _times(output: Any, prompt_tokens: int, generated_tokens: int) -> RequestTimes | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
@@ -20,7 +21,8 @@ from pytest_tokenpower.store.acceptances import Acceptances
 from pytest_tokenpower.store.access import StoreContext, choose_test
 from pytest_tokenpower.store.git import first_parents
 from pytest_tokenpower.store.keys import differences
-from pytest_tokenpower.store.store import COMMIT_LENGTH, StoredFile
+from pytest_tokenpower.store.renames import EarlierNames
+from pytest_tokenpower.store.store import COMMIT_LENGTH, Contents, StoredFile
 
 LEAST_CHANGE = 0.005
 """Smaller steps are not named: a driver or a warmer room makes them."""
@@ -103,34 +105,36 @@ class Line:
     commits: tuple[str, ...]
     entries: tuple[StoredFile, ...]
     accepted: Acceptances | None
+    names: EarlierNames
 
 
 def read_line(place: StoreContext, ref: str | None, limit: int) -> Line:
     """Read which of the newest ``limit`` runs lie on the line of ``ref``; raises StoreError where none does."""
     name, commits, entries = _first_parent_commits(place, ref)
     accepted = Acceptances.read(place.needs_repository(), commits) if commits else None
-    return Line(name, commits, entries[:limit], accepted)
+    tip = commits[0] if commits else None
+    return Line(name, commits, entries[:limit], accepted, EarlierNames.read(place.repository, tip))
 
 
 def collect(place: StoreContext, test: str, line: Line) -> History:
-    """Read a test's runs; raises UsageError for one that is not stored or not the only one of its kind."""
-    tests: set[str] = set()
+    """Read a test's runs under all its names.
+
+    Raises UsageError for one that is not stored or not the only one of its kind.
+    """
     readable = []
     for entry in line.entries:
-        try:
-            tests.update(place.store.contents(entry).measurements)
-        except StoreError:
-            continue  # Named in store.problems.
-        readable.append(entry)
-    chosen = choose_test(test, tests)
+        with suppress(StoreError):  # Named in store.problems.
+            readable.append((entry, place.store.contents(entry)))
+    chosen = _choose(place, test, line, readable)
     found: list[tuple[StoredFile, MeasurementRecord]] = []
     invalid = 0
-    for entry in reversed(readable):
-        inside = place.store.contents(entry).measurements.get(chosen)
-        if inside is None:
+    for entry, contents in reversed(readable):
+        name = line.names.held(contents.commit, chosen, contents.measurements)
+        if name is None:
             continue
+        inside = contents.measurements[name]
         try:
-            measurement = place.store.measurement(entry, chosen)
+            measurement = place.store.measurement(entry, name)
         except StoreError:
             continue
         if inside.comparable and log_joules_per_token(measurement.rounds, denominator(measurement.key)):
@@ -143,6 +147,23 @@ def collect(place: StoreContext, test: str, line: Line) -> History:
             "within the test; tokenpower show --test says which"
         )
     return History(chosen, line.name, line.commits, _by_key(place, chosen, found, line.accepted), invalid)
+
+
+def _choose(
+    place: StoreContext, text: str, line: Line, readable: Sequence[tuple[StoredFile, Contents]]
+) -> str:
+    """Return the latest name of the test that is meant."""
+    tests = {test: None for _, contents in readable for test in contents.measurements}  # The newest first.
+    if text in tests:
+        return text
+    if "::" in text and place.repository is not None:
+        here = place.in_repository(text)
+        if any(line.names.held(found.commit, here, found.measurements) for _, found in readable):
+            return here
+    for test in [test for test in tests if text in test]:
+        earlier = {name for _, contents in readable for name in line.names.at(contents.commit, test)}
+        tests = {each: None for each in tests if each not in earlier}
+    return choose_test(text, tests)
 
 
 def _first_parent_commits(
@@ -209,5 +230,5 @@ def _verdict(measured: MeasurementRecord, test: str, entry: StoredFile, accepted
     kind = verdict.kind if verdict else ""
     if accepted is None or not accepted.regressed(measured.verdicts):
         return kind
-    counts = accepted.counts(test, measured.verdicts, entry.commit)
+    counts = accepted.counts(measured.verdicts, entry.commit, test, measured.test)
     return f"{kind}, {'accepted' if counts else 'not accepted'}"

@@ -7,7 +7,7 @@ import math
 from pytest_tokenpower.core.denominators import PER, unit_of
 from pytest_tokenpower.core.figures import FIGURES
 from pytest_tokenpower.core.records import OTHER_VARIANT, ChangeRecord, VerdictRecord
-from pytest_tokenpower.core.text import percent, plural, short_test_name, signed
+from pytest_tokenpower.core.text import percent, plural, readable, short_test_name, signed
 from pytest_tokenpower.gate.verdict import FAILING, PARTS
 
 MOSTLY = 0.75
@@ -67,10 +67,11 @@ def _without_figure(verdict: VerdictRecord) -> str:
 
 
 def _stored(verdict: VerdictRecord) -> str:
-    against = (
-        f"{verdict.against} took {verdict.baseline_value:.4g} ({plural(len(verdict.baseline_runs), 'run')})."
+    (ours, theirs), unit = readable(
+        unit_of(verdict.figure), verdict.value or 0.0, verdict.baseline_value or 0.0
     )
-    return f"takes {verdict.value:.4g} {unit_of(verdict.figure)}; {against}"
+    runs = plural(len(verdict.baseline_runs), "run")
+    return f"takes {ours} {unit}; {verdict.against} took {theirs} ({runs})."
 
 
 def _stored_lines(verdict: VerdictRecord) -> list[str]:
@@ -132,10 +133,9 @@ def _among(verdict: VerdictRecord) -> str:
 
 
 def below_noise(verdict: VerdictRecord) -> bool:
-    """Tell whether the limit is finer than the smallest rise that fails."""
-    # The floor is at least the limit, through a logarithm and back.
-    limit = (verdict.threshold or 0.0) * (1 + 1e-9)
-    return verdict.noise_floor is not None and 0 < limit < verdict.noise_floor
+    """Tell whether the limit is finer than the smallest rise that fails, as far as the printed figures show it."""
+    limit, floor = verdict.threshold or 0.0, verdict.noise_floor or 0.0
+    return 0 < limit < floor and percent(limit, 2) != percent(floor, 2)
 
 
 def _p(verdict: VerdictRecord) -> str:
@@ -189,14 +189,20 @@ def _ceiling(said: str, verdict: VerdictRecord, name: str) -> str:
     relation = {"over budget": "exceeds", "passed": "stays within"}.get(verdict.kind, "cannot be told from")
     denominated = verdict.against.removeprefix("joules_per_") in PER
     unit = unit_of(verdict.against) if denominated else FIGURES[verdict.against]
-    interval = ""
-    if verdict.change_low is not None and verdict.change_high is not None and verdict.threshold is not None:
-        low, high = (verdict.threshold * (1 + share) for share in (verdict.change_low, verdict.change_high))
-        interval = f" (95 % interval {low:.4g} to {high:.4g})"
+    limit, interval = verdict.threshold or 0.0, ""
+    bounds = [limit * (1 + share) for share in (verdict.change_low, verdict.change_high) if share is not None]
+    (value, shown, *between), unit = readable(unit, verdict.value or 0.0, limit, *bounds)
+    if len(between) == 2:
+        interval = f" (95 % interval {between[0]} to {between[1]})"
     return (
-        f"{said} {verdict.value:.4g} {unit} (limit {verdict.threshold:g}): {name}: {verdict.against} "
+        f"{said} {value} {unit} (limit {_plain(shown)}): {name}: {verdict.against} "
         f"{relation} its budget{interval}."
     )
+
+
+def _plain(digits: str) -> str:
+    """Write a limit as people do, without the zeros of a figure that was measured."""
+    return digits.rstrip("0").rstrip(".") if "." in digits else digits
 
 
 def _of_figure(verdict: VerdictRecord) -> str:

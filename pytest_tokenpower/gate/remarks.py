@@ -88,6 +88,8 @@ def undecided(kind: str, found: Comparison, decision: Decision, family: int) -> 
 
 
 def _remedy(found: Comparison) -> str:
+    if found.other_board and not found.calibrated:
+        return "tokenpower calibrate on each board, or stored runs of this one, tell smaller ones"
     if found.known:
         return "more stored occasions, restarts (--energy-max-seconds) or energy.compare tell smaller ones"
     return (
@@ -98,7 +100,10 @@ def _remedy(found: Comparison) -> str:
 
 def _other_board(found: Comparison, stale: Collection[str]) -> str:
     if not found.other_board:
-        return ""
+        # In a pool the reader wants to know which board it was, though its level is part of the comparison.
+        others = [board for board in found.baseline_boards if board and board != found.board]
+        known = bool(found.board and others)
+        return f"This run is on {found.board}, stored runs also on {', '.join(others)}." if known else ""
     there = ", ".join(found.baseline_boards) or "boards that are not known"
     where = f"Another board: this run is on {found.board}, the stored runs on {there}."
     if found.calibrated:
@@ -115,7 +120,8 @@ def _other_board(found: Comparison, stale: Collection[str]) -> str:
 
 
 def _sitting(found: Comparison, started: Sequence[float]) -> str:
-    if found.runs < 2 or found.occasions > 1 or not started:
+    # Of the sitting in which the new runs were measured, too, they are what the comparison takes.
+    if found.runs < 2 or found.occasions > 1 or found.together or not started:
         return ""
     minutes = math.ceil((max(started) - min(started)) / 60)
     return (

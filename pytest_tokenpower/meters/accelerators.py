@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pytest_tokenpower.meters.adapters._sysfs import text_of
 from pytest_tokenpower.meters.adapters.jetson import DEVICE_TREE, jetson_model
 
 DEV, DRM, PCI = Path("/dev"), Path("/sys/class/drm"), Path("/sys/bus/pci/devices")
@@ -100,29 +101,22 @@ def find_accelerator(
 def _without_driver(pci: Path) -> bool:
     """Whether an NVIDIA GPU is there that no driver has: none of a CPU-only container, whose host has one."""
     return any(
-        _text(vendor) == "0x10de"
-        and _text(vendor.with_name("class")).startswith("0x03")
+        text_of(vendor) == "0x10de"
+        and text_of(vendor.with_name("class")).startswith("0x03")
         and not vendor.with_name("driver").exists()
         for vendor in pci.glob("*/vendor")
     )
 
 
 def _has_amd(drm: Path) -> bool:
-    sizes = [_text(memory) for memory in drm.glob("card*/device/mem_info_vram_total")]
+    sizes = [text_of(memory) for memory in drm.glob("card*/device/mem_info_vram_total")]
     return any(size.isdecimal() and int(size) >= 8 << 30 for size in sizes)
 
 
 def _has_intel(drm: Path) -> bool:
     return any(
         re.fullmatch(r"card\d+", vendor.parent.parent.name) is not None
-        and _text(vendor) == "0x8086"
+        and text_of(vendor) == "0x8086"
         and not vendor.parent.resolve().name.startswith(_INTEGRATED)
         for vendor in drm.glob("card*/device/vendor")
     )
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace").strip()
-    except OSError:
-        return ""

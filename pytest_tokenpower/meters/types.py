@@ -14,12 +14,6 @@ if TYPE_CHECKING:
 
     from pytest_tokenpower.meters.clock import Clock
 
-
-"""What a device's energy stands for. A GPU figure is never called a node figure. A module (Grace Hopper) is a GPU, the
-CPU beside it and the memory of both: its joules hold those of its parts, so they are never added to them."""
-
-"""Where a number comes from; part of the key, so that a modelled joule never meets a measured one."""
-
 SLOW_S = 2.0
 """A meter that is read each second resolves this; one that resolves less is a BMC, or is scraped."""
 
@@ -79,6 +73,20 @@ class PowerSamples:
     t_ns: NDArray[np.int64]
     milliwatts: NDArray[np.int64]
     held: bool = True
+
+    @classmethod
+    def point(cls, t0_ns: int, t1_ns: int, milliwatts: float) -> PowerSamples:
+        """Return one point.
+
+        Args:
+            t0_ns: the moment before it was read.
+            t1_ns: the moment after it was read.
+            milliwatts: what was read.
+        """
+        import numpy as np
+
+        t_ns = np.array([(t0_ns + t1_ns) // 2], dtype=np.int64)
+        return cls(t_ns, np.array([round(milliwatts)], dtype=np.int64), held=False)
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,19 @@ def stored_weights(model: str) -> StoredWeights | None:
     )
 
 
+def architecture_of(model: str) -> Architecture | None:
+    """Return the architecture of a folder, from its config.json alone, or of a hub id that the registry knows."""
+    if not Path(model).is_dir():
+        return next((each.architecture for each in load_models().values() if each.hub == model), None)
+    try:
+        config = json.loads((Path(model) / "config.json").read_text())
+        if not config["architectures"][0].endswith("ForCausalLM"):
+            return None
+        return _architecture(Path(model).name, config)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+        return None
+
+
 def short_dtype(value: Any) -> str | None:
     """Return the short name of a dtype as engines take it (``torch.bfloat16``, too); None for auto and the unknown."""
     try:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_tokenpower.errors import TokenPowerError
 from pytest_tokenpower.plugin.edge import Lines
-from pytest_tokenpower.plugin.state import SESSION, session_of, test_id
+from pytest_tokenpower.plugin.state import MEASUREMENTS, SESSION, session_of, test_id
+
+if TYPE_CHECKING:
+    from pytest_tokenpower.store.baseline import Baseline
 
 
 class AbsentTests:
@@ -65,24 +69,32 @@ class AbsentTests:
         root, places = self._config.rootpath, self._places()
         if places is None:
             return []
+        from pytest_tokenpower.store.renames import likely_renames
+
         lines: list[str] = []
         try:
             baselines = session.baselines
         except TokenPowerError:
             return []  # Said by each test that needs one.
         for baseline in baselines:
-            gone = [
-                test
-                for test in baseline.newest_tests()
+            stored = baseline.newest_tests()
+            followed = baseline.earlier_names(self._collected)
+            gone = {
+                test: key
+                for test, key in stored.items()
                 if _within(root / test.partition("::")[0], places)
+                and test not in followed
                 and not any(test.startswith(prefix) for prefix in self._unknown if prefix)
                 and not any(each == test or each.startswith(f"{test}@") for each in self._collected)
-            ]
-            lines += [
-                f"{baseline.label} holds {test}, which this run does not have: "
-                "if it was renamed, its stored runs do not follow it"
-                for test in baseline.unfollowed(gone, self._collected)
-            ]
+            }
+            measured = {one.test: one.key for one in self._config.stash[MEASUREMENTS]}
+            new = {
+                test: key
+                for test, key in measured.items()
+                if test not in stored and stored.keys().isdisjoint(baseline.earlier_names([test]))
+            }
+            likely = likely_renames(gone, new)
+            lines += [_line(baseline, test, likely) for test in gone]
         return lines
 
     def _places(self) -> list[Path] | None:
@@ -91,6 +103,19 @@ class AbsentTests:
         if any("::" in each for each in given):
             return None
         return [Path(self._config.invocation_params.dir, each).resolve() for each in given]
+
+
+def _line(baseline: Baseline, test: str, likely: Mapping[str, str]) -> str:
+    base = test.partition("[")[0]
+    line = f"{baseline.label} holds {test}, which this run does not have"
+    if base not in likely:
+        return (
+            f"{line}: if it was renamed, say so with tokenpower rename, or its stored runs do not follow it"
+        )
+    return (
+        f"{line}: was it renamed to {likely[base]}? Then tokenpower rename {shlex.quote(baseline.identity(base))} "
+        f"{shlex.quote(baseline.identity(likely[base]))}, and commit the file that it writes"
+    )
 
 
 def _within(file: Path, places: Iterable[Path]) -> bool:

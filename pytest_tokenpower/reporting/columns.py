@@ -12,7 +12,7 @@ from pytest_tokenpower.core.denominators import PER, denominator, figure_per, un
 from pytest_tokenpower.core.figures import FIGURES
 from pytest_tokenpower.core.records import MeasurementRecord
 from pytest_tokenpower.core.settings import NO_FACTORS, Factors
-from pytest_tokenpower.core.text import EnergyUnit, energy_unit, short_test_name, signed
+from pytest_tokenpower.core.text import EnergyUnit, digits, energy_unit, short_test_name, signed
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.gate.messages import word
 from pytest_tokenpower.gate.verdict import SEVERITY, against_baseline, gravest
@@ -62,18 +62,16 @@ def _energy(figure: str, heading: str) -> _Column:
             return ""
         # A phase whose marks are estimated is not shown as if the engine had told it.
         estimated = ESTIMATED if re.match("prefill|decode|between", figure) and is_estimated(measured) else ""
-        return f"{estimated}{measured.figures[figure].value / unit.joules:.4g}"
+        return f"{estimated}{digits(measured.figures[figure].value / unit.joules)}"
 
     scale = "joules_per_token" if figure.endswith("_token") else figure
     return _Column(lambda unit: heading.replace("J", unit.name, 1), cell, scale=scale)
 
 
-def _plain(figure: str, heading: str, digits: str) -> _Column:
+def _plain(figure: str, heading: str, form: str) -> _Column:
     return _Column(
         lambda _: heading,
-        lambda measured, _: (
-            f"{measured.figures[figure].value:{digits}}" if figure in measured.figures else ""
-        ),
+        lambda measured, _: f"{measured.figures[figure].value:{form}}" if figure in measured.figures else "",
     )
 
 

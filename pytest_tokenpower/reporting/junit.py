@@ -23,8 +23,9 @@ def properties(measured: MeasurementRecord) -> list[tuple[str, object]]:
     for name, figure in measured.figures.items():
         rows += [(f"energy.{name}", figure.value), (f"energy.{name}_stderr", figure.stderr)]
     for scope in measured.other_scopes:
-        if (joules := scope.joules_per_token) is not None:
-            name = f"energy.{scope_label(scope, measured)}_joules_per_token"
+        joules, figure_name = scope.compared(measured.key)
+        if joules is not None:
+            name = f"energy.{scope_label(scope, measured)}_{figure_name}"
             rows += [(name, joules.value), (f"{name}_stderr", joules.stderr)]
     verdict = gravest(measured.verdicts)
     if verdict is not None:

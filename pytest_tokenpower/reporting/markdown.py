@@ -11,15 +11,15 @@ from collections import Counter
 from collections.abc import Sequence
 
 from pytest_tokenpower.core.shown import shown
-from pytest_tokenpower.core.text import plural, short_test_name, signed
+from pytest_tokenpower.core.text import plural, readable, short_test_name, signed
 from pytest_tokenpower.gate.messages import message, word
 from pytest_tokenpower.gate.verdict import FAILING, SEVERITY, against_baseline
 from pytest_tokenpower.reporting.costs import cost_of, explained
 from pytest_tokenpower.reporting.report import Report, Reported
 from pytest_tokenpower.reporting.suites import claims_table
 
-MARKER = "<!-- pytest-tokenpower -->"
-"""The first line of a comment's body, by which the one of an earlier run is found and replaced."""
+TITLE = re.compile(r"\w[\w.-]{0,99}", re.ASCII)
+"""What a report may be called: nothing that could end the marker of a comment."""
 
 SUMMARY_BYTES = 1024 * 1024 - 1024
 """GitHub refuses a step's summary from 1 MiB on."""
@@ -61,8 +61,13 @@ def summary(report: Report, before_bytes: int = 0) -> str:
 
 
 def comment(report: Report) -> str:
-    """Say the same for a pull request, with a first line that marks the comment as ours."""
-    return f"{MARKER}\n{_within(report, COMMENT_BYTES)}"
+    """Say the same for a pull request, after the :func:`marker`."""
+    return f"{marker(report.title)}\n{_within(report, COMMENT_BYTES)}"
+
+
+def marker(title: str) -> str:
+    """Return a comment's first line, by which that of an earlier run is found and replaced: one for each title."""
+    return f"<!-- pytest-tokenpower{f': {title}' if title else ''} -->"
 
 
 def _within(report: Report, most_bytes: int) -> str:
@@ -76,13 +81,14 @@ def _within(report: Report, most_bytes: int) -> str:
 
 
 def _summary(report: Report, entries: Sequence[Reported], rows: int) -> str:
-    parts = [f"### {headline(entries)}"]
+    parts = [f"### {headline(entries)}{f' ({code(report.title)})' if report.title else ''}"]
     if unreal := [kind for kind in report.provenances if kind != "measured"]:
         parts.append(f"**Not measured on hardware by this run:** {', '.join(map(code, unreal))}.")
     if rows:
         parts.append("\n".join(_table(report, entries[:rows])))
     if rows < len(entries):
-        parts.append(f"… and {plural(len(entries) - rows, 'test')} more, none of them graver than these.")
+        graver = ", none of them graver than these" if rows else ""
+        parts.append(f"… and {plural(len(entries) - rows, 'test')} more{graver}: this text may be no longer.")
     parts += [block(said) for each in entries[:rows] if (said := _said(each))]
     if claims := [claim for run in report.runs for claim in run.claims]:
         parts.append(block("\n".join(claims_table(claims))))
@@ -102,12 +108,27 @@ def headline(entries: Sequence[Reported]) -> str:
     return f"Energy per token: {', '.join(found) or 'no test measured'}"
 
 
+def _figures(entries: Sequence[Reported]) -> tuple[list[str], str]:
+    """Return the figures, "" where there is none, in the unit that they share; each with its own where they differ."""
+    values = [each.figure.value for each in entries if each.figure is not None]
+    units = {each.unit for each in entries}
+    if len(units) == 1 and values:
+        texts, unit = readable(units.pop(), *values)
+    else:
+        each_with_its_own = [
+            readable(each.unit, each.figure.value) for each in entries if each.figure is not None
+        ]
+        texts, unit = [f"{text} {own}" for [text], own in each_with_its_own], ""
+    known = iter(texts)
+    return ["" if each.figure is None else next(known) for each in entries], unit
+
+
 def _table(report: Report, entries: Sequence[Reported]) -> list[str]:
     factors = report.factors
-    units = {each.unit for each in entries}
+    shown, unit = _figures(entries)
     heads = [
         "test",
-        next(iter(units)) if len(units) == 1 else "figure",
+        unit or "figure",
         "±95 %",
         "change",
         "95 % interval",
@@ -116,15 +137,14 @@ def _table(report: Report, entries: Sequence[Reported]) -> list[str]:
     heads += [f"{code(factors.currency)}/Mtok"] if factors.price is not None else []
     heads += ["gCO2e/Mtok"] if factors.carbon is not None else []
     lines = [f"| {' | '.join(heads)} |", f"| --- |{' ---: |' * (len(heads) - 1)}"]
-    for each in entries:
-        measured = each.measured
-        figure, unit = each.figure, "" if len(units) == 1 else f" {each.unit}"
+    for each, text in zip(entries, shown, strict=True):
+        measured, figure = each.measured, each.figure
         compared = against_baseline(measured.verdicts)
         changed = compared is not None and compared.change is not None
         cost = cost_of(measured, factors)
         cells = [
             code(short_test_name(measured.test)),
-            "" if figure is None else f"{figure.value:.4g}{unit}",
+            text,
             "" if figure is None else f"{196 * figure.stderr / figure.value:.1f} %",
             signed(compared.change or 0.0) if compared is not None and changed else "",
             f"[{100 * (compared.change_low or 0.0):+.1f}, {100 * (compared.change_high or 0.0):+.1f}]"

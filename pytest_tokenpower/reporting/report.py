@@ -68,7 +68,8 @@ class Reported:
 class Report:
     """Everything that a page, a summary or an export is made of.
 
-    ``no_history`` is why there is none; ``factors`` turn joules into money and carbon.
+    ``no_history`` is why there is none; ``factors`` turn joules into money and carbon; ``title`` names the job that it
+    is of.
     """
 
     runs: tuple[RunRecord, ...]
@@ -76,6 +77,7 @@ class Report:
     histories: Mapping[str, History] = field(default_factory=dict)
     no_history: str = ""
     factors: Factors = NO_FACTORS
+    title: str = ""
 
     def __iter__(self) -> Iterator[Reported]:
         """Each measurement, in the order of runs and tests; ``curves`` are by run id and node id."""
@@ -95,8 +97,7 @@ class Report:
 
 def parts_of_change(verdict: VerdictRecord) -> dict[str, tuple[float, float, float]]:
     """Return the parts of a verdict's change that are known, each with its 95 % interval: work and pace."""
-    # Records of gates that divide a change have them.
-    found = {name: getattr(verdict, name, None) for name in ("work", "pace")}
+    found = {"work": verdict.work, "pace": verdict.pace}
     return {name: (part.change, part.low, part.high) for name, part in found.items() if part is not None}
 
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pytest_tokenpower.core.records import NOT_MEASURED, ClaimRecord, MeasurementRecord
-from pytest_tokenpower.core.text import percent, plural, short_test_name, signed
+from pytest_tokenpower.core.text import per_token, percent, plural, short_test_name, signed
 from pytest_tokenpower.errors import UsageError
-from pytest_tokenpower.suites.pareto import AGAINST, MAIN, not_beaten, strengths
+from pytest_tokenpower.suites.pareto import AGAINST, MAIN, having, not_beaten, strengths
 
 if TYPE_CHECKING:
     from pytest_tokenpower.suites.objectives import Outcome
@@ -143,22 +143,28 @@ def _short(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else ""
 
 
-def frontier(measurements: Sequence[MeasurementRecord], figure: str) -> list[str]:
-    """Name the cells that no other beats in joules per token and another figure at once.
+def frontier(measurements: Sequence[MeasurementRecord], figures: Sequence[str]) -> list[str]:
+    """Name the cells that no other beats in joules per token and all these figures at once (Pareto).
 
     Raises UsageError for a figure that no cell has.
     """
     from tabulate import tabulate
 
-    if not (best := not_beaten(measurements, figure)):
-        valid = ", ".join(sorted({name for one in measurements for name in one.figures}))
-        raise UsageError(f"--pareto={figure}: no cell has it; there are {valid or 'no figures'}")
-    table = [
-        [short_test_name(one.test), *(_short(one.figures[name].value) for name in (MAIN, figure))]
-        for one in best
-    ]
-    head = [f"no other cell of the same work is better in both ({len(best)})", "J/token", figure]
-    return tabulate(table, headers=head, tablefmt="simple", disable_numparse=True).splitlines()
+    for figure in figures:
+        if not having(measurements, (MAIN, figure)):
+            valid = ", ".join(sorted({name for one in measurements for name in one.figures})) or "no figures"
+            raise UsageError(f"--pareto={figure}: no good measurement of a cell has it; there are {valid}")
+    columns = (MAIN, *figures)
+    best, known = not_beaten(measurements, figures), having(measurements, columns)
+    return tabulate(
+        [[short_test_name(one.test), *(_short(one.figures[name].value) for name in columns)] for one in best],
+        headers=[
+            f"no other cell is as good in all ({len(best)} of {len(known)})",
+            *(_RESULTS.get(name, name) for name in columns),
+        ],
+        tablefmt="simple",
+        disable_numparse=True,
+    ).splitlines()
 
 
 def trade_offs(measurements: Sequence[MeasurementRecord]) -> list[list[str]]:
@@ -206,7 +212,7 @@ def live_table(progress: Progress, now: float, *, rows: int, width: int) -> list
         if event is not None:
             joules = event.figures.get(MAIN)
             what = (
-                f"{joules:.4g} J/token  {event.outcome}"
+                f"{per_token(joules)}  {event.outcome}"
                 if joules is not None
                 else f"{event.outcome} {event.reason}"
             )
@@ -229,7 +235,7 @@ def objective_lines(outcome: Outcome) -> list[str]:
     said = f"SLO {outcome.objective.name} ({', '.join(limits)}): "
     if outcome.best is not None:
         best = outcome.best
-        said += f"cheapest is {best.cell.name}, {best.joules_per_token:.4g} J/token"
+        said += f"cheapest is {best.cell.name}, {per_token(best.joules_per_token)}"
     else:
         known = [point for point in outcome.points if point.holds is not None]
         said += "no cell holds it" if known else "no latency was measured"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from pytest_tokenpower.core.denominators import PER, denominator
+from pytest_tokenpower.core.denominators import PER, denominator, unit_of
 from pytest_tokenpower.core.records import MeasurementRecord, PhaseSplit
-from pytest_tokenpower.core.text import short_test_name
+from pytest_tokenpower.core.text import per_token, short_test_name
 from pytest_tokenpower.gate.messages import below_noise, message, word
 from pytest_tokenpower.gate.verdict import FAILING, SEVERITY
 from pytest_tokenpower.reporting.columns import ESTIMATED, Layout, is_estimated, status, table
@@ -243,7 +243,8 @@ def also_measured(measured: MeasurementRecord) -> list[str]:
     """
     parts = []
     for scope in measured.other_scopes:
-        if (figure := scope.joules_per_token) is None:
+        figure, name = scope.compared(measured.key)
+        if figure is None:
             continue
         words = [scope.provenance] if scope.provenance not in measured.provenance.split("+") else []
         if (error := 196 * figure.stderr / figure.value) >= 1:
@@ -252,9 +253,8 @@ def also_measured(measured: MeasurementRecord) -> list[str]:
             words.append(
                 f"over {scope.span_seconds:.0f} s, {100 * scope.share_in_rounds:.0f} % of it in rounds"
             )
-        parts.append(
-            f"{scope.scope} {figure.value:.4g} J/token" + (f" ({', '.join(words)})" if words else "")
-        )
+        said = per_token(figure.value, unit_of(name))
+        parts.append(f"{scope.scope} {said}" + (f" ({', '.join(words)})" if words else ""))
     return [f"{short_test_name(measured.test)}: also measured: {', '.join(parts)}"] if parts else []
 
 
@@ -263,9 +263,13 @@ def absences(measurements: Sequence[MeasurementRecord]) -> list[str]:
     tests: dict[tuple[str, str], list[str]] = {}
     for measured in measurements:
         for scope in measured.other_scopes:
-            if scope.joules_per_token is None:
-                label = scope_label(scope, measured)
-                tests.setdefault((label, scope.reason), []).append(short_test_name(measured.test))
+            figure, name = scope.compared(measured.key)
+            if figure is None:
+                label, reason = (
+                    scope_label(scope, measured),
+                    scope.reason or f"its {unit_of(name)} is not known",
+                )
+                tests.setdefault((label, reason), []).append(short_test_name(measured.test))
     return [
         f"{'all tests' if len(names) == len(measurements) > 1 else ', '.join(names)}: not measured: {what}: {reason}"
         for (what, reason), names in tests.items()

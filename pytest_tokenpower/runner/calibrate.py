@@ -113,6 +113,22 @@ def torch_works(device_id: str) -> dict[str, Work]:
     if index is None:
         raise MeterError(f"{device_id}: PyTorch does not see this GPU (look at CUDA_VISIBLE_DEVICES)")
     torch.cuda.set_device(index)
+
+    def repeated(piece: Callable[[], object]) -> Work:
+        def work(times: int) -> None:
+            for _ in range(times):
+                piece()
+            torch.cuda.synchronize()
+
+        return work
+
+    return {name: repeated(piece) for name, piece in torch_pieces().items()}
+
+
+def torch_pieces() -> dict[str, Callable[[], object]]:
+    """Make the fixed work ready on the current GPU; each call of a piece queues it once."""
+    import torch
+
     make = torch.Generator("cuda")
     make.manual_seed(0)
     how: dict[str, Any] = {"device": "cuda", "dtype": torch.bfloat16, "generator": make}
@@ -128,12 +144,8 @@ def torch_works(device_id: str) -> dict[str, Work]:
         for at in range(40):
             torch.mm(rows, matrices[at % 8], out=narrow)
 
-    def repeated(piece: Callable[[], object]) -> Work:
-        def work(times: int) -> None:
-            for _ in range(times):
-                piece()
-            torch.cuda.synchronize()
+    def replay(operands: object = (rows, narrow, *matrices)) -> None:
+        """Run the graph, which knows its operands by their addresses alone: they live as long as this does."""
+        graph.replay()
 
-        return work
-
-    return {MATMUL: repeated(lambda: torch.mm(a, b, out=into)), MEMORY: repeated(graph.replay)}
+    return {MATMUL: lambda: torch.mm(a, b, out=into), MEMORY: replay}

@@ -7,7 +7,8 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from functools import partial
+from typing import Any, Literal, Protocol
 
 import msgspec
 import numpy as np
@@ -21,12 +22,13 @@ from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.core.windows import PhaseWindow, RoundWindow
 from pytest_tokenpower.errors import EngineError, TokenCountError, UsageError
 from pytest_tokenpower.gate.verdict import Policy, judge_variants
-from pytest_tokenpower.runner.coroutines import blocking
+from pytest_tokenpower.runner.coroutines import blocking, settled
 from pytest_tokenpower.runner.rounds import (
     MOST_ROUNDS,
     MOST_SECONDS,
+    Measuring,
     RoundEvaluator,
-    measured_round,
+    counted_round,
     quick_enough,
     repeats_for,
 )
@@ -112,17 +114,21 @@ def annotate_errors(variant: str, names: tuple[str, str] | None) -> Iterator[Non
         raise kind(f"energy.compare, the {variant}{name}: {error}") from error
 
 
-SYNCHRONOUS = (
-    "compare in a test that is not, where energy.compare runs such functions on an event loop of its own"
-)
-
-
 def started(variant: Callable[[], object] | Startable, stack: ExitStack) -> Callable[[], object]:
     """Return what runs one execution of a variant; one that has to be started ends with ``stack``."""
     running: AbstractContextManager[Callable[[], object]] = (
-        variant.start() if hasattr(variant, "start") else blocking(variant, instead=SYNCHRONOUS)
+        variant.start()
+        if hasattr(variant, "start")
+        else blocking(variant, instead="write `await energy.async_compare(...)`")
     )
     return stack.enter_context(running)
+
+
+def started_async(variant: Callable[[], object] | Startable, stack: ExitStack) -> Callable[[], Any]:
+    """Return the same to be awaited; an engine of a process of its own is waited for with the loop standing still."""
+    if not hasattr(variant, "start"):
+        return partial(settled, variant)
+    return partial(settled, stack.enter_context(variant.start()))
 
 
 def names_of(baseline: object, candidate: object) -> tuple[str, str] | None:
@@ -195,8 +201,8 @@ class Block:
     windows: tuple[RoundWindow, ...]
 
 
-def run_blocks(
-    execute: dict[Variant, Callable[[], object]],
+def blocks_of(
+    execute: dict[Variant, Callable[[], Any]],
     count: Callable[[object], TokenCount],
     phases: Callable[[object], Sequence[PhaseWindow]],
     plan: BlockPlan,
@@ -204,7 +210,7 @@ def run_blocks(
     bench: RoundEvaluator,
     order: random.Random,
     names: tuple[str, str] | None = None,
-) -> tuple[Block, ...]:
+) -> Measuring[tuple[Block, ...]]:
     """Warm both variants up, then run ABBA blocks of one restart, each with a first variant drawn from ``order``.
 
     The warm-up goes on while a variant still gets faster; a drift of both falls out of the blocks. It stops on
@@ -212,9 +218,10 @@ def run_blocks(
     """
     clock = bench.clock
 
-    def run(variant: Variant, repeats: int) -> RoundWindow:
+    def run(variant: Variant, repeats: int) -> Measuring[RoundWindow]:
         with annotate_errors(variant, names):
-            return measured_round(execute[variant], count, phases, repeats, bench)[1]
+            ran = yield execute[variant], repeats
+            return counted_round(ran, count, phases)
 
     seconds: dict[Variant, list[float]] = {variant: [] for variant in VARIANTS}
     began = clock.seconds()
@@ -226,7 +233,7 @@ def run_blocks(
     ):
         tell(done, clock.seconds())
         for variant in VARIANTS:
-            window = run(variant, 1)
+            window = yield from run(variant, 1)
             seconds[variant].append((window.end_ns - window.start_ns) / 1e9)
     repeats = {variant: repeats_for(min(seconds[variant]), bench) for variant in VARIANTS}
     blocks: list[Block] = []
@@ -235,8 +242,11 @@ def run_blocks(
         lead = order.choice(VARIANTS)
         other = VARIANTS[1 - VARIANTS.index(lead)]
         variants = (lead, other, other, lead)
-        windows = tuple(replace(run(variant, repeats[variant]), pool=variant) for variant in variants)
-        blocks.append(Block(variants, windows))
+        windows = []
+        for variant in variants:
+            window = yield from run(variant, repeats[variant])
+            windows.append(replace(window, pool=variant))
+        blocks.append(Block(variants, tuple(windows)))
         if bench.failed_for_good(windows[0].start_ns):
             break
         if len(blocks) < plan.min_blocks:

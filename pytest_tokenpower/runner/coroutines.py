@@ -37,6 +37,15 @@ async def awaited(fn: Callable[..., object], *args: object, **kwargs: object) ->
         raise UsageError(
             f"energy.async_run({name_of(fn)}): returns nothing to await: write energy({name_of(fn)}, ...)"
         )
+    return await _ended(result)
+
+
+async def settled(fn: Callable[..., object]) -> Any:
+    """One execution to its end, awaited where there is something to await."""
+    return await _ended(fn())
+
+
+async def _ended(result: object) -> Any:
     if inspect.isawaitable(result):
         result = await result
     return [each async for each in result] if isinstance(result, AsyncIterable) else result

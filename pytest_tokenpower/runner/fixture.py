@@ -14,7 +14,8 @@ from pytest_tokenpower.core.tokens import TokenCount, count_tokens
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.core.windows import PhaseWindow, RoundWindow
 from pytest_tokenpower.engines.identify import describe_callable
-from pytest_tokenpower.engines.phase_marks import notes_of, phases_of
+from pytest_tokenpower.engines.phase_marks import notes_of, phases_of, unsound
+from pytest_tokenpower.engines.protocol import Generation
 from pytest_tokenpower.errors import MeterError, TokenCountError, UsageError
 from pytest_tokenpower.runner.checks import (
     declared_config,
@@ -30,20 +31,21 @@ from pytest_tokenpower.runner.compare import (
     Startable,
     Variant,
     annotate_errors,
-    run_blocks,
+    blocks_of,
     started,
+    started_async,
 )
 from pytest_tokenpower.runner.coroutines import awaited, blocking, refuse_pending
 from pytest_tokenpower.runner.open_windows import sole_window
 from pytest_tokenpower.runner.outcome import Attempt, MeasuredTest, finish
 from pytest_tokenpower.runner.result import Result
-from pytest_tokenpower.runner.rounds import RoundPlan, device_wait, run_rounds, run_rounds_async
+from pytest_tokenpower.runner.rounds import Measuring, RoundPlan, device_wait, rounds, run, run_async
 from pytest_tokenpower.runner.soak import Soak, soak
 
 if TYPE_CHECKING:
     from pytest_tokenpower.core.records import VerdictRecord
     from pytest_tokenpower.core.settings import Limits
-    from pytest_tokenpower.engines.protocol import Engine, EngineIdentity, Generation
+    from pytest_tokenpower.engines.protocol import Engine, EngineIdentity
     from pytest_tokenpower.engines.spec import EngineSpec
     from pytest_tokenpower.runner.session import Session
     from pytest_tokenpower.workloads import Workload
@@ -68,6 +70,7 @@ class Window:
         self._open = True
         self._tokens: TokenCount | None = None
         self._phases: tuple[PhaseWindow, ...] = ()
+        self._last: object = None
 
     @property
     def counted(self) -> bool:
@@ -82,6 +85,7 @@ class Window:
         """Add the tokens of a result: anything that ``energy(fn)`` can count."""
         self._add(lambda energy: energy._counted(result))
         self._phases += phases_of(result)
+        self._last = result
 
     def _add(self, count: Callable[[Energy], TokenCount]) -> None:
         if self._energy is None:
@@ -146,11 +150,21 @@ class Energy:
     def __call__(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
 
     def __call__(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        """Run ``fn(*args, **kwargs)`` in rounds under measurement; returns what it returned last.
+        """Run ``fn(*args, **kwargs)`` in rounds under measurement.
 
-        ``energy(benchmark, fn, ...)`` measures ``fn`` and has pytest-benchmark time it after that. An asynchronous
-        function runs on an event loop of its own; in an asynchronous test see :meth:`async_run`.
-        Raises whatever ``fn`` raises, and TokenCountError where its tokens cannot be counted.
+        Args:
+            fn: the workload. An asynchronous function runs on an event loop of its own; in an asynchronous test see
+                :meth:`async_run`. ``energy(benchmark, fn, ...)`` has pytest-benchmark time it after that.
+            args: what ``fn`` is called with.
+            kwargs: the same, by name.
+
+        Returns:
+            What ``fn`` returned last.
+
+        Raises:
+            TokenCountError: the tokens of a result cannot be counted.
+            UsageError: the test measures already, or ``fn`` cannot be called.
+            Exception: whatever ``fn`` raises.
         """
         # An error of the workload is shown as the test's own, without the frames that measured it.
         __tracebackhide__ = True
@@ -169,14 +183,7 @@ class Energy:
                     work, lambda result: self._counted(result, args, kwargs, fn), self._soak, self._telemetry
                 )
                 self._facts["soak"], self._soaked = self._soak.ended()
-            ran = run_rounds(
-                work,
-                lambda result: self._counted(result, args, kwargs, fn),
-                phases_of,
-                self._plan,
-                self._telemetry,
-            )
-            return self._keep(*ran)
+            return self._keep(*run(self._rounds(work, fn, args, kwargs), lambda: self._telemetry))
 
     @overload
     async def async_run(self, fn: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
@@ -189,8 +196,19 @@ class Energy:
     async def async_run(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Run ``await fn(*args, **kwargs)`` in rounds as ``energy(fn, ...)`` does, on the event loop of the test.
 
-        What ``fn`` returns as an asynchronous stream is read to its end and counted as a list. Between the rounds,
-        while readings are awaited, the loop stands still.
+        Between the rounds, while readings are awaited, the loop stands still.
+
+        Args:
+            fn: the workload; an asynchronous stream that it returns is read to its end and counted as a list.
+            args: what ``fn`` is called with.
+            kwargs: the same, by name.
+
+        Returns:
+            What ``fn`` returned last.
+
+        Raises:
+            TokenCountError: the tokens of a result cannot be counted.
+            UsageError: the test measures already, or ``fn`` cannot be called.
         """
         __tracebackhide__ = True
         with self._refusing(), self._measuring(fn):
@@ -198,14 +216,23 @@ class Energy:
             if self._replayed is not None:
                 self._windows.extend(self._replayed)
                 return await awaited(fn, *args, **kwargs)
-            ran = await run_rounds_async(
-                partial(awaited, fn, *args, **kwargs),
-                lambda result: self._counted(result, args, kwargs, fn),
-                phases_of,
-                self._plan,
-                self._telemetry,
-            )
-            return self._keep(*ran)
+            measuring = self._rounds(partial(awaited, fn, *args, **kwargs), fn, args, kwargs)
+            return self._keep(*await run_async(measuring, lambda: self._telemetry))
+
+    def _rounds(
+        self,
+        execute: Callable[[], Any],
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Measuring[tuple[object, tuple[RoundWindow, ...]]]:
+        return rounds(
+            execute,
+            lambda result: self._counted(result, args, kwargs, fn),
+            phases_of,
+            self._plan,
+            self._telemetry,
+        )
 
     @contextmanager
     def _refusing(self) -> Iterator[None]:
@@ -274,13 +301,22 @@ class Energy:
     def run(
         self, engine: Engine | EngineSpec, workload: Workload | Batch, *, quality: Quality | None = None
     ) -> Generation:
-        """Run a workload of pytest_tokenpower.workloads on an engine in rounds; returns what it generated last.
+        """Run a workload of pytest_tokenpower.workloads on an engine in rounds.
 
-        Phases come from the engine's steps, and the GPUs that are measured are those that it says it uses. An
-        EngineSpec is started before and closed after it. The workload's fingerprint enters the key; of the engine's
-        configuration what :meth:`declare` names. Raises EngineError, and TokenCountError where the engine did less
-        or more than the workload asks for. ``quality`` is called with the running engine after all rounds, and gives
-        the score of its answers (see :meth:`quality`).
+        Phases come from the engine's steps, and the GPUs that are measured are those that it says it uses.
+
+        Args:
+            engine: a running engine, or an EngineSpec that is started before and closed after it. Of its configuration
+                what :meth:`declare` names enters the key.
+            workload: what it is given; its fingerprint enters the key.
+            quality: called with the running engine after all rounds; it gives the score for :meth:`quality`.
+
+        Returns:
+            What the engine generated last.
+
+        Raises:
+            EngineError: the engine does not start, or fails.
+            TokenCountError: it did less or more than the workload asks for.
         """
         __tracebackhide__ = True
         from pytest_tokenpower.engines.execution import Execution
@@ -376,7 +412,8 @@ class Energy:
                 f"{self._test}: nothing says what was read and generated in the energy.measure() block: call "
                 "window.count(result) or window.tokens(prompt=..., generated=...) inside it"
             )
-        self._windows.append(RoundWindow(start_ns, end_ns, tokens, 1, window._phases))
+        reasons = unsound([window._last])
+        self._windows.append(RoundWindow(start_ns, end_ns, tokens, 1, window._phases, reasons=reasons))
 
     def compare(
         self,
@@ -390,12 +427,49 @@ class Energy:
     ) -> None:
         """Measure two variants against each other in this test, in ABBA blocks; no stored baseline is needed.
 
-        Each variant is a callable whose result can be counted, or an engine that is started in a process of its own
-        (``Startable``), anew for each of ``restarts``. ``at_least="20%"``: the candidate must save that share;
-        ``at_most="1%"`` (default: the test's regression limit): it may cost that much more. The test fails where it
-        surely does not. ``names=("bf16", "FP8")`` is what the verdict calls them, "FP8 saves 32.4 %"; without them
-        callables are called by their own names, and engines by the options in which they differ.
+        The test fails where the candidate surely does not hold what is asked of it.
+
+        Args:
+            baseline: a callable whose result can be counted, or an engine that is started in a process of its own
+                (``Startable``), anew for each of the restarts.
+            candidate: the same, of what is to be judged.
+            at_least: the share that the candidate must save, such as "20%".
+            at_most: the share that it may cost more, such as "1%" (default: the test's regression limit).
+            restarts: how often engines are started anew.
+            names: what the verdict calls them, ("bf16", "FP8"): "FP8 saves 32.4 %"; by default callables by their own
+                names, and engines by the options in which they differ.
+
+        Raises:
+            UsageError: the test measures already, or the arguments do not go together.
+            TokenCountError: the tokens of a result cannot be counted.
         """
+        comparing = self._comparing(started, baseline, candidate, at_least, at_most, restarts, names)
+        run(comparing, lambda: self._telemetry)
+
+    async def async_compare(
+        self,
+        *,
+        baseline: Callable[[], object] | Startable,
+        candidate: Callable[[], object] | Startable,
+        at_least: float | str | None = None,
+        at_most: float | str | None = None,
+        restarts: int = 1,
+        names: tuple[str, str] | None = None,
+    ) -> None:
+        """Compare as :meth:`compare` does, on the event loop of an asynchronous test; either variant may be awaited."""
+        comparing = self._comparing(started_async, baseline, candidate, at_least, at_most, restarts, names)
+        await run_async(comparing, lambda: self._telemetry)
+
+    def _comparing(
+        self,
+        start: Callable[[Callable[[], object] | Startable, ExitStack], Callable[[], object]],
+        baseline: Callable[[], object] | Startable,
+        candidate: Callable[[], object] | Startable,
+        at_least: float | str | None,
+        at_most: float | str | None,
+        restarts: int,
+        names: tuple[str, str] | None,
+    ) -> Measuring[None]:
         with self._refusing(), self._window():
             if self.used:
                 raise UsageError(
@@ -409,13 +483,13 @@ class Energy:
             self._entered = True
             asked = CompareArgs.of(self._test, baseline, candidate, at_least, at_most, restarts, names)
             limit = self._budget.regression or self._session.settings.regression
-            rounds, order = self._budget, random.Random()
+            budget, order = self._budget, random.Random()
             plan = BlockPlan(
                 self._session.settings.warmup_rounds,
-                max(2, rounds.min_rounds // 2),
-                max(2, rounds.max_rounds // 2),
-                rounds.max_seconds,
-                rounds.per,
+                max(2, budget.min_rounds // 2),
+                max(2, budget.max_rounds // 2),
+                budget.max_seconds,
+                budget.per,
             )
             finished = []
             for _ in range(asked.restarts):
@@ -423,7 +497,7 @@ class Energy:
                     running: dict[Variant, Callable[[], object]] = {}
                     for name, variant in zip(VARIANTS, (baseline, candidate), strict=True):
                         with annotate_errors(name, asked.names):
-                            running[name] = started(variant, stack)
+                            running[name] = start(variant, stack)
                     for variant in running.values():
                         require_local_meter(self._test, variant, self._telemetry.devices)
                     self._identity = describe_callable(running["candidate"])
@@ -434,16 +508,18 @@ class Energy:
                             sorted({gpu for each in used for gpu in each or ()})
                         )
                     finished.append(
-                        run_blocks(
-                            running,
-                            lambda result: self._counted(
-                                result, (), {}, baseline if callable(baseline) else started
-                            ),
-                            phases_of,
-                            plan,
-                            bench=self._telemetry,
-                            order=order,
-                            names=asked.names,
+                        (
+                            yield from blocks_of(
+                                running,
+                                lambda result: self._counted(
+                                    result, (), {}, baseline if callable(baseline) else start
+                                ),
+                                phases_of,
+                                plan,
+                                bench=self._telemetry,
+                                order=order,
+                                names=asked.names,
+                            )
                         )
                     )
             self._comparison = Comparison(
@@ -480,7 +556,15 @@ class Energy:
                     f"the hook pytest_tokenpower_count_tokens returned {counted!r}: it must return a TokenCount, or "
                     "None for what it does not know"
                 )
-            return count_tokens(result if counted is None else counted, args, kwargs, fn)
+            tokens = count_tokens(result if counted is None else counted, args, kwargs, fn)
+            if tokens.cached_prompt and isinstance(result, Generation) and not self._budget.prefix_cache:
+                raise TokenCountError(
+                    f"{tokens.cached_prompt} of {tokens.prompt} prompt tokens came from the engine's prefix cache and "
+                    "were not prefilled: switch it off (vLLM: enable_prefix_caching=False, a server's "
+                    "--no-enable-prefix-caching; SGLang: disable_radix_cache=True), or say "
+                    "power_budget(prefix_cache=True) where it is meant"
+                )
+            return tokens
         except (TokenCountError, UsageError) as error:
             raise type(error)(f"{self._test}: {error}") from None
 
@@ -613,6 +697,18 @@ class DisabledEnergy:
         for variant in (baseline, candidate):
             with ExitStack() as stack:
                 started(variant, stack)()
+
+    async def async_compare(
+        self,
+        *,
+        baseline: Callable[[], object] | Startable,
+        candidate: Callable[[], object] | Startable,
+        **_: object,
+    ) -> None:
+        """Run each variant once."""
+        for variant in (baseline, candidate):
+            with ExitStack() as stack:
+                await started_async(variant, stack)()
 
     def declare(self, **axes: Fact) -> None:
         """Nothing is compared."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from pytest_tokenpower.analysis import rounds as analysis
-from pytest_tokenpower.analysis.figures import figures
+from pytest_tokenpower.analysis.figures import figures, nodes_of
 from pytest_tokenpower.analysis.other_scopes import OtherScopes
 from pytest_tokenpower.core.denominators import denominator, followed
 from pytest_tokenpower.core.records import (
@@ -134,7 +134,7 @@ def finish(
         rounds=others.rounds,
         comparable=not reasons,
         reasons=reasons,
-        figures={} if reasons else _figures(taken, evaluation.records),
+        figures={} if reasons else _figures(taken, evaluation.records, facts),
         other_scopes=(*others.scopes, *telemetry.missing_scopes),
         phase_split=_phase_split(taken, evaluation),
         attempts=len(taken.attempts),
@@ -149,9 +149,13 @@ def finish(
     return replace(measured, verdicts=_verdicts(taken, measured, limits, policy, session))
 
 
-def _figures(taken: MeasuredTest, rounds: Sequence[RoundRecord]) -> dict[str, Figure]:
+def _figures(
+    taken: MeasuredTest, rounds: Sequence[RoundRecord], facts: Mapping[str, Fact]
+) -> dict[str, Figure]:
     score = taken.score
-    return figures(rounds) | ({} if score is None else {"quality": Figure(score.value, score.stderr)})
+    return figures(rounds, nodes_of(facts)) | (
+        {} if score is None else {"quality": Figure(score.value, score.stderr)}
+    )
 
 
 def _phase_split(taken: MeasuredTest, evaluation: analysis.Evaluation) -> PhaseSplit | None:
@@ -256,7 +260,7 @@ def _compared(
         rounds=candidate,
         variants={"baseline": comparison.of_variant("baseline", both.rounds)},
         comparable=False,
-        figures=_figures(taken, candidate) if not failed and not both.reasons else {},
+        figures=_figures(taken, candidate, both.facts) if not failed and not both.reasons else {},
         verdicts=() if failed else (replace(verdict, notes=(*verdict.notes, *_pooled(both.attempts))),),
     )
 

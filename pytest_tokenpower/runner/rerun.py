@@ -31,6 +31,7 @@ from pytest_tokenpower.store.baseline import ComparableRuns
 from pytest_tokenpower.store.git import Repository, changed_files, check_out_submodules, run_git
 from pytest_tokenpower.store.identity import repository_test
 from pytest_tokenpower.store.keys import LENGTHS
+from pytest_tokenpower.store.renames import EarlierNames
 
 ORDER = ("baseline", "candidate", "candidate", "baseline")
 
@@ -50,6 +51,7 @@ class Rerun:
     accepted: Acceptances = field(default_factory=Acceptances)
     root: str | None = None
     note: str = ""
+    names: EarlierNames = field(default_factory=EarlierNames)
 
     def judge(self, test: str, policy: Policy, ceilings: Mapping[str, float]) -> MeasurementRecord | None:
         """Judge the candidate's first run of a test over all runs; None where it measured nothing.
@@ -120,7 +122,7 @@ class Rerun:
             tuple(f"rerun-{at + 1}" for at in range(len(alike))),
             why,
             " ".join(filter(None, (fewer if len(alike) < len(self.baseline) else "", self.note))),
-            acceptance=self.accepted.allowance(name, self.commit),
+            acceptance=self.accepted.allowance(self.commit, name),
             test=name,
         )
 
@@ -135,9 +137,17 @@ class Rerun:
 
     def of_test(self, test: str) -> tuple[tuple[MeasurementRecord, ...], tuple[MeasurementRecord, ...]]:
         """Return the measurements of one test on both sides; a side without it is empty."""
+        identity = repository_test(self.root, test)
+        there = {repository_test(self.root, one.test) for run in self.baseline for one in run.measurements}
+        name = self.names.held(self.commit, identity, there)
         baseline, candidate = (
-            tuple(one for run in runs for one in run.measurements if one.test == test)
-            for runs in (self.baseline, self.candidate)
+            tuple(
+                one
+                for run in runs
+                for one in run.measurements
+                if repository_test(self.root, one.test) == wanted
+            )
+            for runs, wanted in ((self.baseline, name), (self.candidate, identity))
         )
         return baseline, candidate
 
@@ -213,6 +223,7 @@ def rerun(
         accepted,
         root,
         _locked(differing),
+        EarlierNames.read(repository, None),
     )
 
 

@@ -6,18 +6,20 @@ import math
 import sys
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pytest_tokenpower.analysis.rounds import good, log_errors, log_joules_per_token
 from pytest_tokenpower.core.progress import warmup_progress
 from pytest_tokenpower.core.records import RoundRecord
 from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.core.windows import PhaseWindow, RoundWindow
-from pytest_tokenpower.engines.phase_marks import latencies_of
+from pytest_tokenpower.engines.phase_marks import latencies_of, unsound
 from pytest_tokenpower.errors import UsageError
 
 if TYPE_CHECKING:
     from pytest_tokenpower.meters.clock import Clock
+
+R = TypeVar("R")
 
 MOST_ROUNDS = 10
 
@@ -105,16 +107,17 @@ class Executed:
     end_ns: int
 
 
-Rounds = Generator[int, Executed, tuple[object, tuple[RoundWindow, ...]]]
-"""A measurement under way: it asks for so many executions in one window, and gives the last result and the windows."""
+Measuring = Generator[tuple[Callable[[], Any], int], Executed, R]
+"""A measurement under way: it asks for so many executions of a workload in one window, and gives what came of them."""
 
 
 def rounds(
+    execute: Callable[[], Any],
     count: Callable[[object], TokenCount],
     phases: Callable[[object], Sequence[PhaseWindow]],
     plan: RoundPlan,
     bench: RoundEvaluator,
-) -> Rounds:
+) -> Measuring[tuple[object, tuple[RoundWindow, ...]]]:
     """Warm up, measure rounds, and return the last result with the windows of the measured rounds.
 
     A workload shorter than the meter resolves is repeated inside each round. Results are counted after the window has
@@ -129,7 +132,7 @@ def rounds(
         len(warmup) >= MOST_ROUNDS or clock.seconds() - began > MOST_SECONDS or _warm(warmup, plan, bench)
     ):
         tell(len(warmup), clock.seconds())
-        ran = yield 1
+        ran = yield execute, 1
         warmup.append(counted_round(ran, count, phases))
         if bench.failed_for_good(ran.start_ns):
             break
@@ -137,7 +140,7 @@ def rounds(
     windows: list[RoundWindow] = []
     began = clock.seconds()
     while True:
-        ran = yield repeats
+        ran = yield execute, repeats
         windows.append(counted_round(ran, count, phases))
         if bench.failed_for_good(ran.start_ns):
             break
@@ -154,50 +157,39 @@ def rounds(
     return ran.results[-1], tuple(windows)
 
 
-def run_rounds(
-    execute: Callable[[], object],
-    count: Callable[[object], TokenCount],
-    phases: Callable[[object], Sequence[PhaseWindow]],
-    plan: RoundPlan,
-    bench: RoundEvaluator,
-) -> tuple[object, tuple[RoundWindow, ...]]:
-    """Run a workload through :func:`rounds`."""
+def run(measuring: Measuring[R], bench: Callable[[], RoundEvaluator]) -> R:
+    """Execute what a measurement asks for; what a workload raises is raised where it was asked for, too.
+
+    ``bench`` gives the telemetry of the moment: a measurement may narrow it down to the boards of its engine.
+    """
     __tracebackhide__ = True
-    measuring = rounds(count, phases, plan, bench)
-    repeats = next(measuring)
-    while True:
-        ran = executed(execute, repeats, bench)
-        try:
-            repeats = measuring.send(ran)
-        except StopIteration as done:
-            return done.value  # type: ignore[no-any-return]
+    try:
+        execute, repeats = next(measuring)
+        while True:
+            try:
+                ran = executed(execute, repeats, bench())
+            except BaseException as error:
+                measuring.throw(error)
+                raise
+            execute, repeats = measuring.send(ran)
+    except StopIteration as done:
+        return done.value  # type: ignore[no-any-return]
 
 
-async def run_rounds_async(
-    execute: Callable[[], Awaitable[object]],
-    count: Callable[[object], TokenCount],
-    phases: Callable[[object], Sequence[PhaseWindow]],
-    plan: RoundPlan,
-    bench: RoundEvaluator,
-) -> tuple[object, tuple[RoundWindow, ...]]:
-    """Run an asynchronous workload through :func:`rounds`, on whatever event loop awaits this."""
+async def run_async(measuring: Measuring[R], bench: Callable[[], RoundEvaluator]) -> R:
+    """As :func:`run`, for workloads that are awaited, on whatever event loop awaits this."""
     __tracebackhide__ = True
-    measuring = rounds(count, phases, plan, bench)
-    repeats = next(measuring)
-    while True:
-        wait, now_ns = device_wait(), bench.clock.monotonic_ns
-        start_ns = now_ns()
-        results: list[object] = [await execute()]
-        going_on = watched(start_ns, bench)
-        while len(results) < repeats and going_on():
-            results.append(await execute())
-        if wait is not None:
-            wait()
-        ran = Executed(results, start_ns, now_ns())
-        try:
-            repeats = measuring.send(ran)
-        except StopIteration as done:
-            return done.value  # type: ignore[no-any-return]
+    try:
+        execute, repeats = next(measuring)
+        while True:
+            try:
+                ran = await executed_async(execute, repeats, bench())
+            except BaseException as error:
+                measuring.throw(error)
+                raise
+            execute, repeats = measuring.send(ran)
+    except StopIteration as done:
+        return done.value  # type: ignore[no-any-return]
 
 
 def _warm(warmup: Sequence[RoundWindow], plan: RoundPlan, bench: RoundEvaluator) -> bool:
@@ -268,6 +260,21 @@ def executed(execute: Callable[[], object], repeats: int, bench: RoundEvaluator)
     return Executed(results, start_ns, now_ns())
 
 
+async def executed_async(
+    execute: Callable[[], Awaitable[object]], repeats: int, bench: RoundEvaluator
+) -> Executed:
+    """As :func:`executed`, awaited."""
+    wait, now_ns = device_wait(), bench.clock.monotonic_ns
+    start_ns = now_ns()
+    results: list[object] = [await execute()]
+    going_on = watched(start_ns, bench)
+    while len(results) < repeats and going_on():
+        results.append(await execute())
+    if wait is not None:
+        wait()
+    return Executed(results, start_ns, now_ns())
+
+
 def counted_round(
     executed: Executed,
     count: Callable[[object], TokenCount],
@@ -285,6 +292,7 @@ def counted_round(
         # One execution without phases would make the others' sums short: then the round has none.
         phases=tuple(phase for each in marks for phase in each) if all(marks) else (),
         latencies=tuple(each for result in executed.results for each in latencies_of(result)),
+        reasons=unsound(executed.results),
     )
 
 

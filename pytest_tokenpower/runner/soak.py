@@ -75,4 +75,5 @@ def _joined(before: RoundWindow, after: RoundWindow) -> RoundWindow:
         repeats=before.repeats + after.repeats,
         executions=before.executions | after.executions,
         latencies=(*before.latencies, *after.latencies),
+        reasons=tuple(dict.fromkeys((*before.reasons, *after.reasons))),
     )

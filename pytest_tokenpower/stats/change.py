@@ -1,4 +1,4 @@
-"""A change with its uncertainty: a log ratio that has to stand on more than one account of its error."""
+"""A change with its uncertainty: a log ratio and its standard error, known on so many degrees of freedom."""
 
 from __future__ import annotations
 
@@ -14,52 +14,25 @@ MOST_DF = 1e6
 
 
 @dataclass(frozen=True)
-class StudentError:
-    """A standard error and the degrees of freedom that it is known on.
-
-    ``ceiling`` is a normal standard error that is surely large enough: however few the degrees of freedom, the truth is
-    no farther away than it says.
-    """
-
-    stderr: float
-    df: float
-    ceiling: float = math.inf
-
-    def margin(self, tail: float) -> float:
-        """How far the truth is with probability ``tail`` at most, on one side."""
-        own = float(stdtrit(min(self.df, MOST_DF), 1 - tail)) * self.stderr
-        return min(own, -float(ndtri(tail)) * self.ceiling) if tail < 0.5 else own
-
-    def upper_tail(self, distance: float) -> float:
-        """Return the one-sided p of an estimate so far above what it is held against."""
-        if self.stderr == 0:
-            return 0.5 if distance == 0 else float(distance < 0)
-        own = float(stdtr(min(self.df, MOST_DF), -distance / self.stderr))
-        return min(own, float(ndtr(-distance / self.ceiling))) if distance > 0 else own
-
-
-@dataclass(frozen=True)
 class Change:
-    """ln(new / baseline), or a difference of shares, with its uncertainty.
+    """ln(new / baseline), or a difference of shares, with Student's distribution about it.
 
-    ``errors`` are accounts of the same error from different evidence (what is believed beforehand together with the
-    runs, and the runs alone). Whatever is claimed has to hold by each of them: p is the largest, an interval the
-    widest. A test that rejects only where every one of them rejects keeps the level of the one that is right (an
-    intersection-union test; Berger 1982, Technometrics 24:295).
+    ``least`` is a standard error that is known to be no larger than the true one, however alike a few runs are: what
+    the rounds alone make of it. A claim has to hold by both, which keeps the level of the one that is right (an
+    intersection-union test; Berger 1982, Technometrics 24:295). ``most`` is one that is surely no smaller: however
+    few the degrees of freedom, the truth is no farther away than it says.
     """
 
     delta: float
-    errors: tuple[StudentError, ...]
+    stderr: float
+    df: float
+    least: float = 0.0
+    most: float = math.inf
 
     @property
     def change(self) -> float:
         """The change as a fraction: 0.02 is 2 % more."""
         return math.expm1(self.delta)
-
-    @property
-    def stderr(self) -> float:
-        """The larger standard error, for display and for weighing one reading against another."""
-        return max(error.stderr for error in self.errors)
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Return the two-sided interval on the scale of ``delta``."""
@@ -73,12 +46,22 @@ class Change:
 
     def margin(self, tail: float) -> float:
         """How far from its estimate the truth is with probability ``tail`` at most, on either one side."""
-        return max(error.margin(tail) for error in self.errors)
+        own = float(stdtrit(min(self.df, MOST_DF), 1 - tail)) * self.stderr
+        normal = -float(ndtri(tail))
+        return max(min(own, normal * self.most) if tail < 0.5 else own, normal * self.least)
 
     def p_above(self, reference: float = 0.0) -> float:
         """One-sided p of "at most ``reference``": small where the new code surely takes more."""
-        return max(error.upper_tail(self.delta - reference) for error in self.errors)
+        return self._upper_tail(self.delta - reference)
 
     def p_below(self, reference: float = 0.0) -> float:
         """One-sided p of "at least ``reference``": small where the new code surely takes less."""
-        return max(error.upper_tail(reference - self.delta) for error in self.errors)
+        return self._upper_tail(reference - self.delta)
+
+    def _upper_tail(self, distance: float) -> float:
+        if self.stderr == self.least == 0:
+            return 0.5 if distance == 0 else float(distance < 0)
+        own = float(stdtr(min(self.df, MOST_DF), -distance / self.stderr)) if self.stderr else 0.0
+        if distance > 0:
+            own = min(own, float(ndtr(-distance / self.most)))
+        return max(own, float(ndtr(-distance / self.least)) if self.least else 0.0)

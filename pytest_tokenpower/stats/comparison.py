@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from pytest_tokenpower.stats.boards import Calibration
-from pytest_tokenpower.stats.change import MOST_DF, Change, StudentError
+from pytest_tokenpower.stats.change import MOST_DF, Change
 from pytest_tokenpower.stats.pace import SlopeCheck, Waiting, at_pace, slope_check
 from pytest_tokenpower.stats.runs import summarise_blocks, summarise_runs
 from pytest_tokenpower.stats.scatter import (
@@ -30,7 +30,8 @@ from pytest_tokenpower.stats.scatter import (
     Groups,
     Noise,
     Scatter,
-    accounts,
+    scatter,
+    widest,
 )
 from pytest_tokenpower.stats.temperature import (
     PRIOR_SLOPE,
@@ -51,6 +52,9 @@ FIGURE_CAUTION = 0.05
 """The run-to-run SD that speed and power are taken to have while a test's own runs do not tell."""
 
 USUAL_SDS = 2.0
+
+LEAST_VARIANCE = 1e-12
+"""Runs that agree to the last digit weigh alike."""
 
 OTHER_BOARD_WATTS_SD = 6.0
 """How much the waiting watts of boards of one model differ: 115 to 124 W and 120 to 134 W on eight H100s."""
@@ -103,7 +107,7 @@ class Comparison:
     ``total``, ``raw`` and ``work`` are log ratios; ``pace`` is a share of the baseline's J/token, so that total.change
     = work.change + pace.delta. ``runs`` and ``occasions`` are of the baseline; ``pace_occasions`` those of them on the
     new runs' host. ``known`` tells whether the test's own scatter is known from at least two degrees of freedom.
-    ``other_board``: none of the baseline's runs was on this board.
+    ``together``: both sides are of one occasion. ``other_board``: none of the baseline's runs was on this board.
     """
 
     total: Change
@@ -115,13 +119,12 @@ class Comparison:
     new_runs: int = 1
     pace_occasions: int = 0
     known: bool = True
-    run_sd: float = 0.0
+    together: bool = False
     board: str = ""
     baseline_boards: tuple[str, ...] = ()
     calibrated: bool = False
     waiting: Waiting | None = None
     slope: SlopeCheck | None = None
-    no_work: str = ""
     temperature: Temperature = field(default_factory=Temperature)
 
     @property
@@ -162,17 +165,15 @@ def compare(
     levels = [*(str(at) for at, level in enumerate(earlier) for _ in level), *["now"] * len(baseline)]
     plan = _Plan(runs, levels, len(new), noise)
     raw_rounds = [np.log(run.joules_per_token) for run in runs]
-    seconds, watts, no_work = _pace_of(plan, waiting or {})
+    seconds, watts = _pace_of(plan, waiting or {})
     paced = _paced(runs, seconds, watts, plan.base) if seconds is not None else None
-    if seconds is not None and paced is None:
-        no_work = "the waiting watts are more than the board drew"
     adjusted, temperature, leakage = _temperature(plan, paced or raw_rounds)
     offsets, board_scatter = _board_offsets(plan, calibrations or {})
     total_rounds = [values - shift for values, shift in zip(raw_rounds, adjusted, strict=True)]
-    total, known, run_sd = plan.contrast(
+    total, known = plan.contrast(
         total_rounds, noise.total, board_scatter, leakage + extra_squared_error, offsets
     )
-    raw, _, _ = plan.contrast(raw_rounds, noise.total, board_scatter, extra_squared_error, offsets)
+    raw, _ = plan.contrast(raw_rounds, noise.total, board_scatter, extra_squared_error, offsets)
     found = Comparison(
         total=total,
         raw=raw,
@@ -181,12 +182,11 @@ def compare(
         new_runs=len(new),
         pace_occasions=plan.pace_occasions(),
         known=known,
-        run_sd=run_sd,
+        together=plan.together,
         board=new[0].board,
         baseline_boards=tuple(dict.fromkeys(run.board for run in baseline)),
         calibrated=offsets is not None,
         temperature=temperature,
-        no_work=no_work,
     )
     if paced is None or seconds is None:
         return found
@@ -196,11 +196,11 @@ def compare(
     joules = float(np.exp(np.mean([values.mean() for values in raw_rounds[base]])))
     means = np.array([each.mean() for each in seconds])
     doubt = (here.stderr / joules) ** 2 * _unseen_pace(means[base], means[plan.first_new :])
-    work, _, _ = plan.contrast(
+    work, _ = plan.contrast(
         work_rounds, noise.work, board_scatter, leakage + doubt + extra_squared_error, offsets
     )
     shares = [each * there.watts / joules for each, there in zip(seconds, watts, strict=True)]
-    pace, _, _ = plan.contrast(shares, PACE_SCATTER, Scatter(0.0, 1.0), doubt, None, least_caution=0.003)
+    pace, _ = plan.contrast(shares, PACE_SCATTER, Scatter(0.0, 1.0), doubt, None, least_caution=0.003)
     own = [at for at, run in enumerate(runs) if run.board == new[0].board]
     return replace(
         found,
@@ -232,13 +232,11 @@ def compare_blocks(
     """
     if not restarts or any(not each.joules_per_token.size for each in restarts):
         raise ValueError("a comparison needs at least one restart, each with at least one block")
-    total, known, sd = _blocks_change([block_differences(each) for each in restarts], noise)
-    found = Comparison(
-        total, total, runs=len(restarts), occasions=1, new_runs=len(restarts), known=known, run_sd=sd
-    )
+    total, known = _blocks_change([block_differences(each) for each in restarts], noise)
+    found = Comparison(total, total, runs=len(restarts), occasions=1, new_runs=len(restarts), known=known)
     seconds = [each.seconds_per_token for each in restarts if each.seconds_per_token is not None]
     if waiting is None or len(seconds) < len(restarts):
-        return replace(found, no_work="the waiting watts are not known")
+        return found
     first = [each.candidate < 0.5 for each in restarts]
     reference = float(np.mean([each[mine].mean() for each, mine in zip(seconds, first, strict=True)]))
     paced = [
@@ -247,9 +245,9 @@ def compare_blocks(
     ]
     known_paced = [each for each in paced if each is not None]
     if len(known_paced) < len(restarts):
-        return replace(found, no_work="the waiting watts are more than the board drew")
+        return found
     candidates = [each.candidate for each in restarts]
-    work, _, _ = _blocks_change(
+    work, _ = _blocks_change(
         [_differences(np.log(each), mine) for each, mine in zip(known_paced, candidates, strict=True)], noise
     )
     joules = float(
@@ -259,7 +257,7 @@ def compare_blocks(
         _differences(each * waiting.watts / joules, mine)
         for each, mine in zip(seconds, candidates, strict=True)
     ]
-    pace, _, _ = _blocks_change(shares, noise)
+    pace, _ = _blocks_change(shares, noise)
     doubt = (pace.delta * waiting.stderr / waiting.watts) ** 2
     return replace(
         found,
@@ -270,18 +268,11 @@ def compare_blocks(
     )
 
 
-def compare_ceiling(
-    new: Sequence[Run],
-    ceiling: float,
-    noise: Noise = DEFAULT_NOISE,
-    *,
-    history: Sequence[Sequence[Run]] = (),
-) -> Comparison:
+def compare_ceiling(new: Sequence[Run], ceiling: float) -> Comparison:
     """Compare new runs with an absolute ceiling (positive, in the unit of the rounds' figures, not its logarithm).
 
-    The scatter of occasions counts: the claim is about the code, not about this one run of it. ``history`` are stored
-    runs by level: they say how the test scatters. Decide it with a limit of 0: "regressed" is over the ceiling, and
-    "improved" surely below it.
+    The scatter of occasions counts: the claim is about the code, not about this one run of it. Decide it with a limit
+    of 0: "regressed" is over the ceiling, and "improved" surely below it.
 
     Raises:
         ValueError: There is no run, or the ceiling is not positive.
@@ -290,17 +281,10 @@ def compare_ceiling(
         raise ValueError("a comparison needs at least one run")
     if not (math.isfinite(ceiling) and ceiling > 0):
         raise ValueError(f"the ceiling must be positive, not {ceiling!r}")
-    runs = [*(run for level in history for run in level), *new]
-    levels = [str(at) for at, level in enumerate(history) for _ in level]
-    plan = _Plan(runs, levels, len(new), noise)
-    change, known, sd = plan.contrast(
-        [np.log(np.asarray(run.joules_per_token) / ceiling) for run in runs],
-        noise.total,
-        Scatter(0.0, 1.0),
-        0.0,
-        None,
-    )
-    return Comparison(change, change, new_runs=len(new), known=known, run_sd=sd, board=new[0].board)
+    rounds = [np.log(np.asarray(run.joules_per_token) / ceiling) for run in new]
+    plan = _Plan(new, (), len(new), DEFAULT_NOISE)
+    change, known = plan.contrast(rounds, DEFAULT_NOISE.total, Scatter(0.0, 1.0), 0.0, None)
+    return Comparison(change, change, new_runs=len(new), known=known, board=new[0].board)
 
 
 def compare_figures(
@@ -336,7 +320,7 @@ def readings(
     runs = [run for level in levels for run in level]
     cells = [(str(at), run.board) for at, level in enumerate(levels) for run in level]
     plan = _Plan(runs, ["now"] * (len(runs) - 1), 1, DEFAULT_NOISE)
-    seconds, watts, _ = _pace_of(plan, waiting or {})
+    seconds, watts = _pace_of(plan, waiting or {})
     paced = _paced(runs, seconds, watts, slice(None)) if seconds is not None else None
 
     def groups(rounds: Sequence[FloatArray]) -> Groups:
@@ -368,6 +352,12 @@ class _Plan:
     def base(self) -> slice:
         return slice(next((at for at, level in enumerate(self.levels) if level == "now"), 0), self.first_new)
 
+    @property
+    def together(self) -> bool:
+        """Whether the present level and the new runs are of one and the same occasion."""
+        here = {run.occasion for run in self.runs[self.first_new :]}
+        return here != {""} and {run.occasion for run in self.runs[self.base]} == here
+
     def occasions(self) -> int:
         named = [run.occasion for run in self.runs[self.base]]
         return len({name for name in named if name}) + named.count("")
@@ -386,8 +376,8 @@ class _Plan:
         offsets: Sequence[float] | None,
         *,
         least_caution: float = CAUTION_SD,
-    ) -> tuple[Change, bool, float]:
-        """Return the new runs less the present level, whether the scatter is known, and the SD of an occasion."""
+    ) -> tuple[Change, bool]:
+        """Return the new runs less the present level, and whether their scatter is known."""
         summaries = _summaries(self.runs, rounds)
         locations = np.array([each.location for each in summaries])
         if offsets is not None:
@@ -408,12 +398,10 @@ class _Plan:
         within_df = groups.within_df + self.new - 1
         own_share = 1 - self.noise.occasion_share
         believed_run = Scatter(believed.sd * math.sqrt(own_share), believed.df)
-        here = {run.occasion for run in self.runs[self.first_new :]}
         squares, df = groups.between()
         run_variance = (CAUTION_DF_RUN * believed_run.sd**2 + within_squares) / (CAUTION_DF_RUN + within_df)
         size = len(groups.means) / float((1 / groups.counts).sum()) if len(groups.means) else 1.0
-        together = bool(present) and {groups.occasions[at] for at in present} == here and here != {""}
-        if together:
+        if self.together:
             # Both sides on one occasion: its effect falls out of the difference, that of another board does not.
             squares, df, belief = within_squares, within_df, believed_run
         elif size > 1:
@@ -422,48 +410,38 @@ class _Plan:
             belief = Scatter(math.sqrt(occasion_variance + run_variance / size), believed.df)
         else:
             belief = believed
-        found = accounts(squares, df, belief, caution, learned=self.noise.learned)
-        floor = float(groups.errors.mean()) if len(groups.means) else fresh_error / self.new
-
-        def parts(sd: float) -> tuple[float, float, float, float]:
-            """Return the difference and the parts of its variance from runs, boards and rounds.
-
-            At this SD of a unit.
-            """
-            rounds = 0.0
-            if together:
-                per_group = float((1 / groups.counts[present]).mean())
-                variance = max(sd**2 * per_group, float(groups.errors[present].mean()))
-                new_variance = sd**2 / self.new
-                rounds = max(fresh_error - sd**2, 0.0) / self.new
-            else:
-                variance = max(sd**2, floor)
-                spare = min(run_variance, own_share * variance) if self.new > size else run_variance
-                new_variance = variance + spare * (1 / self.new - 1 / size)
-                # Fewer rounds than the stored runs had leave the new figure less certain than those.
-                rounds = max(fresh_error / self.new - floor, 0.0) if self.new <= size else 0.0
-            if not present:
-                return float(fresh.mean()), new_variance, 0.0, rounds
-            found = self._difference(
-                groups, present, float(fresh.mean()), variance, new_variance, boards.sd**2
+        unit = scatter(squares, df, belief, caution, most_believed=self.noise.most_believed(df))
+        most = widest(unit, df, caution)
+        by_rounds = fresh_error / self.new
+        if present:
+            by_rounds += float(groups.errors[present].mean()) / len(present)
+        rounds_part = 0.0
+        if self.together:
+            per_group = float((1 / groups.counts[present]).mean())
+            variance, new_variance = unit.sd**2 * per_group, unit.sd**2 / self.new
+            most = most * math.sqrt(per_group / len(present) + 1 / self.new)
+            stored_error = float(np.mean(errors[self.base]))
+            rounds_part = max(fresh_error - stored_error, 0.0) / self.new
+        else:
+            variance = unit.sd**2
+            most = most * math.sqrt(1 / len(present) + 1) if present else most
+            spare = min(run_variance, own_share * variance) if self.new > size else run_variance
+            new_variance = variance + spare * (1 / self.new - 1 / size)
+            # Fewer rounds than the stored runs had leave the new figure less certain than those.
+            if len(groups.means) and self.new <= size:
+                rounds_part = max(fresh_error / self.new - float(groups.errors.mean()), 0.0)
+        delta, run_part, board_part = float(fresh.mean()), new_variance, 0.0
+        if present:
+            delta, run_part, board_part = self._difference(
+                groups, present, delta, variance, new_variance, boards.sd**2
             )
-            return (*found, rounds)
-
-        delta = 0.0
-        result: list[StudentError] = []
-        for each in found:
-            delta, run_part, board_part, rounds_part = parts(each.stderr)
-            total = run_part + board_part + rounds_part + extra
-            shares = run_part**2 / each.df + board_part**2 / boards.df + rounds_part**2 / fresh_df
-            ceiling = math.inf
-            # A spread of boards that is known on few degrees of freedom has no such ceiling.
-            if math.isfinite(each.ceiling) and board_part == 0:
-                _, widest, _, of_rounds = parts(each.ceiling)
-                ceiling = math.sqrt(widest + of_rounds + extra)
-            result.append(
-                StudentError(math.sqrt(total), total**2 / shares if shares > 0 else each.df, ceiling)
-            )
-        return Change(delta, tuple(result)), df >= FEWEST_DF, found[0].stderr
+        total = run_part + board_part + rounds_part + extra
+        # Satterthwaite 1946, Biometrics Bull. 2:110.
+        shares = run_part**2 / unit.df + board_part**2 / boards.df + rounds_part**2 / fresh_df
+        df_total = total**2 / shares if shares > 0 else unit.df
+        # A spread of boards that is known on few degrees of freedom has no such bound.
+        most = math.inf if board_part > 0 else math.sqrt(most**2 + rounds_part + extra)
+        return Change(delta, math.sqrt(total), df_total, math.sqrt(by_rounds + extra), most), df >= FEWEST_DF
 
     def _difference(
         self,
@@ -486,7 +464,7 @@ class _Plan:
             return fresh - float(means.mean()), new_variance + variance / count, 0.0
         same = np.array([[float(one == other) for other in boards] for one in boards])
         mine = np.array([float(each == board) for each in boards])
-        inverse = np.linalg.inv(variance * np.eye(count) + board_variance * same)
+        inverse = np.linalg.inv(max(variance, LEAST_VARIANCE) * np.eye(count) + board_variance * same)
         ones = np.ones(count)
         multiplier = (1 - ones @ inverse @ (board_variance * mine)) / (ones @ inverse @ ones)
         weights = inverse @ (board_variance * mine + multiplier * ones)
@@ -506,15 +484,11 @@ def _summaries(runs: Sequence[Run], rounds: Sequence[FloatArray]) -> list[RunSum
     return summarise_runs([values.tolist() for values in rounds], meter_errors_per_run=errors)
 
 
-def _pace_of(
-    plan: _Plan, waiting: Mapping[str, Waiting]
-) -> tuple[list[FloatArray] | None, list[Waiting], str]:
-    """Seconds per token and waiting watts of each run, or why there are none."""
+def _pace_of(plan: _Plan, waiting: Mapping[str, Waiting]) -> tuple[list[FloatArray] | None, list[Waiting]]:
+    """Seconds per token and waiting watts of each run; None where a run has no seconds, or no watts are known."""
     runs = plan.runs
-    if not waiting:
-        return None, [], "the waiting watts are not known"
-    if not all(run.seconds_per_token for run in runs):
-        return None, [], "a run has no seconds"
+    if not waiting or not all(run.seconds_per_token for run in runs):
+        return None, []
     values = list(waiting.values())
     weights = np.array([1 / max(each.stderr, 1e-9) ** 2 for each in values])
     mean = float((weights * [each.watts for each in values]).sum() / weights.sum())
@@ -531,7 +505,7 @@ def _pace_of(
         replace(each, watts=here) if run.board == runs[-1].board else each
         for run, each in zip(runs, watts, strict=True)
     ]
-    return [np.asarray(run.seconds_per_token) for run in runs], watts, ""
+    return [np.asarray(run.seconds_per_token) for run in runs], watts
 
 
 def _paced(
@@ -625,22 +599,26 @@ def _differences(values: FloatArray, candidate: FloatArray) -> list[float]:
     return [float(each) for each in here - there]
 
 
-def _blocks_change(differences: Sequence[Sequence[float]], noise: Noise) -> tuple[Change, bool, float]:
+def _blocks_change(differences: Sequence[Sequence[float]], noise: Noise) -> tuple[Change, bool]:
     summaries = summarise_blocks(differences)
     locations = np.array([each.location for each in summaries])
     error = float(np.mean([each.squared_error for each in summaries]))
     count = len(locations)
     squares = float(((locations - locations.mean()) ** 2).sum())
     # Drift and occasion fall out of alternating rounds: what is believed of the rest counts in full.
-    found = accounts(squares, count - 1, noise.interleaved, noise.interleaved, learned=True)
-    errors = tuple(StudentError(math.sqrt(max(each.stderr**2, error) / count), each.df) for each in found)
-    return Change(float(locations.mean()), errors), count > FEWEST_DF, found[0].stderr
+    unit = scatter(squares, count - 1, noise.interleaved, noise.interleaved, most_believed=count - 1)
+    known, variance, df = count > FEWEST_DF, unit.sd**2, unit.df
+    if not known and error > variance:
+        # The blocks are what the error is known from.
+        variance, df = error, max(df, sum(len(each) - 1 for each in differences))
+    delta = float(locations.mean())
+    return Change(delta, math.sqrt(variance / count), df, math.sqrt(error / count)), known
 
 
 def _widened(change: Change, squared_error: float) -> Change:
     return replace(
         change,
-        errors=tuple(
-            StudentError(math.sqrt(each.stderr**2 + squared_error), each.df) for each in change.errors
-        ),
+        stderr=math.sqrt(change.stderr**2 + squared_error),
+        least=math.sqrt(change.least**2 + squared_error),
+        most=math.sqrt(change.most**2 + squared_error),
     )

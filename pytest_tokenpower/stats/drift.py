@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pytest_tokenpower.stats.change import Change, StudentError
+from pytest_tokenpower.stats.change import Change
 
 FEWEST = 5
 MOST_LAG1 = 0.95
@@ -43,4 +43,4 @@ def drift(times: Sequence[float], values: Sequence[float]) -> Drift | None:
     lag1 = min(max((n * lag1 + 1) / (n - 4), 0.0), MOST_LAG1)
     worth = (1 - lag1) / (1 + lag1)
     stderr = math.sqrt(total / (n - 2) / squares / worth)
-    return Drift(Change(slope * span, (StudentError(stderr * span, max(n * worth - 2, 1.0)),)), lag1)
+    return Drift(Change(slope * span, stderr * span, max(n * worth - 2, 1.0)), lag1)

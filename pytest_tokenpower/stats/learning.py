@@ -11,7 +11,7 @@ from scipy.special import digamma, polygamma
 
 from pytest_tokenpower.stats.comparison import Run, readings
 from pytest_tokenpower.stats.pace import Waiting
-from pytest_tokenpower.stats.scatter import DEFAULT_NOISE, Groups, Noise, Scatter
+from pytest_tokenpower.stats.scatter import DEFAULT_NOISE, FEWEST_DF, Groups, Noise, Scatter
 from pytest_tokenpower.stats.types import FloatArray
 
 FEWEST_TESTS = 3
@@ -40,11 +40,11 @@ def learn_noise(
     boards = _boards([groups for groups, _ in spreads.values()], base.board)
     learned = {}
     for name in tests:
-        others = [value for other, value in total.items() if other != name and value is not None]
+        others = [value for other, value in total.items() if other != name and value]
         found = fit_scatter(others)
         own = replace(base, board=boards)
         if found is not None:
-            own_work = fit_scatter([v for other, v in work.items() if other != name and v is not None])
+            own_work = fit_scatter([v for other, v in work.items() if other != name and v])
             own = replace(
                 own,
                 total=found,
@@ -60,9 +60,10 @@ def fit_scatter(variances: Sequence[tuple[float, float]]) -> Scatter | None:
     """Return the scaled inverse chi-squared distribution that variances of different tests come from.
 
     limma's estimate (Smyth 2004, Stat. Appl. Genet. Mol. Biol. 3:3, section 6.2): with e = ln s² - digamma(d/2) +
-    ln(d/2), trigamma(nu0/2) is the variance of e beyond mean trigamma(d/2). Two things differ, as a store has few
+    ln(d/2), trigamma(nu0/2) is the variance of e beyond mean trigamma(d/2). Three things differ, as a store has few
     tests: e is winsorised at 2.5 robust SDs about its median (a step that nobody saw is one test's), and nu0 is taken
-    at one standard error above the estimated variance, so that a few tests that happen to agree do not seem alike.
+    at one standard error above the estimated variance, so that a few tests that happen to agree do not seem alike. The
+    SD is the typical test's, exp(mean e / 2): limma's scale, below that by what nu0 says, would seem to agree with few.
 
     Args:
         variances: Per test its variance and its degrees of freedom.
@@ -70,7 +71,7 @@ def fit_scatter(variances: Sequence[tuple[float, float]]) -> Scatter | None:
     Returns:
         None for fewer than three tests with two degrees of freedom.
     """
-    kept = [(max(variance, 1e-12), df) for variance, df in variances if df >= 2]
+    kept = [(max(variance, 1e-12), df) for variance, df in variances if df >= FEWEST_DF]
     if len(kept) < FEWEST_TESTS:
         return None
     values, df = np.array([v for v, _ in kept]), np.array([d for _, d in kept])
@@ -83,15 +84,14 @@ def fit_scatter(variances: Sequence[tuple[float, float]]) -> Scatter | None:
     seen = float(e.var(ddof=1))
     surplus = max(seen - expected, 0.0) + max(seen, expected) * math.sqrt(2 / (count - 1))
     nu = min(2 * _trigamma_inverse(surplus), MOST_LEARNED_DF)
-    log_variance = float(e.mean()) + float(digamma(nu / 2)) - math.log(nu / 2)
-    return Scatter(max(math.exp(log_variance / 2), _LEAST_SD), nu)
+    return Scatter(max(math.exp(float(e.mean()) / 2), _LEAST_SD), nu)
 
 
 def _between(groups: Groups | None) -> tuple[float, float] | None:
     if groups is None:
         return None
     squares, df = groups.between()
-    return (squares / df, float(df)) if df else None
+    return (squares / df, float(df)) if df >= FEWEST_DF else None
 
 
 def _boards(tests: Sequence[Groups], believed: Scatter) -> Scatter:

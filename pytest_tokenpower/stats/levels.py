@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from pytest_tokenpower.stats.change import MOST_DF, Change, StudentError
+from pytest_tokenpower.stats.change import MOST_DF, Change
 from pytest_tokenpower.stats.changepoints import change_points
 from pytest_tokenpower.stats.comparison import Run, readings
 from pytest_tokenpower.stats.scatter import (
@@ -17,7 +17,7 @@ from pytest_tokenpower.stats.scatter import (
     Groups,
     Noise,
     Scatter,
-    accounts,
+    scatter,
 )
 from pytest_tokenpower.stats.types import DEFAULT_PRIOR, RunSummary
 
@@ -98,10 +98,10 @@ def _lone(groups: Groups, others: slice, at: int, noise: Noise) -> bool:
     if len(means) <= FEWEST_DF:
         return False
     squares = float(((means - means.mean()) ** 2).sum())
-    # What a few runs happen to show is held to the believed noise alone: one run is to be told from many.
-    (error, *_) = accounts(
-        squares, len(means) - 1, noise.total, Scatter(CAUTION_SD, MOST_DF), learned=noise.learned
+    # The belief counts in full, learned or not: one run is to be told from many.
+    unit = scatter(
+        squares, len(means) - 1, noise.total, Scatter(CAUTION_SD, MOST_DF), most_believed=noise.total.df
     )
-    stderr = max(error.stderr, math.sqrt(float(np.mean(groups.errors)))) * math.sqrt(1 + 1 / len(means))
-    change = Change(float(groups.means[at] - means.mean()), (StudentError(stderr, error.df),))
+    stderr = max(unit.sd, math.sqrt(float(np.mean(groups.errors)))) * math.sqrt(1 + 1 / len(means))
+    change = Change(float(groups.means[at] - means.mean()), stderr, unit.df)
     return 2 * min(change.p_above(), change.p_below()) < LONE_ALPHA

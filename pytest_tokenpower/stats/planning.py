@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.special import gammaincinv, ndtr
 
-from pytest_tokenpower.stats.change import MOST_DF, Change, StudentError
+from pytest_tokenpower.stats.change import MOST_DF, Change
 from pytest_tokenpower.stats.comparison import Run, readings
 from pytest_tokenpower.stats.noise import Spread
 from pytest_tokenpower.stats.pace import Waiting
 from pytest_tokenpower.stats.rule import Policy
-from pytest_tokenpower.stats.scatter import CAUTION_SD, DEFAULT_NOISE, Groups, Noise, Scatter, accounts
+from pytest_tokenpower.stats.scatter import CAUTION_SD, DEFAULT_NOISE, Groups, Noise, Scatter, scatter, widest
 from pytest_tokenpower.stats.types import FloatArray
 
 FOUND = 0.95
@@ -109,11 +109,18 @@ def _margins(run_sd: float, stored_runs: int, policy: Policy, noise: Noise) -> F
     at = (np.arange(_QUANTILES) + 0.5) / _QUANTILES
     squares = run_sd**2 * 2 * gammaincinv(df / 2, at) if df else np.zeros(1)
     spread = math.sqrt(1 + 1 / stored_runs)
+    caution = Scatter(CAUTION_SD, MOST_DF)
     margins = []
     for each in squares:
-        found = accounts(float(each), df, noise.total, Scatter(CAUTION_SD, MOST_DF), learned=noise.learned)
-        errors = tuple(StudentError(one.stderr * spread, one.df, one.ceiling * spread) for one in found)
-        margins.append(Change(0.0, errors).margin(policy.level))
+        unit = scatter(
+            float(each),
+            df,
+            noise.total,
+            caution,
+            most_believed=noise.most_believed(df),
+        )
+        most = widest(unit, df, caution) * spread
+        margins.append(Change(0.0, unit.sd * spread, unit.df, most=most).margin(policy.level))
     return np.array(margins)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pytest_tokenpower.stats.change import Change, StudentError
+from pytest_tokenpower.stats.change import Change
 from pytest_tokenpower.stats.types import RunSummary
 
 ALLOWANCE_DF = 2.0
@@ -26,11 +26,11 @@ def log_ratio(of: Sequence[RunSummary], to: Sequence[RunSummary], scatter: float
     """
     first, v1, df1 = _side(of, scatter)
     if not to:
-        return Change(first, (StudentError(float(np.sqrt(v1)), df1),))
+        return Change(first, float(np.sqrt(v1)), df1)
     second, v2, df2 = _side(to, scatter)
     total = v1 + v2
     df = total**2 / (v1**2 / df1 + v2**2 / df2) if total > 0 else df1 + df2
-    return Change(first - second, (StudentError(float(np.sqrt(total)), df),))
+    return Change(first - second, float(np.sqrt(total)), df)
 
 
 def _side(runs: Sequence[RunSummary], scatter: float) -> tuple[float, float, float]:

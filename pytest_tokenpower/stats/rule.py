@@ -23,6 +23,7 @@ from typing import Literal
 import numpy as np
 from scipy.special import ndtr
 
+from pytest_tokenpower.core.settings import MOST_ALPHA
 from pytest_tokenpower.stats.change import POWER_80, Change
 from pytest_tokenpower.stats.comparison import FEWEST_PACE_OCCASIONS, Comparison
 from pytest_tokenpower.stats.multiplicity import holm, repeated_p
@@ -37,11 +38,8 @@ WORK_SHARE = 0.9
 DOUBT = 0.05
 """A p of the build between its level and this is doubtful: restarts may settle it."""
 
-INTERVAL = 0.95
+INTERVAL = 1 - 2 * MOST_ALPHA
 """The level of the printed intervals."""
-
-MOST_ALPHA = (1 - INTERVAL) / 2
-"""Their tail: at a higher level what has failed or improved would not exclude 0."""
 
 
 @dataclass(frozen=True)
@@ -225,7 +223,7 @@ def _decided(
         p_improved=improved,
         passes=passes,
         smallest_failing=math.expm1(floor),
-        resolvable=math.expm1(floor + POWER_80 * change.stderr),
+        resolvable=math.expm1(floor + POWER_80 * max(change.stderr, change.least)),
         below_noise=policy.theta > 0 and floor > policy.theta,
         doubtful=policy.family * up < DOUBT and policy.family * failing >= policy.alpha,
         reason=reason,

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pytest_tokenpower.stats.change import StudentError
 from pytest_tokenpower.stats.types import FloatArray
 
 Cell = tuple[str, str]
@@ -20,11 +19,16 @@ FEWEST_DF = 2
 CAUTION_SD = 0.02
 """The run-to-run SD that a test is taken to have while its own is not known: it keeps identical code that does."""
 
-QUIET = 0.5
-"""A test whose own SD is at most this share of the cautious one is surely no noisier than that."""
+QUIET = 0.35
+"""A test whose own SD is at most this share of the cautious one is surely no noisier than that: without it a build of
+many tests would need more of three stored runs than of one."""
 
 CAUTION_PER_ROUND_SD = 1.0
 """A test whose rounds scatter has runs that do: on H100s by a third to once the SD of its rounds."""
+
+
+AGREEMENT = 4
+"""How fast a belief stops counting where a test's own variance is above it."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +46,8 @@ class Noise:
     ``total`` and ``work`` are from run to run on different occasions, of the figure as it is and at one pace.
     ``occasion_share`` of their variance belongs to the occasion, the rest to the single process. ``interleaved`` is of
     the difference of two variants between restarts in which both ran alternately. ``board`` is from board to board of
-    one model, ``calibrated_board`` what of it is left after calibration. A ``learned`` belief counts with its degrees
-    of freedom; one that is not is only a floor under what few runs happen to show.
+    one model, ``calibrated_board`` what of it is left after calibration. Only a ``learned`` belief sharpens what a
+    test's own runs show; ``interleaved``, of which drift and occasion have fallen out, always does.
     """
 
     total: Scatter
@@ -54,6 +58,14 @@ class Noise:
     occasion_share: float
     learned: bool = False
     source: str = ""
+
+    def most_believed(self, df: int) -> float:
+        """Return how many degrees of freedom a belief in a test's scatter may add to ``df`` of its own.
+
+        As many as its own beyond the two without which its noise is not known: few runs of a test that is noisier
+        than its neighbours look alike by chance, and it would fail for that.
+        """
+        return max(df - FEWEST_DF, 0) if self.learned else 0
 
 
 DEFAULT_NOISE = Noise(
@@ -127,32 +139,24 @@ class Groups:
         return squares, df
 
 
-def accounts(
-    squares: float, df: int, believed: Scatter, caution: Scatter, *, learned: bool
-) -> list[StudentError]:
-    """Return the accounts of an SD that a claim has to hold by, from a sum of squares on ``df`` degrees of freedom.
+def scatter(squares: float, df: int, believed: Scatter, caution: Scatter, *, most_believed: float) -> Scatter:
+    """Return the SD that a claim goes by, and on how many degrees of freedom, from a sum of squares on ``df`` of them.
 
-    With fewer than two of them: the largest of the cautious SD, the believed one, and what
-    there is, on the cautious degrees of freedom. Otherwise both:
-
-    - the moderated variance (nu0 tau0² + SS)/(nu0 + df), as in limma (Smyth 2004, Stat. Appl. Genet. Mol. Biol. 3:3):
-      never trust a few runs that happen to agree;
-    - the test's own variance SS/df, but nothing wider than the cautious SD where it looks at most half as large. A
-      learned belief moderates it, too, with at most as many degrees of freedom as there are runs, and only as far as
-      the two agree, (min(1, tau0²/s²))²: a test noisier than its neighbours is judged by its own runs (as limma's
-      robust rule takes the prior from hypervariable genes; Phipson et al. 2016, Ann. Appl. Stat. 10:946).
+    With fewer than two: the largest of the cautious SD, the believed one, and what there is, on the cautious degrees
+    of freedom. Otherwise the test's own variance. A belief moderates it, (nu tau0² + SS)/(nu + df) as in limma (Smyth
+    2004, Stat. Appl. Genet. Mol. Biol. 3:3), with at most ``most_believed`` degrees of freedom, and only as far as
+    the two agree, (min(1, tau0²/s²))⁴: a test noisier than its neighbours is judged by its own runs (as limma's robust
+    rule takes the prior from hypervariable genes; Phipson et al. 2016, Ann. Appl. Stat. 10:946).
     """
     if df < FEWEST_DF:
         own = math.sqrt(squares / df) if df else 0.0
-        return [StudentError(max(caution.sd, believed.sd, own), caution.df)]
+        return Scatter(max(caution.sd, believed.sd, own), caution.df)
     variance = squares / df
-    moderated = (believed.df * believed.sd**2 + squares) / (believed.df + df)
-    sd = math.sqrt(variance)
-    agreement = min(1.0, believed.sd**2 / variance) ** 2 if variance > 0 else 1.0
-    weight = min(believed.df, df) * agreement if learned else 0.0
-    own = (weight * believed.sd**2 + squares) / (weight + df)
-    quiet = max(caution.sd, believed.sd) if sd <= QUIET * caution.sd else math.inf
-    return [
-        StudentError(math.sqrt(moderated), believed.df + df),
-        StudentError(math.sqrt(own), df + weight, quiet),
-    ]
+    agreement = min(1.0, believed.sd**2 / variance) ** AGREEMENT if variance > 0 else 1.0
+    weight = min(believed.df, most_believed) * agreement
+    return Scatter(math.sqrt((weight * believed.sd**2 + squares) / (weight + df)), weight + df)
+
+
+def widest(unit: Scatter, df: int, caution: Scatter) -> float:
+    """Return the SD that a unit surely has at most, from its own SD on ``df`` degrees of freedom."""
+    return caution.sd if df >= FEWEST_DF and unit.sd <= QUIET * caution.sd else math.inf

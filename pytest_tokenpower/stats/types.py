@@ -68,8 +68,5 @@ DEFAULT_PRIOR = Prior(
 
 Fresh-process runs of vLLM on three H100s: run-to-run SD 0.3 % raw and 0.16 % temperature-adjusted, rounds 0.4
 to 0.7 %, lag-1 0.3 to 0.6. The run-to-run prior is wider, 0.5 %, and weak, because other boards are noisier:
-with two degrees of freedom half of all boards lie above 0.6 % and one in ten above 1.5 %. Worth more (4, at 1
-%) it hides a 2 % change from five stored runs of an H100 (77 % found, now 97 %); worth more at 0.5 % it fails
-identical code too often on a board of 1 % with one stored run (8 to 10 % against 4 %).
-benchmarks/gate_error_rates.py shows both sides.
+with two degrees of freedom half of all boards lie above 0.6 % and one in ten above 1.5 %.
 """

@@ -7,9 +7,7 @@ test may rise by what was accepted; from that run on its level begins there, and
 
 from __future__ import annotations
 
-import hashlib
 import re
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timezone
@@ -17,17 +15,19 @@ from pathlib import Path
 
 import msgspec
 
-from pytest_tokenpower.core.files import write_whole
 from pytest_tokenpower.core.records import VerdictRecord
 from pytest_tokenpower.core.settings import fraction
-from pytest_tokenpower.errors import StoreError, UsageError
-from pytest_tokenpower.store.git import ACCEPTED_FOLDER, Repository, run_git
+from pytest_tokenpower.errors import HistoryError, UsageError
+from pytest_tokenpower.store.committed import (
+    TOMLDecodeError,
+    committed_file,
+    read_committed,
+    read_toml,
+    toml_string,
+    write_committed,
+)
+from pytest_tokenpower.store.git import ACCEPTED_FOLDER, SCAN_S, Repository, run_git
 from pytest_tokenpower.store.store import COMMIT_LENGTH
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 _LABEL_COMMIT = re.compile(r"@([0-9a-f]{7,40})$")
 
@@ -49,9 +49,9 @@ class Acceptance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     expires: date
     since: str = ""
 
-    def covers(self, test: str) -> bool:
-        """Whether it is about a test."""
-        return test == self.test or test.startswith(f"{self.test}[")
+    def covers(self, *names: str) -> bool:
+        """Whether it is about a test, under any of its names."""
+        return any(name == self.test or name.startswith(f"{self.test}[") for name in names)
 
 
 def decode_acceptance(text: str, *, source: str) -> Acceptance:
@@ -61,12 +61,12 @@ def decode_acceptance(text: str, *, source: str) -> Acceptance:
         UsageError: the text is no acceptance; names ``source`` and what is wrong with it.
     """
     try:
-        table = tomllib.loads(text)
+        table = read_toml(text)
         if not isinstance(table.get("up_to"), str):
             raise UsageError('up_to must be a share such as "8%"')
         table["up_to"] = _share(table["up_to"])
         found = msgspec.convert(table, Acceptance)
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError, UsageError) as error:
+    except (TOMLDecodeError, msgspec.ValidationError, UsageError) as error:
         raise UsageError(
             f"{source} is no acceptance ({error}): write it with tokenpower accept, or remove it"
         ) from error
@@ -83,25 +83,14 @@ def encode_acceptance(found: Acceptance) -> str:
     """Return the acceptance as the TOML that is committed."""
     lines = [
         "# Written by `tokenpower accept`, reviewed with the change that it accepts.",
-        f"test = {_quoted(found.test)}",
+        f"test = {toml_string(found.test)}",
         f'up_to = "{100 * found.up_to:.6g}%"',
-        f"reason = {_quoted(found.reason)}",
+        f"reason = {toml_string(found.reason)}",
         f"expires = {found.expires.isoformat()}",
     ]
     if found.since:
-        lines.append(f"since = {_quoted(found.since)}")
+        lines.append(f"since = {toml_string(found.since)}")
     return "\n".join(lines) + "\n"
-
-
-def _quoted(text: str) -> str:
-    # A JSON string is a basic string of TOML, but for DEL, which TOML wants escaped.
-    return msgspec.json.encode(text).decode().replace("\x7f", "\\u007f")
-
-
-def acceptance_file(test: str) -> str:
-    """Where a test's acceptance stands in the repository: one file a test, so that two never conflict."""
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", test.rpartition("::")[2]).strip("-.")[:60]
-    return f"{ACCEPTED_FOLDER}/{name}-{hashlib.sha256(test.encode()).hexdigest()[:6]}.toml"
 
 
 @dataclass(frozen=True)
@@ -135,12 +124,13 @@ class Acceptances:
         Raises:
             UsageError: a file of the work tree is no acceptance.
             StoreError: a file of the work tree cannot be read.
+            HistoryError: git cannot say what came to the line.
         """
         came = _brought(repository, commits)
         newest: dict[str, str] = {}
         placed = []
         positions = {commit: at for at, commit in enumerate(commits)}
-        here = _work_tree(repository)
+        here = read_committed(repository, ACCEPTED_FOLDER)
         for commit, file, text in came:
             current = file not in newest and here.get(file) == text
             newest.setdefault(file, text)
@@ -164,14 +154,17 @@ class Acceptances:
         places = {one.begins for one in self._placed if one.begins >= 0 and one.acceptance.covers(test)}
         return tuple(self._commits[place] for place in sorted(places))
 
-    def level(self, test: str, commit: str | None) -> int:
-        """How many accepted levels of a test began after a stored commit: 0 is the present one."""
+    def level(self, commit: str | None, *names: str) -> int:
+        """How many accepted levels of a test, under its names, began after a stored commit: 0 is the present one."""
         position = self._positions.get(commit or "", -1)
-        places = {one.begins for one in self._placed if one.begins >= 0 and one.acceptance.covers(test)}
+        places = {one.begins for one in self._placed if one.begins >= 0 and one.acceptance.covers(*names)}
         return sum(place < position for place in places)
 
-    def counts(self, test: str, verdicts: Sequence[VerdictRecord], commit: str | None) -> bool:
-        """Whether a run's measurement may be a baseline: it did not regress, or its rise was accepted afterwards."""
+    def counts(self, verdicts: Sequence[VerdictRecord], commit: str | None, *names: str) -> bool:
+        """Whether a run's measurement may be a baseline: it did not regress, or its rise was accepted afterwards.
+
+        ``names`` are those of the test.
+        """
         nearest = self._nearest(verdicts)
         if nearest is None or nearest.kind != "regressed":
             return True
@@ -179,7 +172,7 @@ class Acceptances:
         return place is not None and any(
             one.added < place <= one.begins and (nearest.change or 0.0) <= one.acceptance.up_to
             for one in self._placed
-            if one.acceptance.covers(test)
+            if one.acceptance.covers(*names)
         )
 
     def regressed(self, verdicts: Sequence[VerdictRecord]) -> bool:
@@ -191,12 +184,14 @@ class Acceptances:
         nearest = self._nearest(verdicts)
         return nearest is not None and nearest.kind == "regressed"
 
-    def allowance(self, test: str, newest: str | None, today: date | None = None) -> PlacedAcceptance | None:
+    def allowance(
+        self, newest: str | None, *names: str, today: date | None = None
+    ) -> PlacedAcceptance | None:
         """Return the acceptance by which a test may rise now, the largest; None where none holds.
 
         Args:
-            test: the test, from the repository's top level.
             newest: the commit of its newest comparable stored run; an acceptance ends with the first run at its level.
+            names: the test's names, from the repository's top level.
             today: the day that acceptances expire by (default: today, UTC).
         """
         day = today or datetime.now(timezone.utc).date()
@@ -205,7 +200,7 @@ class Acceptances:
             one
             for one in self._placed
             if one.current
-            and one.acceptance.covers(test)
+            and one.acceptance.covers(*names)
             and day <= one.acceptance.expires
             and place > one.begins
         ]
@@ -229,17 +224,6 @@ class Acceptances:
         return next((at for at, commit in enumerate(self._commits) if commit.startswith(short)), None)
 
 
-def _work_tree(repository: Repository) -> dict[str, str]:
-    folder = repository.top_level / ACCEPTED_FOLDER
-    found = {}
-    for path in sorted(folder.glob("*.toml")):
-        try:
-            found[f"{ACCEPTED_FOLDER}/{path.name}"] = path.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise StoreError(f"{path}: the acceptance cannot be read ({error})") from error
-    return found
-
-
 def _brought(repository: Repository, commits: Sequence[str]) -> list[tuple[str, str, str]]:
     """Each acceptance that a commit of the line added or changed: commit, file, text; the newest first."""
     if not commits:
@@ -256,15 +240,24 @@ def _brought(repository: Repository, commits: Sequence[str]) -> list[tuple[str, 
             "--format=%x01%H",
         ),
         *(f"--max-count={len(commits)}", commits[0], "--", f":(top){ACCEPTED_FOLDER}"),
+        timeout_s=SCAN_S,
+        may_fetch=True,
     )
+    if log.code != 0:
+        raise HistoryError(
+            f"{repository.top_level}: what was accepted cannot be read: git log: {log.complaint}"
+        )
     known, found = set(commits), []
     for block in log.stdout.split("\x01")[1:]:
         commit, *files = block.split("\n")
         for file in filter(None, files):
             if commit in known and file.endswith(".toml"):
                 shown = run_git(repository.top_level, "show", f"{commit}:{file}", may_fetch=True)
-                if shown.code == 0:
-                    found.append((commit, file, shown.stdout))
+                if shown.code != 0:
+                    raise HistoryError(
+                        f"{repository.top_level}: {file} of {commit[:7]} cannot be read: {shown.complaint}"
+                    )
+                found.append((commit, file, shown.stdout))
     return found
 
 
@@ -279,15 +272,5 @@ def _begin(repository: Repository, found: Acceptance, added: int, positions: dic
 
 
 def write_acceptance(repository: Repository, found: Acceptance) -> Path:
-    """Write an acceptance into the work tree, over an earlier one of the test; returns its file.
-
-    Raises:
-        StoreError: the folder cannot be written.
-    """
-    path = repository.top_level / acceptance_file(found.test)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, encode_acceptance(found).encode())
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be written ({error.strerror or error})") from error
-    return path
+    """Write an acceptance into the work tree, over an earlier one of the test; returns its file. Raises StoreError."""
+    return write_committed(repository, committed_file(ACCEPTED_FOLDER, found.test), encode_acceptance(found))

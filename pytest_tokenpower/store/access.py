@@ -6,12 +6,14 @@ import argparse
 import difflib
 import re
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pytest_tokenpower.errors import HistoryError, StoreError, UsageError
 from pytest_tokenpower.store.baseline import Baseline
 from pytest_tokenpower.store.git import Repository, explain_absence
+from pytest_tokenpower.store.identity import file_of, repository_test, root_in
 from pytest_tokenpower.store.store import COMMIT_LENGTH, Store, StoredFile, default_store_path
 
 RUN_HELP = (
@@ -22,6 +24,8 @@ RUN_HELP = (
 _RUN_ID = re.compile(r"[0-9a-f]{4,32}")
 
 _MOST_LISTED = 20
+
+_MOST_RUNS = 50
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,38 @@ class StoreContext:
         if self.repository is None:
             raise HistoryError(f"this command needs git history, but {explain_absence(self.folder)}")
         return self.repository
+
+    def test_in_repository(self, text: str) -> str:
+        """Return the test from the repository's top level: a stored one, or a node id of a file that is there.
+
+        Raises UsageError for one that is neither.
+        """
+        repository, known = self.needs_repository(), self.stored_tests()
+        bases = {test.partition("[")[0] for test in known}
+        if text in known or text in bases:
+            return text
+        here = self.in_repository(text)
+        if "::" in text and (
+            here in known or here in bases or (repository.top_level / file_of(here)).is_file()
+        ):
+            return here
+        if not known:
+            raise UsageError(
+                f"{self.store.path} holds no run of {text!r}: give the test's whole id (path/test_file.py::test_name)"
+            )
+        return choose_test(text, known)
+
+    def in_repository(self, text: str) -> str:
+        """Return a path or node id that was given here, from the repository's top level."""
+        return repository_test(root_in(self.needs_repository(), self.folder), text)
+
+    def stored_tests(self) -> frozenset[str]:
+        """Return the tests of the newest readable runs."""
+        known: set[str] = set()
+        for entry in self.store.entries()[:_MOST_RUNS]:
+            with suppress(StoreError):  # Named in store.problems.
+                known.update(self.store.contents(entry).measurements)
+        return frozenset(known)
 
     def runs(self, text: str, limit_runs: int = 5, *, commit_only: bool = False) -> Baseline:
         """Return the runs that ``text`` names (:data:`RUN_HELP`), newest first; a ref stands for its first-parent line.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,8 +17,9 @@ from pytest_tokenpower.errors import HistoryError, StoreError, UsageError
 from pytest_tokenpower.store.acceptances import Acceptances, PlacedAcceptance
 from pytest_tokenpower.store.explain import NoBaseline, measured_commits, why_no_history, why_not_found
 from pytest_tokenpower.store.git import Repository, explain_absence, first_parent_history
-from pytest_tokenpower.store.identity import file_of, in_file, repository_test
+from pytest_tokenpower.store.identity import file_of, repository_test
 from pytest_tokenpower.store.keys import LENGTHS, KeyDifference, differences, ignoring, only_lengths
+from pytest_tokenpower.store.renames import EarlierNames
 from pytest_tokenpower.store.store import (
     COMMIT_LENGTH,
     Contents,
@@ -99,13 +102,13 @@ def histories(
                 alike = all(place.key.get(name) == key.get(name) for name in ALIKE)
                 same = alike and keys.setdefault(test, place.key) == place.key
                 accepted = baseline.accepted
-                level = accepted.level(test, entry.commit) if accepted else 0
+                level = accepted.level(entry.commit, test) if accepted else 0
                 runs = found.setdefault(test, {}).setdefault(level, [])
                 if not (place.comparable and same and len(runs) < baseline.limit_runs):
                     continue
                 measured = baseline.store.dated(entry, test)
                 # A regression that nobody accepted is another level, not noise.
-                if accepted is None or accepted.counts(test, measured.verdicts, entry.commit):
+                if accepted is None or accepted.counts(measured.verdicts, entry.commit, test):
                     runs.append(measured)
         except StoreError:
             continue
@@ -121,9 +124,6 @@ SEARCH_BYTES = 64 * 2**20
 """A test is looked for until this much has been read: one that was never stored does not read the whole store."""
 
 _ELSEWHERE_RUNS = 5
-
-_RENAME_COMMITS = 20
-"""A renamed test is looked for in so many stored commits that do not hold it: each asks git once."""
 
 _MEANINGS: dict[Kind, str] = {"ref": "a git ref", "name": "a saved run", "path": "a store"}
 
@@ -180,7 +180,8 @@ class Baseline:
     (``accepted``, None otherwise); a name or a path is taken at its word.
     By ``rises`` a test may rise over either. Tests are asked for by their node ids under
     ``root``, pytest's root directory from the repository's top level. ``note`` tells of a choice between several
-    things of one name; ``own``: HEAD is a commit of the ref itself. ``tip`` is the commit that is compared.
+    things of one name; ``own``: HEAD is a commit of the ref itself. ``tip`` is the commit that is compared,
+    None for the work tree.
     """
 
     kind: Kind
@@ -198,7 +199,7 @@ class Baseline:
     own: bool = False
     tip: str | None = None
     repository: Repository | None = field(default=None, repr=False)
-    _renames: dict[str, dict[str, str]] = field(default_factory=dict, repr=False, compare=False)
+    names: EarlierNames = field(default_factory=EarlierNames, repr=False, compare=False)
     _files: dict[str, frozenset[str]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
@@ -225,7 +226,7 @@ class Baseline:
             root: pytest's root directory from the top level, if tests are asked for by node ids relative to it.
 
         Raises:
-            UsageError: the text means nothing, or a committed acceptance is malformed.
+            UsageError: the text means nothing, or a committed acceptance or rename is malformed.
             HistoryError: git cannot answer.
             StoreError: a run file is not readable.
         """
@@ -235,7 +236,8 @@ class Baseline:
         rises = found.accepted
         if rises is None and repository is not None and not at_ref:
             rises = Acceptances.read(repository, ())
-        return replace(found, root=root, repository=repository, rises=rises)
+        names = EarlierNames.read(repository, found.tip)
+        return replace(found, root=root, repository=repository, rises=rises, names=names)
 
     def identity(self, test: str) -> str:
         """Return a node id of the candidate, from the repository's top level."""
@@ -246,16 +248,13 @@ class Baseline:
         test: str,
         key: Mapping[str, Fact],
         ignore: Iterable[str] = (),
-        *,
-        existing: Collection[str] = (),
     ) -> Found:
         """Return the newest comparable runs of ``test`` whose key equals ``key``, fields in ``ignore`` left out.
 
         Where there is none, those that differ in the lengths of prompts and answers alone.
 
-        ``existing`` are the tests that were collected: a stored one that is not among them may be this one under
-        an older name, which ``why`` then suggests and nothing assumes. Raises UsageError for an ignore pattern
-        that names a protected field.
+        A stored test that the work tree no longer has may be this one under an older name, which ``why`` then
+        suggests and nothing assumes. Raises UsageError for an ignore pattern that names a protected field.
         """
         patterns = (ignore,) if isinstance(ignore, str) else tuple(ignore)
         wanted = ignoring(key, patterns)
@@ -267,7 +266,7 @@ class Baseline:
         seen = NoBaseline(mine, self.label, len(self.entries))
         for entry, name, place in self._places(test, self.entries, seen):
             # What was before an accepted level tells how the test scatters, once there is a run at the level.
-            level = self.accepted.level(name, entry.commit) if runs and self.accepted else 0
+            level = self.accepted.level(entry.commit, mine, name) if runs and self.accepted else 0
             before = earlier.setdefault(level, []) if level else runs
             if not place.comparable:
                 seen.invalid += 1
@@ -284,7 +283,7 @@ class Baseline:
                 seen.unreadable += 1  # Named in store.problems.
                 continue
             run_id, commit = self.store.contents(entry)[:2]
-            if self.accepted and not self.accepted.counts(name, measurement.verdicts, entry.commit):
+            if self.accepted and not self.accepted.counts(measurement.verdicts, entry.commit, mine, name):
                 if not runs:
                     rises = [v.change or 0.0 for v in measurement.verdicts if v.kind == "regressed"]
                     seen.add_regressed(commit or "", max(rises, default=0.0))
@@ -301,8 +300,8 @@ class Baseline:
             )
         if only_lengths(seen.nearest):
             # None is exact: those of other lengths are compared at equal ones.
-            return self.find(test, key, (*patterns, *LENGTHS), existing=existing)
-        return Found((), self._why(test, seen, existing), seen.nearest)
+            return self.find(test, key, (*patterns, *LENGTHS))
+        return Found((), self._why(test, seen), seen.nearest)
 
     def _found(
         self, mine: str, runs: list[BaselineRun], names: Mapping[str, str | None], seen: NoBaseline
@@ -326,7 +325,7 @@ class Baseline:
                 notes.append(
                     f"Its runs of {(commit or '')[:7]} and before are those of {name}, as it was called then."
                 )
-        acceptance = self.rises.allowance(mine, newest) if self.rises else None
+        acceptance = self.rises.allowance(newest, mine, *names) if self.rises else None
         return Found(tuple(runs), note=" ".join(notes), origin=origin, acceptance=acceptance)
 
     def _node_id(self, mine: str) -> str:
@@ -354,7 +353,7 @@ class Baseline:
                 yield entry, name, contents.measurements[name]
 
     def _name_in(self, contents: Contents, test: str, seen: NoBaseline) -> str | None:
-        """Return what a run calls the test: as we do, by its node id alone, or by the file that it was in before."""
+        """Return what a run calls the test: as we do, by its node id alone, or by an earlier name."""
         mine = self.identity(test)
         held = contents.measurements
         if contents.root is None and self.root is not None:
@@ -364,18 +363,14 @@ class Baseline:
                 return test
             seen.rootless += 1
             return None
-        if mine in held:
-            return mine
-        earlier = self._earlier_file(contents.commit, file_of(mine))
-        name = in_file(mine, earlier) if earlier else None
-        return name if name in held else None
+        return self.names.held(contents.commit, mine, held)
 
     def _is_ours(self, commit: str | None, test: str) -> bool:
         """Whether a run that does not say its root measured our test: its commit holds that file in our place only."""
         file, mine = file_of(test), file_of(self.identity(test))
         files = self._files_at(commit)
         fitting = {path for path in files if path == file or path.endswith(f"/{file}")}
-        return not fitting or fitting in ({mine}, {self._earlier_file(commit, mine)})
+        return not fitting or fitting in ({mine}, {self.names.file_at(commit, mine)})
 
     def _files_at(self, commit: str | None) -> frozenset[str]:
         if commit is None or self.repository is None:
@@ -384,59 +379,52 @@ class Baseline:
             self._files[commit] = self.repository.files_at(commit)
         return self._files[commit]
 
-    def _earlier_file(self, commit: str | None, file: str) -> str | None:
-        """Return the path that a file of the compared commit had at another one.
-
-        None where it was not renamed since.
-        """
-        tip = self.tip or (self.repository.head if self.repository else None)
-        if commit is None or tip is None or self.repository is None:
-            return None
-        if commit not in self._renames:
-            if len(self._renames) >= _RENAME_COMMITS:
-                return None
-            self._renames[commit] = self.repository.renames(commit, tip)
-        return self._renames[commit].get(file)
-
-    def newest_tests(self) -> tuple[str, ...]:
-        """Return the node ids of the comparable tests under our root that the newest runs hold."""
-        found: dict[str, None] = {}
-        for entry in self.entries[: self.limit_runs]:
-            try:
-                contents = self.store.contents(entry)
-            except StoreError:
-                continue  # Named in store.problems.
+    def newest_tests(self) -> dict[str, Mapping[str, Fact]]:
+        """Return the comparable tests under our root that the newest runs hold, by node id, with their newest keys."""
+        found: dict[str, Mapping[str, Fact]] = {}
+        for contents in self._newest():
             if contents.root == self.root:
-                found.update(
-                    (self._node_id(test), None)
-                    for test, place in contents.measurements.items()
-                    if place.comparable
-                )
-        return tuple(sorted(found))
+                for test, place in contents.measurements.items():
+                    if place.comparable:
+                        found.setdefault(self._node_id(test), place.key)
+        return dict(sorted(found.items()))
 
-    def unfollowed(self, tests: Iterable[str], existing: Collection[str]) -> tuple[str, ...]:
-        """Those of our stored tests that no existing test is the later name of."""
-        followed = set()
+    def earlier_names(self, tests: Iterable[str]) -> frozenset[str]:
+        """Return the node ids by which the newest runs may hold tests that have another name now."""
+        commits = {contents.commit for contents in self._newest()}
+        return frozenset(
+            self._node_id(name)
+            for test in tests
+            for commit in commits
+            for name in self.names.at(commit, self.identity(test))
+        )
+
+    def _newest(self) -> Iterator[Contents]:
         for entry in self.entries[: self.limit_runs]:
-            commit = self.store.contents(entry).commit if entry.path not in self._problem_paths() else None
-            for test in existing:
-                mine = self.identity(test)
-                earlier = self._earlier_file(commit, file_of(mine))
-                if earlier:
-                    followed.add(in_file(mine, earlier))
-        return tuple(test for test in tests if self.identity(test) not in followed)
+            with suppress(StoreError):  # Named in store.problems.
+                yield self.store.contents(entry)
 
-    def _problem_paths(self) -> set[Path]:
-        return {problem.path for problem in self.store.problems}
-
-    def _why(self, test: str, seen: NoBaseline, existing: Collection[str]) -> str:
+    def _why(self, test: str, seen: NoBaseline) -> str:
         others = (self.dirty_entries, self.other_entries)
         if not self.entries:
             if self.kind != "ref":
                 return f"{self.label} holds no run"
             return why_no_history(self.label, self.commits, *others, self.store.path)
-        outside = [None if seen.nearest or seen.invalid else self._outside(test, runs) for runs in others]
-        return why_not_found(seen, existing, *outside)
+        dirty, elsewhere = (
+            None if seen.nearest or seen.invalid else self._outside(test, runs) for runs in others
+        )
+        return why_not_found(seen, dirty, elsewhere, self._is_gone)
+
+    def _is_gone(self, stored: str) -> bool:
+        """Whether the work tree's file does not speak of a stored test any more."""
+        if self.repository is None:
+            return False
+        file, _, name = stored.partition("[")[0].partition("::")
+        try:
+            text = (self.repository.top_level / file).read_text("utf-8", "replace")
+        except OSError:
+            return True
+        return not all(re.search(rf"\b{re.escape(part)}\b", text) for part in name.split("::"))
 
     def _outside(self, test: str, entries: tuple[StoredFile, ...]) -> StoredFile | None:
         places = self._places(test, entries[:_ELSEWHERE_RUNS], NoBaseline(test, self.label, len(entries)))
@@ -539,7 +527,7 @@ class _Search:
             accepted=Acceptances.read(repository, commits),
             note=ref.note,
             own=not self.at_ref and _is_on(repository, ref.commit),
-            tip=ref.commit if self.at_ref else repository.head,
+            tip=ref.commit if self.at_ref else None,
         )
 
     def _of_name(self) -> Baseline:

@@ -1,4 +1,4 @@
-"""Calibrations of boards: what fixed work and waiting draw on each, one file a board in the store."""
+"""Calibrations of boards: what fixed work and waiting draw on each. Each is kept, so that a board's drift shows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ STALE_DAYS = 90
 class CalibrationRecord(msgspec.Struct, frozen=True, tag_field="type", tag="tokenpower-calibration"):
     """A board's calibration: joules per piece of each fixed work, and what it draws while it waits.
 
-    ``device`` is its id (a UUID), ``created`` the day and time in UTC, ``driver`` the version that it was made with.
+    ``device`` is its id (a UUID), ``created`` the day and time in UTC, ``driver`` the version that it was made with,
+    ``job`` the CI job that made it.
     """
 
     device: str
@@ -31,20 +32,44 @@ class CalibrationRecord(msgspec.Struct, frozen=True, tag_field="type", tag="toke
     created: str
     pieces: dict[str, Figure]
     waiting: WaitingRecord
+    job: str = ""
+
+    @property
+    def made(self) -> datetime:
+        """When it was made."""
+        return datetime.fromisoformat(self.created.replace("Z", "+00:00"))
 
     def days_old(self, now: datetime | None = None) -> float:
         """How many days ago it was made."""
-        made = datetime.fromisoformat(self.created.replace("Z", "+00:00"))
-        return ((now or datetime.now(timezone.utc)) - made).total_seconds() / 86_400
+        return ((now or datetime.now(timezone.utc)) - self.made).total_seconds() / 86_400
+
+    @property
+    def file(self) -> str:
+        """The name of its file in every store."""
+        device = re.sub(r"[^A-Za-z0-9._-]", "_", self.device)
+        return f"{device}_{self.made.astimezone(timezone.utc):%Y%m%dT%H%M%SZ}.json"
+
+
+def decode_calibration(data: bytes, file: str) -> CalibrationRecord:
+    """Return a calibration from its JSON; raises StoreError that names ``file``."""
+    try:
+        found = msgspec.json.decode(data, type=CalibrationRecord)
+        if found.made.tzinfo is None:
+            raise ValueError(f"created has no time zone: {found.created}")
+        return found
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise StoreError(
+            f"{file}: not readable as a calibration ({error}): remove it, or make it anew with tokenpower calibrate"
+        ) from error
 
 
 def write_calibration(store: Path, found: CalibrationRecord) -> Path:
-    """Write a board's calibration over an earlier one; returns its file.
+    """Write a board's calibration beside its earlier ones; returns its file.
 
     Raises:
         StoreError: the folder cannot be written.
     """
-    path = store / FOLDER / f"{re.sub(r'[^A-Za-z0-9._-]', '_', found.device)}.json"
+    path = store / FOLDER / found.file
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
@@ -53,16 +78,20 @@ def write_calibration(store: Path, found: CalibrationRecord) -> Path:
     return path
 
 
+def calibration_paths(store: Path) -> list[Path]:
+    """Return the files of a store's calibrations."""
+    return sorted((store / FOLDER).glob("*.json"))
+
+
 def read_calibrations(store: Path) -> Iterator[CalibrationRecord]:
-    """Return the calibrations of a store.
+    """Return every calibration of a store, earlier ones of a board too.
 
     Raises:
         StoreError: one of them is not readable.
     """
-    for path in sorted((store / FOLDER).glob("*.json")):
+    for path in calibration_paths(store):
         try:
-            yield msgspec.json.decode(path.read_bytes(), type=CalibrationRecord)
-        except (OSError, msgspec.MsgspecError, ValueError) as error:
-            raise StoreError(
-                f"{path}: not readable as a calibration ({error}): remove it, or make it anew with tokenpower calibrate"
-            ) from error
+            data = path.read_bytes()
+        except OSError as error:
+            raise StoreError(f"{path}: cannot be read ({error.strerror or error})") from error
+        yield decode_calibration(data, str(path))

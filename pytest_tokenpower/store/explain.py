@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import shlex
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -79,12 +79,15 @@ def accepted_percent(rise: float) -> int:
 
 
 def why_not_found(
-    absence: NoBaseline, existing: Collection[str], dirty: StoredFile | None, elsewhere: StoredFile | None
+    absence: NoBaseline,
+    dirty: StoredFile | None,
+    elsewhere: StoredFile | None,
+    gone: Callable[[str], bool],
 ) -> str:
     """For a baseline that has runs, none of which fits the test.
 
-    A stored test that is not among the ``existing`` ones may be this one under an older name; ``dirty`` and
-    ``elsewhere`` are runs outside of the baseline that hold the test.
+    A stored test that is ``gone`` may be this one under an older name; ``dirty`` and ``elsewhere`` are runs outside of
+    the baseline that hold the test.
     """
     test, label = absence.test, absence.label
     if absence.regressed:
@@ -114,9 +117,14 @@ def why_not_found(
         return f"{why}; it is stored only with uncommitted changes, which are no baseline"
     if elsewhere:
         return f"{why}; it is stored only outside of that history ({_commit(elsewhere)})"
-    gone = {stored: None for tests in absence.contents for stored in tests if stored not in existing}
-    close = difflib.get_close_matches(test, list(gone), n=1, cutoff=0.7)
-    return f"{why}; the most similar test stored there is {close[0]}: was it renamed?" if close else why
+    stored = dict.fromkeys(stored for tests in absence.contents for stored in tests)
+    close = [one for one in difflib.get_close_matches(test, list(stored), n=3, cutoff=0.7) if gone(one)]
+    if not close:
+        return why
+    return (
+        f"{why}; the most similar test stored there is {close[0]}: was it renamed? Then tokenpower rename "
+        f"{shlex.quote(close[0])} {shlex.quote(test)}"
+    )
 
 
 def why_no_history(

@@ -23,11 +23,15 @@ _ENVIRONMENT_MARKS = ("pyvenv.cfg", "conda-meta")
 """What lies in the top folder of a virtual environment, by whatever name it goes."""
 
 ACCEPTED_FOLDER = ".tokenpower/accepted"
-"""Where acceptances are committed. Of hidden folders it is the one whose files have a say in verdicts."""
+RENAMED_FOLDER = ".tokenpower/renamed"
+"""Where acceptances and renames are committed. Of hidden folders these are the ones that have a say in verdicts."""
+
+_TEST_FILES = (":(top)*.py", ":(top)*.toml")
+"""Among these renames are looked for: tests are in Python files, and in suites."""
 
 _QUICK_S = 30.0
 
-_SCAN_S = 120.0
+SCAN_S = 120.0
 
 
 # Set by git for its hooks; inherited by a pytest that runs in one, they would point at the wrong repository.
@@ -92,6 +96,8 @@ def run_git(
         "GIT_OPTIONAL_LOCKS": "0",
         "GIT_TERMINAL_PROMPT": "0",
         "GIT_NO_LAZY_FETCH": "0" if may_fetch else "1",
+        # History as everybody has it, without what was replaced in this clone.
+        "GIT_NO_REPLACE_OBJECTS": "1",
         "GIT_PAGER": "cat",
     }
     try:
@@ -177,7 +183,8 @@ class Repository:
     def _branches(self, ref: str) -> dict[str, str]:
         """Return the commits of the branches that a name stands for.
 
-        The local one first, then by remote, its own first.
+        The local one first, then by remote, its own first. What a colleague's remote calls main is their own affair,
+        however far ahead it is, unless no other remote has it.
         """
         if ref == "HEAD" or run_git(self.top_level, "check-ref-format", "--branch", ref).line != ref:
             return {}  # HEAD~2, @{u}, a range.
@@ -189,7 +196,9 @@ class Repository:
             **{f"{each}/{ref}": f"refs/remotes/{each}/{ref}" for each in remotes},
         }
         found = {name: _commit_of(self.top_level, full) for name, full in spelled.items()}
-        return {name: commit for name, commit in found.items() if commit is not None}
+        known = {name: commit for name, commit in found.items() if commit is not None}
+        usual = {ref, *(f"{each}/{ref}" for each in (self._remote_of(ref), "origin", "upstream"))}
+        return {name: commit for name, commit in known.items() if name in usual} or known
 
     def _newest(self, ref: str, branches: dict[str, str]) -> ResolvedRef:
         (name, commit), *others = branches.items()
@@ -222,26 +231,53 @@ class Repository:
     def files_at(self, commit: str) -> frozenset[str]:
         """Return the paths that a commit holds; none where git does not know the commit."""
         listed = run_git(
-            self.top_level, "ls-tree", "-r", "-z", "--name-only", "--full-tree", commit, timeout_s=_SCAN_S
+            self.top_level,
+            *("ls-tree", "-r", "-z", "--name-only", "--full-tree", commit),
+            timeout_s=SCAN_S,
+            may_fetch=True,
         )
         return frozenset(filter(None, listed.stdout.split("\0"))) if listed.code == 0 else frozenset()
 
-    def renames(self, older: str, newer: str) -> dict[str, str]:
+    def renames(self, older: str, newer: str | None) -> dict[str, str]:
         """Return the earlier path of each file that was renamed between two commits, by its later path.
 
-        As git tells it.
+        As git tells it: of the two commits, and of each step between them, as a file may have been rewritten since.
+        ``newer`` is None for the work tree.
         """
-        for similar in ("--find-renames", "--find-renames=100%"):
-            # A partial clone may lack the contents, and can then tell files of equal contents only.
-            shown = run_git(
-                self.top_level,
-                *("diff", "--no-ext-diff", "--diff-filter=R", "--name-status", "-z", similar, older, newer),
-                timeout_s=_SCAN_S,
+        # A partial clone may lack what is compared; where it cannot be fetched, files of equal contents can be told.
+        for similar, may_fetch in ((50, False), (50, True), (100, False)):
+            options = (
+                "--no-ext-diff",
+                "--diff-filter=R",
+                "--name-status",
+                "-z",
+                f"--find-renames={similar}%",
             )
-            if shown.code == 0:
-                parts = shown.stdout.split("\0")
-                return dict(zip(parts[2::3], parts[1::3], strict=False))
+            try:
+                whole, here, steps = (
+                    self._renamed(command, *options, *what, may_fetch=may_fetch)
+                    for command, *what in (
+                        ("diff", older, *([newer] if newer else [])),
+                        ("diff", newer or "HEAD", *([newer] if newer else [])),
+                        ("log", "--topo-order", "--format=", f"{older}..{newer or 'HEAD'}"),
+                    )
+                )
+            except HistoryError:
+                continue
+            found: dict[str, str] = {}
+            for earlier, later in [*here, *steps]:  # The newest step first.
+                since = next((name for name, was in found.items() if was == later), later)
+                found[since] = earlier
+            return {later: earlier for earlier, later in whole} | found
         return {}
+
+    def _renamed(self, *arguments: str, may_fetch: bool) -> list[tuple[str, str]]:
+        """Return the earlier and the later path of each rename that ``--name-status -z`` tells of."""
+        shown = run_git(self.top_level, *arguments, "--", *_TEST_FILES, timeout_s=SCAN_S, may_fetch=may_fetch)
+        if shown.code != 0:
+            raise HistoryError(f"{self.top_level}: git {arguments[0]} failed: {shown.complaint}")
+        parts = shown.stdout.split("\0")
+        return list(zip(parts[1::3], parts[2::3], strict=False))
 
     def baseline_commits(self, ref: str) -> tuple[str, ...]:
         """Return the commits whose runs are the baseline of the work tree against ``ref``, newest first.
@@ -376,7 +412,7 @@ def _changes(top_level: Path) -> tuple[str, ...]:
             "--untracked-files=no",
             "--ignore-submodules=untracked",
             "--no-renames",
-            timeout_s=_SCAN_S,
+            timeout_s=SCAN_S,
         )
         untracked = run_git(
             top_level,
@@ -386,23 +422,41 @@ def _changes(top_level: Path) -> tuple[str, ...]:
             "--exclude-standard",
             "--",
             *UNTRACKED_CODE,
-            timeout_s=_SCAN_S,
+            timeout_s=SCAN_S,
         )
+        unwatched = run_git(top_level, "ls-files", "-z", "-v", "--stage", timeout_s=SCAN_S)
     except HistoryError as error:
         return (f"({error})",)
-    failed = [output for output in (tracked, untracked) if output.code != 0]
+    failed = [output for output in (tracked, untracked, unwatched) if output.code != 0]
     if failed:
         return (f"(git could not say: {failed[0].complaint})",)
     changed = [entry[3:] for entry in tracked.stdout.split("\0") if entry]
     new = [
         name for name in untracked.stdout.split("\0") if name and _picked_up(top_level, PurePosixPath(name))
     ]
-    return (*changed, *new)
+    return (*changed, *_changed_unseen(top_level, unwatched.stdout), *new)
+
+
+def _changed_unseen(top_level: Path, listed: str) -> list[str]:
+    """Return the files that git was told not to look at (assume-unchanged, skip-worktree) and that were changed."""
+    wanted = {}
+    for entry in filter(None, listed.split("\0")):
+        facts, _, name = entry.partition("\t")
+        flag, mode, blob, _ = facts.split()
+        # A sparse checkout leaves such files away.
+        if (flag.islower() or flag == "S") and mode.startswith("100") and (top_level / name).is_file():
+            wanted[name] = blob
+    if not wanted:
+        return []
+    paths = "".join(f"{name}\n" for name in wanted)
+    hashed = run_git(top_level, "hash-object", "--stdin-paths", stdin=os.fsencode(paths), timeout_s=SCAN_S)
+    found = hashed.stdout.split() if hashed.code == 0 else []
+    return [name for at, (name, blob) in enumerate(wanted.items()) if found[at : at + 1] != [blob]]
 
 
 def _picked_up(top_level: Path, path: PurePosixPath) -> bool:
     """Whether an untracked file may be read by its being there: not what is installed, nor in a hidden folder."""
-    if path.is_relative_to(ACCEPTED_FOLDER):
+    if path.is_relative_to(ACCEPTED_FOLDER) or path.is_relative_to(RENAMED_FOLDER):
         return True
     folders = path.parent.parts
     if _NOT_OURS.intersection(folders) or any(name.startswith(".") for name in folders):
@@ -417,7 +471,8 @@ def changed_files(repository: Repository, commit: str) -> tuple[str, ...]:
     shown = run_git(
         repository.top_level,
         *("diff", "--no-ext-diff", "--no-renames", "--name-only", "--ignore-submodules=none", "-z", commit),
-        timeout_s=_SCAN_S,
+        timeout_s=SCAN_S,
+        may_fetch=True,
     )
     if shown.code != 0:
         raise HistoryError(f"{repository.top_level}: git diff {commit[:7]} failed: {shown.complaint}")

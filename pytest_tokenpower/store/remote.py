@@ -15,7 +15,10 @@ from pytest_tokenpower.core.credentials import without_credentials
 from pytest_tokenpower.core.jobs import Job
 from pytest_tokenpower.core.records import decode_run
 from pytest_tokenpower.core.text import plural
+from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.errors import HistoryError, StoreError, TokenPowerError, UsageError
+from pytest_tokenpower.store.calibrations import FOLDER as CALIBRATIONS
+from pytest_tokenpower.store.calibrations import calibration_paths, decode_calibration
 from pytest_tokenpower.store.git import GitOutput, Repository, run_git
 from pytest_tokenpower.store.pulled import Pulled, read_pulled, write_pulled
 from pytest_tokenpower.store.store import (
@@ -43,7 +46,7 @@ MOST_FILES = 20_000
 MOST_BYTES = 2 << 30
 """A pull takes no more than this: whoever may write to the branch could fill the disk of everyone who reads it."""
 
-_README = b"""Stored runs of pytest-tokenpower, written by `tokenpower push` and read by `tokenpower pull`.
+_README = b"""Runs and calibrations of pytest-tokenpower, written by `tokenpower push`, read by `tokenpower pull`.
 Files are only ever added. Do not merge this branch into another one.
 """
 
@@ -71,6 +74,7 @@ class StoreBranch:
 
     def fetch(self) -> str | None:
         """Have the branch's objects here; returns its commit."""
+        asked: set[str] = set()
         for _ in range(_FETCHES):
             tip = self.tip()
             if tip is None or self._has(tip):
@@ -78,7 +82,9 @@ class StoreBranch:
                     self._git("update-ref", self._kept, tip)
                 return tip
             # A clone with a filter (blob:none) would leave the runs away; the user's own refs stay as they are.
-            fetched = self._fetch("--no-filter", _REF)
+            # What it has without its trees (tree:0) is given once more only if that is asked for.
+            fetched = self._fetch("--no-filter", *(["--refetch"] if tip in asked else []), _REF)
+            asked.add(tip)
             if fetched.code != 0:
                 raise HistoryError(f"git fetch {self._remote} {BRANCH} failed: {fetched.complaint}")
         raise HistoryError(
@@ -103,12 +109,12 @@ class StoreBranch:
         return self._git("cat-file", "-e", f"{commit}^{{tree}}").code == 0
 
     def files(self, tip: str) -> dict[str, str]:
-        """Return the runs on the branch: blobs by file name."""
+        """Return the runs and calibrations on the branch: blobs by file name."""
         found = {}
         for _, kind, blob, path in self._tree(tip, recursive=True):
             folder, _, file = path.rpartition("/")
             top = folder.partition("/")[0]
-            if kind == "blob" and top == _RUNS and parse_file_name("", file):
+            if kind == "blob" and ((top == _RUNS and parse_file_name("", file)) or folder == CALIBRATIONS):
                 found[file] = blob
         return found
 
@@ -279,7 +285,7 @@ def choose_remote(repository: Repository, name: str | None) -> str:
 def push(
     repository: Repository, store: Store, remote: str, *, job: Job | None = None, everything: bool = False
 ) -> SyncResult:
-    """Add the runs that were stored since the last pull to the branch on ``remote``; nothing there is changed.
+    """Add the runs and calibrations stored since the last pull to the branch on ``remote``; nothing there is changed.
 
     What was in the store before is not this job's: a pull request's job may have left it. In a CI ``job`` a run must
     also say that the job has made it. Where others push at the same time it merges and tries again,
@@ -290,13 +296,13 @@ def push(
         store: whose runs.
         remote: a name, URL or path.
         job: the CI job that pushes.
-        everything: add all runs, whoever made them.
+        everything: add all runs, whoever made them; not in a CI job.
 
     Raises:
         UsageError: the job runs the code of a change that is not merged, or did not pull.
         HistoryError: git or the remote refuses.
     """
-    left = _left_by_others(store, job, everything)
+    left = _left_by_others(repository, store, job, everything)
     branch = StoreBranch(repository, remote)
     left_out: dict[str, Problem] = {}
     held_back: set[str] = set()
@@ -312,11 +318,11 @@ def push(
                 held_back.add(file.name)
                 continue
             try:
-                run = store.load(store.open_file(file))
+                made_by = _made_by(store, file)
             except (TokenPowerError, OSError) as error:
                 left_out[path] = Problem(file, str(error).removeprefix(f"{file}: "))
                 continue
-            if everything or job is None or run.host.get("job") == job.name:
+            if job is None or made_by == job.name:
                 added[path] = file
             else:
                 held_back.add(file.name)
@@ -343,12 +349,25 @@ def push(
     )
 
 
-def _left_by_others(store: Store, job: Job | None, everything: bool) -> frozenset[str]:
-    if job is not None and job.change:
-        raise UsageError(
-            f"this job runs the code of {job.change}, which could have written to the store: nothing is "
-            "published. Push from jobs that run merged code"
-        )
+def _left_by_others(
+    repository: Repository, store: Store, job: Job | None, everything: bool
+) -> frozenset[str]:
+    if job is not None:
+        change = job.change
+        if job.commit and job.commit != repository.head:
+            change = (
+                f"{(repository.head or '')[:7]}, which is not the commit {job.commit[:7]} that it is about,"
+            )
+        if change:
+            raise UsageError(
+                f"this job runs the code of {change}, which could have written to the store: nothing is "
+                "published. Push from jobs that run merged code"
+            )
+        if everything:
+            raise UsageError(
+                "--all would publish what other jobs have left in the store: in CI each job pushes its own runs; "
+                "a person who knows what is there may push all"
+            )
     if everything:
         return frozenset()
     pulled = read_pulled(store)
@@ -363,7 +382,7 @@ def _left_by_others(store: Store, job: Job | None, everything: bool) -> frozense
 def pull(repository: Repository, store: Store, remote: str, *, job: Job | None = None) -> SyncResult:
     """Add the branch's files on ``remote`` to the store, and note what else is there; nothing stored is changed.
 
-    A file that is no run under its own name is left out. Raises HistoryError, or StoreError for a store
+    A file that is no run or calibration under its own name is left out. Raises HistoryError, or StoreError for a store
     that cannot be written.
     """
     branch = StoreBranch(repository, remote)
@@ -379,7 +398,7 @@ def pull(repository: Repository, store: Store, remote: str, *, job: Job | None =
     taken = dict(sorted(wanted.items(), reverse=True)[:MOST_FILES])
     room = MOST_BYTES
     for file, data in branch.contents(taken):
-        folder = store.folder
+        folder = store.folder if parse_file_name("", file) else store.path / CALIBRATIONS
         room -= len(data or b"")
         if room < 0:
             break
@@ -410,13 +429,31 @@ def _local_files(store: Store) -> Iterator[tuple[str, Path]]:
     """Each file of the store with its path on the branch."""
     for entry in store.entries():
         yield run_path(entry), entry.path
+    for path in calibration_paths(store.path):
+        yield f"{CALIBRATIONS}/{path.name}", path
+
+
+def _made_by(store: Store, file: Path) -> Fact | None:
+    """Return the CI job that a file says has made it; raises StoreError for what does not belong into a store."""
+    if file.parent.name != CALIBRATIONS:
+        return store.load(store.open_file(file)).host.get("job")
+    found = decode_calibration(file.read_bytes(), str(file))
+    if found.file != file.name:
+        raise StoreError(
+            f"{file}: its name does not belong to the calibration in it: calibrate the board again"
+        )
+    return found.job
 
 
 def _foreign(file: str, data: bytes) -> str:
     """Why a file of the remote does not belong into a store; empty if it does."""
     try:
-        if file_name(decode_run(data, source=file)) != file:
-            return "its name does not belong to the run in it"
+        if parse_file_name("", file) is None:
+            found, what = decode_calibration(data, file).file, "calibration"
+        else:
+            found, what = file_name(decode_run(data, source=file)), "run"
+        if found != file:
+            return f"its name does not belong to the {what} in it"
     except TokenPowerError as error:
         return str(error).removeprefix(f"{file}: ")
     return ""

@@ -114,4 +114,4 @@ class Retention:
         verdicts = self._verdicts[entry.file, test]
         if verdicts is None:
             return False
-        return accepted.counts(test, verdicts, entry.commit)
+        return accepted.counts(verdicts, entry.commit, test)

@@ -16,7 +16,7 @@ import msgspec
 from pytest_tokenpower.engines.registry import reference
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.models.architecture import Architecture
-from pytest_tokenpower.models.fit import stored_weights
+from pytest_tokenpower.models.fit import architecture_of
 from pytest_tokenpower.models.registry import load_models
 from pytest_tokenpower.suites.schema import (
     AXES,
@@ -109,12 +109,11 @@ class Suite:
         return ModelTable(hub=name)
 
     def architecture(self, name: str) -> Architecture | None:
-        """Return the architecture of a model; None for a folder or hub id that the registry does not know."""
+        """Return the architecture of a model; None for a hub id or a family that is not known."""
         table = self.model(name)
         if table.random is not None:
             return load_models()[table.random].architecture
-        stored = stored_weights(table.hub or str(self.folder(str(table.path))))
-        return None if stored is None else stored.architecture
+        return architecture_of(table.hub or str(self.folder(str(table.path))))
 
     def engine(self, name: str) -> EngineTable:
         """Return the engine behind a value of the axis, its adapter filled in."""

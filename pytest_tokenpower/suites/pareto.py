@@ -1,4 +1,4 @@
-"""Which cells no other cell beats in joules per token and another figure at once (Pareto). Pure."""
+"""Cells that no other cell beats in joules per token and other figures at once (Pareto). Pure."""
 
 from __future__ import annotations
 
@@ -25,33 +25,49 @@ _WORK = (FILE, "cell.prompts", "cell.prompt_tokens", "cell.new_tokens")
 """Only cells of one work compete: a token of a long context costs more whoever generates it."""
 
 
-def not_beaten(measurements: Sequence[MeasurementRecord], figure: str) -> tuple[MeasurementRecord, ...]:
-    """Return the cells that no other beats, the fewest joules per token first.
-
-    One cell beats another where it is surely better in one of the two and not surely worse in the other. Cells of
-    other work, or of another provenance, do not compete; of several runs of a cell the first stands for it.
-    """
+def having(measurements: Sequence[MeasurementRecord], figures: Sequence[str]) -> list[MeasurementRecord]:
+    """Return the cells that have all the figures, of several runs of one the first; a doubtful one has none."""
     cells: dict[str, MeasurementRecord] = {}
     for one in measurements:
-        if MAIN in one.figures and figure in one.figures:
+        if FILE in one.facts and all(name in one.figures for name in figures):
             cells.setdefault(_cell(one), one)
+    return list(cells.values())
+
+
+def usual_figures(measurements: Sequence[MeasurementRecord]) -> tuple[str, ...]:
+    """Return those of AGAINST that every good cell has: a missing one would hide its cell."""
+    known = having(measurements, (MAIN,))
+    return tuple(name for name in AGAINST if known and all(name in one.figures for one in known))
+
+
+def not_beaten(
+    measurements: Sequence[MeasurementRecord], figures: Sequence[str]
+) -> tuple[MeasurementRecord, ...]:
+    """Return the cells that no other beats, the fewest joules per token first.
+
+    One cell beats another where it is surely better in one of joules per token and the figures, and surely worse in
+    none. Cells of other work, or of another provenance, do not compete.
+    """
+    known = having(measurements, (MAIN, *figures))
     best = [
         one
-        for one in cells.values()
-        if not any(_competes(other, one) and _beats(other, one, figure) for other in cells.values())
+        for one in known
+        if not any(_competes(other, one) and _beats(other, one, (MAIN, *figures)) for other in known)
     ]
     return tuple(sorted(best, key=lambda one: one.figures[MAIN].value))
 
 
 def strengths(measurements: Sequence[MeasurementRecord]) -> dict[str, tuple[str, ...]]:
-    """Return for each cell the figures of AGAINST in which no other beats it; none where nothing competes."""
-    cells = [one for one in measurements if FILE in one.facts]
-    found: dict[str, tuple[str, ...]] = {one.test: () for one in cells}
+    """Return for each cell the figures of AGAINST in which, with joules per token, no other beats it.
+
+    None where nothing competes.
+    """
+    found: dict[str, tuple[str, ...]] = {one.test: () for one in having(measurements, ())}
     for figure in AGAINST:
-        known = [one for one in cells if MAIN in one.figures and figure in one.figures]
-        competing = [one for one in known if any(_competes(other, one) for other in known)]
-        for one in not_beaten(competing, figure):
-            found[one.test] += (figure,)
+        known = having(measurements, (MAIN, figure))
+        for one in not_beaten(known, (figure,)):
+            if any(_competes(other, one) for other in known):
+                found[one.test] += (figure,)
     return found
 
 
@@ -67,8 +83,8 @@ def _class(one: MeasurementRecord) -> tuple[object, ...]:
     return (one.provenance, one.scope, *(one.facts.get(name) for name in _WORK))
 
 
-def _beats(other: MeasurementRecord, one: MeasurementRecord, figure: str) -> bool:
-    leads = [_lead(other.figures[name], one.figures[name], name) for name in (MAIN, figure)]
+def _beats(other: MeasurementRecord, one: MeasurementRecord, figures: Sequence[str]) -> bool:
+    leads = [_lead(other.figures[name], one.figures[name], name) for name in figures]
     return min(leads) >= -SURELY and max(leads) > SURELY
 
 

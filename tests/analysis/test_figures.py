@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from pytest_tokenpower.analysis.figures import figures
+from pytest_tokenpower.analysis.figures import figures, nodes_of, watts_of
 from pytest_tokenpower.analysis.rounds import denominator_of, gated, unknown_figure
 from pytest_tokenpower.core.figures import FIGURES
 from pytest_tokenpower.core.records import Figure, PhaseRecord, RoundRecord
@@ -186,6 +186,24 @@ def test_imbalance_is_of_gpus(boards: dict[str, float | None], imbalance: float 
     assert (None if found is None else found.value) == (
         None if imbalance is None else pytest.approx(imbalance)
     )
+
+
+def test_imbalance_of_nodes_is_of_their_gpus_together() -> None:
+    three, four = (ONE.replace(ONE[4], digit) for digit in "34")
+    boards: dict[str, float | None] = {
+        ONE: 500.0,
+        TWO: 100.0,
+        three: 200.0,
+        four: 200.0,
+        "host-a/rapl": 900.0,
+    }
+    nodes = nodes_of(
+        {f"{ONE}.node": "a", f"{TWO}.node": "a", f"{three}.node": "b", f"{four}.node": "b", "node": "x"}
+    )
+    assert figures(rounds(boards), nodes)["node_imbalance"].value == pytest.approx(0.2)
+    assert figures(rounds(boards), nodes)["power_imbalance"].value == pytest.approx(1.0)
+    assert "node_imbalance" not in figures(rounds(boards), {ONE: "a", TWO: "a"})
+    assert watts_of(rounds(boards))[ONE] == pytest.approx(125.0)
 
 
 def test_without_phases_no_figure_of_a_phase() -> None:

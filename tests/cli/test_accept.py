@@ -10,8 +10,8 @@ import msgspec
 import pytest
 
 from pytest_tokenpower.core.records import VerdictRecord
-from pytest_tokenpower.store.acceptances import acceptance_file
 from pytest_tokenpower.store.baseline import Baseline, Found, stored_runs
+from pytest_tokenpower.store.committed import committed_file
 from pytest_tokenpower.store.git import ACCEPTED_FOLDER, Repository
 from pytest_tokenpower.store.store import Store
 from tests.support.commands import Command
@@ -146,8 +146,8 @@ def test_it_ends_with_its_day(git: Git, store: Store, tokenpower: Command) -> No
     rises = Baseline.resolve("main", store, repository(git)).rises
     assert rises is not None
     today = date.today()
-    assert rises.allowance(TEST, None, today + timedelta(days=1)) is not None
-    assert rises.allowance(TEST, None, today + timedelta(days=10)) is None
+    assert rises.allowance(None, TEST, today=today + timedelta(days=1)) is not None
+    assert rises.allowance(None, TEST, today=today + timedelta(days=10)) is None
 
 
 def test_accepted_once_more_is_a_new_level(git: Git, store: Store, tokenpower: Command) -> None:
@@ -234,7 +234,7 @@ def test_a_test_that_is_not_stored_is_named_by_its_id(git: Git, tokenpower: Comm
     git.commit("one")
     assert tokenpower("accept", "tests/test_new.py::test_x", "--up-to=5%", "--reason=x").code == 0
     (file,) = (git.path / ACCEPTED_FOLDER).iterdir()
-    assert file.name == Path(acceptance_file("tests/test_new.py::test_x")).name
+    assert file.name == Path(committed_file(ACCEPTED_FOLDER, "tests/test_new.py::test_x")).name
     unknown = tokenpower("accept", "test_x", "--up-to=5%", "--reason=x")
     assert unknown.code == 4
     assert "give the test's whole id" in unknown.err

@@ -53,13 +53,13 @@ def single(runs: list[RunRecord], threshold: float | None = None) -> MeasuredNoi
 
 
 ANSWER = """
-tests/energy/test_chat.py::test_chat[bf16]  (ring; 8 runs, 0.3909 J/token)
+tests/energy/test_chat.py::test_chat[bf16]  (ring; 8 runs, 390.9 mJ/token)
   rounds      SD 0.29 %, lag-1 0.00, drift -0.01 ± 0.01 % a round, the meter's own error 0.1 %
   runs        SD 0.23 % (95 %: 0.15 to 0.48 %); at one GPU temperature SD 0.23 % (95 %: 0.15 to 0.48 %)
               drift +0.06 ± 0.03 % a run
   occasions   8: SD 0.23 % from one to the next
   pace        at one pace SD 0.23 %
-  can hold    1.2 % (with 95 % confidence 1.6 %) against 5 stored runs; noise floor 1.2 %
+  can hold    0.89 % (with 95 % confidence 1.6 %) against 5 stored runs; noise floor 0.89 %
   limit 3 %   holds; 0 of 8 runs failed against 5 others (95 %: 0 to 37 %); 8 passed
 """
 
@@ -198,7 +198,7 @@ def test_json_holds_every_figure(tmp_path: Path, tokenpower: Command) -> None:
     assert one["judged"]["false_failure_interval"] == pytest.approx([0, 0.369], abs=1e-3)
 
 
-@pytest.mark.parametrize(("level", "kind"), [(0.994, "passed"), (1.0, "inconclusive"), (1.2, "regressed")])
+@pytest.mark.parametrize(("level", "kind"), [(0.994, "passed"), (1.003, "inconclusive"), (1.2, "regressed")])
 def test_the_gate_itself_warns_whatever_its_verdict(
     pytestconfig: pytest.Config, level: float, kind: str
 ) -> None:
@@ -275,9 +275,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_runs_in_fresh_processes(project: Path, tokenpower: Command) -> None:
     ended = tokenpower("noise", "--runs=3", "--keep=kept", "--", "-k", "work or plain", "--energy-autosave")
     assert (ended.code, ended.err) == (0, "")
-    text = re.sub(r"\d+ s: test_work 0\.0\d+", "# s: test_work #", ended.out)
-    assert text.startswith("".join(f"[{number}/3] # s: test_work # J/token\n" for number in (1, 2, 3)))
-    assert "\ntest_energy.py::test_work  (SIMULATED, not measured: power ring; 3 runs, 0.0" in text
+    text = re.sub(r"\d+ s: test_work \d\.\d+", "# s: test_work #", ended.out)
+    assert text.startswith("".join(f"[{number}/3] # s: test_work # mJ/token\n" for number in (1, 2, 3)))
+    assert "\ntest_energy.py::test_work  (SIMULATED, not measured: power ring; 3 runs, " in text
     assert "against 2 stored runs" in text
     assert "\n  limit 40 %  holds" in text
     kept = sorted(each.name for each in (project / "kept").glob("*.json"))
@@ -289,7 +289,7 @@ def test_runs_in_fresh_processes(project: Path, tokenpower: Command) -> None:
     (project / "kept" / "noise-01.json").unlink()
     before = {each.name: each.read_bytes() for each in (project / "kept").glob("*.json")}
     more = tokenpower("noise", "--runs=4", "--keep=kept", "--", "-k", "work or plain", "--energy-autosave")
-    assert "; 6 runs, 0.0" in more.out
+    assert "; 6 runs, " in more.out
     assert all((project / "kept" / name).read_bytes() == data for name, data in before.items())
     assert "  occasions   1 occasion: what another day brings is not in these figures" in more.out
     assert len(list((project / "kept").glob("*.json"))) == 6

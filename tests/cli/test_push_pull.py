@@ -11,8 +11,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from pytest_tokenpower.core.records import Figure, WaitingRecord
 from pytest_tokenpower.errors import HistoryError
 from pytest_tokenpower.store import remote as remote_store
+from pytest_tokenpower.store.calibrations import CalibrationRecord, read_calibrations, write_calibration
 from pytest_tokenpower.store.git import GitOutput, Repository
 from pytest_tokenpower.store.remote import BRANCH, StoreBranch, push
 from pytest_tokenpower.store.store import Store, default_store_path
@@ -95,6 +97,30 @@ def test_there_and_back(
     assert "README.md" in remote("ls-tree", "--name-only", BRANCH)
 
 
+def test_calibrations_go_over_and_earlier_ones_stay(
+    remote: Git, first: Clone, second: Clone, tokenpower: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pieces = {name: Figure(20.0, 0.01) for name in ("matmul", "memory")}
+    for day in ("01", "02"):
+        made = f"2026-11-{day}T10:00:00Z"
+        write_calibration(
+            first.store.path,
+            CalibrationRecord("GPU-1", "H100", "580.1", made, pieces, WaitingRecord(120.0, 3.0)),
+        )
+    broken = first.store.path / "calibrations" / "GPU-1_20261103T100000Z.json"
+    broken.write_text("{}")
+    at(first, monkeypatch)
+    ended = tokenpower("push")
+    assert (
+        f"Added 2 files to {BRANCH} of origin.\nLeft out: {broken}: not readable as a calibration"
+        in ended.out
+    )
+    at(second, monkeypatch)
+    assert tokenpower("pull").out == f"Added 2 files from {BRANCH} of origin.\n"
+    broken.unlink()
+    assert list(read_calibrations(second.store.path)) == list(read_calibrations(first.store.path))
+
+
 def test_work_tree_index_and_refs_are_left_alone(first: Clone, second: Clone) -> None:
     git = first.git
     git.write("staged.py", "1")
@@ -157,6 +183,7 @@ def test_a_pull_makes_a_new_store(
     [
         ["--depth=1"],
         ["--filter=blob:none"],
+        ["--filter=tree:0"],
         ["--single-branch", "--branch=main"],
         ["--single-branch", "--filter=blob:none"],
     ],
@@ -299,6 +326,8 @@ def test_a_ci_job_pushes_what_says_that_it_has_made_it(
     assert [name[-13:-5] for name in stored_there(remote)] == ["00000002"]
     github(monkeypatch, 8)
     assert "this job has not pulled" in tokenpower("push").err
+    ended = tokenpower("push", "--all")
+    assert (ended.code, "in CI each job pushes its own runs" in ended.err) == (4, True)
 
 
 @pytest.mark.parametrize("option", [[], ["--all"]])
@@ -312,6 +341,21 @@ def test_a_pull_requests_job_pushes_nothing(
     ended = tokenpower("push", *option)
     assert (ended.code, ended.out) == (4, "")
     assert "runs the code of a pull request" in ended.err
+
+
+@pytest.mark.parametrize("foreign", [False, True])
+def test_a_job_that_a_comment_started_pushes_only_from_the_commit_that_it_is_about(
+    first: Clone, remote: Git, tokenpower: Command, monkeypatch: pytest.MonkeyPatch, foreign: bool
+) -> None:
+    at(first, monkeypatch)
+    github(monkeypatch, 7, "issue_comment")
+    monkeypatch.setenv("GITHUB_SHA", "b" * 40 if foreign else first.git.head)
+    assert tokenpower("pull").code == 0
+    made = run(2, commit=f"{2:040x}")
+    first.store.write(msgspec.structs.replace(made, host={"job": "github/me/app/7/1/main"}))
+    ended = tokenpower("push")
+    assert (ended.code, "nothing is published" in ended.err) == ((4, True) if foreign else (0, False))
+    assert bool(remote("branch", "--list", BRANCH)) is not foreign
 
 
 def test_clones_that_race(remote: Git, first: Clone, second: Clone) -> None:

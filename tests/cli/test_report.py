@@ -109,3 +109,16 @@ def test_a_verdict_of_a_later_version_is_refused(git: Git, store: Store, tokenpo
 def test_the_schema_needs_no_run(git: Git, tokenpower: Command) -> None:
     ended = tokenpower("report", "--format=schema")
     assert json.loads(ended.out)["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+
+
+def test_a_title_is_in_the_heading_and_marks_the_comment(git: Git, store: Store, tokenpower: Command) -> None:
+    store.write(run(3, at_level(), commit=git.commit("a")))
+    assert tokenpower("report", "--title=gpu-1").out.startswith(
+        "### Energy per token: 1 measured (`gpu-1`)\n"
+    )
+    ended = tokenpower("report", "--format=comment", "--title=gpu-1")
+    assert ended.out.startswith("<!-- pytest-tokenpower: gpu-1 -->\n")
+    ended = tokenpower("report", "--title=--> @all")
+    assert (ended.code, ended.err) == (
+        4, "tokenpower report: --title=--> @all: must be up to 100 letters, digits, '.', '_' and '-'\n",
+    )  # fmt: skip

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_tokenpower.core.shown import ShownStream, shown
+from pytest_tokenpower.core.text import short_test_name
 
 
 @pytest.mark.parametrize(
@@ -80,3 +81,7 @@ def test_the_rest_of_a_line_that_was_flushed_is_no_beginning() -> None:
         stream.flush()
     stream.write(" done\n::error\n")
     assert target.getvalue() == "waiting ::error done\n\\u003a:error\n"
+
+
+def test_a_test_is_called_by_one_line_whatever_is_in_its_name() -> None:
+    assert short_test_name("a.py::T::test[x\ny\u2028z\x85]") == "test[x y z ]"

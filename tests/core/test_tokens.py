@@ -19,7 +19,7 @@ from pytest_tokenpower.errors import TokenCountError
 USAGE = {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}
 
 
-def completion(ids: list[int], index: int = 0, finish: str | None = "length") -> SimpleNamespace:
+def completion(ids: Any, index: int = 0, finish: str | None = "length") -> SimpleNamespace:
     return SimpleNamespace(index=index, token_ids=ids, finish_reason=finish, text="", stop_reason=None)
 
 
@@ -315,6 +315,59 @@ REFUSED = {
         "its usage says 2 generated tokens, and its choices hold 3",
     ),
     "usage-none": ({"object": "chat.completion", "choices": [{}], "usage": None}, "include_usage"),
+    "usage-zero": ({"usage": used(0, 0)}, "its prompt has 0 tokens"),
+    "usage-zero-with-words": (
+        {"usage": used(3, 0), "choices": [{"message": {"content": "x"}}]},
+        "0 generated tokens, and words came back",
+    ),
+    "usage-cached-as-float": (
+        {"usage": USAGE | {"prompt_tokens_details": {"cached_tokens": 8.0}}},
+        "cached_tokens is 8.0, which is no number of tokens",
+    ),
+    "usage-cached-as-text": ({"usage": USAGE | {"cached_tokens": "8"}}, "cached_tokens is '8'"),
+    "usage-cached-twice": (
+        {"usage": USAGE | {"cached_tokens": 4, "prompt_cache_hit_tokens": 8}},
+        "does not say how many prompt tokens were cached",
+    ),
+    **{
+        f"stream-of-deltas-{name}": (
+            [
+                chunk("a", 0, used(9, generated), "stop" if at == 2 else None)
+                for at, generated in enumerate(each)
+            ],
+            "do not grow from chunk to chunk",
+        )
+        for name, each in {"alike": (1, 1, 1), "large": (3, 3, 3), "mixed": (1, 3, 2)}.items()
+    },
+    "two-streams-of-one-list-without-ids": (
+        [chunk("", 0, used(1, 1), "stop"), chunk("", 0, used(1, 1), "stop")],
+        "2 finished results with one id",
+    ),
+    "one-of-two-streams-breaks-off": (
+        [
+            [{"response": "x", "done": True, "prompt_eval_count": 3, "eval_count": 4}],
+            [{"response": "x", "done": False}],
+        ],
+        "item [1][0] of a list of list: the stream breaks off",
+    ),
+    "one-of-two-responses-breaks-off": (
+        [
+            {"type": "response.created", "response": {"id": "a"}},
+            {"type": "response.created", "response": {"id": "b"}},
+            {"type": "response.completed", "response": {"id": "a", "usage": USAGE, "status": "completed"}},
+        ],
+        "item [1] of a list of dict: the stream breaks off before response.completed",
+    ),
+    **{
+        f"ids-that-are-{name}": (output("r", completion(ids)), "in token_ids is no sequence of token ids")
+        for name, ids in {"text": "abc", "floats": [0.1, 0.2], "a-table": np.ones((1, 3), int)}.items()
+    },
+    "prompt-ids-that-are-text": (
+        SimpleNamespace(request_id="r", prompt_token_ids="hello", outputs=[completion([1])]),
+        "a str in prompt_token_ids is no sequence of token ids",
+    ),
+    "no-completion": (output("r"), "request 'r' has no completion"),
+    "cached-as-float": (output("r", completion([1]), num_cached_tokens=2.0), "num_cached_tokens is 2.0"),
     "response-failed": ({"status": "failed", "usage": USAGE}, "the request failed (failed)"),
     "response-error-body": ({"error": {"message": "no such model"}}, "no such model"),
     "stream-without-usage": ([chunk("a", 0), chunk("a", 0, finish="stop")], "include_usage"),
@@ -369,6 +422,37 @@ def test_a_count_is_of_whole_numbers(fields: tuple[Any, ...], message: str) -> N
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("as_", [int, np.uint8, np.int64, np.array], ids=lambda one: one.__name__)
+def test_numbers_may_be_of_any_integer_type(as_: Any) -> None:
+    assert TokenCount(as_(11), as_(7)) == TokenCount(11, 7)
+    usage = {"prompt_tokens": as_(11), "completion_tokens": as_(7), "cached_tokens": as_(8)}
+    assert count_tokens({"usage": usage}) == TokenCount(11, 7, 1, 8)
+    with pytest.raises(ValueError, match="must be an integer"):
+        TokenCount(as_(11), np.array(7.0))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"cached_tokens": 8},
+        {"prompt_cache_hit_tokens": 8, "prompt_cache_miss_tokens": 3},
+        {"cache_read_input_tokens": 8, "cache_creation_input_tokens": 2},
+        {"prompt_tokens_details": {"cached_tokens": 8, "cache_write_tokens": 3}},
+        {"prompt_tokens_details": SimpleNamespace(cached_tokens=8), "cached_tokens": 8},
+    ],
+)
+def test_what_a_cache_held_counts_under_any_name(said: dict[str, Any]) -> None:
+    assert count_tokens({"usage": USAGE | said}) == TokenCount(11, 7, 1, 8)
+    assert count_tokens(SimpleNamespace(usage=SimpleNamespace(**USAGE, **said))) == TokenCount(11, 7, 1, 8)
+
+
+def test_a_stream_without_ids_is_one_request() -> None:
+    stream = [chunk("", 0), chunk("", 0, finish="stop"), chunk("", None, used(3, 2))]
+    assert count_tokens(stream) == TokenCount(3, 2)
+    other = [chunk("", 0), chunk("", 0, finish="stop"), chunk("", None, used(3, 5))]
+    assert count_tokens([stream, other]) == TokenCount(6, 7, 2)
+
+
 def test_a_failed_request_is_named_by_its_place() -> None:
     async def work() -> list[object]:
         async def one(at: int) -> object:
@@ -411,17 +495,23 @@ def test_streams_count_once_in_any_order(drawn: list[tuple[int, list[int], bool]
 
 
 @given(requests, st.randoms(use_true_random=False))
-def test_usages_count_once_in_any_order(drawn: list[tuple[int, list[int], bool]], random: Any) -> None:
+def test_usages_of_interleaved_streams_count_once(
+    drawn: list[tuple[int, list[int], bool]], random: Any
+) -> None:
     """With the usage in each chunk or in the last alone, each response counts once."""
-    pieces = []
+    streams = []
     for number, (prompt, steps, each) in enumerate(drawn):
+        pieces: list[Any] = []
+        streams.append(pieces)
         for at in range(len(steps)):
             so_far = used(prompt, sum(steps[: at + 1])) if each else None
             pieces.append(chunk(str(number), 0, so_far, "stop" if at == len(steps) - 1 else None))
         if not each:
             pieces.append(chunk(str(number), None, used(prompt, sum(steps))))
-    random.shuffle(pieces)
-    assert count_tokens(pieces) == TokenCount(
+    order = [number for number, pieces in enumerate(streams) for _ in pieces]
+    random.shuffle(order)
+    taken = [iter(pieces) for pieces in streams]
+    assert count_tokens([next(taken[number]) for number in order]) == TokenCount(
         sum(d[0] for d in drawn), sum(sum(d[1]) for d in drawn), len(drawn)
     )
 

@@ -158,6 +158,16 @@ def test_stopping_criteria_end_rows_where_padding_begins() -> None:
     assert count == TokenCount(24, by_hand(new(result), (EOS, 5)), 4)
 
 
+@pytest.mark.parametrize("model", [LLAMA, PADLESS], ids=["padded", "padding-is-the-end"])
+def test_criteria_that_end_all_at_once_pad_nothing(model: Any) -> None:
+    criteria = [transformers.MaxLengthCriteria(9), transformers.MaxTimeCriteria(600.0)]
+    result, count = counted(model.generate, **INPUTS, **SAMPLED, stopping_criteria=criteria)
+    assert new(result).shape[1] < NEW
+    assert count == TokenCount(24, by_hand(new(result)), 4)
+    _, unended = counted(model.generate, **INPUTS, **SAMPLED, eos_token_id=None, stopping_criteria=criteria)
+    assert unended == TokenCount(24, 4 * new(result).shape[1], 4)
+
+
 def test_padding_on_the_left_is_no_prompt() -> None:
     ids = IDS.clone()
     ids[1, :3] = PAD

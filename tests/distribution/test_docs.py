@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +13,10 @@ from urllib.parse import unquote
 
 import pytest
 
-from pytest_tokenpower import Energy
+from pytest_tokenpower import Energy, Result
 from pytest_tokenpower.cli import COMMANDS
-from pytest_tokenpower.core.records import MeasurementRecord, RunRecord
 from pytest_tokenpower.core.settings import Limits
+from pytest_tokenpower.plugin import hookspecs
 from pytest_tokenpower.plugin.options import INI, add_options
 
 ROOT = Path(__file__).parents[2]
@@ -24,6 +26,11 @@ PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), DOCS / "llms.txt"])
 INTERNAL = {"refusal", "refused_late", "boards", "gpu_ids", "used", "attempts", "finish"}
 FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+OURS = re.compile(
+    r"https://(?:github\.com/pytest-tokenpower/pytest-tokenpower/(?:blob|tree)"
+    r"|raw\.githubusercontent\.com/pytest-tokenpower/pytest-tokenpower)/main/(.*)"
+)
+"""Files of this repository, linked from where no relative link leads to them."""
 BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```', re.MULTILINE | re.DOTALL)
 
 
@@ -40,10 +47,13 @@ def anchors(page: Path) -> set[str]:
 def test_every_link_resolves(page: Path) -> None:
     broken = []
     for link in LINK.findall(FENCED.sub("", page.read_text("utf-8"))):
-        if re.match(r"[a-z]+:", link):
+        if ours := OURS.match(link):
+            link = "/" + ours[1]  # noqa: PLW2901
+        elif re.match(r"[a-z]+:", link):
             continue
         name, _, anchor = link.partition("#")
-        target = (page.parent / unquote(name)).resolve() if name else page
+        folder = ROOT if name.startswith("/") else page.parent
+        target = (folder / unquote(name).lstrip("/")).resolve() if name else page
         if not target.exists() or (anchor and target.suffix == ".md" and anchor not in anchors(target)):
             broken.append(link)
     assert broken == []
@@ -62,11 +72,17 @@ def test_the_reference_has_everything() -> None:
         *Limits._fields,
         *members,
         *(f"tokenpower {name}" for name in ("doctor", "demo", "report", "serve-meter")),
-        *RunRecord.__struct_fields__,
-        *MeasurementRecord.__struct_fields__,
+        *(name for name in vars(hookspecs) if name.startswith("pytest_tokenpower_")),
+        *(f.name for f in dataclasses.fields(Result) if not f.name.startswith("_")),
     ]
     assert [name for name in wanted if not re.search(rf"`[^`\n]*{re.escape(name)}\b", text)] == []
     assert [name for name in COMMANDS if not re.search(rf"`(tokenpower )?{name}\b", text)] == []
+
+
+def test_the_pages_that_are_written_from_the_code_are_up_to_date() -> None:
+    written = runpy.run_path(str(DOCS / "write_reference.py"))["PAGES"]
+    for page, text in written.items():
+        assert (DOCS / page).read_text("utf-8") == text(), "python docs/write_reference.py"
 
 
 @pytest.mark.parametrize("page", ["index.md", "tutorial.md", "how-to.md"])

@@ -2,55 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
-from itertools import count
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 pytest.importorskip("yaml", reason="PyYAML reads the workflows")
 
-from pytest_tokenpower.core.records import decode_run
-from tests.support.repositories import Git, plain_git
-from tests.support.workflows import ROOT, TOKEN, JobRun, Runner, evaluate, load
+from tests.support.github import posted, served
+from tests.support.repositories import plain_git
+from tests.support.workflows import CHEAPER, DEARER, ROOT, TESTS, JobRun, World, evaluate, load
 
 WORKFLOWS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "examples" / "github").glob("*.yml"))
-GATE = "examples/github/energy.yml"
-REPOSITORY = "owner/app"
-
-INI = """
-[pytest]
-addopts = -p no:cacheprovider -p no:hypothesispytest -p no:anyio -p no:pytest_cov
-energy_source = simulated:virtual
-"""
-
-TESTS = """
-import os
-
-import pytest
-from pytest_tokenpower import TokenCount
-from pytest_tokenpower.meters.simulation.virtual_time import VIRTUAL_TIME
-
-import engine
-
-quick = pytest.mark.power_budget(min_rounds=4, max_rounds=4)
-
-
-def generate():
-    VIRTUAL_TIME.sleep(engine.SECONDS)
-    return TokenCount(0, 1000)
-
-
-@quick
-def test_chat(energy):
-    assert "TOKEN" not in str(dict(os.environ))
-    energy(generate)
-""".replace("TOKEN", TOKEN)
-
 # A pull request's code that writes its own dear runs wherever a store may be looked for later.
 POISON = """
 import pathlib, shutil, os
@@ -61,84 +26,6 @@ def pytest_sessionfinish(session):
         for to in (".git/tokenpower", os.path.expanduser("~/tokenpower"), os.environ["RUNNER_TEMP"] + "/../store"):
             shutil.copytree(store, to, dirs_exist_ok=True)
 """
-
-
-class World:
-    """A repository on a server, a developer's clone of it, and runners."""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        self.origin = home / "origin.git"
-        self.dev = Git(home / "dev")
-        self.runners = count(len(list(home.glob("runner*"))))
-
-    @classmethod
-    def made(cls, home: Path) -> World:
-        """Return a first commit, and main one commit further."""
-        world = cls(home)
-        Git.init(home / "seed")
-        Git(home / "seed")("init", "--bare", "--quiet", "--initial-branch=main", str(world.origin))
-        Git.init(world.dev.path)
-        world.dev("remote", "add", "origin", str(world.origin))
-        world.dev.write("pytest.ini", INI + "pythonpath = .\n")
-        world.dev.write("tests/energy/test_chat.py", TESTS)
-        world.dev.commit("first", engine="SECONDS = 0.5\n")
-        world.dev("tag", "first")
-        world.dev.commit("second", other="")
-        world.dev("push", "--quiet", "origin", "main", "first")
-        return world
-
-    def runner(self, **environment: str) -> Runner:
-        return Runner(self.home / f"runner{next(self.runners)}", self.origin, environment)
-
-    def push(self, runner: Runner, branch: str = "main", **checkout: str) -> JobRun:
-        """Return what the push of a branch's newest commit starts."""
-        self.dev("push", "--quiet", "origin", branch)
-        return self.only("baseline", runner.run(GATE, self.event("push", f"refs/heads/{branch}"), **checkout))
-
-    def pull_request(
-        self, runner: Runner, base: str = "main", head: str = REPOSITORY, **checkout: str
-    ) -> JobRun:
-        """Return what a pull request of the branch that is checked out starts: HEAD there is the merge commit."""
-        branch = self.dev("branch", "--show-current")
-        self.dev("switch", "--quiet", "--detach", base)
-        self.dev("merge", "--quiet", "--no-ff", "--message", "Merge", branch)
-        self.dev("push", "--quiet", "--force", "origin", "HEAD:refs/pull/1/merge")
-        self.dev("switch", "--quiet", branch)
-        github = self.event("pull_request", "refs/pull/1/merge", base_ref=base)
-        github["event"] = {"pull_request": {"number": "1", "head": {"repo": {"full_name": head}}}}
-        job = "gate" if head == REPOSITORY else "fork"
-        return self.only(job, runner.run(GATE, github, **checkout))
-
-    def merge_group(self, runner: Runner) -> JobRun:
-        """Return what a queue starts for the branch that is checked out."""
-        ref = "refs/heads/gh-readonly-queue/main/pr-1"
-        self.dev("push", "--quiet", "--force", "origin", f"HEAD:{ref}")
-        github = self.event("merge_group", ref)
-        github["event"] = {"merge_group": {"base_ref": "refs/heads/main"}}
-        return self.only("gate", runner.run(GATE, github))
-
-    def event(self, name: str, ref: str, **more: str) -> dict[str, Any]:
-        ref_name = ref.removeprefix("refs/heads/").removeprefix("refs/")
-        return {"event_name": name, "ref": ref, "ref_name": ref_name, "repository": REPOSITORY, **more}
-
-    @staticmethod
-    def only(name: str, done: dict[str, JobRun]) -> JobRun:
-        assert done.keys() == {name}
-        return done[name]
-
-    def change(self, name: str = "change", base: str = "main", **files: str) -> None:
-        self.dev("switch", "--quiet", "-c", name, base)
-        self.dev.commit(name, **(files or {"other": f"# {name}\n"}))
-
-    @property
-    def pushed(self) -> int:
-        """How many runs the store's branch on the server holds."""
-        refs = self.dev("ls-remote", "origin", "refs/heads/tokenpower-store")
-        if not refs:
-            return 0
-        listed = Git(self.origin)("ls-tree", "-r", "--name-only", "tokenpower-store", "runs/")
-        return len(listed.splitlines())
 
 
 @pytest.fixture(scope="module")
@@ -164,9 +51,6 @@ def world(seeded: tuple[World, JobRun], tmp_path: Path, monkeypatch: pytest.Monk
     return world
 
 
-DEARER, CHEAPER = {"engine": "SECONDS = 1.0\n"}, {"engine": "SECONDS = 0.3\n"}
-
-
 def test_the_first_push_has_no_baseline_says_so_and_stores(seeded: tuple[World, JobRun]) -> None:
     world, job = seeded
     assert not job.failed, job.output
@@ -183,13 +67,19 @@ def test_an_unchanged_pull_request_passes_and_pushes_nothing(world: World) -> No
     assert [*job.artifacts] == ["energy-gate"]
 
 
-def test_a_dearer_pull_request_fails(world: World) -> None:
+def test_a_dearer_pull_request_fails_and_says_so_everywhere(world: World, tmp_path: Path) -> None:
     world.change(**DEARER)
     job = world.pull_request(world.runner())
     assert job.failed
     assert "REGRESSED" in job.output
+    assert "::error title=Energy per token%3A 1 REGRESSED::REGRESSED +" in job.output
     assert "REGRESSED" in job.summary
     assert world.pushed == 1
+    with served() as github:
+        posted(github, tmp_path, {path.stem: path.read_bytes() for path in job.artifacts.values()})
+        [body] = github.bodies()
+    assert body.startswith("<!-- pytest-tokenpower: energy-gate -->\n### Energy per token: 1 REGRESSED")
+    assert "`test_chat`" in body
 
 
 def test_a_cheaper_pull_request_passes(world: World) -> None:
@@ -212,7 +102,7 @@ def test_a_fork_is_judged_without_a_token(world: World, files: dict[str, str]) -
     job = world.pull_request(world.runner(), head="somebody/app")
     assert job.failed == bool(files), job.output
     assert world.pushed == 1
-    fork = load(GATE)["jobs"]["fork"]
+    fork = load("examples/github/energy.yml")["jobs"]["fork"]
     assert (fork["environment"], fork["permissions"], fork["steps"][-1]["with"]) == (
         "energy-forks",
         {},
@@ -289,34 +179,17 @@ def test_a_merged_regression_stays_red_and_its_runs_are_pushed_and_no_baseline(w
     assert world.pushed == 3
 
 
-def test_the_comment_is_made_of_the_record_outside_of_any_checkout(world: World, tmp_path: Path) -> None:
-    world.change(**DEARER)
-    runner = world.runner()
-    record = world.pull_request(runner).artifacts["energy-gate"].read_bytes()
-    assert decode_run(record, source="the artifact").measurements
-    steps = {
-        step.get("name"): step
-        for step in load("examples/github/energy-comment.yml")["jobs"]["comment"]["steps"]
-    }
-    (tmp_path / "record").mkdir()
-    (tmp_path / "record" / "run.json").write_bytes(record)
-    (tmp_path / "venv").symlink_to(runner.home / "temp" / "venv")
-    subprocess.run(
-        ["bash", "-eo", "pipefail", "-c", steps["Make the text"]["run"]],
-        cwd=tmp_path,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "RUNNER_TEMP": str(tmp_path),
-            "GITHUB_OUTPUT": str(tmp_path / "output"),
-        },
-        check=True,
-    )
-    text = (tmp_path / "comment.md").read_text()
-    assert text.startswith("<!-- pytest-tokenpower -->\n")
-    assert "test_chat" in text
-    assert (tmp_path / "output").read_text() == "made=true\n"
-    assert 'startswith("<!-- pytest-tokenpower -->")' in steps["Post it"]["run"]
+@pytest.mark.parametrize("has_gpu", [True, False])
+def test_the_nightly_noise_is_told_and_a_runner_without_a_gpu_is_red(world: World, has_gpu: bool) -> None:
+    gone = {} if has_gpu else {"CUDA_VISIBLE_DEVICES": "", "PYTEST_ADDOPTS": "--energy-source=nvml"}
+    github = world.event("schedule", "refs/heads/main")
+    job = world.only("noise", world.runner(**gone).run("examples/github/energy-noise.yml", github))
+    assert job.failed is not has_gpu, job.output
+    assert job.summary.startswith("```\n")
+    if has_gpu:
+        assert "test_chat" in job.summary
+        assert len([*job.artifacts["noise"].rglob("*.json")]) == 8
+    assert world.pushed == 1
 
 
 @pytest.mark.parametrize("path", [*WORKFLOWS, "action.yml"])

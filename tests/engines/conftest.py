@@ -9,11 +9,25 @@ import pytest
 
 from pytest_tokenpower.engines.protocol import Engine
 from tests.support.projects import Project
+from tests.support.standins.core import standing_in, write_model
 
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture
+def model(models: Path) -> Path:
+    """Write a checkpoint that engines' stand-ins load."""
+    return write_model(models)
+
+
+@pytest.fixture(scope="module")
+def standins() -> Iterator[None]:
+    """Have stand-ins for the packages of engines that cannot run here."""
+    with standing_in():
+        yield
 
 
 @pytest.fixture(scope="class")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,21 +15,12 @@ from pytest_tokenpower.engines.protocol import Engine
 from pytest_tokenpower.errors import EngineError, UsageError
 from pytest_tokenpower.workloads.base import Batch
 from tests.support.contract import ClosingContract, EngineContract, check_bookkeeping, prompts
-from tests.support.standins.core import standing_in, write_model
+from tests.support.standins.core import write_model
 from tests.support.stub import labels
 
+pytestmark = pytest.mark.usefixtures("standins")
+
 BATCH = Batch(prompts(3, 24), 6)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _standins() -> Iterator[None]:
-    with standing_in():
-        yield
-
-
-@pytest.fixture
-def model(models: Path) -> Path:
-    return write_model(models)
 
 
 class TestMii(EngineContract):

@@ -6,6 +6,7 @@ import re
 import socket
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,7 +22,14 @@ from pytest_tokenpower.engines.spec import EngineSpec
 from pytest_tokenpower.errors import EngineError, UsageError
 from pytest_tokenpower.workloads import Concurrency, FixedShape, Poisson, PromptSet
 from pytest_tokenpower.workloads.base import Batch
-from tests.support.contract import ClosingContract, EngineContract, Maker, ServingContract, prompts
+from tests.support.contract import (
+    ClosingContract,
+    EngineContract,
+    Maker,
+    ServingContract,
+    check_bookkeeping,
+    prompts,
+)
 from tests.support.http_stub import KEY, StubServer, serving, write_model
 
 BATCH = Batch(prompts(3, 24), 6)
@@ -86,7 +94,7 @@ def test_a_server_that_gives_counts_alone() -> None:
         assert engine.identity.engine == "openai"
         assert engine.identity.version == "unknown"
         assert engine.identity.axes == {}
-        assert engine.identity.facts == {"endpoint": "127.0.0.1"}
+        assert engine.identity.facts == {"endpoint": "127.0.0.1", "other_requests": "not told by the server"}
         assert not hasattr(engine, "encode")
     # Honest: nobody said which tokens they were.
     assert generation.token_ids == ()
@@ -128,6 +136,7 @@ def test_a_vllm_that_keeps_its_configuration_to_itself() -> None:
         "max_model_len": 2048,
         "prefix_caching": True,
         "block_size": 16,
+        "other_requests": "watched",
     }
 
 
@@ -177,6 +186,13 @@ def test_the_estimate_against_what_the_engine_did() -> None:
     assert all(min(mark - end for end in ends if end <= mark) >= 0 for mark in marks)
 
 
+def test_what_the_server_s_cache_held_is_counted_apart() -> None:
+    with serving(fault="cached", at=2) as server, closing(engine_of(server)) as engine:
+        generation = engine.generate(BATCH)
+    assert generation.tokens == replace(BATCH.tokens, cached_prompt=16)
+    check_bookkeeping(BATCH, generation)
+
+
 @pytest.mark.parametrize(
     ("fault", "complaint"),
     [
@@ -200,7 +216,7 @@ def test_the_estimate_against_what_the_engine_did() -> None:
         ),
         ("other response", r"a chunk is of response 1, one response was asked for"),
         ("short", r"stopped after 3 of 6 tokens \(finish_reason stop\): .*ignore_eos"),
-        ("cached", r"16 of 24 prompt tokens came from the server's prefix cache"),
+        ("cached more", r"the server counts 25 cached of 24 prompt tokens"),
         ("adds a token", r"the server counts 25 prompt tokens, it was sent 24 token ids"),
         ("loses ids", r"the server reports 6 tokens in its usage and sent 5 token ids"),
         ("hang", r"the server sent nothing for 0\.4 s, with [123] of 3 requests unfinished: it hangs"),

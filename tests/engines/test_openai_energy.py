@@ -74,6 +74,36 @@ def test_it(energy):
     assert all(phase.estimated for phase in phases)
 
 
+def test_a_round_in_which_a_shared_server_works_for_others_is_invalid(
+    project: Project, server: StubServer
+) -> None:
+    """The other tenant comes after the third batch, and is gone before the fifth."""
+    number = StubServer.number
+
+    def counted(self: StubServer, body: dict[str, object]) -> int:
+        found = number(self, body)
+        if found == 4 * 5:
+            self.for_others += 40
+        return found
+
+    server.number = counted.__get__(server)  # type: ignore[method-assign]
+    write(
+        project,
+        server,
+        """
+@pytest.mark.power_budget(min_rounds=4, max_rounds=4)
+def test_it(energy):
+    energy.run(engine(), WORK)
+""",
+    )
+    _, run = project.measure()
+    [measured] = run.measurements
+    reasons = [one.reasons for one in measured.rounds]
+    said = ("the server generated 40 tokens for others meanwhile, whose energy is in it",)
+    assert sum(said[0] in each for each in reasons) == 1
+    assert measured.facts["engine.other_requests"] == "watched"
+
+
 @pytest.mark.parametrize("fault", ["500", "cut", "error event", "short"])
 def test_a_server_that_fails_in_a_round_leaves_nothing_comparable(
     project: Project, server: StubServer, fault: str

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +25,11 @@ from tests.support.contract import (
     ids,
     prompts,
 )
-from tests.support.standins.core import standing_in, write_model
+from tests.support.standins.core import write_model
+
+pytestmark = pytest.mark.usefixtures("standins")
 
 BATCH = Batch(prompts(3, 24), 6)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _standins() -> Iterator[None]:
-    with standing_in():
-        yield
-
-
-@pytest.fixture
-def model(models: Path) -> Path:
-    return write_model(models)
 
 
 class TestSglang(EngineContract, ServingContract):
@@ -177,12 +168,13 @@ def test_deltas_make_the_same_responses(model: Path) -> None:
     assert ids(found) == ids(expected)
 
 
-def test_prompts_from_the_radix_cache_are_refused(model: Path) -> None:
+def test_prompts_from_the_radix_cache_are_counted_apart(model: Path) -> None:
     engine = SglangEngine(model, disable_radix_cache=False)
     check_bookkeeping(BATCH, engine.generate(BATCH))
-    with pytest.raises(EngineError, match="23 tokens of prompt 0 came from the radix cache"):
-        engine.generate(BATCH)
+    again = engine.generate(BATCH)
     engine.close()
+    assert again.tokens.cached_prompt > 0
+    check_bookkeeping(BATCH, again)
 
 
 def test_a_batch_that_fails_leaves_nothing_behind(model: Path) -> None:
@@ -211,6 +203,9 @@ def test_an_interrupt_leaves_nothing_behind(model: Path, monkeypatch: pytest.Mon
     assert not core.busy
     check_bookkeeping(BATCH, engine.generate(BATCH))
     engine.close()
+    # The interrupted task tells of itself as it is collected, with a traceback that parses code: in the midst of
+    # another parse, of an import in a later test, CPython 3.11 fails with "recursion depth mismatch".
+    gc.collect()
 
 
 def test_what_sglang_refuses_names_the_model(model: Path) -> None:

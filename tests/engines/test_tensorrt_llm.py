@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -18,20 +17,11 @@ from pytest_tokenpower.engines.tensorrt_llm import RequestTimes, TensorrtLlmEngi
 from pytest_tokenpower.errors import EngineError
 from pytest_tokenpower.workloads.base import Batch
 from tests.support.contract import ClosingContract, EngineContract, check_bookkeeping, prompts
-from tests.support.standins.core import standing_in, write_model
+from tests.support.standins.core import write_model
+
+pytestmark = pytest.mark.usefixtures("standins")
 
 BATCH = Batch(prompts(3, 24), 6)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _standins() -> Iterator[None]:
-    with standing_in():
-        yield
-
-
-@pytest.fixture
-def model(models: Path) -> Path:
-    return write_model(models)
 
 
 class TestSequential(EngineContract):

@@ -82,7 +82,7 @@ def test_clocks_that_were_set_otherwise_make_no_comparison(level: float) -> None
         "were, or store new runs at these."
     )
     # The figures are told all the same.
-    assert f"  test_it takes {level:.4g} J/token; main took" in text(verdict)
+    assert f"  test_it takes {1000 * level:.1f} mJ/token; main took" in text(verdict)
     higher = judge_stored(measured(level), stored(measured(clocks=(1400,))), 0.03)
     assert higher.kind == "invalid"
     assert "SM clock 1980 MHz, the baseline's 1400 MHz (+41 %)" in text(higher)

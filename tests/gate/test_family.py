@@ -138,7 +138,7 @@ def test_a_list_of_baselines_with_a_hole_is_refused(project: Project) -> None:
 def test_what_is_believed_is_sharpened_by_other_tests() -> None:
     from dataclasses import replace
 
-    baseline = stored(0.2, 0.2001, 0.1999)
+    baseline = stored(0.2, 0.2001, 0.1999, 0.2002, 0.1998)
     alone = judge_stored(measured("t", 0.2062), baseline, 0.02)
     learned = replace(DEFAULT_NOISE, total=Scatter(0.001, 12.0), learned=True)
     sharp = judge_stored(measured("t", 0.2062), baseline, 0.02, learned)

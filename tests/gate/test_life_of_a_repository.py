@@ -57,7 +57,9 @@ def test_five_runs_of_one_sitting_are_one_occasion() -> None:
     # What a day makes of it is not known, and is taken to be large.
     assert (tomorrow.change_low or 0) < 0 < (tomorrow.change_high or 0)
     # The next quarter of an hour is the same sitting: what that has shown counts.
-    assert judge_stored(at(0.204, 900.0), sitting, 0.01).kind == "regressed"
+    same_sitting = judge_stored(at(0.204, 900.0), sitting, 0.01)
+    assert same_sitting.kind == "regressed"
+    assert "sitting" not in text(same_sitting)
     days = baseline(*(at(0.2 * each, DAY * number) for number, each in enumerate(WOBBLE)))
     assert judge_stored(at(0.204, 9 * DAY), days, 0.01).kind == "regressed"
     assert "sitting" not in text(judge_stored(at(0.204, 9 * DAY), days, 0.01))
@@ -74,10 +76,20 @@ def test_a_board_of_another_number_is_named_and_fails_nothing() -> None:
             "Another board: this run is on GPU-bbbbbbbb-2, the stored runs on GPU-aaaaaaaa-1. Boards of one model "
             in text(verdict)
         )
+        assert "tokenpower calibrate on each board, or stored runs of this one, tell" in verdict.undecided
         # It hides no waste that is larger than boards differ.
         assert judge_stored(at(0.4, 4 * apart, board=other), runs, 0.03).kind == "regressed"
     same = judge_stored(at(0.21, 4 * DAY), baseline(*runs.runs), 0.03)
     assert "Another board" not in text(same)
+    # In a pool that has both the board is named all the same.
+    pool = baseline(
+        *(
+            at(0.2 * each, DAY * day, board=(other, "GPU-aaaaaaaa-1")[day % 2])
+            for day, each in enumerate(WOBBLE)
+        )
+    )
+    there = text(judge_stored(at(0.201, 9 * DAY, board=other), pool, 0.03))
+    assert "This run is on GPU-bbbbbbbb-2, stored runs also on GPU-aaaaaaaa-1." in there
 
 
 def test_temperatures_of_another_board_are_no_covariate() -> None:

@@ -16,6 +16,7 @@ from pytest_tokenpower.meters import sources
 from pytest_tokenpower.meters.adapters.amd import AmdMeter
 from pytest_tokenpower.meters.adapters.hwmon import HwmonMeter
 from pytest_tokenpower.meters.adapters.intel_gpu import IntelGpuMeter
+from pytest_tokenpower.meters.adapters.ipmi import IpmiMeter
 from pytest_tokenpower.meters.adapters.jetson import JetsonMeter
 from pytest_tokenpower.meters.adapters.nvml.meter import NvmlMeter
 from pytest_tokenpower.meters.adapters.rapl import RaplMeter
@@ -135,6 +136,30 @@ def old_pynvml(root: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return said(lambda: NvmlMeter().open(Clock()))
 
 
+def of_hwmon(*channels: str) -> Said:
+    def told(root: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+        chip = root / "hwmon" / "hwmon0"
+        chip.mkdir(parents=True)
+        (chip / "name").write_text("power_meter")
+        for channel in channels:
+            (chip / f"{channel}_average").write_text("412000000")
+        return said(lambda: HwmonMeter(root / "hwmon").open(Clock()))
+
+    return told
+
+
+def of_ipmi(root: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    program = root / "ipmitool"
+    program.write_text("#!/bin/sh\necho 'Instantaneous power reading: 412 Watts'\n")
+    program.chmod(0o755)
+    return said(lambda: IpmiMeter((str(program),)).open(Clock()))
+
+
+def no_ipmitool(root: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("PATH", str(root))
+    return said(lambda: IpmiMeter().open(Clock()))
+
+
 H100 = "NVIDIA H100 80GB HBM3"
 TWO = numbered_boards(2)
 MISMATCH = Fault(kind="error", call="nvmlInit", error="LIB_RM_VERSION_MISMATCH")
@@ -157,6 +182,8 @@ PLATFORMS: dict[str, Said] = {
     "CPU, Intel and AMD": of_rapl("package-0"),
     "CPU, Zen 1 and 2": of_rapl("package-0-die-0", "package-0-die-1"),
     "no GPU, auto": of_auto(),
+    "server with an ACPI power meter": of_hwmon("power1"),
+    "BMC, IPMI": of_ipmi,
     "MIG, one slice": of_nvml(boards=(Board(name=H100, mig="on", mig_slices=2),)),
     "AMD, part of a partitioned board": of_amd(
         650, 650, serials=[amd.UNIQUE[0]] * 2, environment={"HIP_VISIBLE_DEVICES": "0"}
@@ -173,6 +200,8 @@ PLATFORMS: dict[str, Said] = {
     "WSL2, auto": of_auto("dxg"),
     "Jetson with other rails": unknown_jetson,
     "virtual machine's CPU": of_rapl("package-0", flags="fpu hypervisor", still=True),
+    "server with several unnamed power sensors": of_hwmon("power1", "power2"),
+    "BMC, no ipmitool": no_ipmitool,
 }
 
 

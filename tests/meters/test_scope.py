@@ -453,7 +453,7 @@ def test_other_scopes_are_shown_beside_the_figure(project: Project) -> None:
     result, run = measure(project, Lab(Fake("cpu", 60), Fake("dram", 8), Fake("node", 500)))
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(
-        ["*power ring (gpu energy)", "test_it: also measured: cpu * J/token*, node * J/token*"]
+        ["*power ring (gpu energy)", "test_it: also measured: cpu * mJ/token*, node * mJ/token*"]
     )
     (measured,) = run.measurements
     assert measured.scope == measured.key["scope"] == "gpu"
@@ -470,6 +470,26 @@ def test_other_scopes_are_shown_beside_the_figure(project: Project) -> None:
         others["node"] - gpu - others["cpu"] - others["dram"],
         rel=0.02,
     )
+
+
+@pytest.mark.parametrize(
+    ("counts", "figure", "unit"),
+    [
+        ("prompt=400, generated=0, responses=4", "joules_per_prompt_token", "J/prompt token"),
+        ("prompt=0, generated=0, responses=4", "joules_per_response", "J/response"),
+    ],
+)
+def test_other_scopes_have_the_figure_s_denominator(
+    project: Project, counts: str, figure: str, unit: str
+) -> None:
+    project.tests(f"@quick\ndef test_it(energy):\n    energy(generate, seconds=0.2, {counts})\n")
+    result, run = measure(project, Lab(Fake("cpu", 60)))
+    result.stdout.fnmatch_lines([f"test_it: also measured: cpu *{unit}*"])
+    (measured,) = run.measurements
+    (cpu,) = (each for each in measured.other_scopes if each.scope == "cpu")
+    assert cpu.joules_per_token is None
+    # 60 W of the CPU beside the 300 W of the board.
+    assert cpu.figures[figure].value == pytest.approx(measured.figures[figure].value / 5, rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -587,8 +607,8 @@ def test_lines_of_the_summary() -> None:
         ),
     )
     assert also_measured(measured) == [
-        "test_chat: also measured: cpu 0.021 J/token, dram 0.004 J/token (modelled), "
-        "node 0.4 J/token (±5 %, over 83 s, 64 % of it in rounds)"
+        "test_chat: also measured: cpu 21.00 mJ/token, dram 4.000 mJ/token (modelled), "
+        "node 400.0 mJ/token (±5 %, over 83 s, 64 % of it in rounds)"
     ]
     assert absences([measured]) == ["test_chat: not measured: rack: no answer"]
     assert absences([measured, measured]) == ["all tests: not measured: rack: no answer"]

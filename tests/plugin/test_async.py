@@ -87,6 +87,10 @@ async def test_compared(energy):
     energy.compare(baseline=chat, candidate=chat)
 
 @pytest.mark.{mark}
+async def test_compared_on_the_loop(energy):
+    await energy.async_compare(baseline=chat, candidate=lambda: chat(0.24), at_most="10%")
+
+@pytest.mark.{mark}
 async def test_nothing_to_await(energy):
     await energy.async_run(generate)
 
@@ -127,7 +131,7 @@ def test_an_asynchronous_test_measures_in_rounds(project: Project, plugin: str, 
     )
     project.tests(IN_ASYNC_TESTS.replace("{mark}", mark))
     result, run = project.measure("-p", plugin)
-    result.assert_outcomes(passed=5, failed=7)
+    result.assert_outcomes(passed=5, failed=8)
     measured = {one.test.rpartition("::")[2].partition("[")[0]: one for one in run.measurements}
     for name, counts in {
         "test_coroutine": (10, 100, 1), "test_stream": (10, 100, 2), "test_batch": (30, 300, 3),
@@ -138,7 +142,8 @@ def test_an_asynchronous_test_measures_in_rounds(project: Project, plugin: str, 
         assert len(measured[name].rounds) == 2
     said = " ".join(result.stdout.str().split())
     assert "chat is asynchronous, and so is this test: write `await energy.async_run(chat, ...)`" in said
-    assert "chat is asynchronous, and so is this test: compare in a test that is not" in said
+    assert "chat is asynchronous, and so is this test: write `await energy.async_compare(...)`" in said
+    assert measured["test_compared_on_the_loop"].verdicts[0].kind == "regressed"
     assert "the workload returned a coroutine that nobody has awaited" in said
     assert "energy.async_run(generate): returns nothing to await: write energy(generate, ...)" in said
     assert said.count("a measurement began while another of the same board was open") >= 2

@@ -209,8 +209,8 @@ def pytest_collection_modifyitems(items):
     }
     result.stdout.fnmatch_lines(
         [
-            "OVER BUDGET 0.01* J/token (limit *): test_over[[]joules_per_token[]]: joules_per_token exceeds "
-            "its budget (95 % interval 0.01* to 0.01*).",
+            "OVER BUDGET 1*.* mJ/token (limit *): test_over[[]joules_per_token[]]: joules_per_token exceeds "
+            "its budget (95 % interval 1*.* to 1*.*).",
             "OVER BUDGET 1.* J/response (limit 0.75): test_over[[]joules_per_response[]]: *exceeds its budget (*).",
             "OVER BUDGET 1* J / execution of the workload (limit 7.5): test_over[[]joules[]]: joules exceeds *",
             "OVER BUDGET * W (limit 200): test_over[[]mean_watts[]]: mean_watts exceeds its budget (*).",

@@ -78,7 +78,7 @@ def test_a_pull_request_that_costs_more_energy_fails_its_build(project: Project,
     slower.assert_outcomes(failed=1)
     slower.stdout.fnmatch_lines(
         [
-            "REGRESSED +* (limit 3 %): test_chat takes * J/token; main@??????? took * (3 runs).",
+            "REGRESSED +* (limit 3 %): test_chat takes * mJ/token; main@??????? took * (3 runs).",
             "*power 300 W (*), * tok/s (-*): slower, not hotter.",
             "test_chat *+*.? % * REGRESSED",
         ]
@@ -155,7 +155,7 @@ def test_a_faster_workload_is_improved(project: Project, branch: Git) -> None:
     result.stdout.fnmatch_lines(
         [
             "test_chat * improved",
-            "improved -* % (limit 3 %): test_chat takes 0.00* J/token; main@??????? took 0.01* (1 run).",
+            "improved -* % (limit 3 %): test_chat takes *.* mJ/token; main@??????? took 1*.* (1 run).",
             "*faster, not cooler.",
             "*Provisional: fewer than three occasions of this test are stored, so that its own noise is not known.",
         ]
@@ -222,7 +222,7 @@ def test_a_run_saved_under_a_name_is_a_baseline(project: Project) -> None:
     result = project.run("--energy-baseline=before")
     assert result.ret == 1
     result.stdout.fnmatch_lines(
-        ["REGRESSED +* (limit 3 %): test_chat takes * J/token; before took * (1 run)."]
+        ["REGRESSED +* (limit 3 %): test_chat takes * mJ/token; before took * (1 run)."]
     )
 
 
@@ -234,7 +234,7 @@ def test_a_path_is_a_baseline(project: Project, path: str) -> None:
     result = project.run(f"--energy-baseline={path}")
     assert result.ret == 1
     result.stdout.fnmatch_lines(
-        [f"REGRESSED +* (limit 3 %): test_chat takes * J/token; {path} took * (1 run)."]
+        [f"REGRESSED +* (limit 3 %): test_chat takes * mJ/token; {path} took * (1 run)."]
     )
 
 

@@ -60,3 +60,43 @@ def test_another_share_is_another_key(project: Project) -> None:
     result = project.run("--energy-baseline=name:cached")
     text = " ".join(result.stdout.str().split())
     assert "prompt tokens from a prefix cache, in percent: none here, 80 there" in text
+
+
+ENGINE = """
+from dataclasses import replace
+from pytest_tokenpower import FixedShape
+from pytest_tokenpower.engines import EngineIdentity, Generation
+
+class Served:
+    "An adapter of an engine whose prefix cache holds three quarters of each prompt."
+    identity, device_ids = EngineIdentity("mine", "1", "tiny"), None
+
+    def generate(self, batch):
+        sleep(0.25)
+        tokens = replace(batch.tokens, cached_prompt=batch.tokens.prompt * 3 // 4)
+        return Generation([[1] * batch.new_tokens] * len(batch.prompts), tokens)
+
+    def close(self):
+        pass
+
+@pytest.mark.power_budget(min_rounds=2, max_rounds=2{marker})
+def test_it(energy):
+    energy.run(Served(), FixedShape(4, 1000, 25))
+"""
+
+
+def test_an_engine_s_cache_is_measured_where_it_is_meant(project: Project) -> None:
+    project.tests(ENGINE.format(marker=", prefix_cache=True"))
+    result, run = project.measure()
+    result.assert_outcomes(passed=1)
+    (measured,) = run.measurements
+    assert measured.key["cached_prompt_percent"] == 75
+    assert {one.cached_prompt_tokens for one in measured.rounds} == {3000}
+    project.tests(ENGINE.format(marker=""))
+    result = project.run()
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*3000 of 4000 prompt tokens came from the engine's prefix cache and were not prefilled: switch it off *"
+        ]
+    )

@@ -57,17 +57,21 @@ def test_a_page_holds_each_test_with_its_power(two: Project, workers: tuple[str,
     assert {row["param.batch"] for row in rows} == {"1", "8", ""}
 
 
+@pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["alone", "xdist"])
 def test_on_github_a_summary_tells_the_step_and_annotates_once(
-    two: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    two: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, workers: tuple[str, ...]
 ) -> None:
     step = tmp_path / "step"
     step.write_text("before\n")
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(step))
-    result = two.run("--energy-report=out.md")
+    if workers:
+        result = two.pytester.runpytest_subprocess(*ALONE, "--energy-report=out.md", *workers)
+    else:
+        result = two.run("--energy-report=out.md")
     assert step.read_text() == "before\n" + (two.path / "out.md").read_text()
     [line] = [line for line in result.outlines if line.startswith("::")]
-    assert line.startswith("::error title=Energy per token%3A 1 OVER BUDGET%2C 2 simulated::OVER BUDGET 0.0")
+    assert line.startswith("::error title=Energy per token%3A 1 OVER BUDGET%2C 2 simulated::OVER BUDGET ")
 
 
 def test_elsewhere_a_summary_is_a_file_alone(

@@ -75,7 +75,7 @@ def test_a_regression_is_caught_without_any_stored_run(project: Project, reposit
             r"energy: \[2/4\] this work tree",
             r"energy: \[3/4\] this work tree",
             r"energy: \[4/4\] main@\w+",
-            r"REGRESSED \+.* % \(limit 5 %\): test_work takes .* J/token; main@\w+ took .* \(2 runs\)\.",
+            r"REGRESSED \+.* % \(limit 5 %\): test_work takes .* m?J/token; main@\w+ took .* \(2 runs\)\.",
             r"no baseline: test_new: .*its commit has no such test.*",
         ]
     )

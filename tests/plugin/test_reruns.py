@@ -48,7 +48,7 @@ def test_a_regression_fails_after_all_reruns(project: Project) -> None:
     assert result.parseoutcomes() == {"failed": 1, "rerun": 3}
     result.stdout.fnmatch_lines(
         [
-            "REGRESSED +* % (limit * %): test_it takes * J/token; before took *",
+            "REGRESSED +* % (limit * %): test_it takes * *J/token; before took *",
             "*Pooled with 3 earlier attempts of this run.",
         ]
     )

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from pytest_tokenpower.store.git import Repository
+from pytest_tokenpower.store.renames import Rename, write_rename
 from tests.support.projects import ALONE, Project
 
 TEST = """
@@ -103,6 +105,22 @@ def test_a_stored_test_that_is_gone_is_named(
     git(repository, "commit", "--quiet", "--all", "--message=renamed")
     [line] = said(project.run("--energy-baseline=main", *more), "main@")
     assert "holds test_energy.py::test_two, which this run does not have" in line
+    command = "tokenpower rename test_energy.py::test_two test_energy.py::test_second"
+    assert f"was it renamed to test_energy.py::test_second? Then {command}, and commit" in line
+    top = Repository.discover(repository)
+    assert top is not None
+    write_rename(top, Rename("test_energy.py::test_second", "test_energy.py::test_two"))
+    result, run = project.measure("--energy-baseline=main", *more)
+    assert said(result, "main@") == []
+    assert {one.verdicts[0].kind for one in run.measurements}.isdisjoint({"no baseline"})
+
+
+def test_a_stored_test_that_is_gone_for_good_is_named(project: Project, repository: Path) -> None:
+    assert project.run("--energy-autosave").ret == 0
+    project.tests(TEST.format(name="one"))
+    git(repository, "commit", "--quiet", "--all", "--message=deleted")
+    [line] = said(project.run("--energy-baseline=main"), "main@")
+    assert "holds test_energy.py::test_two, which this run does not have: if it was renamed, say so" in line
 
 
 @pytest.mark.parametrize(
@@ -126,6 +144,8 @@ def test_a_renamed_file_is_followed_and_not_missing(project: Project, repository
     result, run = project.measure("--energy-baseline=main")
     assert {one.verdicts[0].kind for one in run.measurements}.isdisjoint({"no baseline"})
     assert said(result, "main@") == []
+    git(repository, "mv", "test_joules.py", "test_watts.py")  # Not committed yet.
+    assert said(project.run("--energy-baseline=main"), "main@") == []
 
 
 def test_a_module_that_is_skipped_is_not_gone(project: Project, repository: Path) -> None:

@@ -41,7 +41,7 @@ def test_results_of_all_workers_are_stored_and_shown_once_and_a_regression_fails
     ]
     result.stdout.fnmatch_lines(
         [
-            "REGRESSED +* (limit 3 %): test_it[[]1[]] takes * J/token; ./before *(1 run).",
+            "REGRESSED +* (limit 3 %): test_it[[]1[]] takes * *J/token; ./before *(1 run).",
             "test_it[[]1[]] * REGRESSED",
         ]
     )

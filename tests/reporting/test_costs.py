@@ -70,6 +70,6 @@ def test_a_carbon_intensity_that_is_none_is_refused(text: str) -> None:
 def test_the_terminal_has_a_column_for_each_factor_that_is_known() -> None:
     lines = [line for line, _ in table([measured()], Layout(factors=Factors(0.25, "EUR", 400.0)), 120)]
     assert lines[0].split() == ["test", "J/token", "±95", "%", "EUR/Mtok", "gCO2e/Mtok", "verdict"]
-    assert lines[2].split() == ["t", "3.6", "0.5", "%", "0.25", "400", "measured"]
+    assert lines[2].split() == ["t", "3.600", "0.5", "%", "0.25", "400", "measured"]
     plain = [line for line, _ in table([measured()], Layout(), 120)]
     assert "Mtok" not in plain[0]

@@ -6,6 +6,7 @@ import csv
 import importlib.util
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -161,19 +162,70 @@ def test_what_generates_nothing_is_followed_per_prompt_token() -> None:
 # ---- OpenMetrics -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [ordinary, hostile, report])
-def test_prometheus_own_parser_reads_openmetrics(make: Any) -> None:
+def families(of: Report) -> dict[str, list[Any]]:
     parser = pytest.importorskip("prometheus_client.openmetrics.parser", reason="prometheus_client reads it")
-    families = list(parser.text_string_to_metric_families(render("openmetrics", make())))
-    samples = {family.name: family.samples for family in families}
-    if make is report:
-        assert samples == {}
-        return
-    tests = [sample.labels["test"] for sample in samples["tokenpower_joules_per_token"]]
-    assert tests == [each.test for each in make() if each.measured.figures]
+    return {
+        family.name: family.samples
+        for family in parser.text_string_to_metric_families(render("openmetrics", of))
+    }
+
+
+def test_prometheus_own_parser_reads_openmetrics() -> None:
+    samples = families(ordinary())
+    short = [sample.labels["test"].rpartition("::")[2] for sample in samples["tokenpower_joules_per_token"]]
+    # The figures of an invalid measurement are no points of a line.
+    assert short == ["test_chat[bf16]", "test_chat[fp8]", "test_budget", "test_new"]
+    assert [sample.value for sample in samples["tokenpower_failing"]] == [0, 1, 1, 0, 1]
+    assert [sample.labels["verdict"] for sample in samples["tokenpower_run"]] == [
+        "passed", "regressed", "over budget", "no baseline", "invalid",
+    ]  # fmt: skip
     cost = samples["tokenpower_cost_per_million_tokens"][0]
-    assert cost.labels["currency"] == (HOSTILE if make is hostile else "EUR")
+    assert cost.labels["currency"] == "EUR"
     assert math.isclose(cost.timestamp, 1795837320.0, abs_tol=1)
+
+
+def test_openmetrics_carries_any_text() -> None:
+    [cost] = families(hostile())["tokenpower_cost_per_million_tokens"]
+    assert cost.labels["currency"] == HOSTILE
+    assert families(report()) == {}
+
+
+def test_a_test_is_one_line_over_its_runs() -> None:
+    later = run(
+        measured(watts=520, verdicts=(verdict("regressed", 0.06),)),
+        id="9" * 32, created="2026-11-29T03:42:00.000000Z", commit="f" * 40,
+    )  # fmt: skip
+    samples = families(Report((later, run(measured()))))["tokenpower_joules_per_token"]
+    assert [sample.timestamp for sample in samples] == sorted(sample.timestamp for sample in samples)
+    assert samples[0].labels == samples[1].labels
+    assert not samples[0].labels.keys() & {"run", "commit", "verdict"}
+
+
+@pytest.mark.parametrize("make", [ordinary, hostile])
+def test_prometheus_itself_takes_openmetrics_in(make: Any, tmp_path: Path) -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed (Debian's prometheus)")
+    text = render("openmetrics", make())
+    (tmp_path / "run.om").write_text(text, "utf-8")
+    done = subprocess.run(
+        [promtool, "tsdb", "create-blocks-from", "openmetrics", "run.om", "blocks"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    count = sum(not line.startswith("#") for line in text.rstrip("\n").split("\n"))
+    assert f" {count} " in done.stdout
+
+
+@pytest.mark.parametrize("chosen", ["csv", "github-action-benchmark", "openmetrics", "pytest-benchmark"])
+def test_a_cost_names_its_factors_and_what_is_missing_from_it(chosen: str) -> None:
+    text = render(chosen, ordinary())
+    for said in (
+        "Price: 0.3 EUR/kWh, as configured (energy_price).",
+        "Carbon: 380 gCO2e/kWh, as configured (carbon_intensity).",
+        "Missing from it, as only gpu energy was measured: CPUs",
+    ):
+        assert said in text
 
 
 # ---- Chrome trace ------------------------------------------------------------------------------------------------

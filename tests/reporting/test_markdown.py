@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -10,13 +11,13 @@ from hypothesis import strategies as st
 
 from pytest_tokenpower.reporting.markdown import (
     COMMENT_BYTES,
-    MARKER,
     MOST_MESSAGE,
     SUMMARY_BYTES,
     annotation,
     block,
     code,
     comment,
+    marker,
     summary,
 )
 from pytest_tokenpower.reporting.report import Report
@@ -42,12 +43,12 @@ INVALID: test_hot: too hot
 ```
 
 ```text
-REGRESSED +6.1 % (limit 3 %): test_chat[fp8] takes 0.2652 J/token; main@1a2b3c4 took 0.25 (2 runs).
+REGRESSED +6.1 % (limit 3 %): test_chat[fp8] takes 265.2 mJ/token; main@1a2b3c4 took 250.0 (2 runs).
   +6.1 % [+4.7, +7.5] (95 % interval).
 ```
 
 ```text
-OVER BUDGET 1 J/token (limit 0.9): test_budget: joules_per_token exceeds its budget (95 % interval 0.945 to 1.035).
+OVER BUDGET 1.000 J/token (limit 0.9): test_budget: joules_per_token exceeds its budget (95 % interval 0.9450 to 1.035).
 ```
 
 ```text
@@ -78,7 +79,9 @@ def leaves(tokens: Sequence[object]) -> Iterator[tuple[str, str]]:
 
 def test_a_summary_says_the_gravest_first_and_what_it_rests_on() -> None:
     assert summary(ordinary()) == ORDINARY
-    assert comment(ordinary()) == f"{MARKER}\n{ORDINARY}"
+    titled = comment(replace(ordinary(), title="energy-gate"))
+    headline, rest = ORDINARY.split("\n", 1)
+    assert titled == f"<!-- pytest-tokenpower: energy-gate -->\n{headline} (`energy-gate`)\n{rest}"
 
 
 def test_what_was_not_measured_says_so_first() -> None:
@@ -92,7 +95,7 @@ def test_hostile_text_is_in_code_and_nowhere_else(render: object) -> None:
     found = list(leaves(PARSER.parse(render(hostile()))))  # type: ignore[operator]
     kinds = {kind for kind, _ in found}
     assert not kinds & {"link_open", "image", "html_inline", "hr", "code_block"}
-    assert [content for kind, content in found if kind == "html_block"] in ([], [f"{MARKER}\n"])
+    assert [content for kind, content in found if kind == "html_block"] in ([], [f"{marker('')}\n"])
     outside = [content for kind, content in found if kind == "text"]
     assert outside
     for content in outside:
@@ -128,8 +131,8 @@ def test_however_many_tests_it_fits(render: object, most: int) -> None:
         for at in range(1500)
     ]
     text = render(Report((run(*tests),)))  # type: ignore[operator]
-    assert most / 4 < len(text.encode()) <= most + len(MARKER) + 1
-    assert "none of them graver than these." in text
+    assert most / 4 < len(text.encode()) <= most + len(marker("")) + 1
+    assert "none of them graver than these: this text may be no longer." in text
 
 
 def test_what_a_step_has_said_before_takes_room() -> None:
@@ -155,6 +158,6 @@ def test_a_long_message_is_cut() -> None:
 def test_each_figure_has_its_unit_where_they_differ() -> None:
     text = summary(report(measured(), embedding()))
     assert "| test | figure | ±95 % |" in text
-    assert "| `test_embed` | 0.4025 J/prompt token |" in text
+    assert "| `test_embed` | 402.5 mJ/prompt token |" in text
     assert "| `test_chat[bf16]` | 1.001 J/token |" in text
-    assert "| test | J/prompt token | ±95 % |" in summary(report(embedding()))
+    assert "| test | mJ/prompt token | ±95 % |" in summary(report(embedding()))

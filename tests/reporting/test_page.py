@@ -7,18 +7,18 @@ import hashlib
 import json
 import re
 from html.parser import HTMLParser
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from pytest_tokenpower.core.records import ClaimRecord, VerdictRecord
+from pytest_tokenpower.core.records import ChangeRecord, ClaimRecord
 from pytest_tokenpower.reporting.page import page, script_safe
 from pytest_tokenpower.reporting.page.content import content
-from pytest_tokenpower.reporting.report import Report, parts_of_change
-from tests.support.reports import HOSTILE, embedding, hostile, many, measured, ordinary, report, run
+from pytest_tokenpower.reporting.report import Report
+from tests.support.reports import HOSTILE, embedding, hostile, many, measured, ordinary, report, run, verdict
 
 
 class Elements(HTMLParser):
@@ -139,10 +139,13 @@ def test_a_run_without_measurements_has_a_page() -> None:
 
 
 def test_the_parts_of_a_change_are_drawn_where_a_record_has_them() -> None:
-    part = SimpleNamespace(change=0.05, low=0.04, high=0.06)
-    verdict = cast(VerdictRecord, SimpleNamespace(work=part, pace=None))
-    assert parts_of_change(verdict) == {"work": (0.05, 0.04, 0.06)}
-    assert parts_of_change(VerdictRecord("passed")) == {}
+    work, pace = ChangeRecord(0.05, 0.04, 0.06), ChangeRecord(-0.03, -0.05, 0)
+    divided = replace(verdict("regressed", 0.02), work=work, pace=pace)
+    [test] = content(report(measured(verdicts=(divided, verdict("passed", 0.001)))))["tests"]
+    assert [(row["name"], row["interval"][0], row["limit"]) for row in test["verdicts"][0]["rows"]] == [
+        ("total", 0.02, 0.03), ("work", 0.05, 0.03), ("pace", -0.03, None),
+    ]  # fmt: skip
+    assert [row["name"] for row in test["verdicts"][1]["rows"]] == ["total"]
 
 
 def test_what_generates_nothing_is_drawn_per_prompt_token() -> None:

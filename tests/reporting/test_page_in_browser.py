@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from pytest_tokenpower.core.records import Figure
 from pytest_tokenpower.reporting.page import page
 from pytest_tokenpower.reporting.report import Report
 from tests.support.browser import chromium, opened
-from tests.support.reports import hostile, many, odd, ordinary
+from tests.support.reports import hostile, many, measured, odd, ordinary, report
 
 pytestmark = pytest.mark.slow
 
@@ -97,6 +98,17 @@ def test_what_is_missing_is_left_out_of_the_drawings(browser: Any, tmp_path: Pat
         assert found.complaints == []
 
 
+def test_latencies_stand_beside_joules_where_they_are_known(browser: Any, tmp_path: Path) -> None:
+    timed = measured(
+        "t.py::timed", figures={"joules_per_token": Figure(1, 0.01), "ttft_p50_seconds": Figure(0.25, 0.01)}
+    )
+    with opened(browser, written(tmp_path, report(measured(), timed)), **WIDE) as found:
+        rows = found.page.locator("#tests table").first.locator("tr").all_inner_texts()
+        assert "\tTTFT ms\tchange" in rows[0]
+        assert [row.split("\t")[8] for row in rows[1:]] == ["", "250"]
+        assert found.complaints == []
+
+
 def test_hostile_data_is_shown_and_does_nothing(browser: Any, tmp_path: Path) -> None:
     with opened(browser, written(tmp_path, hostile()), **WIDE) as found:
         found.page.on("dialog", lambda dialog: found.complaints.append(dialog.message))
@@ -148,5 +160,5 @@ def test_200_tests_open_and_draw_only_what_is_opened(browser: Any, tmp_path: Pat
     with opened(browser, written(tmp_path, many(200)), **WIDE) as found:
         assert found.page.locator("details.test").count() == 200
         # The comparison of all, and the first three that fail.
-        found.page.wait_for_function("() => document.querySelectorAll('canvas').length === 10")
+        found.page.wait_for_function("() => document.querySelectorAll('canvas').length === 13")
         assert found.complaints == []

@@ -147,27 +147,27 @@ baseline main@1a2b3c4
 
 test             mJ/token  ±95 %  prefill  decode    W  tok/s   change   95 % interval  verdict
 ----------------------------------------------------------------------------------------------------
-test_chat[bf16]     249.9  0.3 %      2.5   247.4  500   2000   +0.3 %    [-1.1, +1.7]  passed
-test_chat[fp8]        175  0.3 %     1.75   173.2  350   2000  -30.1 %  [-31.5, -28.7]  improved
-test_eager          324.9  0.3 %      2.5   322.4  500   1538  +31.0 %  [+29.6, +32.4]  REGRESSED
-test_long           249.9  0.3 %      2.5   247.4  500   2000   +2.1 %    [+0.7, +3.5]  inconclusive
+test_chat[bf16]     249.9  0.3 %    2.500   247.4  500   2000   +0.3 %    [-1.1, +1.7]  passed
+test_chat[fp8]      175.0  0.3 %    1.750   173.2  350   2000  -30.1 %  [-31.5, -28.7]  improved
+test_eager          324.9  0.3 %    2.500   322.4  500   1538  +31.0 %  [+29.6, +32.4]  REGRESSED
+test_long           249.9  0.3 %    2.500   247.4  500   2000   +2.1 %    [+0.7, +3.5]  inconclusive
 test_new            249.9  0.3 %                   500   2000                           no baseline
 test_budget         249.9  0.3 %                   500   2000   +0.1 %    [-1.3, +1.5]  OVER BUDGET
 test_within         249.9  0.3 %                   500   2000                           passed
-test_first          249.9  0.3 %      2.5   247.4  500   2000   +0.1 %    [-1.3, +1.5]  passed
+test_first          249.9  0.3 %    2.500   247.4  500   2000   +0.1 %    [-1.3, +1.5]  passed
 test_hot                                                                                INVALID
 test_broken                                                                             failed
-test_shared         250.1  0.4 %      2.5   247.6  500   2000                           measured
+test_shared         250.1  0.4 %    2.500   247.6  500   2000                           measured
 Per generated token. ±95 %: by this run's rounds alone; what differs between runs is in the interval.
 
-improved -30.1 % (limit 3 %): test_chat[fp8] takes 0.1748 J/token; main@1a2b3c4 took 0.25 (3 runs).
+improved -30.1 % (limit 3 %): test_chat[fp8] takes 174.8 mJ/token; main@1a2b3c4 took 250.0 (3 runs).
   -30.1 % [-31.5, -28.7] (95 % interval).
   A further line.
-inconclusive +2.1 % (limit 3 %): test_long takes 0.2552 J/token; main@1a2b3c4 took 0.25 (3 runs).
+inconclusive +2.1 % (limit 3 %): test_long takes 255.2 mJ/token; main@1a2b3c4 took 250.0 (3 runs).
   +2.1 % [+0.7, +3.5] (95 % interval).
   Why it was not decided.
 no baseline: test_new: nothing to compare with on main@1a2b3c4: no run is stored in /store
-passed +0.1 % (limit 3 %): test_first takes 0.2502 J/token; main@1a2b3c4 took 0.25 (1 run).
+passed +0.1 % (limit 3 %): test_first takes 250.2 mJ/token; main@1a2b3c4 took 250.0 (1 run).
   +0.1 % [-1.3, +1.5] (95 % interval).
   What it rests on.
   Provisional: fewer than three occasions of this test are stored, so that its own noise is not known.
@@ -216,7 +216,7 @@ MODELLED, not measured: 1x NVIDIA H100 80GB HBM3, power ring (cpu energy)
 
 test       mJ/token  ±95 %  prefill  decode    W  tok/s  verdict
 -----------------------------------------------------------------
-test_chat     249.9  0.3 %      2.5   247.4  500   2000  measured
+test_chat     249.9  0.3 %    2.500   247.4  500   2000  measured
 Per generated token. ±95 %: by this run's rounds alone; what differs between runs is in the interval.
 """
 
@@ -241,9 +241,9 @@ PHASES = """
 
 test          mJ/token  ±95 %  prefill  decode    W  tok/s  verdict
 --------------------------------------------------------------------
-test_pure        249.9  0.3 %      2.5   247.4  500   2000  measured
-test_server      249.9  0.3 %     ~2.5  ~247.4  500   2000  measured
-test_chunked     249.9  0.3 %      2.5   247.4  500   2000  measured
+test_pure        249.9  0.3 %    2.500   247.4  500   2000  measured
+test_server      249.9  0.3 %   ~2.500  ~247.4  500   2000  measured
+test_chunked     249.9  0.3 %    2.500   247.4  500   2000  measured
 test_poisson     249.9  0.3 %                   500   2000  measured
 Per generated token. ±95 %: by this run's rounds alone; what differs between runs is in the interval.
 
@@ -284,8 +284,8 @@ MESSAGES = {
         THREE,
         "regressed",
         """
-REGRESSED +7.0 % (limit 3 %): test_it takes 0.2674 J/token; main@1a2b3c4 took 0.2499 (3 runs).
-  +7.0 % [+5.7, +8.3] (95 % interval), one-sided p = 0.00058.
+REGRESSED +7.0 % (limit 3 %): test_it takes 267.4 mJ/token; main@1a2b3c4 took 249.9 (3 runs).
+  +7.0 % [+5.9, +8.1] (95 % interval), one-sided p = 0.00058.
   decode +7.1 %, prefill +0.0 %; power 500 W (+0.0 %), 1869 tok/s (-6.5 %): slower, not hotter.
 """
         + NEXT.format(10),
@@ -295,8 +295,8 @@ REGRESSED +7.0 % (limit 3 %): test_it takes 0.2674 J/token; main@1a2b3c4 took 0.
         THREE,
         "regressed",
         """
-REGRESSED +7.0 % (limit 3 %): test_it takes 0.2674 J/token; main@1a2b3c4 took 0.2499 (3 runs).
-  +7.0 % [+5.7, +8.3] (95 % interval), one-sided p = 0.00058.
+REGRESSED +7.0 % (limit 3 %): test_it takes 267.4 mJ/token; main@1a2b3c4 took 249.9 (3 runs).
+  +7.0 % [+5.9, +8.1] (95 % interval), one-sided p = 0.00058.
   decode +7.0 %, prefill +7.0 %; power 535 W (+7.0 %), 2000 tok/s (+0.0 %): hotter, not slower.
 """
         + NEXT.format(10),
@@ -306,8 +306,8 @@ REGRESSED +7.0 % (limit 3 %): test_it takes 0.2674 J/token; main@1a2b3c4 took 0.
         THREE,
         "regressed",
         """
-REGRESSED +7.1 % (limit 3 %): test_it takes 0.2677 J/token; main@1a2b3c4 took 0.2499 (3 runs).
-  +7.1 % [+5.8, +8.4] (95 % interval), one-sided p = 0.00056.
+REGRESSED +7.1 % (limit 3 %): test_it takes 267.7 mJ/token; main@1a2b3c4 took 249.9 (3 runs).
+  +7.1 % [+6.1, +8.2] (95 % interval), one-sided p = 0.00056.
   decode +7.2 %, prefill +3.0 %; power 515 W (+3.0 %), 1923 tok/s (-3.8 %): hotter and slower.
 """
         + NEXT.format(10),
@@ -317,8 +317,8 @@ REGRESSED +7.1 % (limit 3 %): test_it takes 0.2677 J/token; main@1a2b3c4 took 0.
         THREE,
         "improved",
         """
-improved -20.0 % (limit 3 %): test_it takes 0.1999 J/token; main@1a2b3c4 took 0.2499 (3 runs).
-  -20.0 % [-21.0, -19.0] (95 % interval).
+improved -20.0 % (limit 3 %): test_it takes 199.9 mJ/token; main@1a2b3c4 took 249.9 (3 runs).
+  -20.0 % [-20.8, -19.2] (95 % interval).
   decode -20.0 %, prefill -20.0 %; power 400 W (-20.0 %), 2000 tok/s (+0.0 %): cooler, not faster.
 """,
     ),
@@ -327,8 +327,8 @@ improved -20.0 % (limit 3 %): test_it takes 0.1999 J/token; main@1a2b3c4 took 0.
         THREE,
         "passed",
         """
-passed +0.0 % (limit 3 %): test_it takes 0.2499 J/token; main@1a2b3c4 took 0.2499 (3 runs).
-  +0.0 % [-1.2, +1.2] (95 % interval).
+passed +0.0 % (limit 3 %): test_it takes 249.9 mJ/token; main@1a2b3c4 took 249.9 (3 runs).
+  +0.0 % [-1.0, +1.0] (95 % interval).
   decode +0.0 %, prefill +0.0 %; power 500 W (+0.0 %), 2000 tok/s (+0.0 %): no change.
 """,
     ),
@@ -337,7 +337,7 @@ passed +0.0 % (limit 3 %): test_it takes 0.2499 J/token; main@1a2b3c4 took 0.249
         stored(500),
         "regressed",
         """
-REGRESSED +7.0 % (limit 3 %): test_it takes 0.2674 J/token; main@1a2b3c4 took 0.2499 (1 run).
+REGRESSED +7.0 % (limit 3 %): test_it takes 267.4 mJ/token; main@1a2b3c4 took 249.9 (1 run).
   +7.0 % [+1.2, +13.1] (95 % interval), one-sided p = 0.0084.
   decode +7.1 %, prefill +0.0 %; power 500 W (+0.0 %), 1869 tok/s (-6.5 %): neither is shown to be the cause.
   The limit is below the noise: rises under 6.8 % cannot be told.
@@ -350,7 +350,7 @@ REGRESSED +7.0 % (limit 3 %): test_it takes 0.2674 J/token; main@1a2b3c4 took 0.
         stored(500, 550, 455, prefill=None),
         "inconclusive",
         """
-inconclusive +7.0 % (limit 3 %): test_it takes 0.2674 J/token; main@1a2b3c4 took 0.25 (3 runs).
+inconclusive +7.0 % (limit 3 %): test_it takes 267.4 mJ/token; main@1a2b3c4 took 250.0 (3 runs).
   +7.0 % [-33.2, +71.3] (95 % interval), one-sided p = 0.3.
   power 500 W (+0.0 %), 1869 tok/s (-6.5 %): slower, not hotter.
   Not decided: a rise of J/token fails here from 114 % on, and 135 % is found in four of five cases; more stored """
@@ -397,10 +397,10 @@ def test_the_messages_of_absolute_limits() -> None:
         "peak_watts": 600.0,
     }
     assert [text(verdict) for verdict in judge_ceilings(measured(), limits, Policy(0.03))] == [
-        "OVER BUDGET 0.2499 J/token (limit 0.2): test_it: joules_per_token exceeds its budget "
-        "(95 % interval 0.2403 to 0.2599).",
-        "passed 125 J/response (limit 130): test_it: joules_per_response stays within its budget "
-        "(95 % interval 120.2 to 130).",
+        "OVER BUDGET 249.9 mJ/token (limit 200): test_it: joules_per_token exceeds its budget "
+        "(95 % interval 240.3 to 259.9).",
+        "passed 125.0 J/response (limit 130): test_it: joules_per_response stays within its budget "
+        "(95 % interval 120.2 to 130.0).",
         "inconclusive 4999 J / execution of the workload (limit 5000): test_it: joules cannot be told from its budget "
         "(95 % interval 4807 to 5199).",
         "passed 499.9 W (limit 600): test_it: mean_watts stays within its budget "
@@ -454,8 +454,8 @@ def test_columns_order_and_groups_are_as_asked_for(pytestconfig: pytest.Config) 
         "test          J/response  peak_watts",
         "------------------------------------",
         "test_b[fp8]        87.48         650",
-        "test_a[bf16]         125         650",
-        "test_a[fp8]          150         650",
+        "test_a[bf16]       125.0         650",
+        "test_a[fp8]        150.0         650",
     ]
     assert [line.split()[0] for line in table(sort="name")[2:]] == [
         "test_a[bf16]",

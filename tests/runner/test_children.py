@@ -249,7 +249,7 @@ def test_settling_fails_what_passed_and_nothing_else(pytester: pytest.Pytester) 
         ("x.py::settled", "failed"),
     ]  # fmt: skip
     assert heard[-1][2].splitlines() == [
-        "REGRESSED +9.0 % (limit 3 %): settled takes 1.09 J/token; main took 1 (1 run).",
+        "REGRESSED +9.0 % (limit 3 %): settled takes 1.090 J/token; main took 1.000 (1 run).",
         "  +9.0 % [-10.0, +20.0] (95 % interval), one-sided p = 0.009.",
         "  Settled with all comparisons of this run (Holm).",
         "  Provisional: fewer than three occasions of this test are stored, so that its own noise is not known.",

@@ -13,7 +13,7 @@ from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.core.windows import RoundWindow
 from pytest_tokenpower.meters.simulation.virtual_time import VirtualTime
 from pytest_tokenpower.meters.timeline import FAILED, LOST, Event
-from pytest_tokenpower.runner.rounds import RoundPlan, run_rounds
+from pytest_tokenpower.runner.rounds import RoundPlan, rounds, run
 from tests.support.projects import Project
 
 S = 1_000_000_000
@@ -81,8 +81,9 @@ def test_rounds_end_when_the_meter_is_lost(
     shortest_s: float, lost_s: float, windows: int, seconds: float
 ) -> None:
     bench = Bench(shortest_s, lost_s)
-    _, measured = run_rounds(
-        bench.execute, lambda _: TokenCount(1, 1), lambda _: (), RoundPlan(2, 6, 30, 120), bench
+    _, measured = run(
+        rounds(bench.execute, lambda _: TokenCount(1, 1), lambda _: (), RoundPlan(2, 6, 30, 120), bench),
+        lambda: bench,
     )
     assert len(measured) == windows
     assert (bench.time.now_ns() - bench.began_ns) / 1e9 == pytest.approx(seconds, abs=5)

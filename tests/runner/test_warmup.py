@@ -16,7 +16,7 @@ from pytest_tokenpower.core.windows import RoundWindow
 from pytest_tokenpower.meters.simulation.virtual_time import VirtualTime
 from pytest_tokenpower.runner import compare as interleave
 from pytest_tokenpower.runner import rounds as warmup
-from pytest_tokenpower.runner.rounds import RoundPlan, run_rounds
+from pytest_tokenpower.runner.rounds import RoundPlan, rounds, run
 
 
 def record(
@@ -89,8 +89,9 @@ def warmup_rounds(seconds: list[float], celsius: list[float], least: int = 2) ->
             yield values[-1]
 
     bench = RoundEvaluator(forever(seconds), forever(celsius))
-    _, windows = run_rounds(
-        bench.execute, lambda _: TokenCount(1, 1), lambda _: (), RoundPlan(least, 6, 6, 120), bench
+    _, windows = run(
+        rounds(bench.execute, lambda _: TokenCount(1, 1), lambda _: (), RoundPlan(least, 6, 6, 120), bench),
+        lambda: bench,
     )
     assert len(windows) == 6
     return bench.executed - 6
@@ -140,7 +141,7 @@ def test_variants_are_warm_when_none_gets_faster() -> None:
         def failed_for_good(self, start_ns: int) -> bool:
             return False
 
-    blocks = interleave.run_blocks(
+    measuring = interleave.blocks_of(
         {"baseline": lambda: execute("baseline"), "candidate": lambda: execute("candidate")},
         lambda _: TokenCount(1, 1),
         lambda _: (),
@@ -148,6 +149,7 @@ def test_variants_are_warm_when_none_gets_faster() -> None:
         bench=Flat(),
         order=random.Random(0),
     )
+    blocks = run(measuring, Flat)
     assert len(blocks) == 2
     assert ran == {"baseline": 4 + 4, "candidate": 4 + 4}
 

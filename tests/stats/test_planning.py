@@ -79,3 +79,9 @@ def test_more_runs_hold_a_finer_limit_and_more_tests_a_coarser_one() -> None:
     limits = [smallest_limit(0.005, runs, Policy(0.03)) for runs in (3, 5, 8, 20)]
     assert limits == sorted(limits, reverse=True)
     assert smallest_limit(0.005, 5, Policy(0.03, family=50)) > limits[1]
+
+
+@pytest.mark.parametrize("family", [1, 20, 200])
+def test_three_quiet_runs_hold_no_coarser_limit_than_one(family: int) -> None:
+    one, three = (smallest_limit(0.0015, runs, Policy(0.03, family=family)) for runs in (1, 3))
+    assert three < one

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_tokenpower.stats.change import Change, StudentError
+from pytest_tokenpower.stats.change import Change
 from pytest_tokenpower.stats.comparison import Comparison, Run, compare
 from pytest_tokenpower.stats.noise import clopper_pearson
 from pytest_tokenpower.stats.pace import SlopeCheck, Waiting
@@ -23,7 +23,7 @@ KNOWN = {"A": Waiting(WATTS, 3.0)}
 
 
 def change(delta: float, stderr: float, df: float = 6) -> Change:
-    return Change(delta, (StudentError(stderr, df),))
+    return Change(delta, stderr, df)
 
 
 def plain(delta: float, stderr: float, df: float = 6) -> Comparison:

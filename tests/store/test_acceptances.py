@@ -15,12 +15,13 @@ from pytest_tokenpower.store.acceptances import (
     Acceptance,
     Acceptances,
     PlacedAcceptance,
-    acceptance_file,
     decode_acceptance,
     encode_acceptance,
 )
 from pytest_tokenpower.store.baseline import ComparableRuns
+from pytest_tokenpower.store.committed import committed_file
 from pytest_tokenpower.store.explain import accepted_percent
+from pytest_tokenpower.store.git import ACCEPTED_FOLDER
 
 LINE = tuple(f"{at:x}" * 40 for at in range(10))
 DAY = date(2026, 1, 31)
@@ -42,8 +43,8 @@ def test_it_survives_its_toml(test: str, share: float, reason: str, expires: dat
 
 @given(texts, texts)
 def test_each_test_has_a_file_of_its_own(one: str, other: str) -> None:
-    assert (acceptance_file(one) == acceptance_file(other)) is (one == other)
-    assert acceptance_file(one).count("/") == 2
+    assert (committed_file(ACCEPTED_FOLDER, one) == committed_file(ACCEPTED_FOLDER, other)) is (one == other)
+    assert committed_file(ACCEPTED_FOLDER, one).count("/") == 2
 
 
 def test_an_unknown_word_in_it_is_an_error() -> None:
@@ -77,14 +78,14 @@ def test_it_holds_until_a_run_at_its_level_is_stored(
 ) -> None:
     found = Acceptances([placed(added, begins)], LINE)
     commit = None if newest is None else LINE[newest]
-    assert (found.allowance("a.py::t", commit, DAY) is not None) is holds
+    assert (found.allowance(commit, "a.py::t", today=DAY) is not None) is holds
 
 
 def test_it_holds_through_its_last_day_where_its_file_is() -> None:
     here = Acceptances([placed(-1, -1)], LINE)
-    assert here.allowance("a.py::t", LINE[0], DAY)
-    assert not here.allowance("a.py::t", LINE[0], date(2026, 2, 1))
-    assert not Acceptances([placed(-1, -1, current=False)], LINE).allowance("a.py::t", LINE[0], DAY)
+    assert here.allowance(LINE[0], "a.py::t", today=DAY)
+    assert not here.allowance(LINE[0], "a.py::t", today=date(2026, 2, 1))
+    assert not Acceptances([placed(-1, -1, current=False)], LINE).allowance(LINE[0], "a.py::t", today=DAY)
 
 
 @pytest.mark.parametrize(
@@ -103,8 +104,8 @@ def test_runs_between_the_rise_and_its_acceptance_count_up_to_its_size(
 ) -> None:
     found = Acceptances([placed(2, 4)], LINE)
     verdicts = (VerdictRecord("regressed", f"main@{LINE[8][:7]}", change=change, baseline_runs=("x",)),)
-    assert found.counts("a.py::t", verdicts, LINE[place][:12]) is counts
-    assert not found.counts("b.py::t", verdicts, LINE[place][:12])
+    assert found.counts(verdicts, LINE[place][:12], "a.py::t") is counts
+    assert not found.counts(verdicts, LINE[place][:12], "b.py::t")
 
 
 @given(shares, shares)

@@ -29,6 +29,12 @@ def fetched(git: Git, clone: Git) -> str:
     return newest
 
 
+def changes(git: Git) -> tuple[str, ...]:
+    found = Repository.discover(git.path)
+    assert found is not None
+    return found.changes
+
+
 def test_a_local_branch_behind_its_remote_is_not_taken(git: Git, clone: Git) -> None:
     old, newest = clone.head, fetched(git, clone)
     assert resolve(clone) == ResolvedRef(
@@ -72,6 +78,18 @@ def test_what_others_work_on_beside_it_is_not_worth_a_word(git: Git, clone: Git,
     assert resolve(clone) == ResolvedRef("main", newest)
 
 
+def test_a_colleagues_main_is_not_ours_however_far_ahead_it_is(git: Git, clone: Git, tmp_path: Path) -> None:
+    colleague = git.clone(tmp_path / "colleague")
+    ahead = colleague.commit("not merged")
+    clone("remote", "add", "colleague", str(colleague.path))
+    clone("fetch", "--quiet", "colleague")
+    assert resolve(clone) == ResolvedRef("main", clone.head)
+    clone("switch", "--quiet", "--detach", ahead)
+    clone("branch", "--quiet", "--delete", "--force", "main")
+    clone("remote", "remove", "origin")
+    assert resolve(clone) == ResolvedRef("colleague/main", ahead)
+
+
 def test_a_tag_of_a_branchs_name_is_not_taken(git: Git) -> None:
     old = git.commit("one")
     git("tag", "main")
@@ -100,6 +118,27 @@ def test_a_virtual_environment_makes_no_tree_dirty(git: Git, name: str, mark: st
     found = Repository.discover(git.path)
     assert found is not None
     assert found.changes == ()
+
+
+@pytest.mark.parametrize("flag", ["--assume-unchanged", "--skip-worktree"])
+def test_an_edit_that_git_was_told_not_to_see_makes_the_tree_dirty(git: Git, flag: str) -> None:
+    git.write("engine.py", "SECONDS = 1\n")
+    git.write("other.py", "")
+    git.commit("one")
+    git("update-index", flag, "engine.py", "other.py")
+    assert not changes(git)
+    git.write("engine.py", "SECONDS = 2\n")
+    (git.path / "other.py").unlink()  # As in a sparse checkout.
+    assert changes(git) == ("engine.py",)
+
+
+def test_what_this_clone_replaced_is_not_history(git: Git) -> None:
+    first = git.commit("one")
+    second = git.commit("two")
+    git("replace", second, git("commit-tree", "-m", "without parents", f"{second}^{{tree}}"))
+    found = Repository.discover(git.path)
+    assert found is not None
+    assert found.baseline_commits("main") == (first,)
 
 
 def test_hidden_folders_make_no_tree_dirty_but_for_acceptances(git: Git) -> None:

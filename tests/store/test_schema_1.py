@@ -46,11 +46,11 @@ def test_what_was_text_is_read_into_fields() -> None:
     (measured,) = run.measurements
     assert measured.facts == {"engine.dtype": "bfloat16"}
     assert measured.figures == {"joules_per_token": Figure(0.24, 0.001)}
-    assert set(measured.other_scopes) == {
-        ScopeFigure("node", "measured", Figure(0.4, 0.01), "", 83.2, 0.64),
+    assert sorted(measured.other_scopes, key=lambda one: one.scope) == [
         ScopeFigure("cpu", "modelled", Figure(0.02, 0.01)),
+        ScopeFigure("node", "measured", Figure(0.4, 0.01), "", 83.2, 0.64),
         ScopeFigure("rack", "measured", None, "no answer"),
-    }
+    ]
     assert measured.phase_split == PhaseSplit(0.36, 2.1)
     assert (measured.variants, measured.attempts) == ({"baseline": ()}, 2)
     assert measured.verdicts[0].notes == ("95 % interval.",)

@@ -52,7 +52,7 @@ def test_the_cheapest_point_that_surely_holds_it_is_named() -> None:
         point(1, 3.0, (0.02, 0.001)), point(8, 1.0, (0.05, 0.001)), point(32, 0.5, (0.095, 0.01))
     )
     assert head == (
-        "SLO chat (TTFT p90 ≤ 100 ms, TPOT p90 ≤ 20 ms): cheapest is llama-3.1-8b-vllm-server-b64-rate8, 1 J/token"
+        "SLO chat (TTFT p90 ≤ 100 ms, TPOT p90 ≤ 20 ms): cheapest is llama-3.1-8b-vllm-server-b64-rate8, 1.000 J/token"
     )
     # The cheapest of all is under the limit as it was read, and not surely.
     assert words == ["slow", "holds", "holds"]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_tokenpower.reporting.suites import live_table
+from pytest_tokenpower.reporting.suites import duration, live_table
 from pytest_tokenpower.suites.estimate import Estimate, Machine
 from pytest_tokenpower.suites.grid import Suite
 from pytest_tokenpower.suites.progress import Event, Progress, Step, plan
@@ -68,7 +68,7 @@ def test_the_live_table_stays_inside_the_terminal_and_shows_what_runs() -> None:
     assert max(map(len, lines)) <= 40
     assert lines[0].startswith("30 of 50 cells (30 passed), 5 min")
     assert "  c30  running" in lines
-    assert "  c29  0.25 J/token  passed" in lines
+    assert "  c29  250.0 mJ/token  passed" in lines
 
 
 def test_an_outcome_without_a_figure_says_why() -> None:
@@ -76,3 +76,8 @@ def test_an_outcome_without_a_figure_says_why() -> None:
     assert "  a   will be skipped, does not fit" in live_table(progress, 0.0, rows=5, width=80)
     progress.take(Event("a", "skipped", "does not fit"), 1.0)
     assert "  a   skipped does not fit" in live_table(progress, 1.0, rows=5, width=80)
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(5.4, "5 s"), (89, "89 s"), (600, "10 min"), (9000, "2.5 h")])
+def test_times_are_for_people(seconds: float, words: str) -> None:
+    assert duration(seconds) == words

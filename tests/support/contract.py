@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -25,8 +25,9 @@ def prompts(responses: int, length: int) -> list[list[int]]:
 def check_bookkeeping(batch: Batch, generation: Generation) -> None:
     """Count of a generation and of its steps against the batch that was asked for."""
     assert [len(ids) for ids in generation.token_ids] == [batch.new_tokens] * len(batch.prompts)
-    assert generation.tokens == batch.tokens
-    assert sum(step.prompt_tokens for step in generation.steps) == batch.tokens.prompt
+    cached = generation.tokens.cached_prompt
+    assert replace(generation.tokens, cached_prompt=0) == batch.tokens
+    assert sum(step.prompt_tokens for step in generation.steps) == batch.tokens.prompt - cached
     # Each response's first token belongs to its prefill.
     decoded = batch.tokens.generated - len(batch.prompts)
     assert sum(step.generated_tokens for step in generation.steps) == decoded

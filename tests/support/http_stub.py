@@ -63,6 +63,8 @@ class StubServer(ThreadingHTTPServer):
         self.asked: list[str] = []
         self.steps: list[Step] = []
         self.aborted = 0
+        self.sent: list[list[int]] = []
+        self.for_others = 0
         self._scheduler = FakeScheduler(budget)
         self._step_s = step_s
         self._numbers = itertools.count(1)
@@ -130,6 +132,7 @@ class StubServer(ThreadingHTTPServer):
                 self.steps.append(Step(start_ns, time.monotonic_ns(), prompt, decoded))
                 for output in done[0].outputs:
                     if output.new_token_ids:
+                        self.sent.append(output.new_token_ids)
                         self._outputs[output.request_id].put(output.new_token_ids)
 
 
@@ -163,8 +166,11 @@ class _Handler(BaseHTTPRequestHandler):
             if stub.dev_mode:
                 pages = {**pages, "/server_info": {"vllm_config": config}}
             if path == "/metrics":
+                generated = sum(len(tokens) for tokens in stub.sent) + stub.for_others
                 return self._send(
-                    200, 'vllm:cache_config_info{block_size="16",enable_prefix_caching="True"} 1\n'
+                    200,
+                    'vllm:cache_config_info{block_size="16",enable_prefix_caching="True"} 1\n'
+                    f'vllm:generation_tokens_total{{engine="0",model_name="tiny"}} {generated:.1f}\n',
                 )
         if stub.kind == "sglang":
             told = {"version": "0.5.9", "dtype": "bfloat16", "quantization": None, "kv_cache_dtype": "auto"}
@@ -238,8 +244,8 @@ class _Handler(BaseHTTPRequestHandler):
                 break
         if options.get("include_usage") and fault != "no usage":
             usage: dict[str, Any] = {"prompt_tokens": prompt, "completion_tokens": len(ids)}
-            if fault == "cached":
-                usage["prompt_tokens_details"] = {"cached_tokens": 16}
+            if fault.startswith("cached"):
+                usage["prompt_tokens_details"] = {"cached_tokens": 25 if fault == "cached more" else 16}
             self.event({"id": "x", "object": "text_completion", "choices": [], "usage": usage})
         if fault != "no done":
             self.chunk(b"data: [DONE]\n\n")

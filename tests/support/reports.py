@@ -18,7 +18,10 @@ from pytest_tokenpower.core.records import (
     VerdictRecord,
 )
 from pytest_tokenpower.core.settings import Factors
+from pytest_tokenpower.gate.history import History, Series, StoredPoint
 from pytest_tokenpower.reporting.report import Report
+from pytest_tokenpower.stats.types import RunSummary
+from pytest_tokenpower.store.store import StoredFile
 
 SECOND = 1_000_000_000
 
@@ -118,7 +121,7 @@ def ordinary() -> Report:
 
 
 def many(count: int = 200) -> Report:
-    """So many tests of 30 rounds and 6000 readings each."""
+    """So many tests of 30 rounds, 6000 readings and 50 stored runs each."""
     one = run(
         *(
             measured(f"tests/energy/test_suite.py::test_model[{at}-llama-8b-fp8-batch-16]", rounds=30,
@@ -127,7 +130,21 @@ def many(count: int = 200) -> Report:
         )
     )  # fmt: skip
     drawn = curves(6000, 30, 2000)
-    return Report((one,), {(one.id, each.test): drawn for each in one.measurements}, factors=FACTORS)
+    past = {each.test: history(each) for each in one.measurements}
+    return Report((one,), {(one.id, each.test): drawn for each in one.measurements}, past, factors=FACTORS)
+
+
+def history(of: MeasurementRecord, runs: int = 50) -> History:
+    """So many stored runs of a test, one on each commit of main."""
+    commits = tuple(f"{at:07x}" + "0" * 33 for at in range(runs))
+    points = tuple(
+        StoredPoint(
+            StoredFile("", "", f"20261101T{at:06}.000000Z", commit[:12], "clean", f"{at:08x}", None),
+            f"{at:032x}", commit, of, RunSummary(0.01 * math.sin(at * at), 1e-6, 30), "passed",
+        )
+        for at, commit in enumerate(commits)
+    )  # fmt: skip
+    return History(of.test, "main", commits[::-1], (Series(of.key, points, ()),), 0)
 
 
 def hostile() -> Report:

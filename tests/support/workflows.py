@@ -1,4 +1,4 @@
-"""GitHub workflows run here: their expressions, jobs and steps, on a runner that is a folder."""
+"""GitHub workflows run here: their expressions, jobs and steps, on a runner that is a folder; and what they work on."""
 
 from __future__ import annotations
 
@@ -21,6 +21,40 @@ ROOT = Path(__file__).parents[2]
 
 TOKEN = "the-token-of-the-job"
 
+GATE = "examples/github/energy.yml"
+REPOSITORY = "owner/app"
+
+DEARER, CHEAPER = {"engine": "SECONDS = 1.0\n"}, {"engine": "SECONDS = 0.3\n"}
+
+INI = """
+[pytest]
+addopts = -p no:cacheprovider -p no:hypothesispytest -p no:anyio -p no:pytest_cov
+energy_source = simulated:virtual
+"""
+
+TESTS = """
+import os
+
+import pytest
+from pytest_tokenpower import TokenCount
+from pytest_tokenpower.meters.simulation.virtual_time import VIRTUAL_TIME
+
+import engine
+
+quick = pytest.mark.power_budget(min_rounds=4, max_rounds=4)
+
+
+def generate():
+    VIRTUAL_TIME.sleep(engine.SECONDS)
+    return TokenCount(0, 1000)
+
+
+@quick
+def test_chat(energy):
+    assert "TOKEN" not in str(dict(os.environ))
+    energy(generate)
+""".replace("TOKEN", TOKEN)
+
 _TOKENS = re.compile(r"\s*(?:('(?:[^']|'')*')|([\w.*-]+)|(&&|\|\||==|!=|[!(),]))")
 
 # Stands for python3 and for the tools that an installation would bring, from the environment of this very test.
@@ -30,8 +64,17 @@ mkdir -p "$3/bin"
 printf '#!/bin/sh\\nexit 0\\n' > "$3/bin/pip"
 printf '#!/bin/sh\\nexec {python} -m pytest "$@"\\n' > "$3/bin/pytest"
 printf '#!/bin/sh\\nexec {python} -m pytest_tokenpower "$@"\\n' > "$3/bin/tokenpower"
+printf 'PATH=%s:$PATH\\n' "$3/bin" > "$3/bin/activate"
 chmod +x "$3"/bin/*
 """
+
+
+def write_python3(folder: Path) -> Path:
+    """Write the stand-in for python3 into a folder."""
+    stub = folder / "python3"
+    stub.write_text(_PYTHON3.format(python=sys.executable))
+    stub.chmod(0o755)
+    return stub
 
 
 def load(path: str) -> dict[str, Any]:
@@ -162,14 +205,12 @@ class Runner:
         temp = self.home / "temp"
         shutil.rmtree(temp, ignore_errors=True)
         (temp / "bin").mkdir(parents=True)
-        stub = temp / "bin" / "python3"
-        stub.write_text(_PYTHON3.format(python=sys.executable))
-        stub.chmod(0o755)
+        write_python3(temp / "bin")
         github = context["github"]
         context["runner"] = {"temp": str(temp)}
         environment = {
             **os.environ,
-            "PATH": f"{stub.parent}{os.pathsep}{os.environ['PATH']}",
+            "PATH": f"{temp / 'bin'}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
             "PYTHONDONTWRITEBYTECODE": "1",
             "CI": "true",
@@ -282,3 +323,81 @@ class Runner:
             git("branch", "--quiet", "-D", branch)
         if github["ref"].startswith("refs/heads/"):
             git("checkout", "--quiet", "-B", github["ref"].removeprefix("refs/heads/"), into)
+
+
+class World:
+    """A repository on a server, a developer's clone of it, and runners."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.origin = home / "origin.git"
+        self.dev = Git(home / "dev")
+        self.runners = count(len(list(home.glob("runner*"))))
+
+    @classmethod
+    def made(cls, home: Path) -> World:
+        """Return a first commit, and main one commit further."""
+        world = cls(home)
+        Git.init(home / "seed")
+        Git(home / "seed")("init", "--bare", "--quiet", "--initial-branch=main", str(world.origin))
+        Git.init(world.dev.path)
+        world.dev("remote", "add", "origin", str(world.origin))
+        world.dev.write("pytest.ini", INI + "pythonpath = .\n")
+        world.dev.write("tests/energy/test_chat.py", TESTS)
+        world.dev.commit("first", engine="SECONDS = 0.5\n")
+        world.dev("tag", "first")
+        world.dev.commit("second", other="")
+        world.dev("push", "--quiet", "origin", "main", "first")
+        return world
+
+    def runner(self, **environment: str) -> Runner:
+        return Runner(self.home / f"runner{next(self.runners)}", self.origin, environment)
+
+    def push(self, runner: Runner, branch: str = "main", **checkout: str) -> JobRun:
+        """Return what the push of a branch's newest commit starts."""
+        self.dev("push", "--quiet", "origin", branch)
+        return self.only("baseline", runner.run(GATE, self.event("push", f"refs/heads/{branch}"), **checkout))
+
+    def pull_request(
+        self, runner: Runner, base: str = "main", head: str = REPOSITORY, **checkout: str
+    ) -> JobRun:
+        """Return what a pull request of the branch that is checked out starts: HEAD there is the merge commit."""
+        branch = self.dev("branch", "--show-current")
+        self.dev("switch", "--quiet", "--detach", base)
+        self.dev("merge", "--quiet", "--no-ff", "--message", "Merge", branch)
+        self.dev("push", "--quiet", "--force", "origin", "HEAD:refs/pull/1/merge")
+        self.dev("switch", "--quiet", branch)
+        github = self.event("pull_request", "refs/pull/1/merge", base_ref=base)
+        github["event"] = {"pull_request": {"number": "1", "head": {"repo": {"full_name": head}}}}
+        job = "gate" if head == REPOSITORY else "fork"
+        return self.only(job, runner.run(GATE, github, **checkout))
+
+    def merge_group(self, runner: Runner) -> JobRun:
+        """Return what a queue starts for the branch that is checked out."""
+        ref = "refs/heads/gh-readonly-queue/main/pr-1"
+        self.dev("push", "--quiet", "--force", "origin", f"HEAD:{ref}")
+        github = self.event("merge_group", ref)
+        github["event"] = {"merge_group": {"base_ref": "refs/heads/main"}}
+        return self.only("gate", runner.run(GATE, github))
+
+    def event(self, name: str, ref: str, **more: str) -> dict[str, Any]:
+        ref_name = ref.removeprefix("refs/heads/").removeprefix("refs/")
+        return {"event_name": name, "ref": ref, "ref_name": ref_name, "repository": REPOSITORY, **more}
+
+    @staticmethod
+    def only(name: str, done: dict[str, JobRun]) -> JobRun:
+        assert done.keys() == {name}
+        return done[name]
+
+    def change(self, name: str = "change", base: str = "main", **files: str) -> None:
+        self.dev("switch", "--quiet", "-c", name, base)
+        self.dev.commit(name, **(files or {"other": f"# {name}\n"}))
+
+    @property
+    def pushed(self) -> int:
+        """How many runs the store's branch on the server holds."""
+        refs = self.dev("ls-remote", "origin", "refs/heads/tokenpower-store")
+        if not refs:
+            return 0
+        listed = Git(self.origin)("ls-tree", "-r", "--name-only", "tokenpower-store", "runs/")
+        return len(listed.splitlines())

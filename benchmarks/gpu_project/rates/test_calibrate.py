@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from pytest_tokenpower import Energy
+from pytest_tokenpower.runner.calibrate import torch_pieces
+from pytest_tokenpower.stats.boards import MATMUL, MEMORY
 
 FAKE = os.environ["BENCH_MODELS"] == "fake"
 WINDOWS = 4
@@ -25,25 +27,13 @@ def operands(turn: None) -> dict[str, Any]:
         return {}
     import torch
 
-    make = torch.Generator("cuda")
-    make.manual_seed(0)
-    how: dict[str, Any] = {"device": "cuda", "dtype": torch.bfloat16, "generator": make}
-    a, b = torch.randn(8192, 8192, **how), torch.randn(8192, 8192, **how)
-    into = torch.empty_like(a)
-    matrices = [torch.randn(8192, 8192, **how) for _ in range(8)]
-    rows, narrow = torch.randn(32, 8192, **how), torch.empty(32, 8192, device="cuda", dtype=torch.bfloat16)
-    torch.mm(a, b, out=into)
-    torch.mm(rows, matrices[0], out=narrow)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for at in range(40):
-            torch.mm(rows, matrices[at % 8], out=narrow)
-    source, target = torch.randn(1 << 29, **how), torch.empty(1 << 29, device="cuda", dtype=torch.bfloat16)
+    source = torch.randn(1 << 29, device="cuda", dtype=torch.bfloat16)
+    target = torch.empty_like(source)
+    pieces = torch_pieces()
     torch.cuda.synchronize()
     return {
-        "matmul": lambda: torch.mm(a, b, out=into),
-        "gemms": graph.replay,
+        "matmul": pieces[MATMUL],
+        "gemms": pieces[MEMORY],
         "copy": lambda: target.copy_(source),
     }
 

@@ -83,6 +83,7 @@ class Response:
 
     trace: Trace
     tokens: int
+    cached: int
     token_ids: tuple[int, ...] | None
 
 
@@ -181,15 +182,15 @@ class Stream:
                 "energy would be of other work than the workload says"
             )
         details = None if usage is None else usage.prompt_tokens_details
-        if details is not None and details.cached_tokens:
+        cached = 0 if details is None else details.cached_tokens or 0
+        if not 0 <= cached <= self._prompt_tokens:
             raise EngineError(
-                f"{self._where}: {details.cached_tokens} of {self._prompt_tokens} prompt tokens came from the server's "
-                "prefix cache, so that rounds do not do the same work: switch it off (vLLM: "
-                "--no-enable-prefix-caching, SGLang: --disable-radix-cache)"
+                f"{self._where}: the server counts {cached} cached of {self._prompt_tokens} prompt tokens"
             )
         return Response(
-            Trace(self.sent_ns, self._prompt_tokens, self._spread(total)),
+            Trace(self.sent_ns, self._prompt_tokens - cached, self._spread(total)),
             total,
+            cached,
             None if self._ids is None else tuple(self._ids),
         )
 

@@ -16,10 +16,11 @@ from typing import Any
 from pytest_tokenpower.core import progress
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.core.windows import Latency
-from pytest_tokenpower.engines._adapter import as_fact, check_batch, checkpoint_config
+from pytest_tokenpower.engines._adapter import as_fact, check_batch, checkpoint_config, with_cached
 from pytest_tokenpower.engines._estimated_steps import EstimatedSteps, Trace
 from pytest_tokenpower.engines.identify import identity_from_config
 from pytest_tokenpower.engines.openai.client import Answer, Client, Endpoint, Limits, Refused, Stream
+from pytest_tokenpower.engines.openai.other_requests import OtherRequests
 from pytest_tokenpower.engines.protocol import EngineIdentity, Generation, Timeouts
 from pytest_tokenpower.errors import EngineError, UsageError
 from pytest_tokenpower.meters.adapters.nvml.devices import gpus_of
@@ -232,7 +233,8 @@ class OpenAIEngine:
 
     Requests go to /v1/completions with the prompts' token ids, one request a prompt, greedy and through
     end-of-sequence. Of vLLM and SGLang the token ids of responses come back, and each request has a cache salt of its
-    own, so that no round finds another's prompts in the prefix cache; other servers must have none.
+    own, so that no round finds another's prompts in the prefix cache (``request_fields={"cache_salt": None}`` takes it
+    out); other servers must have none, unless the test means it (``power_budget(prefix_cache=True)``).
     ``request_fields`` are added to each request, and replace those of ours (a None takes one out).
 
     ``api_key`` comes from TOKENPOWER_OPENAI_KEY where it is not given; it is sent to the server and shown nowhere.
@@ -240,7 +242,8 @@ class OpenAIEngine:
     that runs. A request that fails is not sent again: the batch fails.
 
     A server on this machine is found by its port, and its processes count as ours while the engine is open;
-    ``server_pid`` says which it is where it cannot be found (in a container), and that it is here. Steps are estimates
+    ``server_pid`` says which it is where it cannot be found (in a container), and that it is here. A round in which a
+    ``shared`` vLLM generates tokens for others is invalid; other servers do not tell. Steps are estimates
     (``_estimated_steps`` has the rules). Raises EngineError where the server cannot be reached or does not offer
     the model, UsageError for options that cannot be.
     """
@@ -257,6 +260,7 @@ class OpenAIEngine:
         silence_s: float = 120.0,
         timeouts: Timeouts | None = None,
         env: Mapping[str, str] | None = None,
+        shared: bool = True,
     ) -> None:
         if env:
             raise UsageError(
@@ -282,6 +286,14 @@ class OpenAIEngine:
                 # Present only where the server can.
                 self.encode = self._encode
             self._own_process(local=local)
+            self._others = OtherRequests(self._client) if shared and self._server.kind == VLLM else None
+            if shared:
+                told = self._others is not None and self._others.told
+                facts = {
+                    **self.identity.facts,
+                    "other_requests": "watched" if told else "not told by the server",
+                }
+                self._server = replace(self._server, identity=replace(self.identity, facts=facts))
         except BaseException:
             self.close()
             raise
@@ -338,12 +350,15 @@ class OpenAIEngine:
             raise self._explained(refused) from None
         responses = [stream.finish() for stream in streams]
         ids = [response.token_ids for response in responses]
+        if self._others is not None:
+            self._others.generated(batch.tokens.generated)
         return Generation(
             () if None in ids else tuple(each for each in ids if each is not None),
-            batch.tokens,
+            with_cached(batch, (response.cached for response in responses)),
             EstimatedSteps([response.trace for response in responses]),
             steps_exact=False,
             latencies=tuple(latency_of(response.trace) for response in responses),
+            unsound=self._others.reason if self._others is not None else None,
         )
 
     def _body(self, prompt: Sequence[int], new_tokens: int) -> dict[str, Any]:

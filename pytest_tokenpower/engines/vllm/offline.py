@@ -75,7 +75,7 @@ class VllmEngine(VllmAdapter):
         VllmEngine._last = weakref.ref(self)
 
     def generate(self, batch: Batch) -> Generation:
-        """Run the batch to its end; raises EngineError, also where a prompt was read from the prefix cache."""
+        """Run the batch to its end; raises EngineError."""
         requests = self._ready(batch, "generate")
         return self._recorded(
             batch, lambda: self._handle.generate(requests.prompts, requests.sampling, use_tqdm=False)

@@ -9,9 +9,8 @@ from itertools import pairwise
 from typing import Any
 
 from pytest_tokenpower.core.windows import Latency
-from pytest_tokenpower.engines._adapter import check_batch, check_counts, check_steps
+from pytest_tokenpower.engines._adapter import check_batch, check_counts, check_steps, with_cached
 from pytest_tokenpower.engines.protocol import Generation, Step
-from pytest_tokenpower.errors import EngineError
 from pytest_tokenpower.workloads.base import Batch
 
 
@@ -189,22 +188,17 @@ def generation_of(
 ) -> Generation:
     """Make a generation of ``RequestOutput``s in the batch's order; ``steps`` is None where they are not known.
 
-    Raises EngineError unless the outputs and the steps account for all of the batch, computed and not cached.
+    Raises EngineError unless the outputs and the steps account for all of the batch that no prefix cache held.
     """
-    for index, output in enumerate(outputs):
-        if output.num_cached_tokens:
-            raise EngineError(
-                f"vLLM: {output.num_cached_tokens} tokens of prompt {index} came from the prefix cache, so that "
-                "rounds do not do the same work: leave enable_prefix_caching off"
-            )
+    tokens = with_cached(batch, (output.num_cached_tokens for output in outputs))
     token_ids = tuple(tuple(output.outputs[0].token_ids) for output in outputs)
     check_counts(batch, token_ids, engine="vLLM")
     if steps is not None:
-        check_steps(batch, steps, engine="vLLM")
+        check_steps(batch, steps, engine="vLLM", cached=tokens.cached_prompt)
     latencies = tuple(latency_of(output) for output in outputs)
     return Generation(
         token_ids=token_ids,
-        tokens=batch.tokens,
+        tokens=tokens,
         steps=tuple(steps or ()),
         steps_exact=exact,
         latencies=tuple(each for each in latencies if each is not None) if all(latencies) else (),

@@ -120,6 +120,7 @@ class VllmServer:
                 server_pid=self._group.pid,
                 silence_s=silence_s,
                 timeouts=self._timeouts,
+                shared=False,
             )
             if encode is not None:
                 self.encode, self.decode = encode, decoder_of(name)

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.errors import MeterError, MeterUnavailable
 from pytest_tokenpower.meters.adapters.amd_visible import ListedDie, card_of, visible_dies
@@ -84,14 +82,8 @@ class AmdMeter:
             t1_ns = clock.monotonic_ns()
             watts = self._watts(board.handle)
             t2_ns = clock.monotonic_ns()
-            power = None
-            if watts is not None:
-                power = PowerSamples(
-                    t_ns=np.array([(t1_ns + t2_ns) // 2], dtype=np.int64),
-                    milliwatts=np.array([watts * 1000], dtype=np.int64),
-                    held=False,
-                )
-            elif not board.counter:
+            power = None if watts is None else PowerSamples.point(t1_ns, t2_ns, watts * 1000)
+            if power is None and not board.counter:
                 fault = f"AMD: amdsmi_get_power_info on {board.id} gives no power, and there is no counter"
             conditions = Conditions(t_ns=t2_ns, temperature_celsius=self._temperature(board))
             readings.append(Reading(board.id, power, counters, conditions, fault))

@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from pytest_tokenpower.core.types import Fact, Scope
 from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
+from pytest_tokenpower.meters.adapters._sysfs import number_of, text_of
 from pytest_tokenpower.meters.adapters.no_reading import is_fine_power, is_watts
 from pytest_tokenpower.meters.clock import Clock
 from pytest_tokenpower.meters.types import Device, PowerSamples, Reading
@@ -123,12 +122,7 @@ class HwmonMeter:
                 readings.append(Reading(sensor.id, fault=str(error)))
                 continue
             t1_ns = clock.monotonic_ns()
-            power = PowerSamples(
-                t_ns=np.array([(t0_ns + t1_ns) // 2], dtype=np.int64),
-                milliwatts=np.array([round(microwatts / 1000)], dtype=np.int64),
-                held=False,
-            )
-            readings.append(Reading(sensor.id, power=power))
+            readings.append(Reading(sensor.id, power=PowerSamples.point(t0_ns, t1_ns, microwatts / 1000)))
         return readings
 
     def close(self) -> None:
@@ -139,36 +133,42 @@ class HwmonMeter:
         """Return the sensors to read, and what else was there, in words."""
         found: list[tuple[Path, str, str, str]] = []
         for chip in sorted(self._root.glob("hwmon*")):
-            driver = _text(chip / "name") or "unnamed"
+            driver = text_of(chip / "name") or "unnamed"
             # The ACPI power meter keeps its attributes on the device, as older kernels did for all.
             for folder in (chip, chip / "device"):
                 channels = _channels(folder)
                 for channel, path in channels.items():
                     label = (
-                        _text(folder / f"{channel}_oem_info")
-                        or _text(folder / f"{channel}_label")
+                        text_of(folder / f"{channel}_oem_info")
+                        or text_of(folder / f"{channel}_label")
                         or (channel if len(channels) > 1 else "power")
                     )
                     found.append((path, driver, label, channel))
                 if channels:
                     break
         # A socket's whole is counted instead of its parts.
-        whole = {
+        sockets = {
             label.removeprefix("Grace Power ") for _, _, label, _ in found if label.startswith("Grace Power ")
         }
         sensors: list[_Sensor] = []
         left_out: list[str] = []
         for path, driver, label, channel in found:
             key = f"{driver}/{label}"
-            scope = self._scopes.get(key) or _scope(driver, label, whole)
-            if scope is None or any(sensor.driver == driver and sensor.label == label for sensor in sensors):
+            scope = self._scopes.get(key) or _scope(driver, label, sockets)
+            twice = any(sensor.driver == driver and sensor.label == label for sensor in sensors)
+            if scope is None or (twice and (scope != "node" or key in self._scopes)):
                 left_out.append(key)
                 continue
-            interval_ms = _text(path.parent / f"{channel}_average_interval")
+            interval_ms = text_of(path.parent / f"{channel}_average_interval")
             refresh_ms = (
                 float(interval_ms) if interval_ms.isdecimal() and int(interval_ms) else MAX_REFRESH_MS
             )
             sensors.append(_Sensor(path, f"hwmon:{key}", label, driver, scope, refresh_ms))
+        # A machine has one whole: of several sensors that nobody names, some are parts of others.
+        if sum(s.scope == "node" for s in sensors) > 1:
+            whole = [s for s in sensors if s.scope == "node" and f"{s.driver}/{s.label}" not in self._scopes]
+            left_out += [f"{s.driver}/{s.label}, of several that may be the machine" for s in whole]
+            sensors = [s for s in sensors if s not in whole]
         return sensors, left_out
 
 
@@ -207,21 +207,10 @@ def _is_power(microwatts: int) -> bool:
     return fine and (microwatts % 1_000_000 != 0 or is_watts(microwatts // 1_000_000))
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace").strip()
-    except OSError:
-        return ""
-
-
 def _number(sensor: _Sensor) -> int:
-    try:
-        return int(sensor.path.read_text())
-    except PermissionError as error:
-        raise MeterError(
-            f"hwmon: {sensor.label} may not be read: sudo chmod a+r {sensor.path}"
-            f" (to keep it: a line 'z {sensor.path} 0444' in /etc/tmpfiles.d/)"
-        ) from error
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a number"
-        raise MeterError(f"hwmon: reading {sensor.label} failed: {sensor.path}: {reason}") from error
+    return number_of(
+        sensor.path,
+        f"hwmon: reading {sensor.label}",
+        f"hwmon: {sensor.label} may not be read: sudo chmod a+r {sensor.path}"
+        f" (to keep it: a line 'z {sensor.path} 0444' in /etc/tmpfiles.d/)",
+    )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_tokenpower.errors import MeterError, MeterUnavailable
+from pytest_tokenpower.meters.adapters._sysfs import number_of, text_of
 from pytest_tokenpower.meters.adapters.hwmon import HWMON
 from pytest_tokenpower.meters.adapters.no_reading import is_counted
 from pytest_tokenpower.meters.clock import Clock
@@ -118,11 +119,11 @@ class IntelGpuMeter:
         """Return the cards, in the order of the bus."""
         cards: list[_Card] = []
         for chip in sorted(self._root.glob("hwmon*")):
-            driver = _text(chip / "name")
+            driver = text_of(chip / "name")
             if driver not in DRIVERS:
                 continue
             labels = {
-                _text(chip / f"energy{number}_label") or ("card" if number == 1 else ""): number
+                text_of(chip / f"energy{number}_label") or ("card" if number == 1 else ""): number
                 for number in (2, 1)
                 if (chip / f"energy{number}_input").exists()
             }
@@ -131,7 +132,7 @@ class IntelGpuMeter:
                 continue
             device = (chip / "device").resolve()
             known = _PCI.fullmatch(device.name) is not None
-            number = _text(device / "device").removeprefix("0x")
+            number = text_of(device / "device").removeprefix("0x")
             cards.append(
                 _Card(
                     id=f"intel:{device.name if known else chip.name}",
@@ -183,19 +184,8 @@ class IntelGpuMeter:
             card.last_uj = _read(card)
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace").strip()
-    except OSError:
-        return ""
-
-
 def _read(card: _Card) -> int:
-    try:
-        microjoules = int(card.path.read_text())
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a number"
-        raise MeterError(f"Intel GPU: reading {card.id} failed: {card.path}: {reason}") from error
+    microjoules = number_of(card.path, f"Intel GPU: reading {card.id}")
     if not is_counted(microjoules):
         raise MeterError(
             f"Intel GPU: the energy counter of {card.id} reads {microjoules} µJ, which is no reading ({card.path})"

@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-import numpy as np
-
 from pytest_tokenpower.core.credentials import shown_command
 from pytest_tokenpower.errors import MeterError, MeterUnavailable
 from pytest_tokenpower.meters.adapters.no_reading import is_watts
@@ -87,12 +85,7 @@ class IpmiMeter:
         t0_ns = clock.monotonic_ns()
         power = self._read()
         t1_ns = clock.monotonic_ns()
-        samples = PowerSamples(
-            t_ns=np.array([(t0_ns + t1_ns) // 2], dtype=np.int64),
-            milliwatts=np.array([power.watts * 1000], dtype=np.int64),
-            held=False,
-        )
-        return [Reading("ipmi-dcmi", power=samples)]
+        return [Reading("ipmi-dcmi", power=PowerSamples.point(t0_ns, t1_ns, power.watts * 1000))]
 
     def close(self) -> None:
         """Let go of a command that would not die."""

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from pytest_tokenpower.errors import MeterError, MeterUnavailable
+from pytest_tokenpower.meters.adapters._sysfs import number_of, text_of
 from pytest_tokenpower.meters.adapters.hwmon import HWMON
 from pytest_tokenpower.meters.adapters.no_reading import is_fine_power
 from pytest_tokenpower.meters.clock import Clock
@@ -90,12 +89,7 @@ class JetsonMeter:
         t0_ns = clock.monotonic_ns()
         microwatts = self._microwatts()
         t1_ns = clock.monotonic_ns()
-        power = PowerSamples(
-            t_ns=np.array([(t0_ns + t1_ns) // 2], dtype=np.int64),
-            milliwatts=np.array([round(microwatts / 1000)], dtype=np.int64),
-            held=False,
-        )
-        return [Reading("jetson", power=power)]
+        return [Reading("jetson", power=PowerSamples.point(t0_ns, t1_ns, microwatts / 1000))]
 
     def close(self) -> None:
         """Forget the rails."""
@@ -104,14 +98,14 @@ class JetsonMeter:
     def _find(self) -> dict[str, _Rail]:
         rails: dict[str, _Rail] = {}
         for chip in sorted(self._root.glob("hwmon*")):
-            driver = _text(chip / "name")
+            driver = text_of(chip / "name")
             if driver == "ina238":
-                label = _text(chip / "label") or "VIN"
+                label = text_of(chip / "label") or "VIN"
                 rails.setdefault(label, _Rail(label, (chip / "power1_input",)))
             elif driver == "ina3221":
                 for number in (1, 2, 3):  # further inputs are voltages of shunts
-                    label = _text(chip / f"in{number}_label")
-                    if label and label != "NC" and _text(chip / f"in{number}_enable") != "0":
+                    label = text_of(chip / f"in{number}_label")
+                    if label and label != "NC" and text_of(chip / f"in{number}_enable") != "0":
                         files = (chip / f"in{number}_input", chip / f"curr{number}_input")
                         rails.setdefault(label, _Rail(label, files))
         return rails
@@ -130,29 +124,18 @@ class JetsonMeter:
 
 def jetson_model(device_tree: Path = DEVICE_TREE) -> str | None:
     """Return what the board calls itself; None where it is no Jetson."""
-    compatible = _text(device_tree / "compatible").replace("\0", " ")
+    compatible = text_of(device_tree / "compatible").replace("\0", " ")
     if not re.search(r"\bnvidia,tegra", compatible):
         return None
-    return _text(device_tree / "model").strip("\0") or "NVIDIA Jetson"
+    return text_of(device_tree / "model").strip("\0") or "NVIDIA Jetson"
 
 
 def _power(rail: _Rail) -> int:
     """Return a rail's microwatts: a product of millivolts and milliamperes where there are two files."""
     product = 1
     for path in rail.files:
-        try:
-            value = int(path.read_text())
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not a number"
-            raise MeterError(f"Jetson: reading {rail.label} failed: {path}: {reason}") from error
+        value = number_of(path, f"Jetson: reading {rail.label}")
         if value < 0 or (value and not is_fine_power(value)):
             raise MeterError(f"Jetson: {rail.label} reads {value}, which is no reading ({path})")
         product *= value
     return product
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace").strip()
-    except OSError:
-        return ""

@@ -178,7 +178,8 @@ LOOK_BACK_S = 300
 MAX_SKEW_S = 1.0
 """Samples carry the Prometheus server's clock; further from ours than this they cannot be placed."""
 
-_SELECTOR = re.compile(r"\s*[a-zA-Z_:][\w:]*\s*(\{[^{}]*\})?\s*")
+SELECTOR = re.compile(r"\s*[a-zA-Z_:][\w:]*\s*(\{[^{}]*\})?\s*")
+"""A metric and its matchers: what gives the scraped samples themselves."""
 
 
 @dataclass
@@ -381,7 +382,7 @@ class PrometheusMeter:
             tried = [(f"{DCGM_ENERGY}{braces}", "millijoules"), (f"{DCGM_POWER}{braces}", "watts")]
         for query, unit in tried:
             self._query, self._unit = query, unit
-            self._scraped = _SELECTOR.fullmatch(query) is not None
+            self._scraped = SELECTOR.fullmatch(query) is not None
             # For an expression the step is not known yet: scrapes more often than each second are rare.
             self._step_s = 1.0
             history = self._samples(clock, now_ms - LOOK_BACK_S * 1000)
@@ -508,15 +509,30 @@ class PrometheusMeter:
     def _get(self, path: str, parameters: Mapping[str, str]) -> Mapping[str, Any]:
         if self._client is None:
             raise MeterError("Prometheus: the connection is closed")
-        where = f"Prometheus: {self._url}{path} ({parameters['query']})"
-        answer = get_json(self._client, path, timeout_s=self._timeout_s, where=where, parameters=parameters)
-        document = answer.document
-        if not isinstance(document, dict) or "status" not in document:
-            raise MeterError(f"{where}: status {answer.status}, the answer is not Prometheus' JSON")
-        if document["status"] != "success":
-            reason = f"{document.get('errorType', 'error')}: {document.get('error', 'no reason')}"
-            raise MeterError(f"{where}: {reason}")
-        data = document.get("data")
-        if not isinstance(data, dict) or not isinstance(data.get("result"), list):
-            raise MeterError(f"{where}: the answer has no result")
-        return data
+        return ask(self._client, self._url, path, parameters, self._timeout_s)
+
+
+def ask(
+    client: httpx.Client, shown: str, path: str, parameters: Mapping[str, str], timeout_s: float
+) -> Mapping[str, Any]:
+    """Return the data of an answer of Prometheus, which has a list of results; raises MeterError for any other.
+
+    Args:
+        client: a client of the server.
+        shown: the server's URL without credentials, for messages.
+        path: of the API.
+        parameters: with the ``query``.
+        timeout_s: how long it may take.
+    """
+    where = f"Prometheus: {shown}{path} ({parameters['query']})"
+    answer = get_json(client, path, timeout_s=timeout_s, where=where, parameters=parameters)
+    document = answer.document
+    if not isinstance(document, dict) or "status" not in document:
+        raise MeterError(f"{where}: status {answer.status}, the answer is not Prometheus' JSON")
+    if document["status"] != "success":
+        reason = f"{document.get('errorType', 'error')}: {document.get('error', 'no reason')}"
+        raise MeterError(f"{where}: {reason}")
+    data = document.get("data")
+    if not isinstance(data, dict) or not isinstance(data.get("result"), list):
+        raise MeterError(f"{where}: the answer has no result")
+    return data

@@ -18,6 +18,8 @@ from pytest_tokenpower.meters.types import Device
 
 ANSWER_TIMEOUT_S = 10.0
 
+CONNECT_TIMEOUT_S = 5.0
+
 START_TIMEOUT_S = 120.0
 """An actor's worker process may have to import this package from a network drive."""
 
@@ -34,8 +36,10 @@ class Telemetry:
     def __init__(self, source: str, start: Start, driver_host: str, driver_pid: int) -> None:
         self._start = start
         self._source = os.environ.get(NODE_SOURCE_VARIABLE, source)
-        if raylet := os.environ.get("RAY_RAYLET_PID"):
-            adopt(int(raylet))
+        raylet = int(os.environ.get("RAY_RAYLET_PID", "0"))
+        if raylet:
+            adopt(raylet)
+        self._raylet = raylet if raylet == os.getppid() else None
         if driver_host == socket.gethostname():
             adopt(driver_pid)
         self._feed: Feed | None = None
@@ -54,9 +58,12 @@ class Telemetry:
         assert self._feed is not None
         return self._feed.now_ns()
 
-    def piece(self, cursor: bytes) -> bytes:
-        """Return what came since a cursor."""
+    def piece(self, cursor: bytes) -> bytes | str:
+        """Return what came since a cursor, or why the node is not to be relied on any more."""
         assert self._feed is not None
+        # An actor may outlive its raylet, and the workers of a model do not: what it reads then is no work of theirs.
+        if self._raylet not in (None, os.getppid()):
+            return f"its raylet (process {self._raylet}) is gone, and the node with it"
         return msgspec.msgpack.encode(self._feed.piece(msgspec.msgpack.decode(cursor, type=Cursor)))
 
 
@@ -82,6 +89,8 @@ class RayTransport:
     def piece(self, cursor: Cursor) -> Piece:
         """Return what came since a cursor."""
         answer = self._get(self._actor.piece.remote(msgspec.msgpack.encode(cursor)))
+        if isinstance(answer, str):
+            raise MeterError(f"node {self._node}: {answer}")
         return msgspec.msgpack.decode(answer, type=Piece)
 
     def close(self) -> None:
@@ -127,6 +136,7 @@ def ray_meters(source: str, start: Start) -> Sequence[RemoteMeter]:
     except ImportError:
         raise MeterUnavailable("ray is not installed: pip install 'pytest-tokenpower[ray]'") from None
     if not ray.is_initialized():
+        _answers(os.environ.get("RAY_ADDRESS", ""))
         try:
             ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, RuntimeError, ValueError) as error:
@@ -159,6 +169,19 @@ def ray_meters(source: str, start: Start) -> Sequence[RemoteMeter]:
         )
         for node in nodes
     ]
+
+
+def _answers(address: str) -> None:
+    """Raise MeterUnavailable where nobody listens at a cluster's address: Ray itself would try for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        raise MeterUnavailable(
+            f"no Ray cluster answers at {address}: {error} (look at RAY_ADDRESS, and at `ray status` there)"
+        ) from None
 
 
 def _names(nodes: Sequence[Mapping[str, Any]]) -> Mapping[str, str]:

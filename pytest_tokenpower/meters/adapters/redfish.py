@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from pytest_tokenpower.core.credentials import without_credentials
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
@@ -149,12 +147,11 @@ class RedfishMeter:
                 f"Redfish: {self._url}{self._source.path} reads"
                 f" {'nothing' if watts is None else f'{watts:g} W'} as {self._source.schema}"
             )
-        samples = PowerSamples(
-            t_ns=np.array([(t0_ns + t1_ns) // 2], dtype=np.int64),
-            milliwatts=np.array([round(watts * 1000)], dtype=np.int64),
-            held=False,
-        )
-        return [Reading(f"redfish:{_name(self._source.chassis)}", power=samples)]
+        return [
+            Reading(
+                f"redfish:{_name(self._source.chassis)}", power=PowerSamples.point(t0_ns, t1_ns, watts * 1000)
+            )
+        ]
 
     def close(self) -> None:
         """Close the connection."""
@@ -260,7 +257,9 @@ class RedfishMeter:
 def _watts(resource: _Json, schema: str) -> float | None:
     """Return the watts that the machine draws; None where the resource has none."""
     if schema == "PowerWatts":
-        value = _object(resource.get("PowerWatts")).get("Reading")
+        sensor = _object(resource.get("PowerWatts"))
+        # Watts, whatever the excerpt leaves out; a sensor in another unit is none that is known here.
+        value = sensor.get("Reading") if sensor.get("ReadingUnits", "W") in ("W", "Watts") else None
     else:
         # The first member stands for the chassis; further ones are its domains (CPU, memory), parts of the first.
         listed = resource.get("PowerControl")

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 import msgspec
 
 from pytest_tokenpower.core.figures import FIGURES
-from pytest_tokenpower.reporting.costs import cost_of
+from pytest_tokenpower.reporting.costs import cost_of, explained
 from pytest_tokenpower.reporting.report import Report, Reported
 
 MEASURES = (
     "joules_per_token", "joules_per_prompt_token", "joules_per_total_token", "joules_per_response",
     "prefill_joules_per_token", "decode_joules_per_token", "mean_watts", "tokens_per_second",
+    "ttft_p50_seconds", "ttft_p99_seconds", "tpot_p50_seconds", "tpot_p99_seconds",
 )  # fmt: skip
 """The figures that are followed: a service draws a line for each."""
 
@@ -79,6 +80,8 @@ def smaller_is_better(report: Report) -> str:
             extra.append(f"{report.factors.currency} per million tokens: {cost.money:.4g}")
         if cost is not None and cost.grams is not None:
             extra.append(f"gCO2e per million tokens: {cost.grams:.4g}")
+        if cost is not None:
+            extra += explained(report.factors, [measured.scope])
         found.append(
             {
                 "name": name,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 
 from pytest_tokenpower.core.figures import FIGURES
 from pytest_tokenpower.core.types import Fact
-from pytest_tokenpower.reporting.costs import cost_of
+from pytest_tokenpower.reporting.costs import cost_of, explained
 from pytest_tokenpower.reporting.report import Report, Reported
 
 PREFIX = "tokenpower_"
@@ -21,33 +21,61 @@ _COSTS = {
     "gco2e_per_million_tokens": "Grams of CO2 equivalent for a million generated tokens",
 }
 
+_OTHERS = {
+    "failing": "1 where the test fails by its verdict, else 0",
+    "run_info": "Run, commit and verdict that the other samples of the same time are of",
+}
+
 
 def openmetrics(report: Report) -> str:
-    """Return a gauge for each figure and its standard error, labelled by test, board and provenance.
+    """Return a gauge for each figure and its standard error, at the run's time.
 
-    At the run's time.
+    Their labels stay the same from run to run, so that a dashboard draws a line; what tells runs apart is in the labels
+    of ``tokenpower_run_info``. The figures of an invalid measurement are left out.
     """
-    families: dict[str, list[str]] = {}
+    families: dict[str, dict[str, dict[float, float]]] = {}
     for each in report:
-        labels = _labels(each)
-        stamp = _seconds(each.run.created)
-        values: dict[str, float] = {}
-        for name, figure in each.measured.figures.items():
-            values |= {name: figure.value, f"{name}_stderr": figure.stderr}
-        for name, value in values.items():
-            families.setdefault(name, []).append(_sample(name, labels, value, stamp))
-        if (cost := cost_of(each.measured, report.factors)) is not None:
+        labels, stamp = _labels(each), _seconds(each.run.created)
+        of_run = {"commit": (each.run.commit or "")[:12], "run": each.run.id, "verdict": each.kind}
+        values = {_text(labels, name): value for name, value in _values(each)}
+        values[_text({**labels, **of_run}, "run_info")] = 1
+        if not each.measured.reasons and (cost := cost_of(each.measured, report.factors)) is not None:
             for name, amount in zip(_COSTS, (cost.kwh, cost.money, cost.grams), strict=True):
+                more = {"currency": report.factors.currency} if name.startswith("cost") else {}
                 if amount is not None:
-                    more = {"currency": report.factors.currency} if name.startswith("cost") else {}
-                    families.setdefault(name, []).append(_sample(name, {**labels, **more}, amount, stamp))
+                    values[_text({**labels, **more}, name)] = amount
+        for (name, text), value in values.items():
+            families.setdefault(name, {}).setdefault(text, {})[stamp] = value
     lines = []
-    for name, samples in families.items():
-        help_text = _COSTS.get(name) or FIGURES.get(name.removesuffix("_stderr"), "")
-        if name.endswith("_stderr"):
-            help_text = f"Standard error of {name.removesuffix('_stderr')}"
-        lines += [f"# TYPE {PREFIX}{name} gauge", f"# HELP {PREFIX}{name} {_escaped(help_text)}", *samples]
+    for name, series in families.items():
+        kind = "info" if name.endswith("_info") else "gauge"
+        lines += [
+            f"# TYPE {PREFIX}{name.removesuffix('_info')} {kind}",
+            f"# HELP {PREFIX}{name.removesuffix('_info')} {_escaped(_help(name, report))}",
+        ]
+        lines += [
+            f"{PREFIX}{name}{text} {value!r} {stamp:.3f}"
+            for text, values_at in series.items()
+            for stamp, value in sorted(values_at.items())
+        ]
     return "\n".join([*lines, "# EOF"]) + "\n"
+
+
+def _values(each: Reported) -> Iterator[tuple[str, float]]:
+    yield "failing", float(each.failing)
+    if not each.measured.reasons:
+        for name, figure in each.measured.figures.items():
+            yield name, figure.value
+            yield f"{name}_stderr", figure.stderr
+
+
+def _help(name: str, report: Report) -> str:
+    if name.endswith("_stderr"):
+        return f"Standard error of {name.removesuffix('_stderr')}"
+    if name in _COSTS:
+        scopes = [each.measured.scope for each in report]
+        return f"{_COSTS[name]}. {' '.join(explained(report.factors, scopes))}"
+    return _OTHERS.get(name) or FIGURES.get(name, "")
 
 
 def _labels(each: Reported) -> dict[str, Fact]:
@@ -56,18 +84,15 @@ def _labels(each: Reported) -> dict[str, Fact]:
         "test": each.test,
         "provenance": measured.provenance,
         "scope": measured.scope,
-        "verdict": each.kind,
-        "commit": (each.run.commit or "")[:12],
-        "run": each.run.id,
     }
     return {**labels, **{name: measured.key[name] for name in _KEY_LABELS if name in measured.key}}
 
 
-def _sample(name: str, labels: Mapping[str, Fact], value: float, stamp: float) -> str:
+def _text(labels: Mapping[str, Fact], name: str) -> tuple[str, str]:
     said = ",".join(
         f'{re.sub("[^a-zA-Z0-9_]", "_", label)}="{_escaped(str(text))}"' for label, text in labels.items()
     )
-    return f"{PREFIX}{name}{{{said}}} {value!r} {stamp:.3f}"
+    return name, f"{{{said}}}"
 
 
 def _escaped(text: str) -> str:

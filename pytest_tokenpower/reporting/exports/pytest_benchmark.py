@@ -10,7 +10,7 @@ import msgspec
 from pytest_tokenpower import __version__
 from pytest_tokenpower.analysis.rounds import good
 from pytest_tokenpower.core.text import short_test_name
-from pytest_tokenpower.reporting.costs import cost_of
+from pytest_tokenpower.reporting.costs import cost_of, explained
 from pytest_tokenpower.reporting.report import Report, Reported
 
 
@@ -56,6 +56,7 @@ def _benchmark(each: Reported, report: Report) -> dict[str, Any]:
     if (cost := cost_of(measured, report.factors)) is not None:
         energy |= {"currency": report.factors.currency, "cost_per_million_tokens": cost.money}
         energy["gco2e_per_million_tokens"] = cost.grams
+        energy["cost_factors"] = " ".join(explained(report.factors, [measured.scope]))
     return {
         "group": None,
         "name": name,

@@ -9,7 +9,7 @@ from pytest_tokenpower.analysis.rounds import good
 from pytest_tokenpower.core.figures import FIGURES
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.gate.verdict import against_baseline
-from pytest_tokenpower.reporting.costs import cost_of
+from pytest_tokenpower.reporting.costs import cost_of, explained
 from pytest_tokenpower.reporting.report import Report, Reported, parts_of_change
 
 _FIRST = ("run", "created", "commit", "branch", "dirty", "test", "provenance", "scope", "method")
@@ -60,8 +60,9 @@ def _row(each: Reported, report: Report) -> dict[str, Fact]:
         if (figure := measured.figures.get(name)) is not None:
             row |= {name: figure.value, f"{name}_stderr": figure.stderr}
     for scope in measured.other_scopes:
-        if (figure := scope.joules_per_token) is not None:
-            row[f"{scope.scope}_{scope.provenance}_joules_per_token"] = figure.value
+        figure, name = scope.compared(measured.key)
+        if figure is not None:
+            row[f"{scope.scope}_{scope.provenance}_{name}"] = figure.value
     row["verdict"] = each.kind
     if (compared := against_baseline(measured.verdicts)) is not None:
         row |= {
@@ -81,5 +82,6 @@ def _row(each: Reported, report: Report) -> dict[str, Fact]:
             "cost_per_million_tokens": cost.money,
             "currency": report.factors.currency if cost.money is not None else None,
             "gco2e_per_million_tokens": cost.grams,
+            "cost_factors": " ".join(explained(report.factors, [measured.scope])),
         }
     return {name: value for name, value in row.items() if value is not None}

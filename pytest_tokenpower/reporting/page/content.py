@@ -10,10 +10,10 @@ from typing import Any
 from pytest_tokenpower import __version__
 from pytest_tokenpower.analysis.power_curves import DrawnCurve, PowerCurves, coarser
 from pytest_tokenpower.analysis.rounds import joules_per_unit
-from pytest_tokenpower.core.denominators import denominator
+from pytest_tokenpower.core.denominators import denominator, unit_of
 from pytest_tokenpower.core.figures import FIGURES
 from pytest_tokenpower.core.records import MeasurementRecord, RoundRecord, RunRecord, VerdictRecord
-from pytest_tokenpower.core.text import short_test_name, signed
+from pytest_tokenpower.core.text import per_token, short_test_name, signed
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.gate.history import History, Series
 from pytest_tokenpower.gate.messages import message, word
@@ -145,7 +145,8 @@ def _verdict(verdict: VerdictRecord, measured: MeasurementRecord) -> dict[str, A
             }
         )
         rows += [
-            {"name": name, "interval": list(part), "limit": None}
+            # Work alone can fail a test, too; pace cannot.
+            {"name": name, "interval": list(part), "limit": verdict.threshold if name == "work" else None}
             for name, part in parts_of_change(verdict).items()
         ]
     return {
@@ -186,8 +187,8 @@ def _digits(value: float | None) -> float | None:
 def _also(measured: MeasurementRecord) -> Iterator[list[str]]:
     """Return what else was measured or known of it, as a heading and a sentence."""
     for scope in measured.other_scopes:
-        figure = scope.joules_per_token
-        said = f"not measured: {scope.reason}" if figure is None else f"{figure.value:.4g} J/token"
+        figure, name = scope.compared(measured.key)
+        said = f"not measured: {scope.reason}" if figure is None else per_token(figure.value, unit_of(name))
         if figure is not None and scope.provenance != "measured":
             said += f" ({scope.provenance}, not measured)"
         if scope.span_seconds is not None and scope.share_in_rounds is not None:

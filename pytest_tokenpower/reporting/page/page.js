@@ -270,7 +270,9 @@
   main.append(section);
   const unit = new Set(data.tests.map((test) => test.unit)).size === 1 ? data.tests[0].unit : "";
   const mainFigure = (test) => (test.main ? `${figures(test.main[0])}${unit ? "" : ` ${test.unit}`}` : "");
-  const heads = ["test", "verdict", unit || "figure", "±95 %", "prefill", "decode", "W", "tok/s", "change", "95 % interval"];
+  const LATENCIES = { "TTFT ms": "ttft_p50_seconds", "TPOT ms": "tpot_p50_seconds" };
+  const latencies = Object.keys(LATENCIES).filter((head) => data.tests.some((test) => test.figures[LATENCIES[head]]));
+  const heads = ["test", "verdict", unit || "figure", "±95 %", "prefill", "decode", "W", "tok/s", ...latencies, "change", "95 % interval"];
   if (data.currency) heads.push(`${data.currency}/Mtok`);
   if (data.carbon) heads.push("gCO2e/Mtok");
   const figure = (test, name, digits) => figures(test.figures[name]?.[0], digits);
@@ -280,12 +282,13 @@
     return [
       el("a", { href: `#t${at}` }, label(test)), el("span", { class: kindClass(test.kind) }, test.word), mainFigure(test), main ? `${(100 * main[1] / main[0]).toFixed(1)} %` : "",
       phase("prefill_joules_per_token"), phase("decode_joules_per_token"), figure(test, "mean_watts", 3), figure(test, "tokens_per_second"),
+      ...latencies.map((head) => { const found = test.figures[LATENCIES[head]]; return found ? figures(1000 * found[0], 3) : ""; }),
       test.change ? percent(test.change[0]) : "", test.change && test.change[1] !== null ? `[${[1, 2].map((i) => percent(test.change[i]).replace(" %", "")).join(", ")}]` : "",
       ...(data.currency ? [figures(test.cost?.[1], 3)] : []), ...(data.carbon ? [figures(test.cost?.[2], 3)] : []),
     ];
   };
   if (data.tests.length) {
-    const wrap = table(`${plural(data.tests.length, "test")}. A token is a generated one${data.tests.some((test) => test.estimated) ? "; ~ phases marked from outside the engine" : ""}.`, heads, data.tests.map(cells), [0, 1]);
+    const wrap = table(`${plural(data.tests.length, "test")}. A token is a generated one${data.tests.some((test) => test.estimated) ? "; ~ phases marked from outside the engine" : ""}${latencies.length ? "; TTFT, TPOT: medians of the times to the first and for each further token" : ""}.`, heads, data.tests.map(cells), [0, 1]);
     const rows = [...wrap.querySelectorAll("tbody tr")];
     const text = el("input", { type: "search", id: "filter", autocomplete: "off" });
     const kinds = el("select", { id: "kinds" }, el("option", { value: "" }, "all"), [...counts].map(([kind, [, word]]) => el("option", { value: kind }, word)));

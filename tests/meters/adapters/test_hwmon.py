@@ -60,6 +60,24 @@ def test_acpi_meter_is_the_node(tmp_path: Path) -> None:
     assert before_ns <= reading.power.t_ns[0] <= clock.monotonic_ns()
 
 
+def test_of_several_machines_none_is_the_node(tmp_path: Path) -> None:
+    """Unnamed channels may be parts of each other: their sum would be watts that nobody drew."""
+    chip(tmp_path, 0, "power_meter", device=True, power1_average=412_000_000, power2_average=100_000_000)
+    with pytest.raises(
+        MeterUnavailable, match="power_meter/power1, of several that may be the machine, power_m"
+    ):
+        HwmonMeter(tmp_path).open(Clock())
+    (device,) = HwmonMeter(tmp_path, {"power_meter/power1": "node"}).open(Clock())
+    assert device.id == "hwmon:power_meter/power1"
+
+
+def test_two_meters_of_one_name_are_not_one_machine(tmp_path: Path) -> None:
+    for number in (0, 1):
+        chip(tmp_path, number, "power_meter", device=True, power1_average=412_000_000)
+    with pytest.raises(MeterUnavailable, match="of several that may be the machine"):
+        HwmonMeter(tmp_path).open(Clock())
+
+
 def test_grace_sockets_are_counted_whole_and_modules_not(tmp_path: Path) -> None:
     grace(tmp_path)
     devices = HwmonMeter(tmp_path).open(Clock())

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import socket
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +19,7 @@ from pytest_tokenpower.meters.adapters.prometheus import PrometheusMeter, identi
 from pytest_tokenpower.meters.clock import Clock
 from pytest_tokenpower.meters.types import CounterReading
 from tests.support.loopback import Request, serving
+from tests.support.prometheus import needs_prometheus, prometheus
 
 ENERGY = "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION"
 POWER = "DCGM_FI_DEV_POWER_USAGE"
@@ -508,7 +506,7 @@ def test_series() -> None:
     assert refresh_s([(0, 1.0), (1000, 1.0), (2000, 2.0), (5000, 2.0), (6000, 3.0)]) == 4.0
 
 
-@pytest.mark.skipif(shutil.which("prometheus") is None, reason="no prometheus to run")
+@needs_prometheus
 def test_a_real_prometheus(tmp_path: Path) -> None:
     """It scrapes a target on loopback each second; the counter runs at 400 W of realtime."""
     zero_s = time.time()
@@ -522,28 +520,10 @@ def test_a_real_prometheus(tmp_path: Path) -> None:
         )
         request.answer(200, text.encode(), **{"Content-Type": "text/plain; version=0.0.4"})
 
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    with serving(metrics) as target:
-        (tmp_path / "prometheus.yml").write_text(
-            "global: {scrape_interval: 1s, scrape_timeout: 1s}\n"
-            "scrape_configs:\n"
-            f"  - {{job_name: dcgm, static_configs: [{{targets: ['{target.removeprefix('http://')}']}}]}}\n"
-        )
-        with (tmp_path / "log").open("wb") as log:
-            process = subprocess.Popen(
-                [
-                    "prometheus",
-                    f"--config.file={tmp_path}/prometheus.yml",
-                    f"--storage.tsdb.path={tmp_path}/data",
-                    f"--web.listen-address=127.0.0.1:{port}",
-                ],
-                stdout=log,
-                stderr=log,
-            )
+    with serving(metrics) as target, prometheus(tmp_path, target) as url:
         clock = Clock()
-        counters = PrometheusMeter(f"http://127.0.0.1:{port}")
-        outlets = PrometheusMeter(f"http://127.0.0.1:{port}", "sum(pdu_watts)")
+        counters = PrometheusMeter(url)
+        outlets = PrometheusMeter(url, "sum(pdu_watts)")
         try:
             reason = wait_until_open(counters, clock)
             assert reason is None, f"{reason}\n{(tmp_path / 'log').read_text()}"
@@ -564,14 +544,10 @@ def test_a_real_prometheus(tmp_path: Path) -> None:
             assert wait_until_open(outlets, clock) is None
             (total,) = [one.power for one in outlets.poll(clock) if one.power is not None]
             assert set(total.milliwatts.tolist()) == {400_500}
-            assert (
-                wait_until_open(PrometheusMeter(f"http://127.0.0.1:{port}", "sum("), clock, 0.0) is not None
-            )
+            assert wait_until_open(PrometheusMeter(url, "sum("), clock, 0.0) is not None
         finally:
             counters.close()
             outlets.close()
-            process.terminate()
-            process.wait(20)
 
 
 def wait_until_open(meter: PrometheusMeter, clock: Clock, patience_s: float = 30.0) -> str | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ cluster_utils = pytest.importorskip("ray.cluster_utils")
 
 
 BOARDS = {"GPU-a0000000-0000-0000-0000-000000000000": 300, "GPU-b0000000-0000-0000-0000-000000000000": 500}
+QUIET: dict[str, Any] = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 80 << 20}
 
 
 def scenario(folder: Path, uuid: str, **more: Any) -> str:
@@ -32,12 +35,11 @@ def scenario(folder: Path, uuid: str, **more: Any) -> str:
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     folder = tmp_path_factory.mktemp("scenarios")
     one, other = (scenario(folder, uuid) for uuid in BOARDS)
-    quiet = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 80 << 20}
     made = cluster_utils.Cluster(
-        initialize_head=True, head_node_args={**quiet, "env_vars": {"TOKENPOWER_SOURCE": one}}
+        initialize_head=True, head_node_args={**QUIET, "env_vars": {"TOKENPOWER_SOURCE": one}}
     )
     try:
-        made.second = made.add_node(**quiet, env_vars={"TOKENPOWER_SOURCE": other})
+        made.second = made.add_node(**QUIET, env_vars={"TOKENPOWER_SOURCE": other})
         yield made
     finally:
         ray.shutdown()
@@ -48,6 +50,7 @@ def test_a_workload_is_measured_on_all_nodes_and_a_dead_node_is_named(
     cluster: Any, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    project.on_machine_time()
     project.tests("def test_chat(energy): energy(generate)")
     result, run = project.measure("--energy-source=ray:simulated")
     result.assert_outcomes(passed=1)
@@ -55,12 +58,19 @@ def test_a_workload_is_measured_on_all_nodes_and_a_dead_node_is_named(
     assert measured.comparable
     assert measured.figures["mean_watts"].value == pytest.approx(800, rel=0.005)
     assert measured.figures["power_imbalance"].value == pytest.approx(0.25, rel=0.01)
+    assert measured.figures["node_imbalance"].value == pytest.approx(0.25, rel=0.01)
     for one in measured.rounds:
         assert one.device_joules == {
             uuid: pytest.approx(watts * one.seconds, rel=0.01) for uuid, watts in BOARDS.items()
         }
     nodes = {value for name, value in measured.facts.items() if name.endswith("node")}
     assert len(nodes) == 2
+
+    poor = cluster.add_node(**QUIET, env_vars={"TOKENPOWER_SOURCE": "redfish:http://127.0.0.1:9"})
+    result = project.run("--energy-source=ray:simulated")
+    cluster.remove_node(poor)
+    result.assert_outcomes(skipped=1)
+    assert re.search(r"node \S+: .*127\.0\.0\.1:9", " ".join(result.stdout.str().split()))
 
     project.tests(
         """
@@ -94,9 +104,15 @@ def test_without_a_cluster_the_source_says_how_to_have_one(monkeypatch: pytest.M
         raise ConnectionError("Failed to connect to GCS.\nand more")
 
     monkeypatch.setattr(ray, "init", init)
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
-    with pytest.raises(MeterUnavailable) as missing:
-        meters_for("ray")
+    for address in ("127.0.0.1:9", "ray://127.0.0.1:9"):
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(MeterUnavailable, match=f"no Ray cluster answers at {address}: .*refused"):
+            meters_for("ray")
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        address = f"127.0.0.1:{stranger.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(MeterUnavailable) as missing:
+            meters_for("ray")
     assert str(missing.value) == (
-        "no Ray cluster answers at 127.0.0.1:9: Failed to connect to GCS. (`ray start --head`, or RAY_ADDRESS)"
+        f"no Ray cluster answers at {address}: Failed to connect to GCS. (`ray start --head`, or RAY_ADDRESS)"
     )

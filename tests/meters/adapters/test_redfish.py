@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
+from pytest_tokenpower.meters.adapters import redfish
 from pytest_tokenpower.meters.adapters.redfish import RedfishMeter
 from pytest_tokenpower.meters.clock import Clock
 from tests.support.loopback import Request, serving
@@ -60,6 +61,20 @@ def opened(meter: RedfishMeter) -> Iterator[RedfishMeter]:
 
 def monitor(url: str, **options: Any) -> RedfishMeter:
     return RedfishMeter(url, "monitor", "secret", **options)
+
+
+@pytest.mark.parametrize(
+    ("sensor", "watts"),
+    [
+        ({"Reading": 412.5}, 412.5),
+        ({"Reading": 412.5, "ReadingUnits": "W"}, 412.5),
+        ({"Reading": 0.4125, "ReadingUnits": "kW"}, None),
+        ({"Reading": "412"}, None),
+        ({"Reading": None}, None),
+    ],
+)
+def test_watts_are_watts(sensor: dict[str, Any], watts: float | None) -> None:
+    assert redfish._watts({"PowerWatts": sensor}, "PowerWatts") == watts
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,7 @@ def served(source: str = "simulated") -> Iterator[str]:
 
 
 def test_a_test_is_measured_by_a_meter_elsewhere_and_its_record_says_where(project: Project) -> None:
+    project.on_machine_time()
     project.tests("def test_chat(energy): energy(generate)")
     with served() as url:
         result, run = project.measure(f"--energy-source=remote:{url}")

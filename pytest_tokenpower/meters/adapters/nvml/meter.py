@@ -10,8 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import numpy as np
-
 from pytest_tokenpower.core.types import Fact, Provenance
 from pytest_tokenpower.errors import MeterError, MeterLost, MeterUnavailable
 from pytest_tokenpower.meters.adapters.no_reading import is_counted, is_fine_power
@@ -262,8 +260,7 @@ class NvmlMeter:
             raise MeterError(
                 f"{board.id}: the power reading is {_nothing(milliwatts)} W, which no powered board draws"
             )
-        t_ns = np.array([(before_ns + after_ns) // 2], dtype=np.int64)
-        return PowerSamples(t_ns, np.array([milliwatts], dtype=np.int64), held=False)
+        return PowerSamples.point(before_ns, after_ns, milliwatts)
 
     def _ask(self, who: str, call: str, *arguments: Any) -> Any:
         """Return what a call answers; raises MeterError with who and what failed."""

@@ -10,8 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.errors import MeterError
 from pytest_tokenpower.meters.adapters.nvml.conditions import optional
@@ -68,8 +66,7 @@ class Module:
             return self.ring.drain(clock)
         before_ns = clock.monotonic_ns()
         milliwatts = round(1000 * self.watts())
-        t_ns = np.array([(before_ns + clock.monotonic_ns()) // 2], dtype=np.int64)
-        return PowerSamples(t_ns, np.array([milliwatts], dtype=np.int64), held=False)
+        return PowerSamples.point(before_ns, clock.monotonic_ns(), milliwatts)
 
 
 def find_module(nvml: Any, handle: Any, board: str) -> tuple[Module | None, str | None]:

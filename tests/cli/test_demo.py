@@ -1,0 +1,40 @@
+"""`tokenpower demo`: its story without inference, and what it refuses."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from pytest_tokenpower.cli import main
+
+
+@pytest.mark.slow
+def test_the_simulated_demo_tells_the_whole_story(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--simulated", f"--keep={tmp_path}"]) == 0
+    said = capfd.readouterr().out
+    assert said.startswith("Energy source: a SIMULATED board: no figure of what follows is measured\n")
+    steps = re.findall(r"^\[(\d)/5\] \d+ s: (\S+ \S+)", said, re.MULTILINE)
+    assert [number for number, _ in steps] == ["1", "2", "3", "4", "5"]
+    assert "\nREGRESSED +6.2 % (limit 3 %): test_chat_energy takes " in said
+    assert said.count("SIMULATED, not measured") == 5
+    assert "The unchanged branch passed (exit 0)." in said
+    assert "failed its build, as it should (exit 1)." in said
+    page = tmp_path / "energy.html"
+    assert said.endswith(f"The page of the failed build: {page}\n")
+    assert "REGRESSED" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--simulated", "--source=nvml"], "--simulated brings its own source"),
+        (["--simulated", "--runs=0"], "--runs=0: must be at least 1"),
+    ],
+)
+def test_what_cannot_be_played_is_refused(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["demo", *arguments]) == 4
+    assert says in capsys.readouterr().err
