@@ -12,8 +12,6 @@ from pytest_tokenpower.meters.adapters.ecologits import Estimator
 from pytest_tokenpower.meters.collector import Collector
 from pytest_tokenpower.runner.telemetry import TelemetrySession
 
-INTERVAL = 1.96
-
 
 class Estimates(TelemetrySession):
     """Gives each round the energy that the estimator says of its requests; nothing is read."""
@@ -50,7 +48,8 @@ class Estimates(TelemetrySession):
             start_ns=window.start_ns,
             seconds=seconds,
             joules=joules,
-            stderr_joules=requests * (high - low) / 2 / INTERVAL,
+            # The range is the model's own, alike in all rounds: no scatter that would average.
+            stderr_joules=0.0,
             prompt_tokens=tokens.prompt,
             generated_tokens=tokens.generated,
             responses=tokens.responses,

@@ -64,6 +64,7 @@ class Estimator:
     @property
     def device(self) -> Device:
         """What stands in the place of a meter's device."""
+        low, high = self.joules(100, 1.0)
         facts: dict[str, Fact] = {"ecologits": self.version}
         return Device(
             id="ecologits",
@@ -72,4 +73,5 @@ class Estimator:
             meter="ecologits",
             provenance="estimated",
             key_facts={"provider": self.provider, "model": self.model, **facts},
+            facts={"range_share": round((high - low) / (high + low), 3)},
         )
