@@ -72,7 +72,7 @@ def counter_disagreement(
         return read
 
     began, ended = (t0_ns - origin).astype(np.float64), (t1_ns - origin).astype(np.float64)
-    phases = np.linspace(0.0, tick_ns, 40, endpoint=False) if tick_ns else np.zeros(1)
+    phases = _phases(began, ended, tick_ns)
     growth = np.diff(counted)
     # The value was read anywhere between the two moments, far apart where the thread had to wait for Python's lock:
     # every phase that contradicts them least may be the true one.
@@ -99,6 +99,19 @@ def counter_disagreement(
             off = grown / float(ringed[best]) - 1
             worst = off if worst is None or abs(off) > abs(worst) else worst
     return worst
+
+
+def _phases(began: NDArray[np.float64], ended: NDArray[np.float64], tick_ns: float) -> NDArray[np.float64]:
+    """Return phases of the ticks to try: evenly, and one for each way in which the readings may lie about the ticks.
+
+    Two readings that lie a millisecond apart on either side of a tick are explained by no phase of an even grid.
+    """
+    if not tick_ns:
+        return np.zeros(1)
+    evenly = np.linspace(0.0, tick_ns, 40, endpoint=False)
+    edges = np.unique(np.concatenate([began, ended]) % tick_ns)
+    between = (edges + np.append(edges[1:], edges[0] + tick_ns)) / 2
+    return np.concatenate([evenly, between % tick_ns])
 
 
 def _growths(

@@ -181,7 +181,7 @@ class Sweeps:
             suite = Suite.read(self._config.rootpath / file)
             inside = [one for one in measurements if one.test.partition("::")[0] == file]
             runs = runs_of(suite, inside)
-            claims += judge_claims(suite, runs, file)
+            claims += judge_claims(suite, runs, file, self._config.stash[SETTINGS].alpha)
             self._objectives += judge_objectives(suite, runs)
         session_of(self._config).claims = tuple(claims)
         for claim in claims:

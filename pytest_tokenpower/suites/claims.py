@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from pytest_tokenpower.analysis.figures import meter_errors, round_values
 from pytest_tokenpower.core.records import NOT_MEASURED, ClaimRecord, MeasurementRecord
-from pytest_tokenpower.core.settings import fraction
+from pytest_tokenpower.core.settings import DEFAULT_ALPHA, fraction
 from pytest_tokenpower.core.text import percent, signed
 from pytest_tokenpower.stats.change import Change
 from pytest_tokenpower.stats.multiplicity import holm
@@ -24,9 +24,6 @@ from pytest_tokenpower.suites.instances import SHARE, Instance, instances, terms
 from pytest_tokenpower.suites.schema import Claim
 
 CONFIRMED, REFUTED, NOT_TOLD, NOT_TESTABLE = "confirmed", "refuted", "not told", "not testable here"
-
-ALPHA = 0.05
-"""How often a suite may confirm or refute a claim wrongly, over all its claims (Holm)."""
 
 BOARD_SCATTER = 0.015
 """What boards of one model differ by (standard deviation, eight H100s)."""
@@ -62,19 +59,29 @@ def runs_of(suite: Suite, measurements: Sequence[MeasurementRecord]) -> dict[str
     return found
 
 
-def judge_claims(suite: Suite, runs: Runs, file: str) -> tuple[ClaimRecord, ...]:
-    """Judge all claims of a suite by what was measured of it."""
+def judge_claims(
+    suite: Suite, runs: Runs, file: str, alpha: float = DEFAULT_ALPHA
+) -> tuple[ClaimRecord, ...]:
+    """Judge all claims of a suite by what was measured of it.
+
+    Args:
+        suite: whose claims.
+        runs: the measurements of its cells.
+        file: its name in the records.
+        alpha: how often a suite may confirm or refute a claim wrongly, over all its claims (Holm), as in the gate.
+    """
     scatter = fraction("run_scatter", suite.table.suite.run_scatter)
     judged = [_judge(each, runs, file, scatter) for each in instances(suite)]
     adjusted = iter(holm([record.p_value for record in judged if record.p_value is not None]))
     return tuple(
-        record if record.p_value is None else _settled(record, float(next(adjusted))) for record in judged
+        record if record.p_value is None else _settled(record, float(next(adjusted)), alpha)
+        for record in judged
     )
 
 
-def _settled(record: ClaimRecord, p_value: float) -> ClaimRecord:
+def _settled(record: ClaimRecord, p_value: float, alpha: float) -> ClaimRecord:
     """Hold back the word where it is not sure among all claims; a word that is held back needs no reason."""
-    if p_value < ALPHA:
+    if p_value < alpha:
         return replace(record, p_value=p_value)
     return replace(record, p_value=p_value, word=NOT_TOLD, reason="")
 

@@ -267,6 +267,7 @@ def push_some(path: str, first_number: int, pushes: int) -> None:
         push(clone.repository, clone.store, "origin")
 
 
+@pytest.mark.slow
 def test_twenty_jobs_that_push_at_once(remote: Git, tmp_path: Path) -> None:
     """In threads: git is what races."""
     clones = [Clone(remote.clone(tmp_path / f"job{number}")) for number in range(20)]

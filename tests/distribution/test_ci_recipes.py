@@ -19,6 +19,8 @@ import yaml
 from tests.support.repositories import Git, plain_git
 from tests.support.workflows import DEARER, ROOT, World, write_python3
 
+pytestmark = pytest.mark.slow
+
 PAGE = (ROOT / "docs" / "ci.md").read_text()
 
 SERVICES = ("GitLab CI", "Buildkite", "Jenkins")

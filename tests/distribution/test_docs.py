@@ -85,6 +85,7 @@ def test_the_pages_that_are_written_from_the_code_are_up_to_date() -> None:
         assert (DOCS / page).read_text("utf-8") == text(), "python docs/write_reference.py"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", ["index.md", "tutorial.md", "how-to.md"])
 def test_examples_run(page: str, tmp_path: Path) -> None:
     environment = {

@@ -15,6 +15,8 @@ from tests.support.github import posted, served
 from tests.support.repositories import plain_git
 from tests.support.workflows import CHEAPER, DEARER, ROOT, TESTS, JobRun, World, evaluate, load
 
+pytestmark = pytest.mark.slow
+
 WORKFLOWS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "examples" / "github").glob("*.yml"))
 # A pull request's code that writes its own dear runs wherever a store may be looked for later.
 POISON = """

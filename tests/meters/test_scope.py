@@ -142,6 +142,7 @@ def test_no_figure_is_called_what_it_is_not(scopes: Sequence[Scope], asked: Scop
 WATTS = st.floats(20, 900)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(
     gpu=WATTS, second=WATTS, cpu=WATTS, dram=WATTS, more=WATTS, asked=st.sampled_from([None, "gpu", "cpu"])

@@ -26,6 +26,7 @@ def reasons(run: RunRecord) -> dict[str, tuple[str, ...]]:
     return {one.test.rpartition("::")[2]: one.reasons for one in run.measurements}
 
 
+@pytest.mark.skipif(pytest.version_tuple < (9,), reason="subtests came with pytest 9")
 def test_whatever_fails_a_test_leaves_nothing_comparable(project: Project) -> None:
     project.file(
         "conftest.py",

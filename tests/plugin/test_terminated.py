@@ -16,6 +16,7 @@ from tests.support.projects import ALONE, Project
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_an_ended_run_leaves_no_folder_and_no_process(project: Project, name: str, tmp_path: Path) -> None:
     project.tests(

@@ -240,6 +240,7 @@ def _in_turns(folder: Path) -> int:
     return len(spans)
 
 
+@pytest.mark.slow
 def test_xdist_workers_measure_one_after_another(project: Project) -> None:
     """Each test notes when its workload ran; the spans of two workers do not overlap."""
     supply(project)
