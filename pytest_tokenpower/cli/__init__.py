@@ -23,7 +23,7 @@ COMMANDS = {
     "doctor": "what can be measured on this machine, and how well",
     "models": "the models that are known by name: size, memory, and whether they fit this machine",
     "sweep": "a suite of models, engines and work: a live table, claims, CSV and JSON",
-    "soak": "a cell of a suite for hours without a pause: drift, steps, conditions over time",
+    "soak": "a test's work for hours without a pause: drift, steps, conditions over time",
     "analyse": "energy of the windows of a recording",
     "noise": "identical code again and again: how much it scatters, and the limit that this machine can hold",
     "calibrate": "fixed work on each board, so that runs of different boards can be compared",

@@ -95,8 +95,8 @@ def run(arguments: argparse.Namespace) -> int:
     for outcome in judge_objectives(suite, runs_of(suite, record.measurements)):
         print("\n".join(("", *objective_lines(outcome))))
     rows = cell_rows(record.measurements)
-    if figures := arguments.pareto or usual_figures(rows):
-        print("\n".join(("", *frontier(rows, figures))))
+    if figures := arguments.pareto or usual_figures(record.measurements):
+        print("\n".join(("", *frontier(record.measurements, figures))))
     _export(arguments, rows, record)
     return code
 

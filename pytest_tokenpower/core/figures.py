@@ -31,4 +31,10 @@ FIGURES: Mapping[str, str] = {
     "seconds": "s / execution of the workload",
     **{f"ttft_p{each}_seconds": f"s to the first token, {each} of 100 requests" for each in PERCENTILES},
     **{f"tpot_p{each}_seconds": f"s / further token, {each} of 100 requests" for each in PERCENTILES},
+    "quality": "score of the answers",
 }
+
+MORE_IS_BETTER = frozenset(
+    {"tokens_per_second", "prefill_tokens_per_second", "decode_tokens_per_second", "quality"}
+)
+"""Of all other figures less is better."""

@@ -25,7 +25,7 @@ class Limits(NamedTuple):
     """The limits that a test declares with ``@pytest.mark.power_budget``; None: not limited.
 
     ``per`` is the denominator (core.denominators.PER) by which it is compared; None: it follows from the counts.
-    ``prefix_cache``: prompts that come from a prefix cache are meant.
+    ``prefix_cache``: prompts that come from a prefix cache are meant. ``quality`` is a floor, all others are ceilings.
     """
 
     joules_per_token: float | None = None
@@ -42,10 +42,11 @@ class Limits(NamedTuple):
     key_ignore: tuple[str, ...] = ()
     per: str | None = None
     prefix_cache: bool = False
+    quality: float | None = None
 
     @property
     def ceilings(self) -> Mapping[str, float]:
-        """The absolute limits that are set, by the name of their figure."""
+        """The absolute limits that are set, by the name of their figure; that of the quality is a floor."""
         values = {name: getattr(self, name) for name in CEILINGS}
         return {name: value for name, value in values.items() if value is not None}
 
@@ -55,6 +56,7 @@ CEILINGS = (
     "joules",
     "mean_watts",
     "peak_watts",
+    "quality",
 )
 
 Severity = Literal["warn", "fail"]
@@ -64,6 +66,9 @@ CHILD_VARIABLE = "PYTEST_TOKENPOWER_CHILD"
 
 EVENTS_VARIABLE = "PYTEST_TOKENPOWER_EVENTS"
 """The file that a run tells of its suites' cells as it goes along."""
+
+SOAK_VARIABLE = "PYTEST_TOKENPOWER_SOAK"
+"""The soak that `tokenpower soak` has a child run do, as JSON (suites.soak.SoakAsked)."""
 
 FOREIGN_TREE_VARIABLE = "PYTEST_TOKENPOWER_FOREIGN_TREE"
 """The work tree that a child run must import nothing from."""

@@ -18,7 +18,7 @@ from pytest_tokenpower.errors import EngineError, TokenPowerError, UsageError
 from pytest_tokenpower.meters.adapters.nvml.devices import visible_gpus
 from pytest_tokenpower.models.checkpoint import model_name, require_model, weights_name, weights_note
 from pytest_tokenpower.workloads.base import Batch
-from pytest_tokenpower.workloads.tokenizers import Encode, tokenizer_of
+from pytest_tokenpower.workloads.tokenizers import Decode, Encode, decoder_of, tokenizer_of
 
 
 class InProcessEngine:
@@ -37,6 +37,9 @@ class InProcessEngine:
     encode: Encode | None = None
     """The model's own tokenizer, where it has one."""
 
+    decode: Decode | None = None
+    """The same backwards."""
+
     _handle: Any = None
     _identity: EngineIdentity
     _device_ids: Sequence[str] | None
@@ -51,7 +54,7 @@ class InProcessEngine:
                 raise
             # Asserts, ValueError, pydantic's, torch's and the engine's own among them.
             raise cannot_load(name, self.label, options, error) from error
-        self.encode = tokenizer_of(name)
+        self.encode, self.decode = tokenizer_of(name), decoder_of(name)
 
     @property
     def identity(self) -> EngineIdentity:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal, get_args
@@ -117,6 +118,16 @@ class TransformersEngine(InProcessEngine):
             for index, (start, end) in enumerate(pairwise(marks))
         )
         return Generation(token_ids=token_ids, tokens=batch.tokens, steps=steps)
+
+    def log_likelihoods(self, ids: Sequence[int]) -> list[float]:
+        """Return the natural logarithm of the probability of each token but the first; raises EngineError."""
+        self._opened("log_likelihoods")
+        torch = self._torch
+        with self._running(), torch.no_grad():
+            given = torch.tensor([list(ids)], dtype=torch.long, device=self._device)
+            logs = self._handle(input_ids=given).logits[0, :-1].float().log_softmax(dim=-1)
+            found: list[float] = logs.gather(1, given[0, 1:, None])[:, 0].tolist()
+        return found
 
     def _shut_down(self, handle: Any) -> None:
         del handle

@@ -181,6 +181,11 @@ def _power_or_speed(verdict: VerdictRecord) -> str:
 
 
 def _ceiling(said: str, verdict: VerdictRecord, name: str) -> str:
+    if verdict.against == "quality":
+        relation = "is below" if verdict.kind == "below floor" else "is not below"
+        return (
+            f"{said} {verdict.value:.4g} (limit {verdict.threshold:g}): {name}: quality {relation} its floor."
+        )
     relation = {"over budget": "exceeds", "passed": "stays within"}.get(verdict.kind, "cannot be told from")
     denominated = verdict.against.removeprefix("joules_per_") in PER
     unit = unit_of(verdict.against) if denominated else FIGURES[verdict.against]

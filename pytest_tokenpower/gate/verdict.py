@@ -36,14 +36,15 @@ from pytest_tokenpower.store.baseline import Baseline, ComparableRuns, stored_ru
 from pytest_tokenpower.store.keys import ignoring
 
 SEVERITY = (
-    "invalid", "regressed", "over budget", "doubtful", "inconclusive", "no baseline", "improved", "passed",
+    "invalid", "regressed", "over budget", "below floor", "doubtful", "inconclusive", "no baseline", "improved",
+    "passed",
 )  # fmt: skip
 """Verdicts, the gravest first: the one that a test is shown with. Doubtful is none that a run ends with."""
 
 LOOKS = 3
 """How often a comparison is looked at where it may be restarted: the run itself, then after each of two restarts."""
 
-FAILING = frozenset({"invalid", "regressed", "over budget"})
+FAILING = frozenset({"invalid", "regressed", "over budget", "below floor"})
 
 PARTS = ("decode_joules_per_token", "prefill_joules_per_token")
 """Where a change of joules per token is looked for."""
@@ -310,11 +311,15 @@ def judge_ceilings(
 ) -> tuple[VerdictRecord, ...]:
     """Return the verdict on each absolute limit, by the same rule against a constant.
 
-    ``peak_watts`` is a maximum, not a mean: the highest reading of the good rounds is held against the limit.
+    ``quality`` is limited from below. ``peak_watts`` is a maximum, not a mean: the highest reading of the good rounds
+    is held against the limit.
     """
     values = round_values(measurement.rounds)
     verdicts = []
     for name, ceiling in ceilings.items():
+        if name == "quality":
+            verdicts.append(_judge_quality(measurement, ceiling))
+            continue
         if name not in values:
             verdicts.append(
                 VerdictRecord(
@@ -350,6 +355,22 @@ def judge_ceilings(
             )
         )
     return tuple(verdicts)
+
+
+def _judge_quality(measurement: MeasurementRecord, floor: float) -> VerdictRecord:
+    """Hold a score against its floor as it is: given questions are no sample, and greedy answers do not scatter."""
+    score = measurement.figures.get("quality")
+    if score is None:
+        return VerdictRecord(
+            "inconclusive",
+            "quality",
+            reason=str(
+                measurement.facts.get("quality.absent", "no quality was given: call energy.quality(score)")
+            ),
+            threshold=floor,
+        )
+    kind = "below floor" if score.value < floor else "passed"
+    return VerdictRecord(kind, "quality", value=score.value, change=score.value / floor - 1, threshold=floor)
 
 
 _OF_CEILING = {"regressed": "over budget", "improved": "passed"}

@@ -35,6 +35,7 @@ SOURCES = (
     "remote:URL",
     "ray or ray:SOURCE",
     "model",
+    "ecologits:PROVIDER/MODEL",
     "simulated",
     "simulated:SCENARIO.json",
     "replay:PATH",

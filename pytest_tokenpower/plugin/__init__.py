@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_tokenpower.core.settings import CHILD_VARIABLE, EVENTS_VARIABLE
+from pytest_tokenpower.core.settings import CHILD_VARIABLE, EVENTS_VARIABLE, SOAK_VARIABLE
 from pytest_tokenpower.engines import registry
 from pytest_tokenpower.errors import TokenPowerError, UsageError
 from pytest_tokenpower.plugin import hookspecs, marker, options
@@ -65,6 +65,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Read and check the settings."""
     config.addinivalue_line("markers", marker.MARKER)
     config.addinivalue_line("markers", marker.CELL_MARKER)
+    config.addinivalue_line("markers", marker.SOAK_MARKER)
     config.stash[MEASUREMENTS] = []
     config.add_cleanup(registry.register_source(lambda: _engines(config)))
     if CHILD_VARIABLE in os.environ:
@@ -142,6 +143,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     chosen = config.stash[SETTINGS]
     if chosen.disabled or config.option.collectonly:
         return
+    if SOAK_VARIABLE in os.environ and len(session.items) > 1:
+        named = ", ".join(item.nodeid for item in session.items[:5])
+        refuse(f"{len(session.items)} tests are selected, and a soak is of one: {named}")
     gated = [] if chosen.skip else [item for item in session.items if may_measure(item)]
     measuring = Counter(map(test_id, gated))
     doubled: frozenset[str] = frozenset(test for test, times in measuring.items() if times > 1)

@@ -57,6 +57,7 @@ def open_energy(item: pytest.Item) -> Iterator[Energy | DisabledEnergy]:
 
 
 def _energy(item: pytest.Item) -> Energy | DisabledEnergy:
+    from pytest_tokenpower.plugin.soaking import soak_of
     from pytest_tokenpower.runner.fixture import DisabledEnergy, Energy
 
     config = item.config
@@ -83,6 +84,7 @@ def _energy(item: pytest.Item) -> Energy | DisabledEnergy:
                 result=result, args=args, kwargs=kwargs
             ),
             item.stash.get(ATTEMPTS, ()),
+            soak=soak_of(item),
         )
         return fixture
     except MeterError as error:

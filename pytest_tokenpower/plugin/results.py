@@ -185,6 +185,9 @@ class Gatherer:
                     width=terminalreporter._tw.fullwidth,
                     verbosity=self._config.get_verbosity(),
                 )
+        for measured in measurements:
+            if (soaked := measured.facts.get("soak")) is not None:
+                lines.write_line(f"{_name(measured)} was soaked: {soaked}")
         # pytest gives reasons of skips under -rs only, and an energy test that did not measure guards nothing.
         for reason, count in self._skipped.items():
             said = f"energy: {plural(count, 'test')} skipped, not measured: {reason}"

@@ -19,13 +19,14 @@ from pytest_tokenpower.plugin.opening import open_energy
 from pytest_tokenpower.plugin.state import MEASUREMENT, SETTINGS, failure_of, session_of, test_id
 from pytest_tokenpower.plugin.sweeps import journal_of
 from pytest_tokenpower.reporting.suites import duration
-from pytest_tokenpower.suites.build import declared, engine_of, work_of
+from pytest_tokenpower.suites.build import declared, engine_of, quality_of, work_of
 from pytest_tokenpower.suites.estimate import Estimate, Machine, estimate, load_seconds, this_machine
 from pytest_tokenpower.suites.grid import Cell, Suite
 from pytest_tokenpower.suites.instances import instances
 from pytest_tokenpower.suites.order import Visit, visits
 from pytest_tokenpower.suites.resume import FILE, FINGERPRINT
 from pytest_tokenpower.suites.schema import SUFFIX
+from pytest_tokenpower.workloads.quality import Score
 
 _MACHINE: pytest.StashKey[Machine] = pytest.StashKey()
 
@@ -83,6 +84,7 @@ class LoadedEngine:
         self.suite, self.visit, self._config = suite, visit, config
         self._engine: Engine | None = None
         self._broken: EngineError | None = None
+        self.score: Score | None = None
 
     @property
     def adapter(self) -> str:
@@ -101,7 +103,18 @@ class LoadedEngine:
                     nothing = VIRTUAL_TIME.clock
                     clock = nothing if chosen.disabled else session_of(self._config).telemetry().clock
                 spec = engine_of(self.suite, self.visit.cells, simulated=clock)
-                self._engine = spec.load()
+                # Mistakes in what scores it are told before anything is loaded or measured.
+                unscored = chosen.simulated_engines or chosen.disabled
+                quality = None if unscored else quality_of(self.suite)
+                engine = spec.load()
+                if quality is not None and self.score is None:
+                    # Its answers do not depend on the cell.
+                    try:
+                        self.score = Score.of(quality(engine))
+                    except BaseException:
+                        engine.close()
+                        raise
+                self._engine = engine
             except EngineError as error:
                 self._broken = error
                 raise
@@ -195,8 +208,12 @@ class CellItem(pytest.Item):
             **{FILE: self.suite_file, FINGERPRINT: self.fingerprint},
             **{"suite.place": self.place, "suite.run": self.loaded.visit.run, "suite.seed": head.seed},
         )
+        if suite.table.quality is not None and self.config.stash[SETTINGS].simulated_engines:
+            self._energy.note(**{"quality.absent": "a simulated engine answers nothing that could be scored"})
         try:
             self._energy.run(self.engine, work_of(suite, self.cell))
+            if self.loaded.score is not None:
+                self._energy.quality(self.loaded.score)
         except EngineError:
             # Its process may be gone.
             self.loaded.close()

@@ -130,6 +130,7 @@ _DEFAULT: Mapping[str, _Column] = {
     "decode": _energy("decode_joules_per_token", "decode"),
     "watts": _plain("mean_watts", "W", ".0f"),
     "tokens_per_second": _plain("tokens_per_second", "tok/s", ".4g"),
+    "quality": _plain("quality", "quality", ".3g"),
     "change": _Column(lambda _: "change", _change),
     "interval": _Column(lambda _: "95 % interval", _interval),
     "cost": _cost(NO_FACTORS),

@@ -33,7 +33,7 @@ MOST_MESSAGE = 4000
 
 MOST_NAMED = 5
 
-_ORDER = ("failed", *SEVERITY, "measured", "modelled", "replayed", "simulated")
+_ORDER = ("failed", *SEVERITY, "measured", "modelled", "estimated", "replayed", "simulated")
 
 
 def code(text: str) -> str:

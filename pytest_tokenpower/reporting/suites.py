@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pytest_tokenpower.core.records import NOT_MEASURED, ClaimRecord, MeasurementRecord
-from pytest_tokenpower.core.text import per_token, percent, plural, readable, short_test_name, signed
+from pytest_tokenpower.core.text import (
+    digits,
+    energy_unit,
+    per_token,
+    percent,
+    plural,
+    readable,
+    short_test_name,
+    signed,
+)
 from pytest_tokenpower.errors import UsageError
-from pytest_tokenpower.reporting.columns import Layout, table
+from pytest_tokenpower.suites.pareto import AGAINST, MAIN, having, not_beaten, strengths
 
 if TYPE_CHECKING:
     from pytest_tokenpower.suites.objectives import Outcome
     from pytest_tokenpower.suites.progress import Progress
     from pytest_tokenpower.suites.soak import Soaked
-
-MAIN = "joules_per_token"
 
 
 def claims_table(claims: Sequence[ClaimRecord]) -> list[str]:
@@ -100,15 +107,47 @@ def cell_rows(measurements: Sequence[MeasurementRecord]) -> list[dict[str, objec
     ]
 
 
-_COLUMNS = ("test", "joules_per_token", "prefill", "decode", "watts", "tokens_per_second", "verdict")
+_RESULTS = {
+    MAIN: "J/token",
+    "prefill_joules_per_token": "prefill",
+    "decode_joules_per_token": "decode",
+    "mean_watts": "W",
+    **AGAINST,
+}
 
 
 def results_table(measurements: Sequence[MeasurementRecord]) -> list[str]:
     """Return the cells in the order of their names, in the units of a run's own table."""
+    from tabulate import tabulate
+
     if not measurements:
         return ["nothing was measured"]
-    ordered = sorted(measurements, key=lambda one: _natural(short_test_name(one.test)))
-    return [line for line, _ in table(ordered, Layout(_COLUMNS), 0)]
+    rows = sorted(cell_rows(measurements), key=lambda row: _natural(str(row["cell"])))
+    used = [name for name in _RESULTS if any(name in row for row in rows)]
+    unit = energy_unit(max((each for row in rows if isinstance(each := row.get(MAIN), float)), default=1.0))
+    trades = {cell: strong for cell, *_, strong in trade_offs(measurements)}
+    last = ["verdict", *(["not beaten in J/token and"] if trades else [])]
+
+    def shown(name: str, value: object) -> str:
+        if name.endswith("joules_per_token") and isinstance(value, float):
+            return digits(value / unit.joules)
+        return _short(value)
+
+    return tabulate(
+        [
+            [
+                row["cell"],
+                *(shown(name, row.get(name)) for name in used),
+                row["verdict"],
+                *([trades.get(str(row["cell"]), "")] if trades else []),
+            ]
+            for row in rows
+        ],
+        headers=["cell", *(_RESULTS[name].replace("J/", f"{unit.name}/") for name in used), *last],
+        tablefmt="simple",
+        disable_numparse=True,
+        colalign=["left", *["right"] * len(used), *["left"] * len(last)],
+    ).splitlines()
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -120,40 +159,54 @@ def _short(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else ""
 
 
-def frontier(rows: Sequence[Mapping[str, object]], figures: Sequence[str]) -> list[str]:
+def frontier(measurements: Sequence[MeasurementRecord], figures: Sequence[str]) -> list[str]:
     """Name the cells that no other beats in joules per token and all these figures at once (Pareto).
 
     Raises UsageError for a figure that no cell has.
     """
     from tabulate import tabulate
 
-    from pytest_tokenpower.suites.pareto import not_dominated, trusted
-
     for figure in figures:
-        if not trusted(rows, (MAIN, figure)):
-            names = {
-                name for row in trusted(rows, ()) for name, value in row.items() if isinstance(value, float)
-            }
-            valid = ", ".join(sorted(names)) or "no figures"
+        if not having(measurements, (MAIN, figure)):
+            valid = ", ".join(sorted({name for one in measurements for name in one.figures})) or "no figures"
             raise UsageError(f"--pareto={figure}: no good measurement of a cell has it; there are {valid}")
     columns = (MAIN, *figures)
-    best = not_dominated(rows, columns)
-    known = len(trusted(rows, columns))
-    joules = [each for row in best if isinstance(each := row[MAIN], float)]
-    energies, unit = readable("J/token", *joules) if joules else ([], "J/token")
+    best, known = not_beaten(measurements, figures), having(measurements, columns)
+    energies, unit = (
+        readable("J/token", *(one.figures[MAIN].value for one in best)) if best else ([], "J/token")
+    )
     return tabulate(
         [
-            [row["cell"], energy, *(_short(row[name]) for name in figures)]
-            for row, energy in zip(best, energies, strict=True)
+            [short_test_name(one.test), energy, *(_short(one.figures[name].value) for name in figures)]
+            for one, energy in zip(best, energies, strict=True)
         ],
         headers=[
-            f"no other cell is as good in all ({len(best)} of {known})",
+            f"no other cell is as good in all ({len(best)} of {len(known)})",
             unit,
-            *("tok/s" if name == "tokens_per_second" else name for name in figures),
+            *(_RESULTS.get(name, name) for name in figures),
         ],
         tablefmt="simple",
         disable_numparse=True,
     ).splitlines()
+
+
+def trade_offs(measurements: Sequence[MeasurementRecord]) -> list[list[str]]:
+    """Return a row for each cell: its name, J/token, the figures of AGAINST, and those in which no other beats it.
+
+    Empty where no two cells compete.
+    """
+    strong = strengths(measurements)
+    if not any(strong.values()):
+        return []
+    return [
+        [
+            short_test_name(one.test),
+            *(_short(one.figures[name].value) if name in one.figures else "" for name in (MAIN, *AGAINST)),
+            ", ".join(AGAINST[name] for name in strong[one.test]),
+        ]
+        for one in sorted(measurements, key=lambda one: _natural(short_test_name(one.test)))
+        if one.test in strong
+    ]
 
 
 def duration(seconds: float) -> str:
@@ -225,18 +278,23 @@ def objective_lines(outcome: Outcome) -> list[str]:
     return [said, *tabulate(rows, headers=head, tablefmt="simple", disable_numparse=True).splitlines()]
 
 
+def drift_line(found: Soaked, limit: float | None) -> str:
+    """Say how a soak's joules per token drifted."""
+    if found.drift is None:
+        return "too short to tell a drift of J/token"
+    low, high = found.drift.change.change_interval()
+    line = f"drift of J/token from beginning to end: {signed(found.drift.change.change)} "
+    line += f"[{100 * low:+.2f}, {100 * high:+.2f}]"
+    return line + (f", limit {percent(limit)}" if limit is not None else "")
+
+
 def soak_lines(cell: str, source: str, found: Soaked, limit: float | None) -> list[str]:
     """Return a soak over its hours, and what drifted or stepped."""
     from tabulate import tabulate
 
     lines = [f"{cell}: {found.hours:.3g} h of continuous work, --source {source}"]
     if found.drift is not None:
-        low, high = found.drift.change.change_interval()
-        lines.append(
-            f"drift of J/token from beginning to end: {signed(found.drift.change.change)} "
-            f"[{100 * low:+.2f}, {100 * high:+.2f}]"
-            + (f", limit {percent(limit)}" if limit is not None else "")
-        )
+        lines.append(drift_line(found, limit))
     lines += [
         f"step at {hour:.2f} h: {signed(step.change)} "
         f"[{100 * step.change_interval()[0]:+.1f}, {100 * step.change_interval()[1]:+.1f}]"

@@ -40,14 +40,17 @@ from pytest_tokenpower.runner.open_windows import sole_window
 from pytest_tokenpower.runner.outcome import Attempt, MeasuredTest, finish
 from pytest_tokenpower.runner.result import Result
 from pytest_tokenpower.runner.rounds import Measuring, RoundPlan, device_wait, rounds, run, run_async
+from pytest_tokenpower.runner.soak import Soak, soak
 
 if TYPE_CHECKING:
+    from pytest_tokenpower.core.records import VerdictRecord
     from pytest_tokenpower.core.settings import Limits
     from pytest_tokenpower.engines.protocol import Engine, EngineIdentity
     from pytest_tokenpower.engines.spec import EngineSpec
     from pytest_tokenpower.runner.session import Session
     from pytest_tokenpower.workloads import Workload
     from pytest_tokenpower.workloads.base import Batch
+    from pytest_tokenpower.workloads.quality import Quality, Score
 
 
 P = ParamSpec("P")
@@ -105,7 +108,13 @@ class Energy:
     """
 
     def __init__(
-        self, test: str, budget: Limits, session: Session, counter: Counter, earlier: tuple[Attempt, ...] = ()
+        self,
+        test: str,
+        budget: Limits,
+        session: Session,
+        counter: Counter,
+        earlier: tuple[Attempt, ...] = (),
+        soak: Soak | None = None,
     ) -> None:
         self._test = test
         self._earlier = earlier
@@ -119,6 +128,9 @@ class Energy:
         self._workload: str | None = None
         self._notes: dict[str, Fact] = {}
         self._facts: dict[str, Fact] = {}
+        self._score: Score | None = None
+        self._soak = soak
+        self._soaked: VerdictRecord | None = None
         self._called = False
         self._comparison: Comparison | None = None
         self._entered = False
@@ -165,8 +177,13 @@ class Energy:
             if self._replayed is not None:
                 self._windows.extend(self._replayed)
                 return execute(*args, **kwargs)
-            measuring = self._rounds(partial(execute, *args, **kwargs), fn, args, kwargs)
-            return self._keep(*run(measuring, lambda: self._telemetry))
+            work = partial(execute, *args, **kwargs)
+            if self._soak is not None:
+                soak(
+                    work, lambda result: self._counted(result, args, kwargs, fn), self._soak, self._telemetry
+                )
+                self._facts["soak"], self._soaked = self._soak.ended()
+            return self._keep(*run(self._rounds(work, fn, args, kwargs), lambda: self._telemetry))
 
     @overload
     async def async_run(self, fn: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
@@ -195,6 +212,7 @@ class Energy:
         """
         __tracebackhide__ = True
         with self._refusing(), self._measuring(fn):
+            self._refuse_soak("energy.async_run()")
             if self._replayed is not None:
                 self._windows.extend(self._replayed)
                 return await awaited(fn, *args, **kwargs)
@@ -261,6 +279,12 @@ class Energy:
             declared_config(self._declared, self._identity)
             yield
 
+    def _refuse_soak(self, what: str) -> None:
+        if self._soak is not None:
+            raise UsageError(
+                f"{self._test}: {what} cannot be soaked: a soak repeats the work of energy(fn, ...) or energy.run(...)"
+            )
+
     @property
     def _plan(self) -> RoundPlan:
         budget, warmup = self._budget, self._session.settings.warmup_rounds
@@ -274,7 +298,9 @@ class Energy:
         self._notes = notes_of(last)
         return last
 
-    def run(self, engine: Engine | EngineSpec, workload: Workload | Batch) -> Generation:
+    def run(
+        self, engine: Engine | EngineSpec, workload: Workload | Batch, *, quality: Quality | None = None
+    ) -> Generation:
         """Run a workload of pytest_tokenpower.workloads on an engine in rounds.
 
         Phases come from the engine's steps, and the GPUs that are measured are those that it says it uses.
@@ -283,6 +309,7 @@ class Energy:
             engine: a running engine, or an EngineSpec that is started before and closed after it. Of its configuration
                 what :meth:`declare` names enters the key.
             workload: what it is given; its fingerprint enters the key.
+            quality: called with the running engine after all rounds; it gives the score for :meth:`quality`.
 
         Returns:
             What the engine generated last.
@@ -306,7 +333,26 @@ class Energy:
             if execution.device_ids is not None:
                 self._telemetry = self._telemetry.on_gpus(execution.device_ids)
             self._workload = execution.fingerprint
-            return self(execution)
+            generation = self(execution)
+            if quality is not None:
+                self.quality(quality(running))
+            return generation
+
+    def quality(self, score: Score | float) -> None:
+        """Have the score of the answers stand beside the joules: more is better, at least 0.
+
+        ``power_budget(quality=...)`` is its floor. A ``Score`` also says what it is of, and its standard error.
+        Raises UsageError for what is no score, and for a second one.
+        """
+        from pytest_tokenpower.workloads.quality import Score
+
+        with self._refusing():
+            if self._score is not None:
+                raise UsageError(f"{self._test}: energy.quality() was called twice: a test has one score")
+            try:
+                self._score = Score.of(score)
+            except UsageError as error:
+                raise UsageError(f"{self._test}: energy.quality: {error}") from None
 
     def declare(self, **axes: Fact) -> None:
         """Have parts of the engine's configuration enter the key: ``energy.declare(quantization="fp8")``.
@@ -335,6 +381,7 @@ class Energy:
         with self._refusing():
             if self._called:
                 raise UsageError(f"{self._test}: energy() and energy.measure() in one test: use one of them")
+            self._refuse_soak("energy.measure()")
             declared_config(self._declared, None)
             self._entered = True
             window, now_ns = Window(self), self._telemetry.clock.monotonic_ns
@@ -432,6 +479,7 @@ class Energy:
                 raise UsageError(
                     f"{self._test}: energy.compare() cannot be replayed: it needs both variants running"
                 )
+            self._refuse_soak("energy.compare()")
             self._entered = True
             asked = CompareArgs.of(self._test, baseline, candidate, at_least, at_most, restarts, names)
             limit = self._budget.regression or self._session.settings.regression
@@ -600,6 +648,8 @@ class Energy:
             declared=self._declared,
             workload=self._workload,
             notes={**self._notes, **self._facts},
+            score=self._score,
+            soaked=self._soaked,
         )
 
 
@@ -625,7 +675,9 @@ class DisabledEnergy:
         """Skip the rest of the test: there is no figure to look at."""
         self._skip("energy.result: nothing is measured (--energy-disable)")
 
-    def run(self, engine: Engine | EngineSpec, workload: Workload | Batch) -> Generation:
+    def run(
+        self, engine: Engine | EngineSpec, workload: Workload | Batch, *, quality: Quality | None = None
+    ) -> Generation:
         """Run the workload once."""
         from pytest_tokenpower.engines.execution import Execution
         from pytest_tokenpower.engines.spec import EngineSpec
@@ -663,6 +715,9 @@ class DisabledEnergy:
 
     def note(self, **facts: Fact) -> None:
         """Nothing is recorded."""
+
+    def quality(self, score: Score | float) -> None:
+        """Nothing is judged."""
 
     @contextmanager
     def measure(self) -> Iterator[Window]:

@@ -16,9 +16,11 @@ from pytest_tokenpower.analysis.figures import figures, nodes_of
 from pytest_tokenpower.analysis.other_scopes import OtherScopes
 from pytest_tokenpower.core.denominators import denominator, followed
 from pytest_tokenpower.core.records import (
+    Figure,
     GateRecord,
     MeasurementRecord,
     PhaseSplit,
+    RoundRecord,
     VerdictRecord,
 )
 from pytest_tokenpower.core.tokens import TokenCount
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from pytest_tokenpower.runner.session import Session
     from pytest_tokenpower.runner.telemetry import TelemetrySession
     from pytest_tokenpower.store.baseline import Baseline
+    from pytest_tokenpower.workloads.quality import Score
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ class MeasuredTest:
 
     ``repeated`` tells rounds that the plugin ran from blocks that the test entered itself. ``identity``, ``declared``
     and ``workload`` are what is known of the engine, of its axes that the key holds, and of the work's fingerprint;
-    ``notes`` are facts that its last result told.
+    ``notes`` are facts that its last result told, ``score`` is that of its answers, and ``soaked`` the verdict of a
+    soak before its rounds.
     """
 
     test: str
@@ -64,6 +68,8 @@ class MeasuredTest:
     declared: Mapping[str, Fact]
     workload: str | None
     notes: Mapping[str, Fact] = field(default_factory=dict)
+    score: Score | None = None
+    soaked: VerdictRecord | None = None
 
     @property
     def windows(self) -> tuple[RoundWindow, ...]:
@@ -128,7 +134,7 @@ def finish(
         rounds=others.rounds,
         comparable=not reasons,
         reasons=reasons,
-        figures={} if reasons else figures(evaluation.records, nodes_of(facts)),
+        figures={} if reasons else _figures(taken, evaluation.records, facts),
         other_scopes=(*others.scopes, *telemetry.missing_scopes),
         phase_split=_phase_split(taken, evaluation),
         attempts=len(taken.attempts),
@@ -137,10 +143,19 @@ def finish(
         started=None if session.recording is not None else round(time.time(), 3),
     )
     if taken.comparison is not None:
-        return _compared(taken.comparison, measured, policy, failed=failed)
+        return _compared(taken, taken.comparison, measured, policy, failed=failed)
     if failed or not judged:
         return measured
     return replace(measured, verdicts=_verdicts(taken, measured, limits, policy, session))
+
+
+def _figures(
+    taken: MeasuredTest, rounds: Sequence[RoundRecord], facts: Mapping[str, Fact]
+) -> dict[str, Figure]:
+    score = taken.score
+    return figures(rounds, nodes_of(facts)) | (
+        {} if score is None else {"quality": Figure(score.value, score.stderr)}
+    )
 
 
 def _phase_split(taken: MeasuredTest, evaluation: analysis.Evaluation) -> PhaseSplit | None:
@@ -188,7 +203,8 @@ def _verdicts(
     if session.settings.rerun_baseline:
         # Its runs are judged by the child processes; what is measured here asked for the fixture in its body.
         judged.append(VerdictRecord("no baseline", ", ".join(session.settings.baselines), reason=UNSEEN))
-    verdicts = (*judge_ceilings(measured, limits.ceilings, policy), *judged)
+    soaked = () if taken.soaked is None else (taken.soaked,)
+    verdicts = (*soaked, *judge_ceilings(measured, limits.ceilings, policy), *judged)
     return tuple(replace(each, notes=(*each.notes, *pooled)) for each in verdicts)
 
 
@@ -233,7 +249,7 @@ def _pooled(attempts: int) -> tuple[str, ...]:
 
 
 def _compared(
-    comparison: Comparison, both: MeasurementRecord, policy: Policy, *, failed: bool
+    taken: MeasuredTest, comparison: Comparison, both: MeasurementRecord, policy: Policy, *, failed: bool
 ) -> MeasurementRecord:
     """Return the candidate's rounds as the measurement, the baseline's beside them; never a stored baseline itself."""
     candidate = comparison.of_variant("candidate", both.rounds)
@@ -244,7 +260,7 @@ def _compared(
         rounds=candidate,
         variants={"baseline": comparison.of_variant("baseline", both.rounds)},
         comparable=False,
-        figures=figures(candidate, nodes_of(both.facts)) if not failed and not both.reasons else {},
+        figures=_figures(taken, candidate, both.facts) if not failed and not both.reasons else {},
         verdicts=() if failed else (replace(verdict, notes=(*verdict.notes, *_pooled(both.attempts))),),
     )
 
@@ -288,6 +304,8 @@ def _facts(taken: MeasuredTest) -> dict[str, Fact]:
     if len(_counts(taken.windows)) > 1:
         facts["token_counts"] = "differ between executions"
     facts |= {name: value for name, value in taken.notes.items() if name != PHASES_ABSENT}
+    if taken.score is not None:
+        facts["quality.score"] = taken.score.name
     shown = (*telemetry.devices_of_key(taken.windows), *telemetry.others)
     for device in {device.id: device for device in shown}.values():
         facts |= {f"{device.id}.{name}": value for name, value in device.facts.items()}

@@ -166,7 +166,7 @@ class Session:
         """Raise UsageError for a source that nobody knows, or whose file is wrong; opens no meter."""
         # A meter that is known and not there is no mistake of the command line: each test says so.
         with contextlib.suppress(MeterError):
-            if self.recording is None:
+            if self._estimates is None and self.recording is None:
                 sources.check(self.settings.source, self._extra_meters)
 
     @property
@@ -195,7 +195,20 @@ class Session:
         """What has been measured so far; nothing where no test has begun to."""
         return self._telemetry.devices if isinstance(self._telemetry, TelemetrySession) else ()
 
+    @cached_property
+    def _estimates(self) -> TelemetrySession | None:
+        """What --energy-source=ecologits:PROVIDER/MODEL names; raises UsageError, MeterUnavailable."""
+        kind, _, model = self.settings.source.partition(":")
+        if kind != "ecologits":
+            return None
+        from pytest_tokenpower.meters.adapters.ecologits import Estimator
+        from pytest_tokenpower.runner.estimates import Estimates
+
+        return Estimates(Estimator.of(model))
+
     def _start(self) -> TelemetrySession:
+        if self._estimates is not None:
+            return self._estimates
         scope = self.settings.scope
         if self.recording is None:
             started = sources.begin(self.settings.source, scope, self._extra_meters)

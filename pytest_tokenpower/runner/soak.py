@@ -3,37 +3,77 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from pytest_tokenpower.analysis.rounds import REACH_NS
-from pytest_tokenpower.core.records import RoundRecord
-from pytest_tokenpower.core.tokens import count_tokens
-from pytest_tokenpower.engines.execution import Execution
-from pytest_tokenpower.engines.phase_marks import phases_of
+from pytest_tokenpower.core.records import RoundRecord, VerdictRecord
+from pytest_tokenpower.core.tokens import TokenCount
+from pytest_tokenpower.core.windows import RoundWindow
 from pytest_tokenpower.errors import MeterError
 from pytest_tokenpower.runner.rounds import counted_round, executed, repeats_in
 from pytest_tokenpower.runner.telemetry import TelemetrySession
 
 
-def soak(
-    work: Execution,
-    bench: TelemetrySession,
-    seconds: float,
-    stretch_s: float,
-    keep: Callable[[float, RoundRecord], object],
-) -> None:
-    """Run ``work`` for ``seconds``, and hand each stretch over with the time at which it began; raises as engines do.
+@dataclass(frozen=True)
+class Soak:
+    """What a test is soaked by before its rounds.
 
-    Raises MeterError, after the stretch is handed over, where a meter will not read again.
-    The first execution warms up and tells how long one takes. Readings older than an evaluation looks at are let go.
+    ``seconds`` are still to go, in stretches of ``stretch_s``; ``keep`` is handed each with the time at which it began,
+    and ``ended`` says in the end what came of it, with a verdict where there is a limit.
     """
+
+    seconds: float
+    stretch_s: float
+    keep: Callable[[float, RoundRecord], object]
+    ended: Callable[[], tuple[str, VerdictRecord | None]]
+
+
+def soak(
+    execute: Callable[[], object],
+    count: Callable[[object], TokenCount],
+    asked: Soak,
+    bench: TelemetrySession,
+) -> None:
+    """Run a workload as long as is asked for; raises whatever it raises.
+
+    Raises MeterError, after the stretch is handed over, where a meter will not read again. The first execution warms up
+    and tells how long one takes. Readings older than an evaluation looks at are let go.
+    """
+    __tracebackhide__ = True
     clock = bench.clock
-    first = counted_round(executed(work, 1, bench), count_tokens, phases_of)
-    repeats = repeats_in(stretch_s, (first.end_ns - first.start_ns) / 1e9)
+    first = _executions(execute, count, 1, bench)
+    each_s = (first.end_ns - first.start_ns) / 1e9
     began_ns = clock.monotonic_ns()
-    while (at_s := (clock.monotonic_ns() - began_ns) / 1e9) < seconds:
-        window = counted_round(executed(work, repeats, bench), count_tokens, lambda result: ())
+    while (at_s := (clock.monotonic_ns() - began_ns) / 1e9) < asked.seconds:
+        window = _executions(execute, count, repeats_in(asked.stretch_s, each_s), bench)
+        # Results are held until they are counted: a stretch of very short work is counted in parts.
+        while (left_s := asked.stretch_s - (window.end_ns - window.start_ns) / 1e9) > max(each_s, 1e-3):
+            window = _joined(window, _executions(execute, count, repeats_in(left_s, each_s), bench))
+            if bench.failed_for_good(window.start_ns):
+                break
         [record] = bench.assess([window])
-        keep(at_s, record)
+        asked.keep(at_s, record)
         if bench.failed_for_good(window.start_ns):
             raise MeterError(f"the meter has failed for good after {at_s:.0f} s: {'; '.join(record.reasons)}")
         bench.collector.timeline.forget(window.start_ns - REACH_NS)
+
+
+def _executions(
+    execute: Callable[[], object],
+    count: Callable[[object], TokenCount],
+    repeats: int,
+    bench: TelemetrySession,
+) -> RoundWindow:
+    return counted_round(executed(execute, repeats, bench), count, lambda result: ())
+
+
+def _joined(before: RoundWindow, after: RoundWindow) -> RoundWindow:
+    return replace(
+        before,
+        end_ns=after.end_ns,
+        tokens=before.tokens + after.tokens,
+        repeats=before.repeats + after.repeats,
+        executions=before.executions | after.executions,
+        latencies=(*before.latencies, *after.latencies),
+        reasons=tuple(dict.fromkeys((*before.reasons, *after.reasons))),
+    )

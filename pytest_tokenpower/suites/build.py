@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from pytest_tokenpower.suites.schema import SETTINGS, Arrival
 from pytest_tokenpower.workloads.arrivals import AllAtOnce, Arrivals, Concurrency, Poisson
 from pytest_tokenpower.workloads.base import FixedShape, Workload
 from pytest_tokenpower.workloads.prompts import PromptSet
+from pytest_tokenpower.workloads.quality import ExactMatch, Likelihood, Quality
 
 WEIGHTS_VARIABLE = "TOKENPOWER_WEIGHTS"
 """Environment variable that names the folder that random weights are written to, and kept in."""
@@ -44,7 +46,7 @@ def engine_of(suite: Suite, cells: Sequence[Cell], *, simulated: Clock | None = 
         return EngineSpec("simulated", known, isolated=False, stands_for=adapter, clock=simulated, **settings)
     names = OPTION_OF.get(adapter)
     options: dict[str, Any] = {
-        **_longest(adapter, cells),
+        **({} if suite.table.quality is not None else _longest(suite, adapter, cells)),
         **{
             name if names is None else names[name]: _SPELLINGS.get(value, value) if name == "dtype" else value
             for name, value in settings.items()
@@ -63,12 +65,16 @@ def engine_of(suite: Suite, cells: Sequence[Cell], *, simulated: Clock | None = 
     )
 
 
-def _longest(adapter: str, cells: Sequence[Cell]) -> dict[str, int]:
+def _longest(suite: Suite, adapter: str, cells: Sequence[Cell]) -> dict[str, int]:
     """Tell vLLM what the work needs, or it keeps room for the model's longest context."""
-    lengths = [cell.values.get("prompt_tokens") for cell in cells]
+    lengths = [suite.longest_prompt(cell) for cell in cells]
     if not adapter.startswith("vllm") or None in lengths:
         return {}
-    return {"max_model_len": max(cell.values["prompt_tokens"] + cell.values["new_tokens"] for cell in cells)}
+    return {
+        "max_model_len": max(
+            (length or 0) + cell.values["new_tokens"] for length, cell in zip(lengths, cells, strict=True)
+        )
+    }
 
 
 def checkpoint(suite: Suite, name: str) -> str:
@@ -113,17 +119,36 @@ def work_of(suite: Suite, cell: Cell) -> Workload:
         "limit": batch,
         "max_prompt_tokens": prompt_tokens,
         "arrivals": arrivals,
+        "tokens": table.tokens,
     }
     if table.file is not None:
         found = PromptSet.read(suite.folder(table.file), **limits)
     else:
         found = PromptSet.from_hub(str(table.hub), split=table.split, subset=table.subset, **limits)
-    if len(found.texts) < batch:
+    if table.tokens is None and len(found.texts) < batch:
         raise UsageError(
             f"{suite.path}: prompts.{values['prompts']}: there are {len(found.texts)} prompts, and batch = {batch} "
             "asks for more"
         )
     return found
+
+
+def quality_of(suite: Suite) -> Quality | None:
+    """Return what scores the engines; None where nothing does. Raises UsageError."""
+    table = suite.table.quality
+    if table is None:
+        return None
+    if table.call is not None:
+        module, _, name = table.call.partition(":")
+        try:
+            found: Quality = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise suite.wrong(("quality", "call"), f"cannot be imported: {error}") from None
+        return found
+    path = suite.folder(str(table.file))
+    if table.score == "likelihood":
+        return Likelihood.read(path, limit=table.limit)
+    return ExactMatch.read(path, new_tokens=table.new_tokens, limit=table.limit)
 
 
 def _arrivals(value: str | Arrival) -> Arrivals:

@@ -168,6 +168,8 @@ def _share(measured: MeasurementRecord, scope: str) -> RunSummary:
 def _summary(measured: MeasurementRecord, figure: str) -> RunSummary:
     if figure.startswith(SHARE):
         return _share(measured, figure.removeprefix(SHARE))
+    if figure == "quality" and (score := measured.figures.get("quality")) is not None and score.value > 0:
+        return RunSummary(math.log(score.value), (score.stderr / score.value) ** 2, len(measured.rounds))
     values = round_values(measured.rounds)
     terms = terms_of(figure)
     for name in terms:

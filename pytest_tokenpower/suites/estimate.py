@@ -81,23 +81,23 @@ def estimate(suite: Suite, cell: Cell, machine: Machine) -> Estimate:
     seconds = size = least = None
     if shape is not None:
         held = weight_bytes(shape, _weights(shape, values))
-        length = (values.get("prompt_tokens") or 1024) + values["new_tokens"]
+        length = (suite.longest_prompt(cell) or 1024) + values["new_tokens"]
         cache = kv_bytes(shape, length, _cache(values))
         size = (held + values["batch"] * cache) // used
         # An engine with pages has sequences wait for room; the others hold the whole batch.
         least = size if adapter == "transformers" else (held + cache) // used
-        seconds = _seconds(shape, cell, adapter, used)
+        seconds = _seconds(suite, shape, cell, adapter, used)
     return Estimate(
         seconds, size, "" if machine.anything else _skipped(adapter, values, used, least, machine)
     )
 
 
-def _seconds(shape: Architecture, cell: Cell, adapter: str, used: int) -> float:
+def _seconds(suite: Suite, shape: Architecture, cell: Cell, adapter: str, used: int) -> float:
     values = cell.values
     once = forecast(
         shape,
         batch=values["batch"],
-        prompt_tokens=values.get("prompt_tokens") or 1024,
+        prompt_tokens=suite.longest_prompt(cell) or 1024,
         new_tokens=values["new_tokens"],
         dtype=_weights(shape, values),
         kv_dtype=_cache(values),

@@ -120,6 +120,13 @@ class Suite:
         table = self.table.engines.get(name, EngineTable())
         return msgspec.structs.replace(table, adapter=table.adapter or name)
 
+    def longest_prompt(self, cell: Cell) -> int | None:
+        """Return the most tokens that a prompt of the cell has; None for texts of any length."""
+        cut = cell.values.get("prompt_tokens")
+        table = self.table.prompts.get(cell.values["prompts"])
+        most = None if table is None or table.tokens is None else table.tokens[1] - 1
+        return min((each for each in (cut, most) if each is not None), default=None)
+
     def fingerprint(self, cell: Cell) -> str:
         """Digits that stay the same as long as the cell is the same work on the same engine."""
         values = cell.values
@@ -129,6 +136,7 @@ class Suite:
             self.engine(values["engine"]),
             self.table.variants.get(values.get("variant", "")),
             self.table.prompts.get(values["prompts"]),
+            *([self.table.quality] if self.table.quality is not None else []),
         ]
         return hashlib.sha256(msgspec.json.encode(what, order="sorted")).hexdigest()[:16]
 

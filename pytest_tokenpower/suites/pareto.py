@@ -1,54 +1,95 @@
-"""Cells that no other cell beats in all figures at once. Pure."""
+"""Cells that no other cell beats in joules per token and other figures at once (Pareto). Pure."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
-JOULES = "joules_per_token"
+from pytest_tokenpower.core.figures import MORE_IS_BETTER
+from pytest_tokenpower.core.records import Figure, MeasurementRecord
+from pytest_tokenpower.suites.resume import FILE
 
-USUAL = ("tokens_per_second", "ttft_p90_seconds")
-"""What is weighed against joules per token unless a user names figures."""
+MAIN = "joules_per_token"
 
-Row = Mapping[str, object]
-"""A cell's figures by name, with what else is known of it."""
+AGAINST: Mapping[str, str] = {
+    "tokens_per_second": "tok/s",
+    "ttft_p90_seconds": "TTFT",
+    "quality": "quality",
+}
+"""What a saving is most often paid with, and how it is called in tables."""
+
+SURELY = 1.96
+"""So many standard errors apart, two cells are not alike."""
+
+_WORK = (FILE, "cell.prompts", "cell.prompt_tokens", "cell.new_tokens")
+"""Only cells of one work compete: a token of a long context costs more whoever generates it."""
 
 
-def more_is_better(figure: str) -> bool:
-    """Tell which way a figure is good: rates and counts up; joules, watts and seconds down."""
-    return figure.endswith("_per_second") or not any(unit in figure for unit in ("joule", "watt", "second"))
+def having(measurements: Sequence[MeasurementRecord], figures: Sequence[str]) -> list[MeasurementRecord]:
+    """Return the cells that have all the figures, of several runs of one the first; a doubtful one has none."""
+    cells: dict[str, MeasurementRecord] = {}
+    for one in measurements:
+        if FILE in one.facts and all(name in one.figures for name in figures):
+            cells.setdefault(_cell(one), one)
+    return list(cells.values())
 
 
-def trusted(rows: Sequence[Row], figures: Sequence[str]) -> list[Row]:
-    """Return the rows that have all the figures and no reason to doubt them."""
-    return [
-        row
-        for row in rows
-        if not row.get("reasons") and all(isinstance(row.get(figure), float) for figure in figures)
+def usual_figures(measurements: Sequence[MeasurementRecord]) -> tuple[str, ...]:
+    """Return those of AGAINST that every good cell has: a missing one would hide its cell."""
+    known = having(measurements, (MAIN,))
+    return tuple(name for name in AGAINST if known and all(name in one.figures for one in known))
+
+
+def not_beaten(
+    measurements: Sequence[MeasurementRecord], figures: Sequence[str]
+) -> tuple[MeasurementRecord, ...]:
+    """Return the cells that no other beats, the fewest joules per token first.
+
+    One cell beats another where it is surely better in one of joules per token and the figures, and surely worse in
+    none. Cells of other work, or of another provenance, do not compete.
+    """
+    known = having(measurements, (MAIN, *figures))
+    best = [
+        one
+        for one in known
+        if not any(_competes(other, one) and _beats(other, one, (MAIN, *figures)) for other in known)
     ]
+    return tuple(sorted(best, key=lambda one: one.figures[MAIN].value))
 
 
-def usual_figures(rows: Sequence[Row]) -> tuple[str, ...]:
-    """Return those of the usual figures that every trusted cell has: a missing one would hide its cell."""
-    known = trusted(rows, (JOULES,))
-    return tuple(
-        figure for figure in USUAL if known and all(isinstance(row.get(figure), float) for row in known)
-    )
+def strengths(measurements: Sequence[MeasurementRecord]) -> dict[str, tuple[str, ...]]:
+    """Return for each cell the figures of AGAINST in which, with joules per token, no other beats it.
+
+    None where nothing competes.
+    """
+    found: dict[str, tuple[str, ...]] = {one.test: () for one in having(measurements, ())}
+    for figure in AGAINST:
+        known = having(measurements, (MAIN, figure))
+        for one in not_beaten(known, (figure,)):
+            if any(_competes(other, one) for other in known):
+                found[one.test] += (figure,)
+    return found
 
 
-def not_dominated(rows: Sequence[Row], figures: Sequence[str]) -> list[Row]:
-    """Return the trusted rows than which none is as good in all figures and better in one, best first figure first."""
+def _cell(one: MeasurementRecord) -> str:
+    return one.test.partition("@run")[0]
 
-    def point(row: Row) -> tuple[float, ...]:
-        return tuple(
-            -float(str(row[figure])) if more_is_better(figure) else float(str(row[figure]))
-            for figure in figures
-        )
 
-    best: list[tuple[tuple[float, ...], Row]] = []
-    # What dominates a point sorts before it, and is itself kept or dominated by one that is.
-    for here, row in sorted(((point(row), row) for row in trusted(rows, figures)), key=lambda each: each[0]):
-        if not any(
-            there != here and all(a <= b for a, b in zip(there, here, strict=True)) for there, _ in best
-        ):
-            best.append((here, row))
-    return [row for _, row in best]
+def _competes(other: MeasurementRecord, one: MeasurementRecord) -> bool:
+    return _cell(other) != _cell(one) and _class(other) == _class(one)
+
+
+def _class(one: MeasurementRecord) -> tuple[object, ...]:
+    return (one.provenance, one.scope, *(one.facts.get(name) for name in _WORK))
+
+
+def _beats(other: MeasurementRecord, one: MeasurementRecord, figures: Sequence[str]) -> bool:
+    leads = [_lead(other.figures[name], one.figures[name], name) for name in figures]
+    return min(leads) >= -SURELY and max(leads) > SURELY
+
+
+def _lead(other: Figure, one: Figure, name: str) -> float:
+    """Return by how many standard errors the other is better."""
+    gap = (other.value - one.value) * (1 if name in MORE_IS_BETTER else -1)
+    error = math.hypot(other.stderr, one.stderr)
+    return gap / error if error > 0 else math.copysign(math.inf, gap) if gap else 0.0

@@ -138,10 +138,31 @@ class PromptTable(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
     hub: Text | None = None
     split: Text = "train"
     subset: Text | None = None
+    tokens: tuple[Annotated[int, Meta(ge=0)], Count] | None = None
+    """Only prompts of that many tokens, from the first number to below the second."""
 
     def __post_init__(self) -> None:
         if (self.file is None) == (self.hub is None):
             raise ValueError("either file or hub is wanted")
+        if self.tokens is not None and self.tokens[0] >= self.tokens[1]:
+            raise ValueError("tokens wants the least length and one above the longest")
+
+
+class QualityTable(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How the answers of each engine are scored, once it is loaded: on a file beside the suite, or by a callable.
+
+    ``call`` is ``module:function``, which is given the running engine and returns the score.
+    """
+
+    file: Text | None = None
+    score: Literal["exact-match", "likelihood"] = "exact-match"
+    new_tokens: Count = 16
+    limit: Count | None = None
+    call: Annotated[str, Meta(pattern=r"^[\w.]+:\w+$")] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.file is None) == (self.call is None):
+            raise ValueError("either file or call is wanted")
 
 
 class LimitsTable(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -157,6 +178,7 @@ class LimitsTable(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
     max_rounds: Count | UnsetType = UNSET
     max_seconds: Positive | UnsetType = UNSET
     key_ignore: tuple[str, ...] | UnsetType = UNSET
+    quality: Positive | UnsetType = UNSET
 
     def given(self) -> dict[str, Any]:
         """Return the limits that are named."""
@@ -247,6 +269,7 @@ class SuiteFile(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=T
     budget: tuple[Budget, ...] = ()
     claim: tuple[Claim, ...] = ()
     slo: tuple[Objective, ...] = ()
+    quality: QualityTable | None = None
 
 
 def json_schema() -> dict[str, Any]:
@@ -350,6 +373,9 @@ _VALID: Mapping[str, str] = {
     "severity": ", ".join(get_args(Severity)),
     **dict.fromkeys(("shape", "then"), ", ".join(get_args(Trend))),
     "along": ", ".join(get_args(Axis)),
+    "score": "exact-match, likelihood",
+    "call": "'module:function'",
+    "tokens": "two whole numbers, such as [2048, 5120]",
     **dict.fromkeys(("regression", "within", "run_scatter"), "a share in quotes, such as '3%'"),
     **dict.fromkeys(("at_most", "at_least"), "a number above 0: a ratio of 0.85 is 15 % less"),
 }

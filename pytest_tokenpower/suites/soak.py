@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 
 from pytest_tokenpower.analysis.rounds import good
 from pytest_tokenpower.core.integrity import whole_lines, with_digest
 from pytest_tokenpower.core.records import RoundRecord
+from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.stats.changepoints import ChangePoint, change_points
 from pytest_tokenpower.stats.drift import Drift, drift
 from pytest_tokenpower.stats.types import RunSummary
@@ -30,10 +33,28 @@ def stretch_seconds(seconds: float) -> float:
     return max(LEAST_STRETCH_S, seconds / MOST_STRETCHES)
 
 
-class SoakBegun(msgspec.Struct, frozen=True, tag_field="type", tag="tokenpower-soak"):
-    """The first line of a soak's file: of which cell, with which source of energy."""
+class SoakAsked(msgspec.Struct, frozen=True):
+    """A soak that is to be done: for how long, into which file, on from what is in it, and the largest drift."""
 
-    cell: str
+    seconds: float
+    out: str
+    resume: bool = False
+    max_drift: float | None = None
+
+    @classmethod
+    def read(cls, text: str) -> SoakAsked:
+        """Read what :meth:`encode` gave."""
+        return msgspec.json.decode(text, type=cls)
+
+    def encode(self) -> str:
+        """Return it as JSON."""
+        return msgspec.json.encode(self).decode()
+
+
+class SoakBegun(msgspec.Struct, frozen=True, tag_field="type", tag="tokenpower-soak"):
+    """The first line of a soak's file: of which test, of which work or commit, with which source of energy."""
+
+    test: str
     fingerprint: str
     source: str
     created: str
@@ -74,6 +95,22 @@ def read_soak(data: bytes) -> tuple[SoakBegun | None, tuple[Stretch, ...], int]:
             stretches.append(entry)
         size += len(line)
     return begun, tuple(stretches), size
+
+
+def goes_on(out: Path, begun: SoakBegun) -> list[Stretch]:
+    """Return what a soak's file holds, and cut off what a kill has left of a line; raises UsageError."""
+    before, stretches, size = read_soak(out.read_bytes())
+    if before is None or (before.test, before.fingerprint, before.source) != (
+        begun.test,
+        begun.fingerprint,
+        begun.source,
+    ):
+        raise UsageError(
+            f"{out}: is a soak of other work, of another commit, or with another source of energy: give this one its "
+            "own --out"
+        )
+    os.truncate(out, size)
+    return list(stretches)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,9 @@ from pytest_tokenpower.workloads.base import Batch, Workload, check_positive, fi
 from pytest_tokenpower.workloads.tokenizers import Encode, byte_ids
 
 _ALPACA = "Below is an instruction that describes a task"
+MOST_SEARCHED = 2000
+"""Rows of a data set in which prompts of a length are looked for."""
+
 _RESPONSE = "Write a response that appropriately completes the request."
 
 
@@ -26,18 +29,27 @@ class PromptSet(Workload):
     """Texts as prompts, and ``new_tokens`` generated for each.
 
     A prompt of more than ``max_prompt_tokens`` loses its middle, as LongBench does it: instructions stand at both
-    ends. Without a tokenizer a token is a byte (``tokenizing.byte_ids``), which the key then says.
+    ends. Without a tokenizer a token is a byte (``tokenizing.byte_ids``), which the key then says. ``tokens`` are the
+    lengths of a bin, from the first to below the second: ``count`` prompts of these lengths are taken.
     """
 
     texts: tuple[str, ...]
     new_tokens: int
     max_prompt_tokens: int | None = None
     arrivals: Arrivals = field(default_factory=AllAtOnce)
+    tokens: tuple[int, int] | None = None
+    count: int | None = None
 
     def __post_init__(self) -> None:
         check_positive("PromptSet", new_tokens=self.new_tokens)
         if self.max_prompt_tokens is not None:
             check_positive("PromptSet", max_prompt_tokens=self.max_prompt_tokens)
+        if self.tokens is not None and not 0 <= self.tokens[0] < self.tokens[1]:
+            raise UsageError(
+                f"PromptSet(tokens={self.tokens}): give the least length and one above the longest"
+            )
+        if self.count is not None:
+            check_positive("PromptSet", count=self.count)
         if isinstance(self.texts, str):
             raise UsageError(
                 f"PromptSet(texts={self.texts[:40]!r}): one text is a set too: give a tuple of texts"
@@ -57,6 +69,7 @@ class PromptSet(Workload):
         limit: int | None = None,
         max_prompt_tokens: int | None = None,
         arrivals: Arrivals | None = None,
+        tokens: tuple[int, int] | None = None,
     ) -> PromptSet:
         """Read the first prompts of a file.
 
@@ -67,9 +80,10 @@ class PromptSet(Workload):
         Args:
             path: A .csv, .json or .jsonl file.
             new_tokens: To be generated for each prompt.
-            limit: So many prompts at most.
+            limit: So many prompts at most; of a bin of lengths exactly so many.
             max_prompt_tokens: A longer prompt loses its middle.
             arrivals: When the requests come (default: all at once).
+            tokens: Only prompts of that many tokens, from the first number to below the second.
 
         Returns:
             The set of prompts.
@@ -79,18 +93,12 @@ class PromptSet(Workload):
         """
         _check_limit(limit)
         path = Path(path)
-        reader = _READERS.get(path.suffix.lower())
-        if reader is None:
-            raise UsageError(f"{path}: prompts are read from {', '.join(_READERS)} files")
-        try:
-            texts = tuple(islice(_texts(reader(path), str(path)), limit))
-        except OSError as error:
-            raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise UsageError(f"{path}: is no {path.suffix[1:].upper()} in UTF-8: {error}") from None
+        texts = tuple(islice(_texts(rows_of(path), str(path)), limit if tokens is None else None))
         if not texts:
             raise UsageError(f"{path}: there is no prompt in it")
-        return cls(texts, new_tokens, max_prompt_tokens, arrivals or AllAtOnce())
+        return cls(
+            texts, new_tokens, max_prompt_tokens, arrivals or AllAtOnce(), tokens, limit if tokens else None
+        )
 
     @classmethod
     def from_hub(
@@ -103,6 +111,7 @@ class PromptSet(Workload):
         limit: int | None = None,
         max_prompt_tokens: int | None = None,
         arrivals: Arrivals | None = None,
+        tokens: tuple[int, int] | None = None,
     ) -> PromptSet:
         """Read prompts as :meth:`read` does from a data set of the Hugging Face hub, in its own order.
 
@@ -114,6 +123,7 @@ class PromptSet(Workload):
             limit: As for :meth:`read`.
             max_prompt_tokens: As for :meth:`read`.
             arrivals: As for :meth:`read`.
+            tokens: As for :meth:`read`, among the first MOST_SEARCHED rows.
 
         Returns:
             The set of prompts.
@@ -132,24 +142,42 @@ class PromptSet(Workload):
         where = f"data set {dataset}, split {split}"
         try:
             rows = load_dataset(dataset, subset, split=split, streaming=True)
-            texts = tuple(islice(_texts(((f"row {at}", row) for at, row in enumerate(rows)), where), limit))
+            numbered = ((f"row {at}", row) for at, row in enumerate(rows))
+            texts = tuple(islice(_texts(numbered, where), limit if tokens is None else MOST_SEARCHED))
         except UsageError:
             raise
         except Exception as error:  # the hub's client raises what its transport does
             raise UsageError(f"{where}: cannot be loaded: {type(error).__name__}: {error}") from error
         if not texts:
             raise UsageError(f"{where}: there is no prompt in it")
-        return cls(texts, new_tokens, max_prompt_tokens, arrivals or AllAtOnce())
+        return cls(
+            texts, new_tokens, max_prompt_tokens, arrivals or AllAtOnce(), tokens, limit if tokens else None
+        )
 
     def to_batch(self, encode: Encode | None = None) -> Batch:
-        """Return the prompts' token ids, cut in the middle where they are too long."""
-        ids = map(encode or byte_ids, self.texts)
-        return Batch(tuple(_cut(tuple(each), self.max_prompt_tokens) for each in ids), self.new_tokens)
+        """Return the prompts' token ids, cut in the middle where they are too long.
+
+        Raises UsageError where fewer prompts than are to be taken have the lengths that are asked for.
+        """
+        ids: Iterator[tuple[int, ...]] = (tuple(each) for each in map(encode or byte_ids, self.texts))
+        if self.tokens is not None:
+            least, most = self.tokens
+            ids = islice((each for each in ids if least <= len(each) < most), self.count)
+        taken = tuple(ids)
+        if len(taken) < (self.count or 1):
+            raise UsageError(
+                f"PromptSet(tokens={self.tokens}): of {len(self.texts)} prompts {len(taken)} have so many tokens, and "
+                f"{self.count or 'some'} are asked for"
+            )
+        return Batch(tuple(_cut(each, self.max_prompt_tokens) for each in taken), self.new_tokens)
 
     @property
     def fingerprint(self) -> str:
         """Of all texts and limits; which tokenizer they go through is the model's business."""
-        return fingerprint_of("texts", self.arrivals, self.new_tokens, self.max_prompt_tokens, self.texts)
+        binned = () if self.tokens is None else (self.tokens, self.count)
+        return fingerprint_of(
+            "texts", self.arrivals, self.new_tokens, self.max_prompt_tokens, self.texts, *binned
+        )
 
     @property
     def tokenized(self) -> bool:
@@ -171,18 +199,36 @@ def _cut(ids: tuple[int, ...], most: int | None) -> tuple[int, ...]:
 Rows = Iterator[tuple[str, Any]]
 
 
+def rows_of(path: Path) -> Rows:
+    """Read the rows of a file, each with its place; raises UsageError that names the file."""
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise UsageError(f"{path}: prompts are read from {', '.join(_READERS)} files")
+    try:
+        yield from reader(path)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"{path}: is no {path.suffix[1:].upper()} in UTF-8: {error}") from None
+
+
 def _texts(rows: Iterable[tuple[str, Any]], where: str) -> Iterator[str]:
     for place, row in rows:
-        text = row if isinstance(row, str) else _prompt(row) if isinstance(row, Mapping) else None
-        if text is None:
-            fields = f"the fields {', '.join(map(str, row))}" if isinstance(row, Mapping) else repr(row)[:80]
-            raise UsageError(
-                f"{where}, {place}: has {fields}; needed are, as text, instruction (and input), context and input, "
-                "prompt, or text"
-            )
-        if not text.strip():
-            raise UsageError(f"{where}, {place}: the prompt is empty")
-        yield text
+        yield prompt_of(row, f"{where}, {place}")
+
+
+def prompt_of(row: Any, where: str) -> str:
+    """Return the prompt of a row; raises UsageError that says ``where`` it lacks one."""
+    text = row if isinstance(row, str) else _prompt(row) if isinstance(row, Mapping) else None
+    if text is None:
+        fields = f"the fields {', '.join(map(str, row))}" if isinstance(row, Mapping) else repr(row)[:80]
+        raise UsageError(
+            f"{where}: has {fields}; needed are, as text, instruction (and input), context and input, "
+            "prompt, or text"
+        )
+    if not text.strip():
+        raise UsageError(f"{where}: the prompt is empty")
+    return text
 
 
 def _prompt(row: Mapping[str, Any]) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +26,30 @@ def byte_ids(text: str) -> list[int]:
     return [byte + BYTE_OFFSET for byte in text.encode("utf-8", "surrogatepass")]
 
 
+Decode = Callable[[Sequence[int]], str]
+
+
 def tokenizer_of(model: str) -> Encode | None:
     """Find the tokenizer of a model folder or hub id, loaded when it is first called; None for a folder without.
 
     Called, it raises EngineError where it cannot be loaded.
     """
-    folder = Path(model)
-    if folder.is_dir() and not any((folder / name).exists() for name in _FILES):
+    return (lambda text: list(_load(model)(text).input_ids)) if _has_tokenizer(model) else None
+
+
+def decoder_of(model: str) -> Decode | None:
+    """Find what makes texts of token ids, special tokens left out, as :func:`tokenizer_of` does."""
+    if not _has_tokenizer(model):
         return None
-    load = cache(_load)
-    return lambda text: list(load(model)(text).input_ids)
+    return lambda ids: str(_load(model).decode(ids, skip_special_tokens=True))
 
 
+def _has_tokenizer(model: str) -> bool:
+    folder = Path(model)
+    return not folder.is_dir() or any((folder / name).exists() for name in _FILES)
+
+
+@lru_cache(maxsize=4)
 def _load(model: str) -> Any:
     try:
         from transformers import AutoTokenizer

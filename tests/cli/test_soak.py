@@ -62,14 +62,19 @@ def test_an_interrupted_soak_goes_on_until_its_time_is_full(tokenpower: Command)
 
 def test_mistakes_are_said(tokenpower: Command, suite: Path) -> None:
     assert "must be above 0" in tokenpower("soak", "one.energy.toml", "--hours", "0").err
+    assert "--cell=x: a.py is no suite" in tokenpower("soak", "a.py::b", "--cell", "x").err
     assert "there is no soak to go on with" in tokenpower("soak", "one.energy.toml", "--resume").err
     assert tokenpower("soak", "one.energy.toml", "--hours", "0.01", *SIMULATED).code == 0
     assert "exists; --resume goes on with it" in tokenpower("soak", "one.energy.toml", *SIMULATED).err
+    Path("x.json").write_text("{}")
     ended = tokenpower(
         "soak", "one.energy.toml", "--resume", "--source", "simulated:x.json", "--simulated-engines"
     )
-    assert "is a soak of other work, or with another source" in ended.err
-    assert "what no engine does" in tokenpower("soak", "one.energy.toml", "--simulated-engines").err
+    assert "is a soak of other work, of another commit, or with another" in ended.err
+    assert (
+        "what no engine does"
+        in tokenpower("soak", "one.energy.toml", "--simulated-engines", "--out", "n.jsonl").err
+    )
     suite.write_text(SUITE.format(batch=[1, 2]))
     ended = tokenpower("soak", "one.energy.toml")
     assert ended.code == 4
@@ -77,6 +82,42 @@ def test_mistakes_are_said(tokenpower: Command, suite: Path) -> None:
         "name one of its cells with --cell; there are llama-3.1-8b-vllm-b1, llama-3.1-8b-vllm-b2" in ended.err
     )
     assert "--cell=x: there is no such cell" in tokenpower("soak", "one.energy.toml", "--cell", "x").err
+
+
+TEST = """
+import pytest
+from pytest_tokenpower import TokenCount
+from pytest_tokenpower.meters.simulation.virtual_time import VIRTUAL_TIME
+
+def work():
+    VIRTUAL_TIME.sleep(20)
+    return TokenCount(0, 1000)
+
+@pytest.mark.power_budget(min_rounds=2, max_rounds=2)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_chat(energy, batch):
+    energy(work)
+"""
+
+
+@pytest.mark.slow
+def test_a_day_of_any_test_is_soaked_in_bounded_stretches(tokenpower: Command, tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(TEST)
+    asked = ("soak", "test_it.py::test_chat[1]", "--source", "simulated:virtual", "--out", "s.jsonl")
+    ended = tokenpower(*asked, "--hours", "24", "--max-drift", "1%")
+    assert ended.code == 0, ended.err
+    begun, stretches, _ = read_soak(Path("s.jsonl").read_bytes())
+    assert begun is not None
+    assert begun.test == "test_it.py::test_chat[1]"
+    assert len(stretches) <= MOST_STRETCHES
+    assert stretches[-1].at_s + stretches[-1].round.seconds >= 24 * 3600
+    assert "24 h of continuous work" in ended.out
+    ended = tokenpower(*asked, "--resume", "--hours", "24")
+    assert ended.code == 0, ended.err
+    assert len(read_soak(Path("s.jsonl").read_bytes())[1]) == len(stretches)
+    ended = tokenpower("soak", "test_it.py", "--source", "simulated:virtual", "--out", "t.jsonl")
+    assert ended.code == 4
+    assert "2 tests are selected, and a soak is of one" in ended.err
 
 
 def stretch(at: int, joules: float, **more: object) -> Stretch:

@@ -17,8 +17,8 @@ PUBLIC = {
     "pytest_tokenpower.models": "Architecture Model find_model load_models write_random_model",
     "pytest_tokenpower.records": "Figure MeasurementRecord PhaseRecord PhaseSplit RoundRecord RunRecord ScopeFigure "
     "VerdictRecord decode_run message",
-    "pytest_tokenpower.workloads": "AllAtOnce Arrivals Batch Concurrency FixedShape GivenBatch Poisson PromptSet "
-    "Workload",
+    "pytest_tokenpower.workloads": "AllAtOnce Arrivals Batch Concurrency ExactMatch FixedShape GivenBatch "
+    "Likelihood Poisson PromptSet Score Workload",
 }
 ROOT = Path(__file__).parents[2]
 

@@ -196,3 +196,14 @@ def test_a_missing_package_names_the_extra(models: Path, monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(EngineError, match=r"pip install 'pytest-tokenpower\[transformers\]'"):
         TransformersEngine(models / "tiny-float32")
+
+
+def test_log_likelihoods_are_those_of_the_models_own_loss(models: Path) -> None:
+    engine = TransformersEngine(tiny(models), device="cpu", threads=1)
+    ids = [5, 17, 3, 42, 8]
+    logs = engine.log_likelihoods(ids)
+    with torch.no_grad():
+        loss = engine.model(input_ids=torch.tensor([ids]), labels=torch.tensor([ids])).loss
+    engine.close()
+    assert len(logs) == 4
+    assert sum(logs) / 4 == pytest.approx(-float(loss), rel=1e-5)

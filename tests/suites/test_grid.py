@@ -225,3 +225,14 @@ def test_too_few_prompts_are_an_error_and_not_a_smaller_batch(tmp_path: Path) ->
     )
     with pytest.raises(UsageError, match=r"prompts\.mine: there are 1 prompts, and batch = 2 asks for more"):
         work_of(found, found.cells[0])
+
+
+def test_a_bin_of_length_says_how_long_its_prompts_are_at_most() -> None:
+    text = (
+        '[axes]\nmodel = "llama-3.1-8b"\nengine = "vllm"\nprompts = ["long", "any"]\nnew_tokens = 8\n'
+        '[prompts]\nlong = { file = "p.jsonl", tokens = [5120, 10240] }\nany = { file = "p.jsonl" }\n'
+    )
+    suite = Suite.parse(text, Path("s.energy.toml"))
+    assert [suite.longest_prompt(cell) for cell in suite.cells] == [10239, None]
+    with pytest.raises(UsageError, match="tokens wants the least length and one above the longest"):
+        Suite.parse(text.replace("10240", "5120"), Path("s.energy.toml"))

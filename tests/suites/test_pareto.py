@@ -1,4 +1,4 @@
-"""Cells that no other beats: which way a figure is good, what is doubted, and the table of them."""
+"""Which cells no other beats: by hand, and as a property."""
 
 from __future__ import annotations
 
@@ -6,80 +6,101 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_tokenpower.core.records import Figure, MeasurementRecord
 from pytest_tokenpower.errors import UsageError
-from pytest_tokenpower.reporting.suites import frontier
-from pytest_tokenpower.suites.pareto import more_is_better, not_dominated, usual_figures
-
-COLUMNS = ("joules_per_token", "tokens_per_second", "ttft_p90_seconds")
+from pytest_tokenpower.reporting.suites import frontier, results_table, trade_offs
+from pytest_tokenpower.suites.pareto import not_beaten, strengths, usual_figures
 
 
-def row(cell: str, joules: float, rate: float, wait: float, reasons: str = "") -> dict[str, object]:
-    return {"cell": cell, "reasons": reasons, **dict(zip(COLUMNS, (joules, rate, wait), strict=True))}
+def cell(
+    name: str, joules: float, *, stderr: float = 0.0, work: int = 512, **figures: float
+) -> MeasurementRecord:
+    return MeasurementRecord(
+        f"s.energy.toml::{name}",
+        {},
+        "measured",
+        "gpu",
+        "power ring",
+        (),
+        comparable=True,
+        facts={"suite.file": "s.energy.toml", "cell.prompt_tokens": work},
+        figures={
+            "joules_per_token": Figure(joules, stderr),
+            **{figure: Figure(value, stderr) for figure, value in figures.items()},
+        },
+    )
 
 
-ROWS: list[dict[str, object]] = [
-    row("a", 1.0, 10.0, 1.0),
-    row("b", 2.0, 20.0, 2.0),
-    row("c", 3.0, 15.0, 0.5),
-    row("hot", 0.1, 99.0, 0.1, "the board was throttled"),
-    {"cell": "d", "reasons": "it failed"},
-]
+def names(cells: tuple[MeasurementRecord, ...]) -> list[str]:
+    return [each.test.rpartition("::")[2] for each in cells]
 
 
-def named(*figures: str) -> list[str]:
-    return [line.split()[0] for line in frontier(ROWS, figures)[2:]]
+def test_more_tokens_a_second_and_less_time_to_the_first_are_better() -> None:
+    cells = [
+        cell("slow", 1.0, tokens_per_second=10.0, ttft_p90_seconds=0.9),
+        cell("fast", 2.0, tokens_per_second=20.0, ttft_p90_seconds=0.1),
+        cell("bad", 3.0, tokens_per_second=15.0, ttft_p90_seconds=0.5),
+    ]
+    assert names(not_beaten(cells, ["tokens_per_second"])) == ["slow", "fast"]
+    assert names(not_beaten(cells, ["ttft_p90_seconds"])) == ["slow", "fast"]
+    assert strengths(cells)["s.energy.toml::bad"] == ()
 
 
-def test_the_table_is_of_what_no_other_beats_and_none_doubts() -> None:
-    assert frontier(ROWS, ["tokens_per_second"])[0].startswith("no other cell is as good in all (2 of 3)")
-    assert named("tokens_per_second") == ["a", "b"]
-    # Of a latency less is better.
-    assert named("ttft_p90_seconds") == ["a", "c"]
-    assert named("tokens_per_second", "ttft_p90_seconds") == ["a", "b", "c"]
+def test_a_saving_that_is_bought_with_worse_answers_is_on_the_frontier_beside_what_it_was_bought_from() -> (
+    None
+):
+    cells = [cell("bf16", 2.0, quality=0.9), cell("int4", 1.0, quality=0.6), cell("int8", 2.5, quality=0.9)]
+    assert names(not_beaten(cells, ["quality"])) == ["int4", "bf16"]
+    assert [row[0] for row in trade_offs(cells) if row[-1] == "quality"] == ["bf16", "int4"]
+    assert results_table(cells)[0].split("  ")[-1].strip() == "not beaten in J/token and"
 
 
-def test_the_table_has_the_unit_that_a_run_shows() -> None:
-    head, _, line = frontier([row("a", 0.0368, 10.0, 1.0)], ["tokens_per_second"])
-    assert (head.split()[-2:], line.split()) == (["mJ/token", "tok/s"], ["a", "36.80", "10"])
-    apart = [{**ROWS[0], COLUMNS[1]: None}, {**ROWS[1], COLUMNS[2]: None}]
-    assert frontier(apart, COLUMNS[1:])[0].split()[-3] == "J/token", "no cell has both figures"
+def test_cells_of_other_work_provenance_or_run_do_not_compete() -> None:
+    long = cell("long", 9.0, work=8192, tokens_per_second=1.0)
+    short = cell("short", 1.0, tokens_per_second=10.0)
+    assert names(not_beaten([long, short], ["tokens_per_second"])) == ["short", "long"]
+    assert trade_offs([long, short]) == []
+    again = cell("short@run2", 0.5, tokens_per_second=20.0)
+    assert names(not_beaten([short, again], ["tokens_per_second"])) == ["short"]
 
 
-def test_a_figure_of_no_cell_is_a_mistake_that_names_those_there_are() -> None:
+def test_what_differs_by_no_more_than_its_error_does_not_beat() -> None:
+    alike = [cell("a", 1.00, stderr=0.1, quality=0.9), cell("b", 1.05, stderr=0.1, quality=0.9)]
+    assert names(not_beaten(alike, ["quality"])) == ["a", "b"]
+    apart = [cell("a", 1.00, stderr=0.1, quality=0.9), cell("b", 1.50, stderr=0.1, quality=0.9)]
+    assert names(not_beaten(apart, ["quality"])) == ["a"]
+
+
+def test_several_figures_are_weighed_at_once_and_unasked_those_that_every_cell_has() -> None:
+    cells = [
+        cell("slow", 1.0, tokens_per_second=10.0, quality=0.5),
+        cell("fast", 2.0, tokens_per_second=20.0, quality=0.5),
+        cell("good", 3.0, tokens_per_second=15.0, quality=0.9),
+    ]
+    assert names(not_beaten(cells, ["tokens_per_second", "quality"])) == ["slow", "fast", "good"]
+    assert usual_figures(cells) == ("tokens_per_second", "quality")
+    assert usual_figures([*cells, cell("none", 1.0, tokens_per_second=1.0)]) == ("tokens_per_second",)
+    assert usual_figures([]) == ()
+    assert frontier(cells, ["quality"])[0].startswith("no other cell is as good in all (2 of 3)")
+
+
+def test_a_figure_that_no_cell_has_is_a_mistake() -> None:
+    assert frontier([cell("a", 1.0, seconds=2.0)], ["seconds"])[2].split() == ["a", "1", "2"]
     with pytest.raises(
-        UsageError, match=r"--pareto=x: no good .* there are joules_per_token, tokens_per_second, ttft"
+        UsageError,
+        match=r"--pareto=x: no good .* there are joules_per_token, seconds",
     ):
-        frontier(ROWS, ["x"])
+        frontier([cell("a", 1.0, seconds=2.0)], ["x"])
 
 
-def test_a_figure_that_only_some_cells_have_is_not_weighed_unasked() -> None:
-    assert usual_figures(ROWS) == ("tokens_per_second", "ttft_p90_seconds")
-    without = {"cell": "e", "joules_per_token": 4.0, "tokens_per_second": 1.0}
-    assert usual_figures([*ROWS, without]) == ("tokens_per_second",)
-    assert usual_figures(ROWS[-1:]) == ()
-
-
-@pytest.mark.parametrize(
-    ("figure", "up"),
-    [
-        ("tokens_per_second", True),
-        ("responses", True),
-        ("ttft_p90_seconds", False),
-        ("tpot_p50_seconds", False),
-        ("prefill_joules_per_token", False),
-        ("peak_watts", False),
-    ],
-)
-def test_units_say_which_way_a_figure_is_good(figure: str, up: bool) -> None:
-    assert more_is_better(figure) is up
-
-
-@given(st.lists(st.tuples(*[st.integers(1, 4).map(float)] * 3), max_size=12))
-def test_it_is_what_comparing_each_with_each_finds(points: list[tuple[float, float, float]]) -> None:
-    rows = [row(str(at), *point) for at, point in enumerate(points)]
-
-    def beats(one: tuple[float, float, float], other: tuple[float, float, float]) -> bool:
-        return one != other and one[0] <= other[0] and one[1] >= other[1] and one[2] <= other[2]
-
-    expected = {str(at) for at, here in enumerate(points) if not any(beats(there, here) for there in points)}
-    assert {each["cell"] for each in not_dominated(rows, COLUMNS)} == expected
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=12))
+def test_whatever_is_left_out_is_beaten_by_something_that_is_not(points: list[tuple[int, int]]) -> None:
+    cells = [cell(str(at), float(joules), quality=float(score)) for at, (joules, score) in enumerate(points)]
+    kept = {int(name) for name in names(not_beaten(cells, ["quality"]))}
+    assert kept
+    for at, (joules, score) in enumerate(points):
+        beaten = any(
+            points[other][0] <= joules and points[other][1] >= score and points[other] != (joules, score)
+            for other in kept
+        )
+        assert beaten == (at not in kept)

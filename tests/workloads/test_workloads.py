@@ -240,3 +240,37 @@ def test_a_folder_without_a_tokenizer_has_none(tmp_path: Path, monkeypatch: pyte
         EngineError, match=r"has a tokenizer.*pip install 'pytest-tokenpower\[transformers\]'"
     ):
         encode("text")
+
+
+LONGBENCH = [
+    {"context": "c" * length, "input": "q", "answers": ["a"], "length": length // 5, "dataset": "gov_report"}
+    for length in (10, 3000, 40, 6000, 2500, 9000)
+]
+
+
+def test_bins_of_length_hold_the_first_prompts_of_so_many_tokens(tmp_path: Path) -> None:
+    path = tmp_path / "longbench.jsonl"
+    path.write_text("\n".join(map(json.dumps, LONGBENCH)))
+
+    def lengths(tokens: tuple[int, int], limit: int | None = None, cut: int | None = None) -> list[int]:
+        found = PromptSet.read(path, new_tokens=1, tokens=tokens, limit=limit, max_prompt_tokens=cut)
+        return [len(prompt) for prompt in found.to_batch().prompts]
+
+    # Context and question are three characters apart, and a token is a byte here.
+    assert lengths((0, 2048)) == [13, 43]
+    assert lengths((2048, 5120)) == [3003, 2503]
+    assert lengths((2048, 5120), limit=1) == [3003]
+    assert lengths((3003, 3004)) == [3003]
+    assert lengths((5120, 10_240), cut=100) == [100, 100]
+    with pytest.raises(UsageError, match=r"of 6 prompts 2 have so many tokens, and 3 are asked"):
+        lengths((2048, 5120), limit=3)
+    with pytest.raises(UsageError, match="give the least length and one above the longest"):
+        lengths((5, 5))
+
+
+def test_a_bin_counts_by_the_engines_tokenizer_and_is_in_the_fingerprint() -> None:
+    texts = ("one two", "one two three", "one")
+    binned = PromptSet(texts, 1, tokens=(2, 3))
+    assert len(binned.to_batch(lambda text: list(range(len(text.split())))).prompts) == 1
+    prints = {each.fingerprint for each in (binned, PromptSet(texts, 1), PromptSet(texts, 1, tokens=(2, 4)))}
+    assert len(prints) == 3

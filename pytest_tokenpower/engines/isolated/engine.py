@@ -94,6 +94,10 @@ class IsolatedEngine:
             self.serve = self._serve
         if "encode" in ready.abilities:
             self.encode = self._encode
+        if "decode" in ready.abilities:
+            self.decode = self._decode
+        if "log_likelihoods" in ready.abilities:
+            self.log_likelihoods = self._log_likelihoods
 
     @property
     def identity(self) -> EngineIdentity:
@@ -129,10 +133,19 @@ class IsolatedEngine:
         return self._call(Generation, "serve", batch, arrivals)
 
     def _encode(self, text: str) -> list[int]:
-        self._check_open("encode")
+        return self._ask(list, "encode", text, "tokenizing")
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return self._ask(str, "decode", list(ids), "reading an answer")
+
+    def _log_likelihoods(self, ids: Sequence[int]) -> list[float]:
+        return self._ask(list, "log_likelihoods", list(ids), "scoring a text")
+
+    def _ask(self, kind: type[T], method: str, argument: object, what: str) -> T:
+        self._check_open(method)
         with self._exchange():
-            self._send(Request("encode", arguments=(text,)))
-            return self._receive(list, self._timeouts.batch_s, "tokenizing")
+            self._send(Request(method, arguments=(argument,)))
+            return self._receive(kind, self._timeouts.batch_s, what)
 
     def _call(self, kind: type[T], method: str, batch: Batch, *arguments: object) -> T:
         require_batch(batch)

@@ -61,7 +61,7 @@ class Failure:
 COMMAND = "from pytest_tokenpower.engines.isolated.worker import main; main()"
 """Not ``-m``: what an engine spawns would run the main module again."""
 
-ABILITIES = frozenset({"serve", "encode"})
+ABILITIES = frozenset({"serve", "encode", "decode", "log_likelihoods"})
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ from pytest_tokenpower.meters.adapters.nvml.devices import visible_gpus
 from pytest_tokenpower.models.checkpoint import model_name, require_model
 from pytest_tokenpower.workloads.arrivals import Arrivals
 from pytest_tokenpower.workloads.base import Batch
-from pytest_tokenpower.workloads.tokenizers import tokenizer_of
+from pytest_tokenpower.workloads.tokenizers import decoder_of, tokenizer_of
 
 MODULE = "vllm.entrypoints.openai.api_server"
 
@@ -123,7 +123,7 @@ class VllmServer:
                 shared=False,
             )
             if encode is not None:
-                self.encode = encode
+                self.encode, self.decode = encode, decoder_of(name)
             told = self._engine.identity
             # Its own to choose, and always the same.
             facts = {fact: value for fact, value in told.facts.items() if fact != "endpoint"}

@@ -20,7 +20,7 @@ from pytest_tokenpower.gate.messages import message, word
 from pytest_tokenpower.gate.verdict import FAILING, against_baseline
 from pytest_tokenpower.reporting.costs import cost_of, explained
 from pytest_tokenpower.reporting.report import Report, Reported, parts_of_change
-from pytest_tokenpower.reporting.suites import found
+from pytest_tokenpower.reporting.suites import found, trade_offs
 from pytest_tokenpower.reporting.terminal import division
 from pytest_tokenpower.stats.changepoints import ChangePoint
 from pytest_tokenpower.store.access import when
@@ -54,6 +54,7 @@ def content(report: Report) -> dict[str, Any]:
             for run in report.runs
             for claim in run.claims
         ],
+        "trade_offs": [row for run in report.runs for row in trade_offs(run.measurements)],
         "tests": [
             _test(each, report, report.runs.index(each.run), steps=steps, spans=spans) for each in entries
         ],

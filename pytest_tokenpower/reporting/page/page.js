@@ -370,6 +370,9 @@
 
   if (data.claims.length) main.append(el("h2", {}, "Claims of the suites"), table(plural(data.claims.length, "claim"),
     ["claim", "says", "found [95 %]", "published", "word", "why"], data.claims, [0, 1, 2, 3, 4, 5]));
+  if (data.trade_offs.length) main.append(el("h2", {}, "Trade-offs of the suites' cells"), table(
+    "Of cells with the same work: in which pairs with J/token no other is better in both",
+    ["cell", "J/token", "tok/s", "TTFT p90, s", "quality", "not beaten in J/token and"], data.trade_offs, [0, 5]));
 
   main.append(el("h2", {}, "Machine and measurement"));
   const how = new Map();
