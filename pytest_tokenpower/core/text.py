@@ -42,12 +42,12 @@ def readable(unit: str, *figures: float) -> tuple[list[str], str]:
     """Return figures as people read them, and their unit: 0.25 ``J/token`` as 250.0 mJ/token.
 
     Args:
-        unit: The unit of the figures; where it begins with J, the largest of them chooses mJ, J or Wh for all.
-        figures: What is shown side by side.
+        unit: The unit of the figures; where it begins with J, the first of them chooses mJ, J or Wh for all.
+        figures: What is shown side by side, a test's own first: it has this unit wherever it stands.
     """
     if unit != "J" and not unit.startswith("J/"):
         return [f"{each:.4g}" for each in figures], unit
-    chosen = energy_unit(max(figures))
+    chosen = energy_unit(figures[0] or max(figures))
     return [digits(each / chosen.joules) for each in figures], f"{chosen.name}{unit[1:]}"
 
 

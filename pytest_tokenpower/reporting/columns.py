@@ -39,11 +39,11 @@ class Layout(NamedTuple):
 
 @dataclass(frozen=True)
 class _Column:
-    heading: Callable[[EnergyUnit], str]
-    cell: Callable[[MeasurementRecord, EnergyUnit], str]
+    heading: Callable[[EnergyUnit | None], str]
+    cell: Callable[[MeasurementRecord, EnergyUnit | None], str]
     left: bool = False
     scale: str = ""
-    """The figure whose largest value chooses the unit of an energy; those that are read together share one."""
+    """The figure whose value chooses the unit of a test's energy; those that are read together share one."""
 
 
 def is_estimated(measured: MeasurementRecord) -> bool:
@@ -57,15 +57,21 @@ def compared_figure(measured: MeasurementRecord) -> str:
 
 
 def _energy(figure: str, heading: str) -> _Column:
-    def cell(measured: MeasurementRecord, unit: EnergyUnit) -> str:
+    scale = "joules_per_token" if figure.endswith("_token") else figure
+
+    def cell(measured: MeasurementRecord, shared: EnergyUnit | None) -> str:
         if figure not in measured.figures:
             return ""
+        unit = shared or _unit(measured, scale)
         # A phase whose marks are estimated is not shown as if the engine had told it.
         estimated = ESTIMATED if re.match("prefill|decode|between", figure) and is_estimated(measured) else ""
-        return f"{estimated}{digits(measured.figures[figure].value / unit.joules)}"
+        number = digits(measured.figures[figure].value / unit.joules)
+        return f"{estimated}{number}{'' if shared else f' {unit.name}'}"
 
-    scale = "joules_per_token" if figure.endswith("_token") else figure
-    return _Column(lambda unit: heading.replace("J", unit.name, 1), cell, scale=scale)
+    def headed(shared: EnergyUnit | None) -> str:
+        return heading.replace("J", shared.name, 1) if shared else heading.replace("J/", "per ", 1)
+
+    return _Column(headed, cell, scale=scale)
 
 
 def _plain(figure: str, heading: str, form: str) -> _Column:
@@ -75,17 +81,17 @@ def _plain(figure: str, heading: str, form: str) -> _Column:
     )
 
 
-def _error(measured: MeasurementRecord, _: EnergyUnit) -> str:
+def _error(measured: MeasurementRecord, _: EnergyUnit | None) -> str:
     main = measured.figures.get(compared_figure(measured))
     return f"{196 * main.stderr / main.value:.1f} %" if main else ""
 
 
-def _change(measured: MeasurementRecord, _: EnergyUnit) -> str:
+def _change(measured: MeasurementRecord, _: EnergyUnit | None) -> str:
     compared = against_baseline(measured.verdicts)
     return signed(compared.change) if compared and compared.change is not None else ""
 
 
-def _interval(measured: MeasurementRecord, _: EnergyUnit) -> str:
+def _interval(measured: MeasurementRecord, _: EnergyUnit | None) -> str:
     compared = against_baseline(measured.verdicts)
     if compared is None:
         return ""
@@ -107,7 +113,7 @@ def _of_figure(name: str) -> _Column:
 
 
 def _cost(factors: Factors) -> _Column:
-    def cell(measured: MeasurementRecord, _: EnergyUnit) -> str:
+    def cell(measured: MeasurementRecord, _: EnergyUnit | None) -> str:
         cost = cost_of(measured, factors)
         return "" if cost is None or cost.money is None else f"{cost.money:.3g}"
 
@@ -115,7 +121,7 @@ def _cost(factors: Factors) -> _Column:
 
 
 def _carbon(factors: Factors) -> _Column:
-    def cell(measured: MeasurementRecord, _: EnergyUnit) -> str:
+    def cell(measured: MeasurementRecord, _: EnergyUnit | None) -> str:
         cost = cost_of(measured, factors)
         return "" if cost is None or cost.grams is None else f"{cost.grams:.3g}"
 
@@ -208,7 +214,7 @@ def _aligned(
 ) -> list[str]:
     from tabulate import tabulate
 
-    units = {name: _unit(ordered, columns[name].scale) for name in names}
+    units = {name: _shared_unit(ordered, columns[name].scale) for name in names}
     cells = {name: [columns[name].cell(measured, units[name]) for measured in ordered] for name in names}
     compared = {"test", *map(compared_figure, ordered)}
     used = [name for name in names if name in compared or any(cells[name])]
@@ -223,9 +229,15 @@ def _aligned(
     return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
 
 
-def _unit(measurements: Sequence[MeasurementRecord], figure: str) -> EnergyUnit:
-    values = [measured.figures[figure].value for measured in measurements if figure in measured.figures]
-    return energy_unit(max(values, default=1.0))
+def _unit(measured: MeasurementRecord, scale: str) -> EnergyUnit:
+    figure = measured.figures.get(scale)
+    return energy_unit(figure.value if figure else 1.0)
+
+
+def _shared_unit(measurements: Sequence[MeasurementRecord], scale: str) -> EnergyUnit | None:
+    """Return the unit of a column; None where tests differ so much that each cell says its own, as messages do."""
+    units = {_unit(measured, scale) for measured in measurements if scale in measured.figures}
+    return units.pop() if len(units) == 1 else None if units else energy_unit(1.0)
 
 
 def _ordered(measurements: Sequence[MeasurementRecord], layout: Layout) -> list[MeasurementRecord]:

@@ -110,17 +110,10 @@ def headline(entries: Sequence[Reported]) -> str:
 
 def _figures(entries: Sequence[Reported]) -> tuple[list[str], str]:
     """Return the figures, "" where there is none, in the unit that they share; each with its own where they differ."""
-    values = [each.figure.value for each in entries if each.figure is not None]
-    units = {each.unit for each in entries}
-    if len(units) == 1 and values:
-        texts, unit = readable(units.pop(), *values)
-    else:
-        each_with_its_own = [
-            readable(each.unit, each.figure.value) for each in entries if each.figure is not None
-        ]
-        texts, unit = [f"{text} {own}" for [text], own in each_with_its_own], ""
-    known = iter(texts)
-    return ["" if each.figure is None else next(known) for each in entries], unit
+    found = [None if each.figure is None else readable(each.unit, each.figure.value) for each in entries]
+    units = {one[1] for one in found if one}
+    unit = units.pop() if len(units) == 1 else ""
+    return ["" if one is None else one[0][0] if unit else f"{one[0][0]} {one[1]}" for one in found], unit
 
 
 def _table(report: Report, entries: Sequence[Reported]) -> list[str]:

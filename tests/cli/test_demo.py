@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,13 +12,27 @@ import pytest
 from pytest_tokenpower.cli import main
 
 
+@pytest.fixture
+def no_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no process import what real inference takes."""
+    blocked = tmp_path / "blocked"
+    blocked.mkdir()
+    for name in ("torch", "transformers", "vllm"):
+        (blocked / f"{name}.py").write_text(f"raise ImportError('there is no {name} here')\n")
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setenv("PYTHONPATH", str(blocked), prepend=os.pathsep)
+
+
 @pytest.mark.slow
-def test_the_simulated_demo_tells_the_whole_story(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_simulated_demo_tells_the_whole_story_without_any_engine(
+    no_engines: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert main(["demo", "--simulated", f"--keep={tmp_path}"]) == 0
     said = capfd.readouterr().out
     assert said.startswith("Energy source: a SIMULATED board: no figure of what follows is measured\n")
-    steps = re.findall(r"^\[(\d)/5\] \d+ s: (\S+ \S+)", said, re.MULTILINE)
-    assert [number for number, _ in steps] == ["1", "2", "3", "4", "5"]
+    steps = re.findall(r"^\[(\d)/5\] \d+ s(, about \d+ s left)?: \S+ \S+", said, re.MULTILINE)
+    # How long the rest takes is known as soon as one run has ended.
+    assert [(number, bool(left)) for number, left in steps] == [(str(at), at > 1) for at in range(1, 6)]
     assert "\nREGRESSED +6.2 % (limit 3 %): test_chat_energy takes " in said
     assert said.count("SIMULATED, not measured") == 5
     assert "The unchanged branch passed (exit 0)." in said

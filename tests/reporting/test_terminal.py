@@ -513,3 +513,20 @@ def test_under_qq_the_news_is_one_line_and_what_is_not_measured_is_still_said(
 def test_energy_is_shown_in_a_unit_that_is_easy_to_read(joules: float, unit: str, shown: str) -> None:
     found = energy_unit(joules)
     assert (found.name, f"{joules / found.joules:.4g}") == (unit, shown)
+
+
+def test_a_test_has_one_unit_in_its_row_and_its_message_whatever_stands_beside_it(
+    pytestconfig: pytest.Config,
+) -> None:
+    fell = msgspec.structs.replace(compared("improved", -0.5), value=0.8, baseline_value=1.6)
+    small = measured("test_small", watts=1600, verdicts=[fell])
+    beside = shown(pytestconfig, [small, measured("test_large", watts=3000)]).splitlines()
+    rows = {line.split()[0]: line.split() for line in beside if line.startswith("test_")}
+    assert "per token" in next(line for line in beside if line.startswith("test "))
+    assert rows["test_small"][1:3] == ["799.8", "mJ"]
+    assert rows["test_large"][1:3] == ["1.500", "J"]
+    [message] = [line for line in beside if line.startswith("improved")]
+    assert "takes 800.0 mJ/token; main@1a2b3c4 took 1600 (3 runs)." in message
+    alone = shown(pytestconfig, [small]).splitlines()
+    assert "mJ/token" in next(line for line in alone if line.startswith("test "))
+    assert next(line for line in alone if line.startswith("test_small")).split()[1] == "799.8"
