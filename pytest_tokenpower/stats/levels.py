@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -32,7 +33,8 @@ def split_levels(
     """Cut a history into levels, the present one last.
 
     Steps are sought in the means of occasions (runs of one occasion share its effect, and a sitting is no level) of
-    each board by itself (another board is no step).
+    each board by itself (another board is no step), and from run to run within each occasion: what they share falls
+    out there, and a branch that gets five merges an hour has no other place for its steps.
 
     Args:
         runs: The history, oldest first.
@@ -63,8 +65,20 @@ def split_levels(
     )
 
 
-def _steps(runs: Sequence[Run], places: Sequence[int], noise: Noise) -> list[int]:
+def _steps(runs: Sequence[Run], places: Sequence[int], noise: Noise) -> set[int]:
     """Return the places of the runs that begin a level."""
+    parts, found = list(runs), set()
+    for occasion in dict.fromkeys(run.occasion for run in runs if run.occasion):
+        inside = [at for at, run in enumerate(runs) if run.occasion == occasion]
+        for number, step in enumerate(_unit_steps([replace(runs[at], occasion="") for at in inside], noise)):
+            found.add(inside[step])
+            for at in inside[step:]:
+                parts[at] = replace(parts[at], occasion=f"{occasion} {number}")
+    return {places[at] for at in found.union(_unit_steps(parts, noise))}
+
+
+def _unit_steps(runs: Sequence[Run], noise: Noise) -> list[int]:
+    """Return the first runs of the occasions that begin a level; in order."""
     groups, _ = readings([runs])
     if len(groups.means) < FEWEST_DF + 2:
         return []
@@ -82,7 +96,7 @@ def _steps(runs: Sequence[Run], places: Sequence[int], noise: Noise) -> list[int
         found.append(edges[-1] - 1)
     if edges[1] > FEWEST_DF and _lone(groups, slice(1, edges[1]), 0, noise):
         found.append(1)
-    return [places[begins[at]] for at in found]
+    return sorted(begins[at] for at in found)
 
 
 def _first_runs(runs: Sequence[Run]) -> list[int]:

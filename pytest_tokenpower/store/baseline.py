@@ -47,6 +47,7 @@ def stored_runs(
         label=baseline.label,
         runs=tuple(run.measurement for run in runs),
         run_ids=tuple(run.run_id for run in runs),
+        commits=tuple(run.commit for run in runs) if baseline.accepted else (),
         why=found.why or "the only runs there are those that are compared",
         earlier=tuple(
             tuple(run.measurement for run in level if run.run_id not in left_out) for level in found.earlier
@@ -65,7 +66,8 @@ class ComparableRuns:
 
     ``earlier`` are those of earlier accepted levels, the latest level first: they tell how the test scatters. ``why``
     says why there are none, ``note`` what else the reader should know of them, ``origin`` which commits were
-    measured. ``acceptance`` is the one by which ``test`` (from the repository's top level) may rise over them.
+    measured; ``commits`` are those of the runs, where the baseline is a line of them. ``acceptance`` is the one by
+    which ``test`` (from the repository's top level) may rise over them.
     ``own``: the candidate is a commit of the baseline's own branch, so that a change is that branch's own.
     """
 
@@ -79,6 +81,7 @@ class ComparableRuns:
     test: str = ""
     own: bool = False
     earlier: tuple[tuple[MeasurementRecord, ...], ...] = ()
+    commits: tuple[str | None, ...] = ()
 
 
 ALIKE = ("provenance", "scope", "gpu.name", "cpu.name")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -46,6 +47,23 @@ def test_another_board_is_no_step() -> None:
     assert len(split_levels(stored)) == 1
 
 
+@pytest.mark.parametrize("new", range(1, 5))
+@pytest.mark.parametrize("change", [0.8, 1.1, 1.3])
+def test_a_step_within_one_sitting_ends_the_level(new: int, change: float) -> None:
+    """A branch that gets five merges an hour, one of which changes the level."""
+    stored = [run(0.2 * w * (change if at >= 5 - new else 1), occasion="mon") for at, w in enumerate(WOBBLE)]
+    assert [len(level) for level in split_levels(stored)] == [5 - new, new]
+
+
+def test_a_step_within_a_sitting_parts_it_for_what_comes_after() -> None:
+    stored = [
+        *(run(0.2 * w, occasion="mon") for w in WOBBLE[:3]),
+        *(run(0.26 * w, occasion="mon") for w in WOBBLE[3:]),
+        run(0.26, occasion="tue"),
+    ]
+    assert [len(level) for level in split_levels(stored)] == [3, 3]
+
+
 def test_two_sittings_are_no_step() -> None:
     stored = [run(0.2 * w, occasion="mon") for w in WOBBLE] + [run(0.202 * w, occasion="tue") for w in WOBBLE]
     assert len(split_levels(stored)) == 1
@@ -66,6 +84,12 @@ def test_a_history_without_steps_is_mostly_one_level() -> None:
     rng = np.random.default_rng(8)
     cut = sum(len(split_levels(Machine(run_sd=0.004).runs(rng, 10))) > 1 for _ in range(150))
     assert cut <= 9
+
+
+def test_a_sitting_without_steps_is_mostly_one_level() -> None:
+    rng = np.random.default_rng(9)
+    one = [[replace(each, occasion="mon") for each in Machine(run_sd=0.004).runs(rng, 5)] for _ in range(300)]
+    assert sum(len(split_levels(each)) > 1 for each in one) <= 9
 
 
 def test_occasions_are_an_hour_on_one_host() -> None:
