@@ -237,6 +237,7 @@ def _brought(repository: Repository, commits: Sequence[str]) -> list[tuple[str, 
             "--no-renames",
             "--diff-filter=AM",
             "--name-only",
+            "-z",
             "--format=%x01%H",
         ),
         *(f"--max-count={len(commits)}", commits[0], "--", f":(top){ACCEPTED_FOLDER}"),
@@ -249,15 +250,16 @@ def _brought(repository: Repository, commits: Sequence[str]) -> list[tuple[str, 
         )
     known, found = set(commits), []
     for block in log.stdout.split("\x01")[1:]:
-        commit, *files = block.split("\n")
-        for file in filter(None, files):
+        commit, *files = block.split("\0")
+        for file in (name.lstrip("\n") for name in files):
             if commit in known and file.endswith(".toml"):
                 shown = run_git(repository.top_level, "show", f"{commit}:{file}", may_fetch=True)
                 if shown.code != 0:
                     raise HistoryError(
                         f"{repository.top_level}: {file} of {commit[:7]} cannot be read: {shown.complaint}"
                     )
-                found.append((commit, file, shown.stdout))
+                # As the work tree's texts are read: line ends are the platform's affair.
+                found.append((commit, file, shown.stdout.replace("\r\n", "\n")))
     return found
 
 

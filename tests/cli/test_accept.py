@@ -150,6 +150,24 @@ def test_it_ends_with_its_day(git: Git, store: Store, tokenpower: Command) -> No
     assert rises.allowance(None, TEST, today=today + timedelta(days=10)) is None
 
 
+@pytest.mark.parametrize("name", ["by hand.toml", "größer.toml", 'a"b.toml'])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_it_ends_with_its_first_run_whatever_its_files_name_and_line_ends(
+    git: Git, store: Store, tokenpower: Command, name: str, line_end: str
+) -> None:
+    stored_levels(git, store, [1.0] * 5)
+    accept(git, tokenpower, "25%")
+    written = git.path / committed_file(ACCEPTED_FOLDER, TEST)
+    text = written.read_text()
+    written.unlink()
+    (written.parent / name).write_bytes(text.replace("\n", line_end).encode())
+    git("add", "--all")
+    git("commit", "--quiet", "--amend", "--no-edit")
+    assert gate(git, store, 5, 1.2).accepted
+    git.commit("20 % more once more")
+    assert gate(git, store, 6, 1.44).kind == "regressed"
+
+
 def test_accepted_once_more_is_a_new_level(git: Git, store: Store, tokenpower: Command) -> None:
     stored_levels(git, store, [1.0] * 3)
     accept(git, tokenpower, "12%")
