@@ -52,8 +52,8 @@ def compare(
             f"{candidate.label} ({plural(len(ours), 'valid test')})"
         )
     priors = Priors()
-    stores = dict.fromkeys((baseline.store.path, candidate.store.path))
-    boards = Boards.of(one for path in stores for one in read_calibrations(path))
+    stores = {side.store.path: side.store for side in (candidate, baseline)}.values()
+    boards = Boards.of(one for store in stores for one in read_calibrations(store))
     judged = []
     for test in both:
         run_ids, (measured, *restarts) = ours[test]

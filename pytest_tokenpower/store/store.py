@@ -331,6 +331,10 @@ class Store:
         """The files found unusable so far, in the order of their paths."""
         return tuple(self._problems[path] for path in sorted(self._problems))
 
+    def leave_out(self, path: str, reason: str) -> None:
+        """List a file of the store that is of no use among the problems."""
+        self._problems[path] = Problem(Path(path), reason.removeprefix(f"{path}: "))
+
     def check_writable(self) -> None:
         """Write, sync and remove a file as :meth:`write` would; raises StoreError with the remedy."""
         probe = f".probe-{uuid.uuid4().hex}.tmp"
@@ -378,7 +382,7 @@ class Store:
             if entry is not None:
                 found.append(entry)
             elif not file.startswith("."):  # A writer's temporary file, or one that NFS keeps open.
-                self._report(os.path.join(folder, file), "its name is not one of a stored run")
+                self.leave_out(os.path.join(folder, file), "its name is not one of a stored run")
         return tuple(found)
 
     def open_file(self, path: Path) -> StoredFile:
@@ -458,7 +462,7 @@ class Store:
         try:
             return decode_run(data, source=path)
         except StoreError as error:
-            self._report(path, str(error))
+            self.leave_out(path, str(error))
             raise
 
     def _head(self, data: bytes, path: str) -> _HeadRun:
@@ -517,11 +521,8 @@ class Store:
         if not entry.belongs_to(run_id, commit):
             raise self._fault(path, f"its name does not belong to the run in it ({run_id}, commit {commit})")
 
-    def _report(self, path: str, reason: str) -> None:
-        self._problems[path] = Problem(Path(path), reason.removeprefix(f"{path}: "))
-
     def _fault(self, path: str, reason: str) -> StoreError:
-        self._report(path, reason)
+        self.leave_out(path, reason)
         return StoreError(f"{path}: {reason}")
 
     def _unwritable(self, error: OSError) -> StoreError:
