@@ -50,6 +50,7 @@ def compare(
         raise UsageError(
             f"no test is in both {baseline.label} ({plural(len(theirs), 'test')}) and "
             f"{candidate.label} ({plural(len(ours), 'valid test')})"
+            + "".join(dict.fromkeys((baseline.store.left_out, candidate.store.left_out)))
         )
     priors = Priors()
     stores = {side.store.path: side.store for side in (candidate, baseline)}.values()

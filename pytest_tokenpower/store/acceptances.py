@@ -31,6 +31,8 @@ from pytest_tokenpower.store.store import COMMIT_LENGTH
 
 _LABEL_COMMIT = re.compile(r"@([0-9a-f]{7,40})$")
 
+_COMMIT = re.compile(r"[0-9a-f]{7,64}")
+
 _PENDING = -1
 """The place of an acceptance that is not on the line yet: before its newest commit."""
 
@@ -72,6 +74,10 @@ def decode_acceptance(text: str, *, source: str) -> Acceptance:
         ) from error
     if not found.test or not found.reason.strip():
         raise UsageError(f"{source}: an acceptance names its test and its reason")
+    if found.since and not _COMMIT.fullmatch(found.since):
+        raise UsageError(
+            f"{source}: since = {found.since!r} is no commit: give its hash, 7 digits of it or more"
+        )
     return found
 
 

@@ -265,11 +265,13 @@ class Baseline:
         runs: list[BaselineRun] = []
         earlier: dict[int, list[BaselineRun]] = {}
         names: dict[str, str | None] = {}
+        newest = 0
         mine = self.identity(test)
         seen = NoBaseline(mine, self.label, len(self.entries))
         for entry, name, place in self._places(test, self.entries, seen):
-            # What was before an accepted level tells how the test scatters, once there is a run at the level.
-            level = self.accepted.level(entry.commit, mine, name) if runs and self.accepted else 0
+            # What was before the newest run's accepted level tells how the test scatters.
+            began = self.accepted.level(entry.commit, mine, name) if self.accepted else 0
+            level = max(began - newest, 0) if runs else 0
             before = earlier.setdefault(level, []) if level else runs
             if not place.comparable:
                 seen.invalid += 1
@@ -293,6 +295,7 @@ class Baseline:
                 continue
             if not level:
                 names.setdefault(name, commit)
+            newest = newest if runs else began
             before.append(BaselineRun(run_id, commit, measurement))
             if len(before) == self.limit_runs:
                 break
@@ -480,9 +483,11 @@ class _Search:
             return replace(found, note="; ".join(filter(None, (found.note, note))))
         if self.path.is_file() or json_files(self.path):
             return self._of_path()
+        absence = "holds no runs" if self.path.exists() else "does not exist"
         raise HistoryError(
             f"baseline {self.value!r} is no git ref, no saved run and no path of stored runs. As a ref: {no_ref} "
-            f"{self._saved_names()} {self.path} {'holds no runs' if self.path.exists() else 'does not exist'}."
+            f"{self._saved_names()}" + (f" {self.path} {absence}." if "://" not in self.value else "")
+            # A URL is no path, and its password is not to be printed as a folder's name.
         )
 
     def _no_ref(self) -> str | None:

@@ -28,6 +28,7 @@ from pytest_tokenpower.core.records import (
     encode_run,
     impossible,
 )
+from pytest_tokenpower.core.text import plural
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.errors import HistoryError, StoreError, UsageError
 from pytest_tokenpower.store.git import Repository, unreadable_repository
@@ -330,6 +331,15 @@ class Store:
     def problems(self) -> tuple[Problem, ...]:
         """The files found unusable so far, in the order of their paths."""
         return tuple(self._problems[path] for path in sorted(self._problems))
+
+    @property
+    def left_out(self) -> str:
+        """What is to be added to a sentence that misses something in the store; empty where every file was of use."""
+        if not self.problems:
+            return ""
+        first, *others = self.problems
+        more = f", and {plural(len(others), 'other')}" if others else ""
+        return f"; left out: {first.path} ({first.reason}){more}"
 
     def leave_out(self, path: str, reason: str) -> None:
         """List a file of the store that is of no use among the problems."""

@@ -42,6 +42,16 @@ def test_a_blessing_starts_a_level() -> None:
         split_levels(stored, starts={5})
 
 
+@pytest.mark.parametrize("back", [1, 2])
+def test_what_was_accepted_and_taken_back_ends_with_its_first_run(back: int) -> None:
+    """Of a level of two or three runs the levels before tell whether the last one is apart."""
+    stored = [run(0.2 * w) for w in WOBBLE] + [run(0.216)] * back + [run(0.2)]
+    assert [len(level) for level in split_levels(stored, starts={5})] == [5, back, 1]
+    steady = [run(0.2 * w) for w in WOBBLE] + [run(0.216)] * back + [run(0.2165)]
+    assert [len(level) for level in split_levels(steady, starts={5})] == [5, back + 1]
+    assert len(split_levels(stored[5:])) == 1
+
+
 def test_another_board_is_no_step() -> None:
     stored = [run(0.2 * w, board="A") for w in WOBBLE] + [run(0.21 * w, board="B") for w in WOBBLE]
     assert len(split_levels(stored)) == 1
