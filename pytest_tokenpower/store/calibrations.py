@@ -14,7 +14,7 @@ from pytest_tokenpower.core.files import write_whole
 from pytest_tokenpower.core.integrity import has_digest, is_damaged, with_digest
 from pytest_tokenpower.core.records import Figure, WaitingRecord
 from pytest_tokenpower.errors import StoreError
-from pytest_tokenpower.store.store import Store
+from pytest_tokenpower.store.store import Store, make_folder
 
 FOLDER = "calibrations"
 
@@ -85,7 +85,7 @@ def write_calibration(store: Path, found: CalibrationRecord) -> Path:
     """
     path = store / FOLDER / found.file
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         write_whole(path, msgspec.json.format(with_digest(msgspec.json.encode(found)), indent=1) + b"\n")
     except OSError as error:
         raise StoreError(f"{path}: cannot be written ({error.strerror or error})") from error

@@ -165,6 +165,13 @@ def _id8(run_id: str) -> str:
     return hashlib.sha256(run_id.encode("utf-8", "backslashreplace")).hexdigest()[:8]
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder of a store; raises OSError for one that is a link, left there to have us write elsewhere."""
+    if folder.is_symlink():
+        raise OSError(errno.ELOOP, "it is a link, which is not followed: name the store itself")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
 def publish(folder: Path, file: str, data: bytes) -> None:
     """Make ``folder/file`` appear with all of its data, or not at all; raises FileExistsError, never replaces."""
     temporary = folder / f".{uuid.uuid4().hex}.tmp"
@@ -349,7 +356,7 @@ class Store:
         """Write, sync and remove a file as :meth:`write` would; raises StoreError with the remedy."""
         probe = f".probe-{uuid.uuid4().hex}.tmp"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             sweep(self.folder, ".")
             publish(self.folder, probe, b"probe\n")
             (self.folder / probe).unlink()
@@ -369,7 +376,7 @@ class Store:
         except (StoreError, ValueError, OverflowError) as error:
             raise StoreError(f"run {run.id} is not stored, as it could not be read back: {error}") from error
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             publish(self.folder, path.name, data)
         except FileExistsError as error:
             raise StoreError(f"{path}: this run is stored already") from error
