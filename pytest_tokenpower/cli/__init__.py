@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from types import ModuleType
 from typing import TextIO, cast
 
@@ -65,12 +66,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             out.flush()
             return code
         except BrokenPipeError:
-            # The reader has what it wanted (`| head`); Python's own flush at the end must not complain of it either.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
-            return 141
+            return 141  # The reader has what it wanted (`| head`).
+        except OSError as error:
+            print(f"tokenpower: the output: {error.strerror}: make room, and run it again", file=sys.stderr)
+            return 4
         finally:
-            with suppress(BrokenPipeError):
+            try:
                 out.flush()
+            except OSError:
+                # Python's own flush at the end must not complain of it either.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
             sys.stderr.flush()
 
 
@@ -98,6 +103,10 @@ def _main(given: list[str]) -> int:
         return code
     except BrokenPipeError:
         raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
+            raise  # It is the output that has no room.
+        return _unexpected(command, error, traced=traced)
     except TokenPowerError as error:
         _complain(command, without_credentials(str(error)))
         return 4
@@ -105,10 +114,14 @@ def _main(given: list[str]) -> int:
         _complain(command, f"interrupted{f' ({error})' if error.args else ''}")
         return 130
     except Exception as error:
-        if traced:
-            print(trace(error), file=sys.stderr)
-        _complain(command, f"{describe_fault(error)}{'' if traced else ' (--traceback shows it here)'}")
-        return 3
+        return _unexpected(command, error, traced=traced)
+
+
+def _unexpected(command: str, error: Exception, *, traced: bool) -> int:
+    if traced:
+        print(trace(error), file=sys.stderr)
+    _complain(command, f"{describe_fault(error)}{'' if traced else ' (--traceback shows it here)'}")
+    return 3
 
 
 def _parse(parser: argparse.ArgumentParser, given: Sequence[str]) -> argparse.Namespace:

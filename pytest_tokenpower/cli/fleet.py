@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.runs < 1:
         raise UsageError(f"--runs={arguments.runs}: must be at least 1")
     place = StoreContext.of(arguments)
-    kept = list(read_calibrations(place.store.path))
+    kept = list(read_calibrations(place.store))
     try:
         line = read_line(place, arguments.ref, arguments.runs)
         measured = measurements_on(place.store, line, arguments.test)

@@ -22,7 +22,10 @@ def percent(share: float, digits: int = 3) -> str:
 
 def short_test_name(test: str) -> str:
     """Return what people call a test, on one line: the part of its id after the file and class."""
-    return " ".join(test.rpartition("::")[2].splitlines())
+    _, _, inside = test.partition("::")
+    # Parameters may hold what separates a class from its tests.
+    path, bracket, parameters = (inside or test).partition("[")
+    return " ".join(f"{path.rpartition('::')[2]}{bracket}{parameters}".splitlines())
 
 
 class EnergyUnit(NamedTuple):

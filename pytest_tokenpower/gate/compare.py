@@ -50,10 +50,11 @@ def compare(
         raise UsageError(
             f"no test is in both {baseline.label} ({plural(len(theirs), 'test')}) and "
             f"{candidate.label} ({plural(len(ours), 'valid test')})"
+            + "".join(dict.fromkeys((baseline.store.left_out, candidate.store.left_out)))
         )
     priors = Priors()
-    stores = dict.fromkeys((baseline.store.path, candidate.store.path))
-    boards = Boards.of(one for path in stores for one in read_calibrations(path))
+    stores = {side.store.path: side.store for side in (candidate, baseline)}.values()
+    boards = Boards.of(one for store in stores for one in read_calibrations(store))
     judged = []
     for test in both:
         run_ids, (measured, *restarts) = ours[test]

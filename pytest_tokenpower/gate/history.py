@@ -125,7 +125,10 @@ def collect(place: StoreContext, test: str, line: Line) -> History:
     for entry in line.entries:
         with suppress(StoreError):  # Named in store.problems.
             readable.append((entry, place.store.contents(entry)))
-    chosen = _choose(place, test, line, readable)
+    try:
+        chosen = _choose(place, test, line, readable)
+    except UsageError as error:
+        raise UsageError(f"{error}{place.store.left_out}") from error
     found: list[tuple[StoredFile, MeasurementRecord]] = []
     invalid = 0
     for entry, contents in reversed(readable):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 
-from pytest_tokenpower.core.text import percent, plural
+from pytest_tokenpower.core.text import percent, plural, signed
 from pytest_tokenpower.stats.comparison import FEWEST_PACE_OCCASIONS, Comparison
 from pytest_tokenpower.stats.rule import Decision
 from pytest_tokenpower.stats.scatter import CAUTION_SD
@@ -41,13 +41,22 @@ def of_waiting(found: Comparison) -> tuple[str, ...]:
     )
 
 
-def of_step(cut: int, level: int) -> tuple[str, ...]:
-    """Say that ``cut`` stored runs lie before a step, after which the ``level`` runs come that are the baseline."""
+def of_step(cut: int, level: int, change: float, accept: str) -> tuple[str, ...]:
+    """Say that ``cut`` stored runs lie before a step, after which the ``level`` runs come that are the baseline.
+
+    The step is a ``change`` that the command ``accept`` accepts, where there is one.
+    """
     if not cut:
         return ()
+    due = (
+        f"An acceptance is due, or a mend: {accept}"
+        if change > 0
+        else f"So that its level begins here, {accept}"
+    )
     return (
         f"Compared with the newest {level} of {plural(cut + level, 'stored run')}: before them the level was "
-        "another, and nobody has accepted the step (tokenpower history shows it).",
+        f"another, and nobody has accepted the step of {signed(change)} (tokenpower history shows it).",
+        *([f"{due}, and commit the file that it writes."] if accept else []),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 
 import msgspec
 
@@ -33,6 +34,7 @@ from pytest_tokenpower.stats.levels import split_levels
 from pytest_tokenpower.stats.pace import Waiting
 from pytest_tokenpower.stats.scatter import DEFAULT_NOISE, Noise
 from pytest_tokenpower.store.baseline import Baseline, ComparableRuns, stored_runs
+from pytest_tokenpower.store.explain import accept_command
 from pytest_tokenpower.store.keys import ignoring
 
 SEVERITY = (
@@ -186,7 +188,7 @@ def judge(
         next_step=next_step(stored, stored.test or measurement.test, found.total.change, high),
         notes=(
             *lengths.notes,
-            *remarks.of_step(side.cut, len(side.level)),
+            *(side.step(stored, measurement.test) if side.cut else ()),
             *drift.lines,
             *remarks.of_comparison(found, side.left_out, side.started, policy.boards.stale),
             *([stored.note] if stored.note else []),
@@ -269,6 +271,18 @@ class _Sides:
             tuple(each for each in stored.run_ids[first:] if each),
             stored.levels[:first].count(stored.levels[-1]),
         )
+
+    def step(self, stored: ComparableRuns, test: str) -> tuple[str, ...]:
+        """Return what is to be said of the step that ends the level before."""
+        before, now = (
+            fmean(fmean(map(math.log, run.joules_per_token)) for run in level)
+            for level in (self.before[-1], self.level)
+        )
+        change = math.expm1(now - before)
+        commits = dict(zip(stored.run_ids, stored.commits, strict=False))
+        since = commits.get(next(iter(self.run_ids), ""))
+        command = accept_command(stored.test or test, change, since) if since else ""
+        return remarks.of_step(self.cut, len(self.level), change, command)
 
     @property
     def started(self) -> tuple[float, ...]:

@@ -91,7 +91,7 @@ class Session:
     @cached_property
     def boards(self) -> Boards:
         """What calibrations in the store tell of boards."""
-        return Boards.of(read_calibrations(self.store.path))
+        return Boards.of(read_calibrations(self.store))
 
     @cached_property
     def baselines(self) -> tuple[Baseline, ...]:

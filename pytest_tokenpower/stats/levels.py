@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -26,13 +28,18 @@ LONE_ALPHA = 0.001
 """One occasion apart from all others is mostly an outlier, so that it takes more to make a level of it."""
 
 
+_Known = tuple[float, int]
+"""The sum of squares of occasions about their levels, and its degrees of freedom."""
+
+
 def split_levels(
     runs: Sequence[Run], *, starts: Collection[int] = (), noise: Noise = DEFAULT_NOISE
 ) -> tuple[tuple[Run, ...], ...]:
     """Cut a history into levels, the present one last.
 
     Steps are sought in the means of occasions (runs of one occasion share its effect, and a sitting is no level) of
-    each board by itself (another board is no step).
+    each board by itself (another board is no step), and from run to run within each occasion: what they share falls
+    out there, and a branch that gets five merges an hour has no other place for its steps.
 
     Args:
         runs: The history, oldest first.
@@ -54,22 +61,45 @@ def split_levels(
     for first, last in zip(said, [*said[1:], len(runs)], strict=True):
         for board in dict.fromkeys(run.board for run in runs[first:last]):
             places = [at for at in range(first, last) if runs[at].board == board]
-            edges.update(_steps([runs[at] for at in places], places, noise))
-    ordered = sorted(edges)
-    return tuple(
-        tuple(runs[first:last])
-        for first, last in zip(ordered, [*ordered[1:], len(runs)], strict=True)
-        if last > first
-    )
+            known = _scatter(_parts(runs[:first], edges), board)
+            edges.update(_steps([runs[at] for at in places], places, noise, known))
+    return _parts(runs, edges)
 
 
-def _steps(runs: Sequence[Run], places: Sequence[int], noise: Noise) -> list[int]:
-    """Return the places of the runs that begin a level."""
+def _parts(runs: Sequence[Run], edges: Collection[int]) -> tuple[tuple[Run, ...], ...]:
+    ordered = [*sorted(at for at in edges if at < len(runs)), len(runs)]
+    return tuple(tuple(runs[first:last]) for first, last in pairwise(ordered))
+
+
+def _scatter(levels: Sequence[Sequence[Run]], board: str) -> _Known:
+    """Return how the occasions of one board scatter about their levels."""
+    mine = [each for level in levels if (each := [run for run in level if run.board == board])]
+    return readings(mine)[0].between() if mine else (0.0, 0)
+
+
+def _steps(runs: Sequence[Run], places: Sequence[int], noise: Noise, known: _Known) -> set[int]:
+    """Return the places of the runs that begin a level; ``known`` is the scatter of the levels before."""
+    parts, found = list(runs), set()
+    for occasion in dict.fromkeys(run.occasion for run in runs if run.occasion):
+        inside = [at for at, run in enumerate(runs) if run.occasion == occasion]
+        for number, step in enumerate(
+            _unit_steps([replace(runs[at], occasion="") for at in inside], noise, (0.0, 0))
+        ):
+            found.add(inside[step])
+            for at in inside[step:]:
+                parts[at] = replace(parts[at], occasion=f"{occasion} {number}")
+    return {places[at] for at in found.union(_unit_steps(parts, noise, known))}
+
+
+def _unit_steps(runs: Sequence[Run], noise: Noise, known: _Known) -> list[int]:
+    """Return the first runs of the occasions that begin a level; in order."""
     groups, _ = readings([runs])
-    if len(groups.means) < FEWEST_DF + 2:
-        return []
     # Groups stand in the order in which their first runs do.
-    begins = _first_runs(runs)
+    begins, count = _first_runs(runs), len(groups.means)
+    if count < FEWEST_DF + 2:
+        # Too few to tell by themselves, as after an acceptance: the levels before tell how the test scatters.
+        last = count > 1 and _lone(groups, slice(0, count - 1), count - 1, noise, known)
+        return [begins[-1]] if last else []
     summaries = [
         RunSummary(float(mean), float(error), 1)
         for mean, error in zip(groups.means, groups.errors, strict=True)
@@ -82,7 +112,7 @@ def _steps(runs: Sequence[Run], places: Sequence[int], noise: Noise) -> list[int
         found.append(edges[-1] - 1)
     if edges[1] > FEWEST_DF and _lone(groups, slice(1, edges[1]), 0, noise):
         found.append(1)
-    return [places[begins[at]] for at in found]
+    return sorted(begins[at] for at in found)
 
 
 def _first_runs(runs: Sequence[Run]) -> list[int]:
@@ -92,16 +122,15 @@ def _first_runs(runs: Sequence[Run]) -> list[int]:
     return list(seen.values())
 
 
-def _lone(groups: Groups, others: slice, at: int, noise: Noise) -> bool:
+def _lone(groups: Groups, others: slice, at: int, noise: Noise, known: _Known = (0.0, 0)) -> bool:
     """Whether one occasion at the end of a level lies apart from all of the level."""
     means = groups.means[others]
-    if len(means) <= FEWEST_DF:
+    squares = known[0] + float(((means - means.mean()) ** 2).sum())
+    df = known[1] + len(means) - 1
+    if df < FEWEST_DF:
         return False
-    squares = float(((means - means.mean()) ** 2).sum())
     # The belief counts in full, learned or not: one run is to be told from many.
-    unit = scatter(
-        squares, len(means) - 1, noise.total, Scatter(CAUTION_SD, MOST_DF), most_believed=noise.total.df
-    )
+    unit = scatter(squares, df, noise.total, Scatter(CAUTION_SD, MOST_DF), most_believed=noise.total.df)
     stderr = max(unit.sd, math.sqrt(float(np.mean(groups.errors)))) * math.sqrt(1 + 1 / len(means))
     change = Change(float(groups.means[at] - means.mean()), stderr, unit.df)
     return 2 * min(change.p_above(), change.p_below()) < LONE_ALPHA

@@ -31,6 +31,8 @@ from pytest_tokenpower.store.store import COMMIT_LENGTH
 
 _LABEL_COMMIT = re.compile(r"@([0-9a-f]{7,40})$")
 
+_COMMIT = re.compile(r"[0-9a-f]{7,64}")
+
 _PENDING = -1
 """The place of an acceptance that is not on the line yet: before its newest commit."""
 
@@ -72,6 +74,10 @@ def decode_acceptance(text: str, *, source: str) -> Acceptance:
         ) from error
     if not found.test or not found.reason.strip():
         raise UsageError(f"{source}: an acceptance names its test and its reason")
+    if found.since and not _COMMIT.fullmatch(found.since):
+        raise UsageError(
+            f"{source}: since = {found.since!r} is no commit: give its hash, 7 digits of it or more"
+        )
     return found
 
 
@@ -237,6 +243,7 @@ def _brought(repository: Repository, commits: Sequence[str]) -> list[tuple[str, 
             "--no-renames",
             "--diff-filter=AM",
             "--name-only",
+            "-z",
             "--format=%x01%H",
         ),
         *(f"--max-count={len(commits)}", commits[0], "--", f":(top){ACCEPTED_FOLDER}"),
@@ -249,15 +256,16 @@ def _brought(repository: Repository, commits: Sequence[str]) -> list[tuple[str, 
         )
     known, found = set(commits), []
     for block in log.stdout.split("\x01")[1:]:
-        commit, *files = block.split("\n")
-        for file in filter(None, files):
+        commit, *files = block.split("\0")
+        for file in (name.lstrip("\n") for name in files):
             if commit in known and file.endswith(".toml"):
                 shown = run_git(repository.top_level, "show", f"{commit}:{file}", may_fetch=True)
                 if shown.code != 0:
                     raise HistoryError(
                         f"{repository.top_level}: {file} of {commit[:7]} cannot be read: {shown.complaint}"
                     )
-                found.append((commit, file, shown.stdout))
+                # As the work tree's texts are read: line ends are the platform's affair.
+                found.append((commit, file, shown.stdout.replace("\r\n", "\n")))
     return found
 
 

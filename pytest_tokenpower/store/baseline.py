@@ -49,6 +49,7 @@ def stored_runs(
         label=baseline.label,
         runs=tuple(run.measurement for run in runs),
         run_ids=tuple(run.run_id for run in runs),
+        commits=tuple(run.commit for run in runs) if baseline.accepted else (),
         why=found.why or "the only runs there are those that are compared",
         earlier=tuple(
             tuple(run.measurement for run in level if run.run_id not in left_out) for level in found.earlier
@@ -69,7 +70,8 @@ class ComparableRuns:
 
     ``earlier`` are those of earlier accepted levels, the latest level first: they tell how the test scatters. ``why``
     says why there are none, ``note`` what else the reader should know of them, ``origin`` which commits were
-    measured. ``acceptance`` is the one by which ``test`` (from the repository's top level) may rise over them.
+    measured; ``commits`` are those of the runs, where the baseline is a line of them. ``acceptance`` is the one by
+    which ``test`` (from the repository's top level) may rise over them.
     ``own``: the candidate is a commit of the baseline's own branch, so that a change is that branch's own.
     ``history``: with which options ``tokenpower history`` shows them, None where they are not stored; ``acceptable``: a
     rise over them can be accepted, for which there must be a repository.
@@ -87,6 +89,7 @@ class ComparableRuns:
     earlier: tuple[tuple[MeasurementRecord, ...], ...] = ()
     history: str | None = None
     acceptable: bool = True
+    commits: tuple[str | None, ...] = ()
 
 
 ALIKE = ("provenance", "scope", "gpu.name", "cpu.name")
@@ -279,11 +282,13 @@ class Baseline:
         runs: list[BaselineRun] = []
         earlier: dict[int, list[BaselineRun]] = {}
         names: dict[str, str | None] = {}
+        newest = 0
         mine = self.identity(test)
         seen = NoBaseline(mine, self.label, len(self.entries))
         for entry, name, place in self._places(test, self.entries, seen):
-            # What was before an accepted level tells how the test scatters, once there is a run at the level.
-            level = self.accepted.level(entry.commit, mine, name) if runs and self.accepted else 0
+            # What was before the newest run's accepted level tells how the test scatters.
+            began = self.accepted.level(entry.commit, mine, name) if self.accepted else 0
+            level = max(began - newest, 0) if runs else 0
             before = earlier.setdefault(level, []) if level else runs
             if not place.comparable:
                 seen.invalid += 1
@@ -307,6 +312,7 @@ class Baseline:
                 continue
             if not level:
                 names.setdefault(name, commit)
+            newest = newest if runs else began
             before.append(BaselineRun(run_id, commit, measurement))
             if len(before) == self.limit_runs:
                 break
@@ -494,9 +500,11 @@ class _Search:
             return replace(found, note="; ".join(filter(None, (found.note, note))))
         if self.path.is_file() or json_files(self.path):
             return self._of_path()
+        absence = "holds no runs" if self.path.exists() else "does not exist"
         raise HistoryError(
             f"baseline {self.value!r} is no git ref, no saved run and no path of stored runs. As a ref: {no_ref} "
-            f"{self._saved_names()} {self.path} {'holds no runs' if self.path.exists() else 'does not exist'}."
+            f"{self._saved_names()}" + (f" {self.path} {absence}." if "://" not in self.value else "")
+            # A URL is no path, and its password is not to be printed as a folder's name.
         )
 
     def _no_ref(self) -> str | None:

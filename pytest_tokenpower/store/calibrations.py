@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from datetime import datetime, timezone
@@ -10,8 +11,10 @@ from pathlib import Path
 import msgspec
 
 from pytest_tokenpower.core.files import write_whole
+from pytest_tokenpower.core.integrity import has_digest, is_damaged, with_digest
 from pytest_tokenpower.core.records import Figure, WaitingRecord
 from pytest_tokenpower.errors import StoreError
+from pytest_tokenpower.store.store import Store, make_folder
 
 FOLDER = "calibrations"
 
@@ -44,6 +47,13 @@ class CalibrationRecord(msgspec.Struct, frozen=True, tag_field="type", tag="toke
         return ((now or datetime.now(timezone.utc)) - self.made).total_seconds() / 86_400
 
     @property
+    def possible(self) -> bool:
+        """Whether every figure of it can have been measured."""
+        figures = [(each.value, each.stderr) for each in self.pieces.values()]
+        figures.append((self.waiting.watts, self.waiting.stderr))
+        return all(value > 0 <= error and math.isfinite(value + error) for value, error in figures)
+
+    @property
     def file(self) -> str:
         """The name of its file in every store."""
         device = re.sub(r"[^A-Za-z0-9._-]", "_", self.device)
@@ -53,11 +63,15 @@ class CalibrationRecord(msgspec.Struct, frozen=True, tag_field="type", tag="toke
 def decode_calibration(data: bytes, file: str) -> CalibrationRecord:
     """Return a calibration from its JSON; raises StoreError that names ``file``."""
     try:
+        if not has_digest(data) or is_damaged(data):
+            raise ValueError("it is not what was written")
         found = msgspec.json.decode(data, type=CalibrationRecord)
         if found.made.tzinfo is None:
             raise ValueError(f"created has no time zone: {found.created}")
+        if not found.possible:
+            raise ValueError("its figures cannot have been measured")
         return found
-    except (msgspec.MsgspecError, ValueError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise StoreError(
             f"{file}: not readable as a calibration ({error}): remove it, or make it anew with tokenpower calibrate"
         ) from error
@@ -71,8 +85,8 @@ def write_calibration(store: Path, found: CalibrationRecord) -> Path:
     """
     path = store / FOLDER / found.file
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
+        make_folder(path.parent)
+        write_whole(path, msgspec.json.format(with_digest(msgspec.json.encode(found)), indent=1) + b"\n")
     except OSError as error:
         raise StoreError(f"{path}: cannot be written ({error.strerror or error})") from error
     return path
@@ -83,15 +97,14 @@ def calibration_paths(store: Path) -> list[Path]:
     return sorted((store / FOLDER).glob("*.json"))
 
 
-def read_calibrations(store: Path) -> Iterator[CalibrationRecord]:
-    """Return every calibration of a store, earlier ones of a board too.
-
-    Raises:
-        StoreError: one of them is not readable.
-    """
-    for path in calibration_paths(store):
+def read_calibrations(store: Store) -> Iterator[CalibrationRecord]:
+    """Yield every calibration of a store, earlier ones of a board too; what is no calibration is in its problems."""
+    for path in calibration_paths(store.path):
         try:
-            data = path.read_bytes()
+            found = decode_calibration(path.read_bytes(), str(path))
         except OSError as error:
-            raise StoreError(f"{path}: cannot be read ({error.strerror or error})") from error
-        yield decode_calibration(data, str(path))
+            store.leave_out(str(path), f"cannot be read ({error.strerror or error})")
+        except StoreError as error:
+            store.leave_out(str(path), str(error))
+        else:
+            yield found

@@ -34,16 +34,22 @@ _QUICK_S = 30.0
 SCAN_S = 120.0
 
 
-# Set by git for its hooks; inherited by a pytest that runs in one, they would point at the wrong repository.
-_LOCATION_VARIABLES = frozenset(
+# Set by git for its hooks; inherited by a pytest that runs in one, they would point at the wrong repository, or have
+# our patterns of files mean something else (and a new conftest.py go unseen).
+_INHERITED_VARIABLES = frozenset(
     {
         "GIT_ALTERNATE_OBJECT_DIRECTORIES",
         "GIT_COMMON_DIR",
         "GIT_DIR",
+        "GIT_GLOB_PATHSPECS",
+        "GIT_ICASE_PATHSPECS",
         "GIT_INDEX_FILE",
+        "GIT_LITERAL_PATHSPECS",
         "GIT_NAMESPACE",
+        "GIT_NOGLOB_PATHSPECS",
         "GIT_OBJECT_DIRECTORY",
         "GIT_PREFIX",
+        "GIT_SHALLOW_FILE",
         "GIT_WORK_TREE",
     }
 )
@@ -90,14 +96,15 @@ def run_git(
     Raises:
         HistoryError: git is not installed or does not come back.
     """
-    environment = {name: value for name, value in os.environ.items() if name not in _LOCATION_VARIABLES}
+    environment = {name: value for name, value in os.environ.items() if name not in _INHERITED_VARIABLES}
     environment |= {
         "LC_ALL": "C",
         "GIT_OPTIONAL_LOCKS": "0",
         "GIT_TERMINAL_PROMPT": "0",
         "GIT_NO_LAZY_FETCH": "0" if may_fetch else "1",
-        # History as everybody has it, without what was replaced in this clone.
+        # History as everybody has it, without what was replaced or grafted in this clone.
         "GIT_NO_REPLACE_OBJECTS": "1",
+        "GIT_GRAFT_FILE": os.devnull,
         "GIT_PAGER": "cat",
     }
     try:
@@ -172,6 +179,8 @@ class Repository:
         """
         if not ref or ref.startswith("-") or "\0" in ref:
             raise HistoryError(f"{ref!r} is not a git ref: give a branch, a tag or a commit")
+        if (remote := self._of_remote(ref)) is not None:
+            return remote
         branches = self._branches(ref)
         if branches:
             return self._newest(ref, branches)
@@ -179,6 +188,20 @@ class Repository:
         if commit is not None:
             return ResolvedRef(ref, commit)
         raise HistoryError(self._unknown(ref, [ref, *(f"{remote}/{ref}" for remote in self._remotes())]))
+
+    def _of_remote(self, ref: str) -> ResolvedRef | None:
+        """Return the branch of a remote that is named with it (``origin/main``), whatever else goes by that name."""
+        if not any(ref.startswith(f"{remote}/") for remote in self._remotes()):
+            return None
+        commit = _commit_of(self.top_level, f"refs/remotes/{ref}")
+        if commit is None:
+            return None
+        notes = [
+            f"the {kind} {ref} ({other[:7]}) is not taken: give {full} for it"
+            for kind, full in (("local branch", f"refs/heads/{ref}"), ("tag", f"refs/tags/{ref}"))
+            if (other := _commit_of(self.top_level, full)) not in (None, commit)
+        ]
+        return ResolvedRef(ref, commit, "; ".join(notes))
 
     def _branches(self, ref: str) -> dict[str, str]:
         """Return the commits of the branches that a name stands for.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from pytest_tokenpower.core.integrity import has_digest, is_damaged, with_digest
 from pytest_tokenpower.errors import StoreError
 from pytest_tokenpower.store.store import Store
 
@@ -27,7 +28,7 @@ def write_pulled(store: Store, pulled: Pulled) -> None:
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(msgspec.json.encode(pulled))
+        temporary.write_bytes(with_digest(msgspec.json.encode(pulled)))
         # Takes the place of a link, too: whoever left one is not followed.
         os.replace(temporary, path)
     except OSError as error:
@@ -42,10 +43,13 @@ def read_pulled(store: Store) -> Pulled | None:
     """Return the state at the last pull, None where there was none; raises StoreError for a file that says nothing."""
     path = _path(store)
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Pulled)
+        data = path.read_bytes()
+        if not has_digest(data) or is_damaged(data):
+            raise msgspec.DecodeError("it is not what was written")
+        return msgspec.json.decode(data, type=Pulled)
     except FileNotFoundError:
         return None
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, msgspec.MsgspecError, RecursionError) as error:
         raise StoreError(f"{path} cannot be read ({error}): run tokenpower pull again") from error
 
 

@@ -27,6 +27,7 @@ from pytest_tokenpower.store.store import (
     Store,
     StoredFile,
     file_name,
+    make_folder,
     parse_file_name,
     publish,
 )
@@ -407,7 +408,7 @@ def pull(repository: Repository, store: Store, remote: str, *, job: Job | None =
             left_out.append(Problem(Path(without_credentials(remote), BRANCH, folder.name, file), reason))
             continue
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             publish(folder, file, data)
         except FileExistsError:
             continue  # Another pull was quicker.

@@ -28,6 +28,7 @@ from pytest_tokenpower.core.records import (
     encode_run,
     impossible,
 )
+from pytest_tokenpower.core.text import plural
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.errors import HistoryError, StoreError, UsageError
 from pytest_tokenpower.store.git import Repository, unreadable_repository
@@ -162,6 +163,13 @@ def _id8(run_id: str) -> str:
     if re.fullmatch(r"[0-9a-f]{8}", digits):
         return digits
     return hashlib.sha256(run_id.encode("utf-8", "backslashreplace")).hexdigest()[:8]
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder of a store; raises OSError for one that is a link, left there to have us write elsewhere."""
+    if folder.is_symlink():
+        raise OSError(errno.ELOOP, "it is a link, which is not followed: name the store itself")
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def publish(folder: Path, file: str, data: bytes) -> None:
@@ -331,11 +339,24 @@ class Store:
         """The files found unusable so far, in the order of their paths."""
         return tuple(self._problems[path] for path in sorted(self._problems))
 
+    @property
+    def left_out(self) -> str:
+        """What is to be added to a sentence that misses something in the store; empty where every file was of use."""
+        if not self.problems:
+            return ""
+        first, *others = self.problems
+        more = f", and {plural(len(others), 'other')}" if others else ""
+        return f"; left out: {first.path} ({first.reason}){more}"
+
+    def leave_out(self, path: str, reason: str) -> None:
+        """List a file of the store that is of no use among the problems."""
+        self._problems[path] = Problem(Path(path), reason.removeprefix(f"{path}: "))
+
     def check_writable(self) -> None:
         """Write, sync and remove a file as :meth:`write` would; raises StoreError with the remedy."""
         probe = f".probe-{uuid.uuid4().hex}.tmp"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             sweep(self.folder, ".")
             publish(self.folder, probe, b"probe\n")
             (self.folder / probe).unlink()
@@ -355,7 +376,7 @@ class Store:
         except (StoreError, ValueError, OverflowError) as error:
             raise StoreError(f"run {run.id} is not stored, as it could not be read back: {error}") from error
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             publish(self.folder, path.name, data)
         except FileExistsError as error:
             raise StoreError(f"{path}: this run is stored already") from error
@@ -378,7 +399,7 @@ class Store:
             if entry is not None:
                 found.append(entry)
             elif not file.startswith("."):  # A writer's temporary file, or one that NFS keeps open.
-                self._report(os.path.join(folder, file), "its name is not one of a stored run")
+                self.leave_out(os.path.join(folder, file), "its name is not one of a stored run")
         return tuple(found)
 
     def open_file(self, path: Path) -> StoredFile:
@@ -458,7 +479,7 @@ class Store:
         try:
             return decode_run(data, source=path)
         except StoreError as error:
-            self._report(path, str(error))
+            self.leave_out(path, str(error))
             raise
 
     def _head(self, data: bytes, path: str) -> _HeadRun:
@@ -517,11 +538,8 @@ class Store:
         if not entry.belongs_to(run_id, commit):
             raise self._fault(path, f"its name does not belong to the run in it ({run_id}, commit {commit})")
 
-    def _report(self, path: str, reason: str) -> None:
-        self._problems[path] = Problem(Path(path), reason.removeprefix(f"{path}: "))
-
     def _fault(self, path: str, reason: str) -> StoreError:
-        self._report(path, reason)
+        self.leave_out(path, reason)
         return StoreError(f"{path}: {reason}")
 
     def _unwritable(self, error: OSError) -> StoreError:

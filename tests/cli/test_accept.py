@@ -150,6 +150,45 @@ def test_it_ends_with_its_day(git: Git, store: Store, tokenpower: Command) -> No
     assert rises.allowance(None, TEST, today=today + timedelta(days=10)) is None
 
 
+@pytest.mark.parametrize("name", ["by hand.toml", "größer.toml", 'a"b.toml'])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_it_ends_with_its_first_run_whatever_its_files_name_and_line_ends(
+    git: Git, store: Store, tokenpower: Command, name: str, line_end: str
+) -> None:
+    stored_levels(git, store, [1.0] * 5)
+    accept(git, tokenpower, "25%")
+    written = git.path / committed_file(ACCEPTED_FOLDER, TEST)
+    text = written.read_text()
+    written.unlink()
+    (written.parent / name).write_bytes(text.replace("\n", line_end).encode())
+    git("add", "--all")
+    git("commit", "--quiet", "--amend", "--no-edit")
+    assert gate(git, store, 5, 1.2).accepted
+    git.commit("20 % more once more")
+    assert gate(git, store, 6, 1.44).kind == "regressed"
+
+
+def test_a_change_that_was_accepted_and_reverted_does_not_put_the_gate_to_sleep(
+    git: Git, store: Store, tokenpower: Command
+) -> None:
+    stored_levels(git, store, [1.0] * 5)
+    accept(git, tokenpower, "10%")
+    assert gate(git, store, 5, 1.08).accepted
+    git.commit("reverted")
+    assert gate(git, store, 6, 1.0).kind == "improved"
+    git.commit("the revert reverted")
+    assert gate(git, store, 7, 1.08).kind == "regressed"
+
+
+def test_what_is_accepted_and_has_no_run_yet_leaves_the_baseline_its_runs(
+    git: Git, store: Store, tokenpower: Command
+) -> None:
+    stored_levels(git, store, [1.0] * 5)
+    accept(git, tokenpower, "10%")
+    git.commit("on top")
+    assert len(find(git, store).runs) == 5
+
+
 def test_accepted_once_more_is_a_new_level(git: Git, store: Store, tokenpower: Command) -> None:
     stored_levels(git, store, [1.0] * 3)
     accept(git, tokenpower, "12%")
@@ -278,8 +317,14 @@ def test_bless_says_what_takes_its_place(git: Git, tokenpower: Command) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "test = 1", 'test = "a"\nup_to = 0.08\nreason = "x"\nexpires = 2026-01-01', "test = ["],
-    ids=["empty", "kinds", "number", "toml"],
+    [
+        "",
+        "test = 1",
+        'test = "a"\nup_to = 0.08\nreason = "x"\nexpires = 2026-01-01',
+        "test = [",
+        'test = "a"\nup_to = "8%"\nreason = "x"\nexpires = 2026-01-01\nsince = "main"',
+    ],
+    ids=["empty", "kinds", "number", "toml", "since"],
 )
 def test_a_file_that_is_no_acceptance_stops_the_run(
     git: Git, store: Store, text: str, tokenpower: Command
@@ -288,4 +333,5 @@ def test_a_file_that_is_no_acceptance_stops_the_run(
     git.write(f"{ACCEPTED_FOLDER}/x.toml", text)
     ended = tokenpower("compare", "HEAD", "HEAD")
     assert ended.code == 4
-    assert f"{ACCEPTED_FOLDER}/x.toml is no acceptance" in ended.err
+    assert f"{ACCEPTED_FOLDER}/x.toml" in ended.err
+    assert "is no acceptance (" in ended.err or "since = 'main' is no commit" in ended.err

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from pytest_tokenpower.core.records import Figure, MeasurementRecord, WaitingRecord
@@ -15,6 +19,7 @@ from pytest_tokenpower.gate.evidence import Boards
 from pytest_tokenpower.gate.verdict import Policy, judge
 from pytest_tokenpower.store.baseline import ComparableRuns
 from pytest_tokenpower.store.calibrations import CalibrationRecord, read_calibrations, write_calibration
+from pytest_tokenpower.store.store import Store
 from tests.support.commands import Command
 from tests.support.measurements import measured
 from tests.support.verdicts import text
@@ -34,7 +39,7 @@ def test_boards_are_calibrated_and_kept(tmp_path: Path, tokenpower: Command) -> 
         "calibrate", f"--source=simulated:{scenario}", "--window=0.3", f"--storage={tmp_path / 'store'}"
     )
     assert (ended.code, ended.err) == (0, "")
-    first, second = read_calibrations(tmp_path / "store")
+    first, second = read_calibrations(Store(tmp_path / "store"))
     assert (first.device, second.device) == (A, B)
     assert first.waiting.watts == pytest.approx(500, rel=0.03)
     assert second.waiting.watts == pytest.approx(525, rel=0.03)
@@ -54,12 +59,29 @@ def test_mistakes(tmp_path: Path, tokenpower: Command, arguments: list[str], sai
     assert (ended.code, ended.err) == (4, f"tokenpower calibrate: {said}\n")
 
 
-def test_a_damaged_calibration_is_named(tmp_path: Path) -> None:
-    path = write_calibration(tmp_path, calibration(A, 1.0))
-    assert next(read_calibrations(tmp_path)) == calibration(A, 1.0)
-    path.write_text("{")
-    with pytest.raises(Exception, match=r"GPU-aaaaaaaa.*make it anew with tokenpower calibrate"):
-        list(read_calibrations(tmp_path))
+@given(at=st.integers(0, 10_000), bit=st.integers(0, 7))
+def test_a_flipped_bit_of_a_calibration_changes_nothing_unnoticed(at: int, bit: int) -> None:
+    made = calibration(A, 1.0)
+    with TemporaryDirectory() as folder:
+        store = Store(Path(folder))
+        path = write_calibration(store.path, made)
+        assert list(read_calibrations(store)) == [made]
+        data = bytearray(path.read_bytes())
+        data[at % len(data)] ^= 1 << bit
+        path.write_bytes(data)
+        left = list(read_calibrations(store))
+        assert left in ([], [made])
+        [reason] = [one.reason for one in store.problems if one.path == path] or [""]
+        assert ("make it anew with tokenpower calibrate" in reason) == (not left)
+
+
+@pytest.mark.parametrize("watts", [0.0, -5.0, math.inf, math.nan])
+def test_a_calibration_that_cannot_have_happened_is_left_out(tmp_path: Path, watts: float) -> None:
+    write_calibration(tmp_path, replace(calibration(A, 1.0), waiting=WaitingRecord(watts, 3.0)))
+    write_calibration(tmp_path, calibration(B, 1.0))
+    store = Store(tmp_path)
+    assert [one.device for one in read_calibrations(store)] == [B]
+    assert len(store.problems) == 1
 
 
 def calibration(device: str, factor: float, *, days: float = 1, driver: str = "580.1") -> CalibrationRecord:

@@ -171,3 +171,16 @@ def test_no_test_in_both(git: Git, store: Store, tokenpower: Command) -> None:
     ended = tokenpower("compare", "run:00000001", "HEAD")
     assert ended.code == 4
     assert "no test is in both run 00000001 (1 test) and HEAD@" in ended.err
+
+
+def test_a_damaged_run_is_named_where_nothing_is_left(git: Git, store: Store, tokenpower: Command) -> None:
+    stored_levels(git, store, [1.0] * 2)
+    for entry in store.entries():
+        entry.path.write_bytes(entry.path.read_bytes()[:-9])
+    ended = tokenpower("compare", "HEAD~1", "HEAD")
+    assert ended.code == 4
+    assert f"; left out: {store.folder}/" in ended.err
+    assert "and 1 other" in ended.err
+    ended = tokenpower("history", TEST)
+    assert ended.code == 4
+    assert f"; left out: {store.folder}/" in ended.err

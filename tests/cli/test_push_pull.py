@@ -118,7 +118,7 @@ def test_calibrations_go_over_and_earlier_ones_stay(
     at(second, monkeypatch)
     assert tokenpower("pull").out == f"Added 2 files from {BRANCH} of origin.\n"
     broken.unlink()
-    assert list(read_calibrations(second.store.path)) == list(read_calibrations(first.store.path))
+    assert list(read_calibrations(second.store)) == list(read_calibrations(first.store))
 
 
 def test_work_tree_index_and_refs_are_left_alone(first: Clone, second: Clone) -> None:
@@ -301,8 +301,12 @@ def test_what_an_earlier_job_left_is_not_pushed(
     first.save(2)
     assert tokenpower("push").code == 0
     assert [name[-13:-5] for name in stored_there(remote)] == ["00000002"]
-    # A file that the earlier job has left in the note's place does not help it.
+    # Nor does a note that was damaged or edited since.
     note = first.store.path / "pulled.json"
+    note.write_text(note.read_text().replace("00000001", "00000003"))
+    ended = tokenpower("push")
+    assert (ended.code, ended.err.count("run tokenpower pull again")) == (4, 1)
+    # A file that the earlier job has left in the note's place does not help it.
     note.unlink()
     note.symlink_to(first.git.path / "elsewhere")
     assert tokenpower("pull").code == 0

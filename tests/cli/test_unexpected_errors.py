@@ -1,6 +1,8 @@
 """An error that nobody foresaw ends in one line that names a file to attach; --traceback shows it at once."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,20 @@ def test_one_line_and_a_file_to_attach(capsys: pytest.CaptureFixture[str]) -> No
     assert "in fail" in report
     assert "pytest-tokenpower" in report.splitlines()[0]
     assert "s3cret" not in line + report
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_no_fault_of_ours() -> None:
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "pytest_tokenpower", "models"],
+            stdout=full,
+            check=False,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    said = "tokenpower: the output: No space left on device: make room, and run it again\n"
+    assert (ended.returncode, ended.stderr) == (4, said)
 
 
 @pytest.mark.usefixtures("failing")

@@ -84,4 +84,7 @@ def test_the_rest_of_a_line_that_was_flushed_is_no_beginning() -> None:
 
 
 def test_a_test_is_called_by_one_line_whatever_is_in_its_name() -> None:
+    assert short_test_name("a.py::T::test[std::sort-[0]::error::x]") == "test[std::sort-[0]::error::x]"
+    assert short_test_name("a[b]/t.py::test") == "test"
+    assert short_test_name("test") == "test"
     assert short_test_name("a.py::T::test[x\ny\u2028z\x85]") == "test[x y z ]"

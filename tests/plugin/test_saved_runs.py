@@ -155,3 +155,41 @@ def test_a_module_that_is_skipped_is_not_gone(project: Project, repository: Path
     git(repository, "add", "--all")
     git(repository, "commit", "--quiet", "--message=two")
     assert said(project.run("--energy-baseline=main", *ALONE), "main@") == []
+
+
+@pytest.mark.parametrize("pushes", [1, 2, 3, 4])
+def test_a_step_that_no_run_of_main_was_judged_for_wakes_the_gate(project: Project, pushes: int) -> None:
+    """Main's own job only saves; the third of its merges or so an hour makes the test 10 % dearer."""
+    project.file(".gitignore", "__pycache__\nrun.json\n")
+    git(project.path, "init", "--quiet", "--initial-branch=main")
+
+    def commit(level: float, message: str) -> str:
+        # As many tokens at each level, as lengths are part of the key.
+        project.tests(
+            "@pytest.mark.power_budget(min_rounds=8, max_rounds=8)\n"
+            f"def test_chat(energy):\n    energy(generate, {level})\n",
+            "test_chat.py",
+        )
+        git(project.path, "add", "--all")
+        git(project.path, "commit", "--quiet", "--allow-empty", f"--message={message}")
+        return git(project.path, "rev-parse", "HEAD")
+
+    steps = []
+    for number in range(5):
+        steps.append(commit(0.221 if number >= 5 - pushes else 0.2, f"merge {number}"))
+        assert project.run("--energy-autosave").ret == 0
+    git(project.path, "switch", "--quiet", "--create", "topic/ünï-code")
+    commit(0.221, "no dearer than main")
+    result, record = project.measure("--energy-baseline=main")
+    [verdict] = record.measurements[0].verdicts
+    assert (result.ret, verdict.kind) == (0, "passed")
+    said = " ".join(verdict.notes)
+    assert f"Compared with the newest {pushes} of 5 stored runs" in said
+    assert "nobody has accepted the step of +10." in said
+    command = (
+        f"tokenpower accept test_chat.py::test_chat --up-to 12% --since {steps[5 - pushes][:10]} --reason ..."
+    )
+    assert f"An acceptance is due, or a mend: {command}, and commit the file that it writes." in said
+    commit(0.245, "11 % dearer than main")
+    result, record = project.measure("--energy-baseline=main")
+    assert (result.ret, record.measurements[0].verdicts[0].kind) == (1, "regressed")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -41,9 +42,36 @@ def test_a_blessing_starts_a_level() -> None:
         split_levels(stored, starts={5})
 
 
+@pytest.mark.parametrize("back", [1, 2])
+def test_what_was_accepted_and_taken_back_ends_with_its_first_run(back: int) -> None:
+    """Of a level of two or three runs the levels before tell whether the last one is apart."""
+    stored = [run(0.2 * w) for w in WOBBLE] + [run(0.216)] * back + [run(0.2)]
+    assert [len(level) for level in split_levels(stored, starts={5})] == [5, back, 1]
+    steady = [run(0.2 * w) for w in WOBBLE] + [run(0.216)] * back + [run(0.2165)]
+    assert [len(level) for level in split_levels(steady, starts={5})] == [5, back + 1]
+    assert len(split_levels(stored[5:])) == 1
+
+
 def test_another_board_is_no_step() -> None:
     stored = [run(0.2 * w, board="A") for w in WOBBLE] + [run(0.21 * w, board="B") for w in WOBBLE]
     assert len(split_levels(stored)) == 1
+
+
+@pytest.mark.parametrize("new", range(1, 5))
+@pytest.mark.parametrize("change", [0.8, 1.1, 1.3])
+def test_a_step_within_one_sitting_ends_the_level(new: int, change: float) -> None:
+    """A branch that gets five merges an hour, one of which changes the level."""
+    stored = [run(0.2 * w * (change if at >= 5 - new else 1), occasion="mon") for at, w in enumerate(WOBBLE)]
+    assert [len(level) for level in split_levels(stored)] == [5 - new, new]
+
+
+def test_a_step_within_a_sitting_parts_it_for_what_comes_after() -> None:
+    stored = [
+        *(run(0.2 * w, occasion="mon") for w in WOBBLE[:3]),
+        *(run(0.26 * w, occasion="mon") for w in WOBBLE[3:]),
+        run(0.26, occasion="tue"),
+    ]
+    assert [len(level) for level in split_levels(stored)] == [3, 3]
 
 
 def test_two_sittings_are_no_step() -> None:
@@ -66,6 +94,12 @@ def test_a_history_without_steps_is_mostly_one_level() -> None:
     rng = np.random.default_rng(8)
     cut = sum(len(split_levels(Machine(run_sd=0.004).runs(rng, 10))) > 1 for _ in range(150))
     assert cut <= 9
+
+
+def test_a_sitting_without_steps_is_mostly_one_level() -> None:
+    rng = np.random.default_rng(9)
+    one = [[replace(each, occasion="mon") for each in Machine(run_sd=0.004).runs(rng, 5)] for _ in range(300)]
+    assert sum(len(split_levels(each)) > 1 for each in one) <= 9
 
 
 def test_occasions_are_an_hour_on_one_host() -> None:

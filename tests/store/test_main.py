@@ -102,6 +102,23 @@ def test_a_tag_of_a_branchs_name_is_not_taken(git: Git) -> None:
     assert resolve(git, "v1") == ResolvedRef("v1", old)
 
 
+@pytest.mark.parametrize(
+    ("command", "kind", "full"),
+    [("branch", "local branch", "refs/heads/origin/main"), ("tag", "tag", "refs/tags/origin/main")],
+)
+def test_a_branch_of_a_remote_is_not_mistaken(
+    git: Git, clone: Git, command: str, kind: str, full: str
+) -> None:
+    old = clone.head
+    clone(command, "origin/main")
+    newest = fetched(git, clone)
+    assert resolve(clone, "origin/main") == ResolvedRef(
+        "origin/main", newest, f"the {kind} origin/main ({old[:7]}) is not taken: give {full} for it"
+    )
+    assert resolve(clone, full).commit == old
+    assert resolve(clone).commit == newest
+
+
 @pytest.mark.parametrize("ref", ["HEAD", "HEAD~1", "@{0}", "main~1", "main^{commit}"])
 def test_expressions_are_taken_as_they_are(git: Git, clone: Git, ref: str) -> None:
     clone.commit("two")
@@ -139,6 +156,25 @@ def test_what_this_clone_replaced_is_not_history(git: Git) -> None:
     found = Repository.discover(git.path)
     assert found is not None
     assert found.baseline_commits("main") == (first,)
+
+
+def test_what_this_clone_grafted_is_not_history(git: Git) -> None:
+    first = git.commit("one")
+    second = git.commit("two")
+    git.write(".git/info/grafts", f"{second}\n")
+    found = Repository.discover(git.path)
+    assert found is not None
+    assert found.baseline_commits("main") == (first,)
+
+
+@pytest.mark.parametrize("kind", ["LITERAL", "NOGLOB", "GLOB", "ICASE"])
+def test_what_a_hook_says_of_patterns_hides_no_new_file(
+    git: Git, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    git.commit("one")
+    git.write("tests/conftest.py", "")
+    monkeypatch.setenv(f"GIT_{kind}_PATHSPECS", "1")
+    assert changes(git) == ("tests/conftest.py",)
 
 
 def test_hidden_folders_make_no_tree_dirty_but_for_acceptances(git: Git) -> None:

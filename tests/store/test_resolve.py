@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pytest_tokenpower.core.credentials import without_credentials
 from pytest_tokenpower.core.records import encode_run
 from pytest_tokenpower.errors import HistoryError, StoreError, UsageError
 from pytest_tokenpower.store import baseline as resolve_module
@@ -128,6 +129,9 @@ def test_text_that_means_nothing_tells_everything_that_was_tried(
         HistoryError, match=r"no 'maim' \(tried maim\).*Similar: main.*: v1\..*does not exist"
     ):
         resolve("maim")
+    with pytest.raises(HistoryError) as told:
+        resolve("https://me:secret@host/project.git")
+    assert "secret" not in without_credentials(str(told.value))
 
 
 def test_only_equal_keys_are_compared(store: Store) -> None:

@@ -160,6 +160,21 @@ def test_a_store_is_checked_before_anything_is_measured(store: Store, tmp_path: 
         blocked.write(run())
 
 
+def test_a_folder_that_is_a_link_is_not_written_through(store: Store, tmp_path: Path) -> None:
+    private = tmp_path / "private"
+    private.mkdir()
+    store.path.mkdir()
+    store.folder.symlink_to(private)
+    for act in (store.check_writable, lambda: store.write(run())):
+        with pytest.raises(StoreError, match=r"runs: .*it is a link, which is not followed"):
+            act()
+    assert os.listdir(private) == []
+    # The store itself may be one: somebody has named it.
+    (tmp_path / "named").symlink_to(private)
+    Store(tmp_path / "named").write(run())
+    assert os.listdir(private) == ["runs"]
+
+
 def test_a_full_disk_leaves_nothing_behind(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
