@@ -20,7 +20,7 @@ from pytest_tokenpower.core.denominators import denominator, figure_per, unit_of
 from pytest_tokenpower.core.files import scratch_prefix
 from pytest_tokenpower.core.records import RunRecord, decode_run
 from pytest_tokenpower.core.settings import fraction
-from pytest_tokenpower.core.text import plural, readable
+from pytest_tokenpower.core.text import plural, readable, short_test_name
 from pytest_tokenpower.errors import TokenPowerError, UsageError
 from pytest_tokenpower.gate.noise import FEWEST_RUNS, REFUSED, MeasuredNoise, NoAnswer, analyse
 from pytest_tokenpower.runner.child import ChildRun, child_arguments
@@ -184,7 +184,7 @@ def _check(record: RunRecord, arguments: Sequence[str]) -> None:
         raise UsageError(f"`{command}` runs no test that measures energy: nothing to repeat")
     if not any(one.comparable or one.variants for one in record.measurements):
         reasons = "; ".join(
-            f"{_name(one.test)}: {', '.join(one.reasons) or 'no reason is recorded'}"
+            f"{short_test_name(one.test)}: {', '.join(one.reasons) or 'no reason is recorded'}"
             for one in record.measurements
         )
         raise TokenPowerError(f"the first run of `{command}` gave no valid measurement: {reasons}")
@@ -195,7 +195,9 @@ def _line(record: RunRecord) -> str:
     for one in record.measurements[:3]:
         name = figure_per(denominator(one.key))
         figure = one.figures.get(name)
-        parts.append(f"{_name(one.test)} {_shown(name, figure.value) if figure else 'not measured'}")
+        parts.append(
+            f"{short_test_name(one.test)} {_shown(name, figure.value) if figure else 'not measured'}"
+        )
     more = len(record.measurements) - len(parts)
     return ", ".join(parts) + (f" and {more} more" if more else "")
 
@@ -203,10 +205,6 @@ def _line(record: RunRecord) -> str:
 def _shown(figure: str, value: float) -> str:
     [text], unit = readable(unit_of(figure), value)
     return f"{text} {unit}"
-
-
-def _name(test: str) -> str:
-    return test.rpartition("::")[2]
 
 
 def _as_text(found: MeasuredNoise | NoAnswer) -> Iterator[str]:

@@ -22,7 +22,9 @@ def percent(share: float, digits: int = 3) -> str:
 
 def short_test_name(test: str) -> str:
     """Return what people call a test, on one line: the part of its id after the file and class."""
-    return " ".join(test.rpartition("::")[2].splitlines())
+    # A parameter may have colons, too, and a folder brackets.
+    name, bracket, parameters = (test.partition("::")[2] or test).partition("[")
+    return " ".join((name.rpartition("::")[2] + bracket + parameters).splitlines())
 
 
 class EnergyUnit(NamedTuple):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_tokenpower.core.settings import CHILD_VARIABLE
-from pytest_tokenpower.core.text import plural
+from pytest_tokenpower.core.text import plural, short_test_name
 from pytest_tokenpower.errors import TokenPowerError
 from pytest_tokenpower.plugin.edge import Lines, faults_end_in, said
 from pytest_tokenpower.plugin.options import layout_of
@@ -31,10 +31,6 @@ from pytest_tokenpower.plugin.state import (
 if TYPE_CHECKING:
     from pytest_tokenpower.analysis.power_curves import PowerCurves
     from pytest_tokenpower.core.records import MeasurementRecord, RunRecord
-
-
-def _name(measured: MeasurementRecord) -> str:
-    return measured.test.rpartition("::")[2]
 
 
 def _first_line(report: pytest.TestReport) -> str:
@@ -88,7 +84,7 @@ class Gatherer:
                 self._curves[measured.test] = msgspec.convert(drawn, PowerCurves)
             if report.outcome == "rerun":  # type: ignore[comparison-overlap]
                 self._rerun.add(report.energy["test"])
-            complaint = failure_of(_name(measured), measured, self._config.stash[SETTINGS])
+            complaint = failure_of(short_test_name(measured.test), measured, self._config.stash[SETTINGS])
             by_verdict = bool(complaint) and said(complaint) in report.longreprtext
         if report.failed and not by_verdict:
             self._failed.add(report.nodeid)
@@ -143,7 +139,7 @@ class Gatherer:
             # Also when it is interrupted: a table that says regressed goes with a test that failed.
             measurements[:] = [decided.get(measured.test, measured) for measured in measurements]
             for measured in decided.values():
-                complaint = failure_of(_name(measured), measured, self._config.stash[SETTINGS])
+                complaint = failure_of(short_test_name(measured.test), measured, self._config.stash[SETTINGS])
                 self._reserved.settle(measured, complaint)
 
     def _settle(self) -> None:
@@ -159,7 +155,9 @@ class Gatherer:
             if verdicts == measured.verdicts:
                 continue
             measurements[at] = replace(measured, verdicts=verdicts)
-            complaint = failure_of(_name(measured), measurements[at], self._config.stash[SETTINGS])
+            complaint = failure_of(
+                short_test_name(measurements[at].test), measurements[at], self._config.stash[SETTINGS]
+            )
             self._reserved.settle(measurements[at], complaint)
 
     @pytest.hookimpl(optionalhook=True)

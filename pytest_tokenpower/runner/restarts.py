@@ -15,6 +15,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from pytest_tokenpower.core.records import MeasurementRecord, VerdictRecord
+from pytest_tokenpower.core.text import short_test_name
 from pytest_tokenpower.errors import TokenPowerError
 from pytest_tokenpower.gate.operating_point import unlikeness
 from pytest_tokenpower.gate.verdict import LOOKS
@@ -47,7 +48,7 @@ class Case:
     @property
     def name(self) -> str:
         """What people call the test."""
-        return self.test.rpartition("::")[2]
+        return short_test_name(self.test)
 
     @property
     def doubtful(self) -> bool:

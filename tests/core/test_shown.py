@@ -85,3 +85,5 @@ def test_the_rest_of_a_line_that_was_flushed_is_no_beginning() -> None:
 
 def test_a_test_is_called_by_one_line_whatever_is_in_its_name() -> None:
     assert short_test_name("a.py::T::test[x\ny\u2028z\x85]") == "test[x y z ]"
+    assert short_test_name("a[b]/c.py::T::test[d::e[f]]") == "test[d::e[f]]"
+    assert short_test_name("measure()") == "measure()"
