@@ -270,3 +270,35 @@ def test_one_without(energy):
     assert phases["test_in_turn"] >= {"prefill", "decode"}
     assert phases["test_at_a_time"] >= {"prefill", "decode"}
     assert not phases["test_one_without"]
+
+
+def test_a_block_that_a_failed_test_leaves_open_is_in_no_other_tests_way(project: Project) -> None:
+    project.tests(
+        """
+kept = []
+
+def rounds(energy):
+    with energy.measure() as window:
+        sleep(0.5)
+        window.tokens(prompt=1, generated=10)
+        yield
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_left(energy, fails):
+    kept.append(rounds(energy))
+    next(kept[-1])
+    assert not fails
+
+@quick
+def test_next(energy):
+    energy(generate)
+
+def test_end():
+    for each in kept:
+        each.close()
+"""
+    )
+    result, run = project.measure("--energy-save=x")
+    result.assert_outcomes(passed=2, failed=2)
+    assert [one.test for one in run.measurements if one.comparable] == ["test_energy.py::test_next"]
+    result.stdout.fnmatch_lines(["*test_left?False?: a window is still open at the test's end: *"])
