@@ -330,6 +330,8 @@ def unknown_figure(rounds: Sequence[RoundRecord], per: str) -> str:
             f"{whole}tokens were generated too, and the energy of the prefill is not told apart (energy.run(engine, "
             "workload) does that): per='total_token' or 'response' need no phases"
         )
+    if all(units_per(per, one) <= 0 for one in kept) and per == "token":
+        return f"{whole}no tokens were generated: per='prompt_token' or 'response' fit such work"
     if per == "token":
         return "some executions generated no tokens, and others did: joules per token are not known"
     if per == "prompt_token" and all(one.prompt_tokens for one in kept):

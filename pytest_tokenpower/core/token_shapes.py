@@ -186,7 +186,8 @@ class Usage(Part):
         ended = frozenset[int]().union(*(part.ended for part in parts))
         begun = frozenset[int]().union(*(part.open for part in parts))
         if begun - ended and not last:
-            raise TokenCountError(f"the stream of {self.request!r} breaks off: return all of its chunks")
+            of = f" of {self.request!r}" if self.request is not None else ""
+            raise TokenCountError(f"the stream{of} breaks off: return all of its chunks")
         prompt, generated = self._usage(said, last, choices)
         if not generated and any(part.text for part in parts):
             raise TokenCountError(
@@ -462,6 +463,8 @@ def _read_usage(result: Any, call: Call, path: tuple[Hashable, ...]) -> list[Par
     # The completions API calls whole answers and pieces of a stream alike; pieces have no finish_reason.
     alike = get(result, "object") == "text_completion"
     streamed = str(get(result, "object") or "").endswith(".chunk")
+    # Anthropic's streams may say their usage so far in several of these.
+    event = get(result, "type") == "message_delta"
     named = [get(choice, "index") for choice in choices]
     numbered = len({index for index in named if whole(index) is not None}) == len(choices)
     indices, ended, begun, ids, text = set(), set(), set(), 0, False
@@ -480,7 +483,7 @@ def _read_usage(result: Any, call: Call, path: tuple[Hashable, ...]) -> list[Par
     if get(result, "status") in ("in_progress", "queued"):
         begun.add(0)
     elif not choices and usage is not None and not streamed and not alike:
-        ended.add(0)
+        (begun if event and not get(get(result, "delta"), "stop_reason") else ended).add(0)
     return [
         Usage(
             request=_identity(get(result, "id")),
@@ -493,7 +496,7 @@ def _read_usage(result: Any, call: Call, path: tuple[Hashable, ...]) -> list[Par
             ended=frozenset(ended),
             open=frozenset(begun),
             ids=ids,
-            piece=streamed or alike or bool(begun),
+            piece=streamed or alike or event or bool(begun),
             text=text,
         )
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.core.windows import DECODE, MIXED, PREFILL, Latency, PhaseWindow
@@ -35,6 +36,20 @@ def phases_of(result: object) -> tuple[PhaseWindow, ...]:
         if marks.decode_end_ns > marks.prefill_end_ns
         else (prefill,)
     )
+
+
+def joined(executions: Sequence[Sequence[PhaseWindow]]) -> tuple[PhaseWindow, ...]:
+    """Return the phases of a round of several executions; none where they would not add up.
+
+    One execution without phases makes the others' sums short. Where two ran at a time, each one's phases have the
+    energy of both.
+    """
+    if not all(executions):
+        return ()
+    spans = sorted((min(p.start_ns for p in each), max(p.end_ns for p in each)) for each in executions)
+    if any(after[0] < before[1] for before, after in pairwise(spans)):
+        return ()
+    return tuple(phase for each in executions for phase in each)
 
 
 def latencies_of(result: object) -> tuple[Latency, ...]:

@@ -185,7 +185,7 @@ class Gatherer:
                 )
         for measured in measurements:
             if (soaked := measured.facts.get("soak")) is not None:
-                lines.write_line(f"{_name(measured)} was soaked: {soaked}")
+                lines.write_line(f"{short_test_name(measured.test)} was soaked: {soaked}")
         # pytest gives reasons of skips under -rs only, and an energy test that did not measure guards nothing.
         for reason, count in self._skipped.items():
             said = f"energy: {plural(count, 'test')} skipped, not measured: {reason}"

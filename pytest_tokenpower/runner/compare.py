@@ -203,7 +203,7 @@ class Block:
 
 def blocks_of(
     execute: dict[Variant, Callable[[], Any]],
-    count: Callable[[object], TokenCount],
+    count: Callable[[Variant, object], TokenCount],
     phases: Callable[[object], Sequence[PhaseWindow]],
     plan: BlockPlan,
     *,
@@ -221,7 +221,7 @@ def blocks_of(
     def run(variant: Variant, repeats: int) -> Measuring[RoundWindow]:
         with annotate_errors(variant, names):
             ran = yield execute[variant], repeats
-            return counted_round(ran, count, phases)
+            return counted_round(ran, partial(count, variant), phases)
 
     seconds: dict[Variant, list[float]] = {variant: [] for variant in VARIANTS}
     began = clock.seconds()

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, overload
 from pytest_tokenpower.core.records import MeasurementRecord
 from pytest_tokenpower.core.tokens import TokenCount, count_tokens
 from pytest_tokenpower.core.types import Fact
-from pytest_tokenpower.core.windows import PhaseWindow, RoundWindow
+from pytest_tokenpower.core.windows import RoundWindow
 from pytest_tokenpower.engines.identify import describe_callable
-from pytest_tokenpower.engines.phase_marks import notes_of, phases_of, unsound
+from pytest_tokenpower.engines.phase_marks import joined, notes_of, phases_of, unsound
 from pytest_tokenpower.engines.protocol import Generation
 from pytest_tokenpower.errors import MeterError, TokenCountError, UsageError
 from pytest_tokenpower.runner.checks import (
@@ -69,8 +69,7 @@ class Window:
         self._energy = energy
         self._open = True
         self._tokens: TokenCount | None = None
-        self._phases: tuple[PhaseWindow, ...] = ()
-        self._last: object = None
+        self._results: list[object] = []
 
     @property
     def counted(self) -> bool:
@@ -79,15 +78,13 @@ class Window:
 
     def tokens(self, *, prompt: int, generated: int, responses: int = 1) -> None:
         """Add the tokens of what ran in this window."""
-        self._add(lambda energy: TokenCount(prompt, generated, responses))
+        self._add(None, lambda energy: TokenCount(prompt, generated, responses))
 
     def count(self, result: object) -> None:
         """Add the tokens of a result: anything that ``energy(fn)`` can count."""
-        self._add(lambda energy: energy._counted(result))
-        self._phases += phases_of(result)
-        self._last = result
+        self._add(result, lambda energy: energy._counted(result))
 
-    def _add(self, count: Callable[[Energy], TokenCount]) -> None:
+    def _add(self, result: object, count: Callable[[Energy], TokenCount]) -> None:
         if self._energy is None:
             return
         with self._energy._refusing():
@@ -98,6 +95,7 @@ class Window:
                 )
             tokens = count(self._energy)
         self._tokens = tokens if self._tokens is None else self._tokens + tokens
+        self._results.append(result)
 
 
 class Energy:
@@ -412,8 +410,11 @@ class Energy:
                 f"{self._test}: nothing says what was read and generated in the energy.measure() block: call "
                 "window.count(result) or window.tokens(prompt=..., generated=...) inside it"
             )
-        reasons = unsound([window._last])
-        self._windows.append(RoundWindow(start_ns, end_ns, tokens, 1, window._phases, reasons=reasons))
+        results = window._results
+        # Requests that ran at a time tell their phases together.
+        phases = joined([phases_of(result) for result in results]) or phases_of(results)
+        reasons = tuple(dict.fromkeys(reason for result in results for reason in unsound([result])))
+        self._windows.append(RoundWindow(start_ns, end_ns, tokens, 1, phases, reasons=reasons))
 
     def compare(
         self,
@@ -484,6 +485,7 @@ class Energy:
             asked = CompareArgs.of(self._test, baseline, candidate, at_least, at_most, restarts, names)
             limit = self._budget.regression or self._session.settings.regression
             budget, order = self._budget, random.Random()
+            given = dict(zip(VARIANTS, (baseline, candidate), strict=True))
             plan = BlockPlan(
                 self._session.settings.warmup_rounds,
                 max(2, budget.min_rounds // 2),
@@ -491,13 +493,20 @@ class Energy:
                 budget.max_seconds,
                 budget.per,
             )
+            called: dict[Variant, Callable[[], object]] = {}
+
+            def count(variant: Variant, result: object) -> TokenCount:
+                return self._counted(result, fn=called[variant])
+
             finished = []
             for _ in range(asked.restarts):
                 with ExitStack() as stack:
                     running: dict[Variant, Callable[[], object]] = {}
-                    for name, variant in zip(VARIANTS, (baseline, candidate), strict=True):
+                    for name, variant in given.items():
                         with annotate_errors(name, asked.names):
                             running[name] = start(variant, stack)
+                        # Not what awaits it: prompts and settings are found in the callable itself.
+                        called[name] = variant if callable(variant) else running[name]
                     for variant in running.values():
                         require_local_meter(self._test, variant, self._telemetry.devices)
                     self._identity = describe_callable(running["candidate"])
@@ -511,9 +520,7 @@ class Energy:
                         (
                             yield from blocks_of(
                                 running,
-                                lambda result: self._counted(
-                                    result, (), {}, baseline if callable(baseline) else start
-                                ),
+                                count,
                                 phases_of,
                                 plan,
                                 bench=self._telemetry,

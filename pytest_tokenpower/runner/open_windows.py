@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from pytest_tokenpower.errors import UsageError
 
 _lock = threading.Lock()
-_open: dict[str, list[str]] = {}
-"""For each board under measurement in this process, the tests that asked for it: more than one is refused."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """The tests that asked for a board, and the thread that does; None where an event loop may go on with it."""
+
+    tests: list[str]
+    thread: int | None
+
+
+_open: dict[str, _Asked] = {}
+"""For each board under measurement in this process, who asked for it: more than one is refused."""
 
 
 @contextmanager
@@ -24,23 +36,24 @@ def sole_window(test: str, boards: frozenset[str]) -> Iterator[None]:
     Raises:
         UsageError: another measurement of a board is open, or was asked for while this one was.
     """
-    asked = [test]
+    asked = _Asked([test], None if _in_loop() else threading.get_ident())
     with _lock:
         holders = [_open[board] for board in boards if board in _open]
         for holder in holders:
-            holder.append(test)
+            holder.tests.append(test)
         if not holders:
             _open.update(dict.fromkeys(boards, asked))
     if holders:
-        raise UsageError(_overlap(test, holders[0][0]))
+        raise UsageError(_overlap(test, holders[0].tests[0]))
     try:
         yield
     finally:
         with _lock:
             for board in boards:
-                del _open[board]
-    if len(asked) > 1:
-        raise UsageError(_overlap(asked[1], test))
+                if _open.get(board) is asked:
+                    del _open[board]
+    if len(asked.tests) > 1:
+        raise UsageError(_overlap(asked.tests[1], test))
 
 
 _held: dict[str, tuple[str, int]] = {}
@@ -50,6 +63,8 @@ _held: dict[str, tuple[str, int]] = {}
 @contextmanager
 def own_boards(test: str, boards: frozenset[str], *, waits_for_threads: bool) -> Iterator[None]:
     """Keep boards for a test or a script's block, with or without open windows.
+
+    What it leaves open goes with it where nothing runs on in it: a generator of this thread that nobody resumes.
 
     Args:
         test: the test that measures.
@@ -65,12 +80,15 @@ def own_boards(test: str, boards: frozenset[str], *, waits_for_threads: bool) ->
             if thread == me or not waits_for_threads:
                 raise UsageError(_overlap(test, holder))
         _held.update(dict.fromkeys(boards, (test, me)))
+        before = dict(_open)
     try:
         yield
     finally:
         with _lock:
             for board in boards:
                 _held.pop(board, None)
+                if (left := _open.get(board)) is not before.get(board) and left and left.thread == me:
+                    del _open[board]
 
 
 def _overlap(test: str, holder: str) -> str:
@@ -78,3 +96,11 @@ def _overlap(test: str, holder: str) -> str:
         f"{test}: a measurement began while another of the same board was open (by {holder}); each would be charged "
         "with the energy of both: put one energy.measure() block around all of it"
     )
+
+
+def _in_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

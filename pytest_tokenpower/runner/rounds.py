@@ -13,7 +13,7 @@ from pytest_tokenpower.core.progress import warmup_progress
 from pytest_tokenpower.core.records import RoundRecord
 from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.core.windows import PhaseWindow, RoundWindow
-from pytest_tokenpower.engines.phase_marks import latencies_of, unsound
+from pytest_tokenpower.engines.phase_marks import joined, latencies_of, unsound
 from pytest_tokenpower.errors import UsageError
 
 if TYPE_CHECKING:
@@ -282,15 +282,13 @@ def counted_round(
 ) -> RoundWindow:
     """Count the executions of a round whose window has closed."""
     tokens = [count(result) for result in executed.results]
-    marks = [phases(result) for result in executed.results]
     return RoundWindow(
         start_ns=executed.start_ns,
         end_ns=executed.end_ns,
         tokens=sum(tokens[1:], tokens[0]),
         repeats=len(executed.results),
         executions=frozenset(tokens),
-        # One execution without phases would make the others' sums short: then the round has none.
-        phases=tuple(phase for each in marks for phase in each) if all(marks) else (),
+        phases=joined([phases(result) for result in executed.results]),
         latencies=tuple(each for result in executed.results for each in latencies_of(result)),
         reasons=unsound(executed.results),
     )

@@ -120,6 +120,8 @@ def test_an_execution_without_tokens_among_others_is_no_figure() -> None:
     assert gated(done) == []
     assert unknown_figure(done, "token").startswith("some executions generated no tokens, and others did")
     assert "joules_per_token" not in figures(done)
+    none = [replace(one, generated_tokens=0) for one in done]
+    assert "no tokens were generated: per='prompt_token'" in unknown_figure(none, "token")
 
 
 def test_undivided_joules_are_in_the_error_of_a_phase_and_no_number_of_rounds_lessens_it() -> None:

@@ -88,3 +88,5 @@ def test_a_test_is_called_by_one_line_whatever_is_in_its_name() -> None:
     assert short_test_name("a[b]/t.py::test") == "test"
     assert short_test_name("test") == "test"
     assert short_test_name("a.py::T::test[x\ny\u2028z\x85]") == "test[x y z ]"
+    assert short_test_name("a[b]/c.py::T::test[d::e[f]]") == "test[d::e[f]]"
+    assert short_test_name("measure()") == "measure()"

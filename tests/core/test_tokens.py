@@ -533,3 +533,17 @@ def test_counts_add_up(each: list[TokenCount]) -> None:
     for name in ("prompt", "generated", "responses", "cached_prompt"):
         assert getattr(total, name) == sum(getattr(one, name) for one in each)
     assert count_tokens([each]) == count_tokens(tuple(each)) == total
+
+
+def test_usage_so_far_in_several_events_of_one_stream_counts_once() -> None:
+    def event(generated: int, stop: str | None) -> dict[str, object]:
+        usage = {"input_tokens": 10, "output_tokens": generated}
+        return {"type": "message_delta", "delta": {"stop_reason": stop}, "usage": usage}
+
+    stream = [event(3, None), event(7, "end_turn")]
+    assert count_tokens(stream) == TokenCount(10, 7)
+    assert count_tokens([stream, stream[1:]]) == TokenCount(10, 7) + TokenCount(10, 7)
+    with pytest.raises(TokenCountError, match="the stream breaks off"):
+        count_tokens(stream[:1])
+    with pytest.raises(TokenCountError, match="2 finished results"):
+        count_tokens([event(3, "end_turn"), event(7, "end_turn")])

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_tokenpower.core.tokens import TokenCount
-from pytest_tokenpower.engines.phase_marks import notes_of, phases_of
+from pytest_tokenpower.engines.phase_marks import joined, notes_of, phases_of
 from pytest_tokenpower.engines.protocol import Step
 from pytest_tokenpower.engines.vllm.requests import steps_from_request_metrics, stretches_from_request_metrics
 from tests.support.projects import Project
@@ -174,6 +174,14 @@ def test_phases_of_overlapping_requests_are_estimates() -> None:
     assert [each.phase for each in found] == ["prefill", "mixed", "decode"]
     assert all(each.estimated for each in found)
     assert notes_of(outputs) == {}
+
+
+def test_phases_of_a_round_are_those_of_all_its_executions_or_none() -> None:
+    first, second = phases_of(output(1.0, 1.5, 2.0)), phases_of(output(2.0, 2.5, 3.0))
+    assert joined([first, second]) == (*first, *second)
+    assert joined([second, first]) == (*second, *first)
+    assert joined([first, ()]) == joined([()]) == joined([]) == ()
+    assert joined([first, phases_of(output(1.9, 2.5, 3.0))]) == ()
 
 
 def test_outputs_without_times_say_how_to_get_them() -> None:

@@ -154,3 +154,24 @@ def test_mistakes_name_the_test_and_the_remedy(project: Project, call: str, mess
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines([message])
     result.stdout.no_fnmatch_line("*Traceback*")
+
+
+def test_each_variant_is_counted_as_what_ran_it(project: Project) -> None:
+    project.tests(
+        """
+from functools import partial
+
+def model(input_ids, new):
+    sleep(0.2)
+    return [[*row, *range(20, 20 + new)] for row in input_ids]
+
+@pytest.mark.power_budget(min_rounds=4, max_rounds=4)
+def test_variants(energy):
+    energy.compare(
+        baseline=partial(model, [[1, 2]], 10), candidate=partial(model, [[3, 4, 5]], 20), at_least="40%"
+    )
+"""
+    )
+    result, _ = project.measure()
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["test_variants * -50* passed"])

@@ -231,3 +231,74 @@ def test_a_window_counts_as_the_hook_of_its_folder_does(project: Project) -> Non
     )
     _, run = project.measure()
     assert run.measurements[0].key["generated_tokens"] == 5
+
+
+def test_results_of_one_window_have_phases_where_these_add_up(project: Project) -> None:
+    project.tests(
+        """
+from types import SimpleNamespace
+
+def output(begin, seconds):
+    marks = SimpleNamespace(
+        scheduled_ts=begin, first_token_ts=begin + seconds / 4, last_token_ts=begin + seconds, num_generation_tokens=10
+    )
+    one = SimpleNamespace(token_ids=[7] * 10)
+    return SimpleNamespace(metrics=marks, outputs=[one], prompt_token_ids=[5] * 50)
+
+def window(energy, *begins, silent=False):
+    with energy.measure() as window:
+        now = VIRTUAL_TIME.now_ns() / 1e9
+        sleep(4)
+        for begin in begins:
+            window.count(output(now + begin, 1.9))
+        if silent:
+            window.tokens(prompt=50, generated=10)
+
+def test_in_turn(energy):
+    window(energy, 0, 2)
+
+def test_at_a_time(energy):
+    window(energy, 0, 0.1)
+
+def test_one_without(energy):
+    window(energy, 0, silent=True)
+"""
+    )
+    result, run = project.measure()
+    result.assert_outcomes(passed=3)
+    phases = {each.test.partition("::")[2]: set(each.rounds[0].phases) for each in run.measurements}
+    assert phases["test_in_turn"] >= {"prefill", "decode"}
+    assert phases["test_at_a_time"] >= {"prefill", "decode"}
+    assert not phases["test_one_without"]
+
+
+def test_a_block_that_a_failed_test_leaves_open_is_in_no_other_tests_way(project: Project) -> None:
+    project.tests(
+        """
+kept = []
+
+def rounds(energy):
+    with energy.measure() as window:
+        sleep(0.5)
+        window.tokens(prompt=1, generated=10)
+        yield
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_left(energy, fails):
+    kept.append(rounds(energy))
+    next(kept[-1])
+    assert not fails
+
+@quick
+def test_next(energy):
+    energy(generate)
+
+def test_end():
+    for each in kept:
+        each.close()
+"""
+    )
+    result, run = project.measure("--energy-save=x")
+    result.assert_outcomes(passed=2, failed=2)
+    assert [one.test for one in run.measurements if one.comparable] == ["test_energy.py::test_next"]
+    result.stdout.fnmatch_lines(["*test_left?False?: a window is still open at the test's end: *"])

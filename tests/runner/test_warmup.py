@@ -143,7 +143,7 @@ def test_variants_are_warm_when_none_gets_faster() -> None:
 
     measuring = interleave.blocks_of(
         {"baseline": lambda: execute("baseline"), "candidate": lambda: execute("candidate")},
-        lambda _: TokenCount(1, 1),
+        lambda *_: TokenCount(1, 1),
         lambda _: (),
         interleave.BlockPlan(2, 2, 2, 120),
         bench=Flat(),
