@@ -48,7 +48,7 @@ def test_the_denominator_gates_and_is_named(
     assert verdict.figure == f"joules_per_{per}"
     assert verdict.value == pytest.approx(measured.figures[verdict.figure].value, rel=0.01)
     assert verdict.value == pytest.approx(2 * (verdict.baseline_value or 0), rel=0.15)
-    [value, _], shown = readable(unit, verdict.value, verdict.baseline_value or 0.0)
+    [value, _], shown = readable(unit, verdict.value or 0.0, verdict.baseline_value or 0.0)
     assert f"{value} {shown}; " in " ".join(result.stdout.str().split())
     assert f" {unit.replace('J/', '')[:5]}" in result.stdout.str()
 
