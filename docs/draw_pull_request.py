@@ -66,7 +66,7 @@ def main() -> None:
         html.write_text(
             PAGE.format(body=MarkdownIt("commonmark").enable("table").render(text)), encoding="utf-8"
         )
-        height = 160 + 18 * len(re.findall("\n", text))
+        height = 184 + 18 * len(re.findall("\n", text))
         subprocess.run(
             [
                 *("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"),
