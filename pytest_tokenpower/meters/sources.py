@@ -283,7 +283,8 @@ def _auto(collector: Collector, scope: Scope | None) -> list[Device]:
         devices += _first(collector, (*named, "ipmi", *_hwmon_of_the_node()), reasons)
     if not devices:
         raise MeterUnavailable(
-            "no energy meter on this machine. " + "; ".join(reasons)
+            "no energy meter on this machine. To try without one: --energy-source=simulated, or model for joules "
+            "modelled from CPU time. What was looked for: " + "; ".join(reasons)
             if scope is None
             else f"no meter for --energy-scope={scope} on this machine. "
             + ("; ".join(reasons) or "Name it: --energy-source=prometheus:URL")

@@ -191,8 +191,8 @@ class Baseline:
     (``accepted``, None otherwise); a name or a path is taken at its word.
     By ``rises`` a test may rise over either. Tests are asked for by their node ids under
     ``root``, pytest's root directory from the repository's top level. ``note`` tells of a choice between several
-    things of one name; ``own``: HEAD is a commit of the ref itself. ``tip`` is the commit that is compared,
-    None for the work tree.
+    things of one name; ``own``: HEAD is a commit of the ref itself, with nothing changed since. ``tip`` is the commit
+    that is compared, None for the work tree.
     """
 
     kind: Kind
@@ -455,8 +455,12 @@ class Baseline:
 
 
 def _is_on(repository: Repository, commit: str) -> bool:
-    """Whether HEAD is in the history of a ref's commit: the job of the branch itself, not of a change to it."""
-    return repository.head is not None and repository.is_ancestor(repository.head, commit)
+    """Whether the work tree is in the history of a ref's commit: the branch itself, not a change to it."""
+    return (
+        repository.head is not None
+        and not repository.dirty
+        and repository.is_ancestor(repository.head, commit)
+    )
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,20 @@ def test_a_pull_request_that_costs_more_energy_fails_its_build(project: Project,
     assert project.run("--energy-baseline=main").ret == 0
 
 
+def test_a_change_that_is_not_committed_yet_is_not_called_main_itself(project: Project, git: Git) -> None:
+    git.commit("six rounds", test_energy=workload(budget="max_rounds=6"))
+    for _ in range(3):
+        assert project.run("--energy-autosave").ret == 0
+    git("switch", "--quiet", "--create", "feature")
+    project.file("test_energy.py", workload(0.12, budget="max_rounds=6"))
+    assert project.run("--energy-baseline=main").stdout.str().count("main itself") == 0
+    git("commit", "--quiet", "--all", "--message=slower")
+    git("branch", "--force", "main")
+    project.run("--energy-baseline=main").stdout.fnmatch_lines(
+        ["*This is main itself: an acceptance is due*"]
+    )
+
+
 def test_a_ref_that_git_does_not_know_stops_the_run_before_any_test(project: Project, git: Git) -> None:
     git.commit("reporting", test_energy="def test_ran(): open('ran', 'w')\n")
     result = project.run("--energy-baseline=mian")
