@@ -85,7 +85,7 @@ def test_several_figures_are_weighed_at_once_and_unasked_those_that_every_cell_h
 
 
 def test_a_figure_that_no_cell_has_is_a_mistake() -> None:
-    assert frontier([cell("a", 1.0, seconds=2.0)], ["seconds"])[2].split() == ["a", "1", "2"]
+    assert frontier([cell("a", 1.0, seconds=2.0)], ["seconds"])[2].split() == ["a", "1.000", "2"]
     with pytest.raises(
         UsageError,
         match=r"--pareto=x: no good .* there are joules_per_token, seconds",
