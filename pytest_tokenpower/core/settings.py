@@ -25,7 +25,9 @@ class Limits(NamedTuple):
     """The limits that a test declares with ``@pytest.mark.power_budget``; None: not limited.
 
     ``per`` is the denominator (core.denominators.PER) by which it is compared; None: it follows from the counts.
-    ``prefix_cache``: prompts that come from a prefix cache are meant. ``quality`` is a floor, all others are ceilings.
+    ``prefix_cache``: prompts that come from a prefix cache are meant. ``quality`` is a floor, all others are ceilings;
+    ``ttft_ms`` and ``tpot_ms`` of the time that 90 of 100 requests stay within, to the first token and for each further
+    one.
     """
 
     joules_per_token: float | None = None
@@ -43,11 +45,16 @@ class Limits(NamedTuple):
     per: str | None = None
     prefix_cache: bool = False
     quality: float | None = None
+    ttft_ms: float | None = None
+    tpot_ms: float | None = None
 
     @property
     def ceilings(self) -> Mapping[str, float]:
         """The absolute limits that are set, by the name of their figure; that of the quality is a floor."""
         values = {name: getattr(self, name) for name in CEILINGS}
+        for name, figure in LATENCIES.items():
+            limit = getattr(self, name)
+            values[figure] = None if limit is None else limit / 1000
         return {name: value for name, value in values.items() if value is not None}
 
 
@@ -58,6 +65,9 @@ CEILINGS = (
     "peak_watts",
     "quality",
 )
+
+LATENCIES = {"ttft_ms": "ttft_p90_seconds", "tpot_ms": "tpot_p90_seconds"}
+"""Ceilings in milliseconds, and the figure that each limits."""
 
 Severity = Literal["warn", "fail"]
 

@@ -48,6 +48,8 @@ def readable(unit: str, *figures: float) -> tuple[list[str], str]:
         unit: The unit of the figures; where it begins with J, the first of them chooses mJ, J or Wh for all.
         figures: What is shown side by side, a test's own first: it has this unit wherever it stands.
     """
+    if unit.startswith("s ") and max(figures) < 1:
+        return [f"{1e3 * each:.4g}" for each in figures], f"m{unit}"
     if unit != "J" and not unit.startswith("J/"):
         return [f"{each:.4g}" for each in figures], unit
     chosen = energy_unit(figures[0] or max(figures))

@@ -13,11 +13,11 @@ from pytest_tokenpower.plugin.options import checked_key_ignore
 
 MARKER = (
     "power_budget(joules_per_token=None, joules_per_prompt_token=None, joules_per_total_token=None, "
-    "joules_per_response=None, joules=None, mean_watts=None, peak_watts=None, regression=None, per=None, "
-    "min_rounds=6, max_rounds=30, max_seconds=120, key_ignore=(), prefix_cache=False, quality=None): limits of an "
-    "energy test; regression is the rise over the baseline that fails it, such as '3%', of joules per `per`: token "
-    "(default where tokens are generated), prompt_token, total_token or response; prefix_cache=True: prompts that it "
-    "holds are meant; "
+    "joules_per_response=None, joules=None, mean_watts=None, peak_watts=None, ttft_ms=None, tpot_ms=None, "
+    "regression=None, per=None, min_rounds=6, max_rounds=30, max_seconds=120, key_ignore=(), prefix_cache=False, "
+    "quality=None): limits of an energy test; regression is the rise over the baseline that fails it, such as '3%', "
+    "of joules per `per`: token (default where tokens are generated), prompt_token, total_token or response; "
+    "ttft_ms and tpot_ms limit what 90 of 100 requests wait; prefix_cache=True: prompts that it holds are meant; "
     "quality: the score that energy.quality must not be below"
 )
 

@@ -173,6 +173,8 @@ class LimitsTable(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
     joules: Positive | UnsetType = UNSET
     mean_watts: Positive | UnsetType = UNSET
     peak_watts: Positive | UnsetType = UNSET
+    ttft_ms: Positive | UnsetType = UNSET
+    tpot_ms: Positive | UnsetType = UNSET
     regression: Share | UnsetType = UNSET
     min_rounds: Count | UnsetType = UNSET
     max_rounds: Count | UnsetType = UNSET

@@ -273,3 +273,34 @@ def test_pytest_lists_the_marker_and_its_arguments(project: Project) -> None:
     assert result.ret == 0
     marker = next(line for line in result.stdout.lines if line.startswith("@pytest.mark.power_budget("))
     assert all(f"{argument}=" in marker for argument in VALID.split(", "))
+
+
+def test_latencies_are_ceilings_in_milliseconds(project: Project) -> None:
+    project.tests(
+        """
+from pytest_tokenpower import EngineSpec, FixedShape
+
+@pytest.mark.power_budget(min_rounds=2, max_rounds=2, ttft_ms=1, tpot_ms=1000)
+def test_late(energy):
+    engine = EngineSpec("simulated", "llama-3.1-8b", isolated=False, clock=VIRTUAL_TIME.clock)
+    energy.run(engine, FixedShape(batch=8, prompt_tokens=2048, new_tokens=16))
+
+@quick
+@pytest.mark.power_budget(tpot_ms=5)
+def test_unknown(energy):
+    energy(generate)
+"""
+    )
+    result, run = project.measure()
+    result.assert_outcomes(passed=1, failed=1)
+    late, unknown = run.measurements
+    assert {one.against: one.kind for one in late.verdicts} == {
+        "ttft_p90_seconds": "over budget",
+        "tpot_p90_seconds": "passed",
+    }
+    assert unknown.verdicts[0].reason == "tpot_p90_seconds is not known from this measurement"
+    result.stdout.fnmatch_lines(
+        [
+            "OVER BUDGET * ms to the first token, 90 of 100 requests (limit 1): test_late: ttft_p90_seconds exceeds *"
+        ]
+    )
