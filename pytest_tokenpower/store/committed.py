@@ -24,7 +24,8 @@ TOMLDecodeError = tomllib.TOMLDecodeError
 
 def read_toml(text: str) -> dict[str, Any]:
     """Return a TOML text's table; raises TOMLDecodeError."""
-    return tomllib.loads(text)
+    table: dict[str, Any] = tomllib.loads(text)
+    return table
 
 
 def toml_string(text: str) -> str:
