@@ -172,6 +172,6 @@ def test_variants(energy):
     )
 """
     )
-    result, _ = project.measure()
+    result, run = project.measure()
     result.assert_outcomes(passed=1)
-    result.stdout.fnmatch_lines(["test_variants * -50* passed"])
+    assert run.measurements[0].verdicts[0].change == pytest.approx(-0.5, abs=0.02)
