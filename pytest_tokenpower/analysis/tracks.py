@@ -72,7 +72,7 @@ BLOCK = 1 << 15
 """Windows are worked on in blocks whose intermediate columns fit into a processor's cache."""
 
 GAP_PERIODS = 3.0
-"""A distance between samples above this many periods is a gap (measurement.md of the project: guards)."""
+"""A distance between samples above this many periods is a gap."""
 
 TICKS_FOR_POWER = 5.0
 """Between two reads of a counter there must be more ticks than this for their difference to be a power."""
