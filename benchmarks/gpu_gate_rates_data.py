@@ -51,7 +51,9 @@ def pack(folders: Sequence[Path]) -> dict[str, Any]:
             )
         holds.append(
             {
-                **{name: machine[name] for name in ("at", "seed", "seconds", "cpus", "argv")},
+                **{name: machine[name] for name in ("at", "seed", "seconds", "cpus")},
+                # Where on its machine a run wrote to says nothing of it.
+                "argv": [Path(each).name if each.startswith("/") else each for each in machine["argv"]],
                 "smi": [line.strip() for line in machine["smi"].splitlines() if "Driver Version" in line],
                 "boards": boards,
             }

@@ -117,3 +117,8 @@ def test_examples_run(page: str, tmp_path: Path) -> None:
                     assert first[0] in output
                 ran += 1
     assert ran
+
+
+@pytest.mark.parametrize("path", sorted(DOCS.glob("results/**/*.*")), ids=lambda path: path.name)
+def test_results_name_no_folder_of_the_machine_that_they_come_from(path: Path) -> None:
+    assert not re.search(rb"/(?:root|home|Users|mnt|work)/[\w.]", path.read_bytes())
