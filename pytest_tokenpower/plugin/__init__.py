@@ -27,6 +27,7 @@ from pytest_tokenpower.plugin.state import (
     SETTINGS,
     TWICE,
     WAYS,
+    has_workers,
     may_measure,
     runs_tests,
     session_of,
@@ -218,7 +219,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     unusual_source = chosen.source not in options.PLAIN_SOURCES
     asked = chosen.given or chosen.baselines or unusual_source or EVENTS_VARIABLE in os.environ
     # A controller of xdist collects nothing: it learns of energy tests by their reports.
-    if not asked and not config.getoption("numprocesses", None):
+    if not asked and not has_workers(config):
         return
     from pytest_tokenpower.plugin.watching import watch
 

@@ -15,6 +15,7 @@ from pytest_tokenpower.plugin.state import (
     MEASUREMENT,
     SETTINGS,
     failure_of,
+    has_workers,
     is_gated,
     may_measure,
     session_of,
@@ -31,7 +32,7 @@ class Rerunner:
         chosen = config.stash[SETTINGS]
         if len(chosen.baselines) != 1:
             raise UsageError("--energy-rerun-baseline needs one git ref: --energy-baseline=REF")
-        if config.getoption("numprocesses", None):
+        if has_workers(config):
             raise UsageError("--energy-rerun-baseline runs one process at a time: leave -n away")
         self._config = config
         self._rerun: Rerun | None = None

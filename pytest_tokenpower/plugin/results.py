@@ -25,6 +25,7 @@ from pytest_tokenpower.plugin.state import (
     SETTINGS,
     WAYS,
     failure_of,
+    has_workers,
     runs_tests,
     session_of,
 )
@@ -112,7 +113,7 @@ class Gatherer:
         complete = False
         # Watching every hook costs time: only where a test can be open. A controller of xdist collects none.
         stash = self._config.stash
-        may_wait = stash[SETTINGS].baselines or WAYS in stash or self._config.getoption("numprocesses", None)
+        may_wait = stash[SETTINGS].baselines or WAYS in stash or has_workers(self._config)
         with self._reserved.open() if may_wait else nullcontext():
             try:
                 result = yield

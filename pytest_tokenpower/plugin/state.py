@@ -102,6 +102,11 @@ def parameters(item: pytest.Item) -> dict[str, Fact]:
     }
 
 
+def has_workers(config: pytest.Config) -> bool:
+    """Whether xdist's workers run the tests, however they were asked for (``-n``, ``--tx``): this process runs none."""
+    return config.pluginmanager.has_plugin("dsession")
+
+
 def runs_tests(config: pytest.Config) -> bool:
     """Whether tests are to run: not where pytest is only asked what there is."""
     questions = ("collectonly", "showfixtures", "show_fixtures_per_test")

@@ -70,3 +70,16 @@ def test_a_malformed_marker_is_a_clean_error(project: Project) -> None:
     assert result.ret != 0
     assert "power_budget has no argument 'watts'" in result.stdout.str()
     assert "INTERNALERROR" not in result.stdout.str()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [["-n2"], ["--tx=2*popen", "--dist=load"]], ids=" ".join)
+def test_workers_results_are_shown_though_nothing_of_ours_was_asked_for(
+    project: Project, workers: list[str]
+) -> None:
+    # A source of one's own would be asked for.
+    project.on_machine_time()
+    project.tests(TESTS.format(seconds=0.3))
+    result = project.run(*ALONE, *workers)
+    result.assert_outcomes(passed=3)
+    assert len(re.findall(r"^test_it\[\d\] +[\d.]+ .* measured", result.stdout.str(), re.MULTILINE)) == 3
