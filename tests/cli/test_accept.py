@@ -221,6 +221,20 @@ def test_a_merged_regression_keeps_main_red_until_it_is_accepted_since(
     assert gate(git, store, 20, 1.06).kind == "passed"
 
 
+def test_since_a_commit_of_a_merged_branch_is_since_its_merge(
+    git: Git, store: Store, tokenpower: Command
+) -> None:
+    stored_levels(git, store, [1.0] * 4)
+    git("switch", "--quiet", "--create", "dear")
+    dear = git.commit("dear")
+    merge(git, "dear")
+    assert gate(git, store, 10, 1.06).kind == "regressed"
+    git.commit("later")
+    assert gate(git, store, 11, 1.06).kind == "regressed"
+    accept(git, tokenpower, "8%", "--since", dear)
+    assert numbers(find(git, store).runs) == [11, 10]
+
+
 def test_an_improvement_may_begin_a_level(git: Git, store: Store, tokenpower: Command) -> None:
     stored_levels(git, store, [1.0] * 4)
     git.commit("quicker")
