@@ -64,9 +64,13 @@ def decode_acceptance(text: str, *, source: str) -> Acceptance:
     """
     try:
         table = read_toml(text)
-        if not isinstance(table.get("up_to"), str):
+        up_to = table.get("up_to")
+        if not isinstance(up_to, str):
             raise UsageError('up_to must be a share such as "8%"')
-        table["up_to"] = _share(table["up_to"])
+        try:
+            table["up_to"] = share(up_to)
+        except UsageError as error:
+            raise UsageError(f'up_to = "{up_to}" {error}') from None
         found = msgspec.convert(table, Acceptance)
     except (TOMLDecodeError, msgspec.ValidationError, UsageError) as error:
         raise UsageError(
@@ -81,8 +85,9 @@ def decode_acceptance(text: str, *, source: str) -> Acceptance:
     return found
 
 
-def _share(text: str) -> float:
-    return 0.0 if text.strip() in ("0", "0%") else fraction("up_to", text)
+def share(text: str) -> float:
+    """Return how far a test may rise, 0 % included; raises UsageError."""
+    return 0.0 if text.strip() in ("0", "0%") else fraction(None, text)
 
 
 def encode_acceptance(found: Acceptance) -> str:
