@@ -409,7 +409,8 @@ def _probe(path: Path) -> Repository | str:
 
 
 def _no_work_tree(folder: Path, output: GitOutput) -> str:
-    if "not a git repository" in output.stderr:
+    # "not a git repository: PATH" is of a .git file that points to nothing: a worktree whose repository was moved.
+    if "not a git repository (" in output.stderr:
         return f"{folder} is in no git repository"
     if "dubious ownership" in output.stderr:
         return (
