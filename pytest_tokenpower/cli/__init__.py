@@ -17,7 +17,7 @@ from pytest_tokenpower.core.credentials import without_credentials
 from pytest_tokenpower.core.faults import describe_fault, trace
 from pytest_tokenpower.core.shown import ShownStream
 from pytest_tokenpower.core.signals import interrupt_when_terminated
-from pytest_tokenpower.errors import TokenPowerError
+from pytest_tokenpower.errors import TokenPowerError, UsageError
 
 COMMANDS = {
     "demo": "real inference, a stored baseline, and a regression that fails its build",
@@ -57,8 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # All that a command prints goes through one door: the names in it are others'.
     with (
         ExitStack() as stack,
-        redirect_stdout(cast("TextIO", ShownStream(sys.stdout))) as out,
-        redirect_stderr(cast("TextIO", ShownStream(sys.stderr))),
+        redirect_stdout(cast("TextIO", ShownStream(_open(sys.stdout, stack)))) as out,
+        redirect_stderr(cast("TextIO", ShownStream(_open(sys.stderr, stack)))),
     ):
         stack.callback(interrupt_when_terminated())
         try:
@@ -77,6 +77,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 # Python's own flush at the end must not complain of it either.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
             sys.stderr.flush()
+
+
+def _open(stream: TextIO | None, stack: ExitStack) -> TextIO:
+    """Return a stream, or one into nothing where the caller has closed it (``>&-``)."""
+    return stream if stream is not None else stack.enter_context(open(os.devnull, "w"))
 
 
 def _main(given: list[str]) -> int:
@@ -99,6 +104,10 @@ def _main(given: list[str]) -> int:
             _complain("bless", _BLESS)
             return 4
         arguments = _parse(parser, given)
+        try:
+            os.getcwd()
+        except FileNotFoundError:
+            raise UsageError("the current folder was removed: change into one that is there") from None
         code: int = _module(command).run(arguments)
         return code
     except BrokenPipeError:

@@ -8,9 +8,8 @@ from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
 
 from pytest_tokenpower.cli.store_access import add_storage
-from pytest_tokenpower.core.settings import fraction
 from pytest_tokenpower.errors import HistoryError, UsageError
-from pytest_tokenpower.store.acceptances import Acceptance, write_acceptance
+from pytest_tokenpower.store.acceptances import Acceptance, share, write_acceptance
 from pytest_tokenpower.store.access import StoreContext
 from pytest_tokenpower.store.git import Repository, run_git
 
@@ -67,14 +66,16 @@ def run(arguments: argparse.Namespace) -> int:
     path = write_acceptance(repository, accepted)
     for line in as_text(accepted, path, repository):
         print(line)
+    if not any(accepted.covers(test) for test in place.stored_tests()):
+        print(f"{place.store.path} holds no run of it: see to it that the name is right.")
     return 0
 
 
 def as_text(accepted: Acceptance, path: Path, repository: Repository) -> list[str]:
     """Return what was written, and what it does once it is committed."""
     file = os.path.relpath(path, Path.cwd())
-    share = f"{100 * accepted.up_to:.3g} %"
-    may = f"may rise by up to {share}" if accepted.up_to else "begins a new level"
+    rise = f"{100 * accepted.up_to:.3g} %"
+    may = f"may rise by up to {rise}" if accepted.up_to else "begins a new level"
     lines = [
         f"{accepted.test} {may}: {accepted.reason}",
         f"Written to {file}: nothing holds yet for others. Commit it with the change (git add {file}).",
@@ -82,11 +83,11 @@ def as_text(accepted: Acceptance, path: Path, repository: Repository) -> list[st
     if accepted.since:
         lines.append(
             f"Where it is in the work tree, runs from {accepted.since[:7]} on count where they rose by no more than "
-            f"{share}, and the level begins there."
+            f"{rise}, and the level begins there."
         )
     elif accepted.up_to:
         lines.append(
-            f"The gate then lets the test rise by {share}, until a run of it is stored at the commit that brings the "
+            f"The gate then lets the test rise by {rise}, until a run of it is stored at the commit that brings the "
             f"file to the branch, or until {accepted.expires}; its level begins at that commit."
         )
     else:
@@ -97,10 +98,8 @@ def as_text(accepted: Acceptance, path: Path, repository: Repository) -> list[st
 
 
 def _share(text: str) -> float:
-    if text.strip() in ("0", "0%"):
-        return 0.0
     try:
-        return fraction(None, text)
+        return share(text)
     except UsageError as error:
         raise UsageError(f"--up-to={text}: {error}") from None
 

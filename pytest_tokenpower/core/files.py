@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -48,6 +49,20 @@ def write_whole(path: Path, data: bytes) -> None:
     """Write a file through :func:`replacing`; raises OSError."""
     with replacing(path) as temporary:
         temporary.write_bytes(data)
+
+
+def read_bounded(path: Path, most_bytes: int) -> bytes:
+    """Return the contents of a file; raises OSError also for what is none or larger.
+
+    A pipe would wait for its writer, and a device never ends.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "it is no file", os.fspath(path))
+    if found.st_size > most_bytes:
+        raise OSError(errno.EFBIG, f"{found.st_size} bytes, more than any has", os.fspath(path))
+    with path.open("rb") as stream:
+        return stream.read(most_bytes)
 
 
 def sweep(folder: Path, prefix: str) -> None:

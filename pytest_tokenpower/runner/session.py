@@ -19,7 +19,7 @@ from pytest_tokenpower.core.jobs import current_job
 from pytest_tokenpower.core.records import ClaimRecord, MeasurementRecord, RunRecord
 from pytest_tokenpower.core.settings import Limits, Settings
 from pytest_tokenpower.core.windows import RoundWindow
-from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
+from pytest_tokenpower.errors import HistoryError, MeterError, MeterUnavailable, UsageError
 from pytest_tokenpower.gate.evidence import Boards
 from pytest_tokenpower.gate.priors import Priors
 from pytest_tokenpower.gate.verdict import Policy
@@ -91,7 +91,15 @@ class Session:
     @cached_property
     def boards(self) -> Boards:
         """What calibrations in the store tell of boards."""
-        return Boards.of(read_calibrations(self.store))
+        return Boards.of(read_calibrations(self.store) if self._has_store else ())
+
+    @property
+    def _has_store(self) -> bool:
+        """Whether a store can be found; one that is needed and cannot has been refused before the first test."""
+        try:
+            return bool(self.store)
+        except HistoryError:
+            return False
 
     @cached_property
     def baselines(self) -> tuple[Baseline, ...]:
@@ -172,7 +180,10 @@ class Session:
     @property
     def problems(self) -> dict[str, str]:
         """The files of the store and the baseline that were left out so far, each with the reason."""
-        stores = [self.store, *(baseline.store for baseline in self.__dict__.get("baselines", ()))]
+        stores = [
+            *([self.store] if self._has_store else []),
+            *(baseline.store for baseline in self.__dict__.get("baselines", ())),
+        ]
         return {str(problem.path): problem.reason for store in stores for problem in store.problems}
 
     def telemetry(self) -> TelemetrySession:

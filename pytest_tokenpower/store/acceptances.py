@@ -26,7 +26,7 @@ from pytest_tokenpower.store.committed import (
     toml_string,
     write_committed,
 )
-from pytest_tokenpower.store.git import ACCEPTED_FOLDER, SCAN_S, Repository, run_git
+from pytest_tokenpower.store.git import ACCEPTED_FOLDER, SCAN_S, Repository, merged_by, run_git
 from pytest_tokenpower.store.store import COMMIT_LENGTH
 
 _LABEL_COMMIT = re.compile(r"@([0-9a-f]{7,40})$")
@@ -64,9 +64,13 @@ def decode_acceptance(text: str, *, source: str) -> Acceptance:
     """
     try:
         table = read_toml(text)
-        if not isinstance(table.get("up_to"), str):
+        up_to = table.get("up_to")
+        if not isinstance(up_to, str):
             raise UsageError('up_to must be a share such as "8%"')
-        table["up_to"] = _share(table["up_to"])
+        try:
+            table["up_to"] = share(up_to)
+        except UsageError as error:
+            raise UsageError(f'up_to = "{up_to}" {error}') from None
         found = msgspec.convert(table, Acceptance)
     except (TOMLDecodeError, msgspec.ValidationError, UsageError) as error:
         raise UsageError(
@@ -81,8 +85,9 @@ def decode_acceptance(text: str, *, source: str) -> Acceptance:
     return found
 
 
-def _share(text: str) -> float:
-    return 0.0 if text.strip() in ("0", "0%") else fraction("up_to", text)
+def share(text: str) -> float:
+    """Return how far a test may rise, 0 % included; raises UsageError."""
+    return 0.0 if text.strip() in ("0", "0%") else fraction(None, text)
 
 
 def encode_acceptance(found: Acceptance) -> str:
@@ -146,12 +151,12 @@ class Acceptances:
                 continue  # The runs of its time have refused it.
             added = positions[commit]
             placed.append(
-                PlacedAcceptance(found, file, added, _begin(repository, found, added, positions), current)
+                PlacedAcceptance(found, file, added, _begin(repository, found, added, commits), current)
             )
         for file, text in here.items():
             found = decode_acceptance(text, source=str(repository.top_level / file))
             if newest.get(file) != text:
-                begins = _begin(repository, found, _PENDING, positions)
+                begins = _begin(repository, found, _PENDING, commits)
                 placed.append(PlacedAcceptance(found, file, _PENDING, begins, current=True))
         return cls(placed, commits)
 
@@ -269,14 +274,15 @@ def _brought(repository: Repository, commits: Sequence[str]) -> list[tuple[str, 
     return found
 
 
-def _begin(repository: Repository, found: Acceptance, added: int, positions: dict[str, int]) -> int:
-    """Where the accepted level begins: where it was accepted, or at the earlier commit that it names."""
+def _begin(repository: Repository, found: Acceptance, added: int, commits: Sequence[str]) -> int:
+    """Where the accepted level begins: where it was accepted, or where the earlier commit that it names was merged."""
     if not found.since:
         return added
     named = run_git(
         repository.top_level, "rev-parse", "--verify", "--quiet", f"{found.since}^{{commit}}"
     ).line
-    return max(added, positions.get(named, added))
+    brought = named if named in commits else merged_by(repository, named, commits)
+    return max(added, commits.index(brought)) if brought else added
 
 
 def write_acceptance(repository: Repository, found: Acceptance) -> Path:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import msgspec
 
-from pytest_tokenpower.core.files import write_whole
+from pytest_tokenpower.core.files import read_bounded, write_whole
 from pytest_tokenpower.core.integrity import has_digest, is_damaged, with_digest
 from pytest_tokenpower.core.records import Figure, WaitingRecord
 from pytest_tokenpower.errors import StoreError
-from pytest_tokenpower.store.store import Store, make_folder
+from pytest_tokenpower.store.store import MOST_RUN_BYTES, Store, make_folder
 
 FOLDER = "calibrations"
 
@@ -101,7 +101,7 @@ def read_calibrations(store: Store) -> Iterator[CalibrationRecord]:
     """Yield every calibration of a store, earlier ones of a board too; what is no calibration is in its problems."""
     for path in calibration_paths(store.path):
         try:
-            found = decode_calibration(path.read_bytes(), str(path))
+            found = decode_calibration(read_bounded(path, MOST_RUN_BYTES), str(path))
         except OSError as error:
             store.leave_out(str(path), f"cannot be read ({error.strerror or error})")
         except StoreError as error:

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from pytest_tokenpower.core.files import write_whole
+from pytest_tokenpower.core.files import read_bounded, write_whole
 from pytest_tokenpower.errors import StoreError
 from pytest_tokenpower.store.git import Repository
 
@@ -18,6 +18,9 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+MOST_BYTES = 1 << 20
+"""No acceptance or rename is larger."""
 
 TOMLDecodeError = tomllib.TOMLDecodeError
 
@@ -45,9 +48,11 @@ def read_committed(repository: Repository, folder: str) -> dict[str, str]:
     found = {}
     for path in sorted((repository.top_level / folder).glob("*.toml")):
         try:
-            found[f"{folder}/{path.name}"] = path.read_text("utf-8")
+            text = read_bounded(path, MOST_BYTES).decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise StoreError(f"{path}: cannot be read ({error})") from error
+            why = error.strerror if isinstance(error, OSError) else error
+            raise StoreError(f"{path}: cannot be read ({why})") from error
+        found[f"{folder}/{path.name}"] = text.replace("\r\n", "\n")
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import subprocess
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -409,7 +409,8 @@ def _probe(path: Path) -> Repository | str:
 
 
 def _no_work_tree(folder: Path, output: GitOutput) -> str:
-    if "not a git repository" in output.stderr:
+    # "not a git repository: PATH" is of a .git file that points to nothing: a worktree whose repository was moved.
+    if "not a git repository (" in output.stderr:
         return f"{folder} is in no git repository"
     if "dubious ownership" in output.stderr:
         return (
@@ -574,12 +575,15 @@ def default_branch(repository: Repository) -> ResolvedRef | None:
     return ResolvedRef(repository.branch or "HEAD", repository.head)
 
 
-def merged_by(repository: Repository, commit: str, line: Collection[str], tip: str) -> str | None:
-    """Return the commit of ``line`` (which ends in ``tip``) that brought ``commit`` in; None if none did."""
+def merged_by(repository: Repository, commit: str, line: Sequence[str]) -> str | None:
+    """Return the commit of a line (newest first) that brought a commit in: the oldest that has it in its history."""
+    if not commit or not line:
+        return None
     path = run_git(
-        repository.top_level, "rev-list", "--first-parent", "--ancestry-path", f"{commit}..{tip}"
-    ).stdout.split()
-    return next((each for each in reversed(path) if each in line), None)
+        repository.top_level, "rev-list", "--ancestry-path", f"{commit}..{line[0]}", timeout_s=SCAN_S
+    )
+    descendants = set(path.stdout.split())
+    return next((each for each in reversed(line) if each in descendants), None)
 
 
 def subjects(repository: Repository, commits: Iterable[str]) -> dict[str, str]:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import msgspec
 
+from pytest_tokenpower.core.files import read_bounded
 from pytest_tokenpower.core.integrity import has_digest, is_damaged, with_digest
 from pytest_tokenpower.errors import StoreError
-from pytest_tokenpower.store.store import Store
+from pytest_tokenpower.store.store import MOST_RUN_BYTES, Store
 
 _FILE = "pulled.json"
 
@@ -43,14 +44,17 @@ def read_pulled(store: Store) -> Pulled | None:
     """Return the state at the last pull, None where there was none; raises StoreError for a file that says nothing."""
     path = _path(store)
     try:
-        data = path.read_bytes()
+        data = read_bounded(path, MOST_RUN_BYTES)
         if not has_digest(data) or is_damaged(data):
             raise msgspec.DecodeError("it is not what was written")
         return msgspec.json.decode(data, type=Pulled)
     except FileNotFoundError:
         return None
     except (OSError, msgspec.MsgspecError, RecursionError) as error:
-        raise StoreError(f"{path} cannot be read ({error}): run tokenpower pull again") from error
+        why = error.strerror if isinstance(error, OSError) else error
+        raise StoreError(
+            f"{path} cannot be read ({why}): remove it, and run tokenpower pull again"
+        ) from error
 
 
 def _path(store: Store) -> Path:

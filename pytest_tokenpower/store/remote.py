@@ -12,6 +12,7 @@ from itertools import count, islice
 from pathlib import Path
 
 from pytest_tokenpower.core.credentials import without_credentials
+from pytest_tokenpower.core.files import read_bounded
 from pytest_tokenpower.core.jobs import Job
 from pytest_tokenpower.core.records import decode_run
 from pytest_tokenpower.core.text import plural
@@ -438,7 +439,7 @@ def _made_by(store: Store, file: Path) -> Fact | None:
     """Return the CI job that a file says has made it; raises StoreError for what does not belong into a store."""
     if file.parent.name != CALIBRATIONS:
         return store.load(store.open_file(file)).host.get("job")
-    found = decode_calibration(file.read_bytes(), str(file))
+    found = decode_calibration(read_bounded(file, MOST_RUN_BYTES), str(file))
     if found.file != file.name:
         raise StoreError(
             f"{file}: its name does not belong to the calibration in it: calibrate the board again"

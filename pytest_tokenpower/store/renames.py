@@ -121,11 +121,16 @@ class EarlierNames:
 
     def declared(self, test: str) -> tuple[str, ...]:
         """Return a test's earlier names by what was committed, the latest first."""
-        names = [test]
-        for name in names:  # Grows: what was renamed twice has two files.
-            found = (one.earlier(name) for one in self._declared)
-            names += [each for each in found if each is not None and each not in names]
-        return tuple(names[1:])
+        # Each counts once: what moved out of a folder or a class into the one around it fits its own earlier name.
+        names: dict[str, frozenset[Rename]] = {test: frozenset()}
+        queue = [test]
+        for name in queue:
+            for one in self._declared:
+                was = None if one in names[name] else one.earlier(name)
+                if was is not None and was not in names:
+                    names[was] = names[name] | {one}
+                    queue.append(was)
+        return tuple(queue[1:])
 
     def at(self, commit: str | None, test: str) -> Iterator[str]:
         """Yield what a test may have been called at a commit, the likeliest first, its present name left out."""

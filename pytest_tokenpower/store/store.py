@@ -6,7 +6,6 @@ import errno
 import hashlib
 import os
 import re
-import stat
 import sys
 import uuid
 import zlib
@@ -18,7 +17,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from pytest_tokenpower.core.files import sweep
+from pytest_tokenpower.core.files import read_bounded, sweep
 from pytest_tokenpower.core.integrity import has_digest, is_damaged
 from pytest_tokenpower.core.records import (
     SCHEMA_VERSION,
@@ -466,12 +465,7 @@ class Store:
 
     def _read(self, path: str) -> bytes:
         try:
-            found = os.stat(path)
-            # Opening a pipe would wait for its writer.
-            if not stat.S_ISREG(found.st_mode) or found.st_size > MOST_RUN_BYTES:
-                raise self._fault(path, f"no file, or larger than any run ({found.st_size} bytes)")
-            with open(path, "rb") as stream:
-                return stream.read(MOST_RUN_BYTES)
+            return read_bounded(Path(path), MOST_RUN_BYTES)
         except OSError as error:
             raise self._fault(path, f"cannot be read ({error.strerror})") from error
 

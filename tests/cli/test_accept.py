@@ -215,10 +215,25 @@ def test_a_merged_regression_keeps_main_red_until_it_is_accepted_since(
     assert f"--since {worse[:10]}" in found.note
     assert "6 stored runs" in found.note
     told = accept(git, tokenpower, "8%", "--since", worse)
+    assert "holds no run" not in told
     assert f"runs from {worse[:7]} on count" in told
     # The runs of that level count, nothing from before it, and not the one that rose by more.
     assert numbers(find(git, store).runs) == [9, 8, 7, 6, 5]
     assert gate(git, store, 20, 1.06).kind == "passed"
+
+
+def test_since_a_commit_of_a_merged_branch_is_since_its_merge(
+    git: Git, store: Store, tokenpower: Command
+) -> None:
+    stored_levels(git, store, [1.0] * 4)
+    git("switch", "--quiet", "--create", "dear")
+    dear = git.commit("dear")
+    merge(git, "dear")
+    assert gate(git, store, 10, 1.06).kind == "regressed"
+    git.commit("later")
+    assert gate(git, store, 11, 1.06).kind == "regressed"
+    accept(git, tokenpower, "8%", "--since", dear)
+    assert numbers(find(git, store).runs) == [11, 10]
 
 
 def test_an_improvement_may_begin_a_level(git: Git, store: Store, tokenpower: Command) -> None:
@@ -271,7 +286,9 @@ def test_the_nearest_baseline_decides(git: Git, store: Store) -> None:
 def test_a_test_that_is_not_stored_is_named_by_its_id(git: Git, tokenpower: Command) -> None:
     git.write("tests/test_new.py", "")
     git.commit("one")
-    assert tokenpower("accept", "tests/test_new.py::test_x", "--up-to=5%", "--reason=x").code == 0
+    ended = tokenpower("accept", "tests/test_new.py::test_x", "--up-to=5%", "--reason=x")
+    assert ended.code == 0
+    assert ended.out.endswith("holds no run of it: see to it that the name is right.\n")
     (file,) = (git.path / ACCEPTED_FOLDER).iterdir()
     assert file.name == Path(committed_file(ACCEPTED_FOLDER, "tests/test_new.py::test_x")).name
     unknown = tokenpower("accept", "test_x", "--up-to=5%", "--reason=x")
@@ -323,8 +340,9 @@ def test_bless_says_what_takes_its_place(git: Git, tokenpower: Command) -> None:
         'test = "a"\nup_to = 0.08\nreason = "x"\nexpires = 2026-01-01',
         "test = [",
         'test = "a"\nup_to = "8%"\nreason = "x"\nexpires = 2026-01-01\nsince = "main"',
+        'test = "a"\nup_to = "-8%"\nreason = "x"\nexpires = 2026-01-01',
     ],
-    ids=["empty", "kinds", "number", "toml", "since"],
+    ids=["empty", "kinds", "number", "toml", "since", "share"],
 )
 def test_a_file_that_is_no_acceptance_stops_the_run(
     git: Git, store: Store, text: str, tokenpower: Command

@@ -308,6 +308,9 @@ def test_what_an_earlier_job_left_is_not_pushed(
     assert (ended.code, ended.err.count("run tokenpower pull again")) == (4, 1)
     # A file that the earlier job has left in the note's place does not help it.
     note.unlink()
+    os.mkfifo(note)
+    assert "(it is no file): remove it, and run tokenpower pull again" in tokenpower("push").err
+    note.unlink()
     note.symlink_to(first.git.path / "elsewhere")
     assert tokenpower("pull").code == 0
     assert not (first.git.path / "elsewhere").exists()

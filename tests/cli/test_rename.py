@@ -83,6 +83,14 @@ def test_renamed_twice_and_in_a_circle() -> None:
     assert EarlierNames(declared=declared).declared("a.py::c") == ("a.py::b", "a.py::a")
 
 
+@pytest.mark.parametrize(
+    ("test", "was"), [("tests", "tests/energy"), ("tests/test_a.py", "tests/test_a.py::TestChat")]
+)
+def test_what_moved_out_of_a_folder_or_class_into_the_one_around_it(test: str, was: str) -> None:
+    declared = (Rename(test, was), Rename(f"{was}::b", f"{was}::a"))
+    assert EarlierNames(declared=declared).declared(f"{test}::b") == (f"{was}::b", f"{was}::a")
+
+
 def test_a_renamed_test_is_followed_once_it_is_said(
     git: Git, store: Store, stored: str, tokenpower: Command
 ) -> None:

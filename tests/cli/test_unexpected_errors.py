@@ -47,6 +47,36 @@ def test_a_full_disk_is_no_fault_of_ours() -> None:
     assert (ended.returncode, ended.stderr) == (4, said)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [("models >&-", 0), ("models nowhere/nothing 2>&-", 4), ("list <&- >&- 2>&-", 4)],
+)
+def test_closed_streams_take_what_is_said_to_them(arguments: str, code: int, tmp_path: Path) -> None:
+    ended = subprocess.run(
+        ["sh", "-c", f'"$0" -m pytest_tokenpower {arguments}', sys.executable],
+        cwd=tmp_path,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert (ended.returncode, ended.stdout + ended.stderr) == (code, "")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows keeps a folder that is somebody's current one")
+def test_a_current_folder_that_was_removed_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert cli.main(["list"]) == 4
+    assert capsys.readouterr().err == (
+        "tokenpower list: the current folder was removed: change into one that is there\n"
+    )
+
+
 @pytest.mark.usefixtures("failing")
 def test_the_traceback_where_it_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor", "--traceback"]) == 3

@@ -309,6 +309,13 @@ def test_a_repository_of_another_user(git: Git, monkeypatch: pytest.MonkeyPatch)
     assert f"safe.directory {git.path}" in explain_absence(git.path)
 
 
+def test_a_worktree_whose_repository_was_moved(git: Git, tmp_path: Path) -> None:
+    git.commit("one")
+    git("worktree", "add", "--quiet", os.fspath(tmp_path / "tree"))
+    git.path.rename(tmp_path / "moved")
+    assert f"not a git repository: {git.path}" in explain_absence(tmp_path / "tree")
+
+
 def test_a_bare_repository(git: Git, tmp_path: Path) -> None:
     git.commit("one")
     bare = git.clone(tmp_path / "bare", "--bare")
