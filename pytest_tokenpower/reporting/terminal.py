@@ -33,6 +33,8 @@ class Reporter(Protocol):
 
 LEGEND = "{per}. ±95 %: by this run's rounds alone; what differs between runs is in the interval."
 
+LATENCY = "TTFT, TPOT: time to the first and for each further token, median/p99 of a round's requests."
+
 MOST_PROBLEMS = 10
 """So many files that were skipped are named; the others are only counted."""
 
@@ -72,9 +74,10 @@ def summary(
     lines = table(measurements, layout, width)
     for line, kind in lines:
         reporter.write_line(line, **_markup(kind))
-    if verbosity >= 0 and "±95 %" in lines[0][0]:
-        for line in wrap(LEGEND.format(per=_per(measurements)), width):
-            reporter.write_line(line)
+    legend = [LEGEND.format(per=_per(measurements))] if "±95 %" in lines[0][0] else []
+    legend += [LATENCY] if "TTFT ms" in lines[0][0] or "TPOT ms" in lines[0][0] else []
+    for line in (part for each in legend for part in wrap(each, width)) if verbosity >= 0 else ():
+        reporter.write_line(line)
     notes = [
         line
         for measured in measurements
