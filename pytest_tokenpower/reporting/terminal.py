@@ -7,13 +7,14 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Protocol
 
 from pytest_tokenpower.core.denominators import PER, denominator, unit_of
-from pytest_tokenpower.core.records import MeasurementRecord, PhaseSplit
+from pytest_tokenpower.core.records import ClaimRecord, MeasurementRecord, PhaseSplit
 from pytest_tokenpower.core.text import per_token, short_test_name
 from pytest_tokenpower.gate.messages import below_noise, message, word
 from pytest_tokenpower.gate.verdict import FAILING, SEVERITY
 from pytest_tokenpower.reporting.columns import ESTIMATED, Layout, is_estimated, status, table
 from pytest_tokenpower.reporting.costs import explained
 from pytest_tokenpower.reporting.junit import scope_label
+from pytest_tokenpower.reporting.suites import claims_news
 
 if TYPE_CHECKING:
     from pytest_tokenpower.runner.session import Session
@@ -60,7 +61,7 @@ def summary(
         width: Columns of the terminal.
         verbosity: pytest's: at -2 (``-qq``) and below the news is all.
     """
-    news, grave = headline(measurements, width - 14)
+    news, grave = headline(measurements, width - 14, session.claims)
     reporter.write_sep("=", f"energy: {news}", **_markup(grave), bold=True)
     if verbosity < -1:
         for measured in measurements:
@@ -118,15 +119,18 @@ def _per(measurements: Sequence[MeasurementRecord]) -> str:
     return f"Compared per {' or '.join(names)}"
 
 
-def headline(measurements: Sequence[MeasurementRecord], width: int) -> tuple[str, str | None]:
+def headline(
+    measurements: Sequence[MeasurementRecord], width: int, claims: Sequence[ClaimRecord] = ()
+) -> tuple[str, str | None]:
     """Return the news in at most ``width`` characters, the gravest first, and the verdict that colours it."""
     kinds = list(map(status, measurements))
     order = [*SEVERITY[:3], "failed", *SEVERITY[3:], "measured"]
     counts = {kind: kinds.count(kind) for kind in sorted(set(kinds), key=order.index)}
-    news = ", ".join(f"{count} {word(kind)}" for kind, count in counts.items())
+    refuted = claims_news(claims)
+    news = ", ".join([*refuted, *(f"{count} {word(kind)}" for kind, count in counts.items())])
     if len(news) > width:
         news = news[: news.rindex(",", 0, width)] + ", …"
-    return news, next(iter(counts), None)
+    return news, "failed" if refuted else next(iter(counts), None)
 
 
 def _markup(kind: str | None) -> dict[str, bool]:
