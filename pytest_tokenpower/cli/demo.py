@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import shutil
 import tempfile
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -55,7 +56,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="no inference: a simulated board and an engine whose time is foretold, in some seconds and without torch",
     )
     parser.add_argument(
-        "--keep", metavar="FOLDER", type=Path, help="make the scratch repository here and keep it"
+        "--keep",
+        metavar="FOLDER",
+        type=Path,
+        help="make the scratch repository here and keep it (default: only the page of the last run is left)",
     )
     parser.add_argument(
         "--runs", type=int, default=3, help="runs stored as the baseline of main (default: 3)"
@@ -79,22 +83,34 @@ def run(arguments: argparse.Namespace) -> int:
                 f"the demo runs real inference and needs {name}: pip install 'pytest-tokenpower[demo]'; "
                 "`tokenpower demo --simulated` needs nothing more"
             )
-    with ExitStack() as stack:
-        folder = arguments.keep or Path(
-            stack.enter_context(tempfile.TemporaryDirectory(prefix=scratch_prefix("demo")))
-        )
-        demo = _Demo(story, Path(folder), arguments.source, arguments.runs)
-        code = demo.play()
-        if arguments.keep:
-            print(f"The page of the failed build: {folder / _PAGE}")
-        else:
-            print(
-                "`--keep=FOLDER` keeps the repository, and a page of the failed build to open in a browser."
-            )
-        return code
+    with _stage(arguments.keep) as folder:
+        code = _Demo(story, folder, arguments.source, arguments.runs).play()
+    page = folder / _PAGE
+    if page.exists():
+        print(f"The page of the last run, to open in a browser: {page}")
+    if not arguments.keep:
+        print("`--keep=FOLDER` keeps the repository, too.")
+    return code
 
 
 _PAGE = "energy.html"
+
+
+@contextmanager
+def _stage(keep: Path | None) -> Iterator[Path]:
+    """Give the folder of the scratch repository; of one that is not kept, the page is left."""
+    if keep:
+        yield keep
+        return
+    folder = Path(tempfile.mkdtemp(prefix=scratch_prefix("demo")))
+    try:
+        yield folder
+    finally:
+        for entry in folder.iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+        if not (folder / _PAGE).exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Demo:

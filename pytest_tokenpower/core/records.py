@@ -263,6 +263,11 @@ class ClaimRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     reason: str = ""
     notes: tuple[str, ...] = ()
 
+    @property
+    def fails(self) -> bool:
+        """Whether it fails the run."""
+        return self.word == "refuted" and self.severity == "fail"
+
 
 class RunRecord(msgspec.Struct, frozen=True, tag_field="type", tag="tokenpower-run"):
     """One pytest run. ``dirty`` is None where there is no git; only clean runs of a commit become a baseline.

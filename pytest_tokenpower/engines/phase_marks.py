@@ -10,6 +10,7 @@ from pytest_tokenpower.core.windows import DECODE, MIXED, PREFILL, Latency, Phas
 from pytest_tokenpower.engines.protocol import Generation, Step
 from pytest_tokenpower.engines.vllm.requests import (
     lack_of_times,
+    latencies_from_request_metrics,
     steps_from_request_metrics,
     stretches_from_request_metrics,
 )
@@ -52,9 +53,13 @@ def joined(executions: Sequence[Sequence[PhaseWindow]]) -> tuple[PhaseWindow, ..
     return tuple(phase for each in executions for phase in each)
 
 
-def latencies_of(result: object) -> tuple[Latency, ...]:
-    """Read the latencies of an execution's requests off its result; empty where it does not tell them."""
-    return tuple(result.latencies) if isinstance(result, Generation) else ()
+def latencies_of(results: Sequence[object]) -> tuple[Latency, ...]:
+    """Read the latencies of a round's requests off its results; empty where one of them does not tell its own."""
+    each = [
+        tuple(one.latencies) if isinstance(one, Generation) else latencies_from_request_metrics(one)
+        for one in results
+    ]
+    return tuple(latency for one in each for latency in one) if all(each) else ()
 
 
 def unsound(results: Sequence[object]) -> tuple[str, ...]:

@@ -171,7 +171,7 @@ class Sweeps:
 
     def _judge(self, measurements: Sequence[MeasurementRecord]) -> None:
         """Judge the claims of every suite of which something was measured; a claim may fail the run."""
-        from pytest_tokenpower.suites.claims import REFUTED, judge_claims, runs_of
+        from pytest_tokenpower.suites.claims import judge_claims, runs_of
         from pytest_tokenpower.suites.grid import Suite
         from pytest_tokenpower.suites.objectives import judge_objectives
 
@@ -185,7 +185,7 @@ class Sweeps:
             self._objectives += judge_objectives(suite, runs)
         session_of(self._config).claims = tuple(claims)
         for claim in claims:
-            if claim.word == REFUTED and claim.severity == "fail":
+            if claim.fails:
                 self._fail(claim)
 
     def _fail(self, claim: ClaimRecord) -> None:

@@ -81,6 +81,14 @@ def _plain(figure: str, heading: str, form: str) -> _Column:
     )
 
 
+def _latency(name: str) -> _Column:
+    def cell(measured: MeasurementRecord, _: EnergyUnit | None) -> str:
+        found = [measured.figures.get(f"{name}_p{at}_seconds") for at in (50, 99)]
+        return "/".join(f"{1e3 * each.value:.3g}" for each in found if each)
+
+    return _Column(lambda _: f"{name.upper()} ms", cell)
+
+
 def _error(measured: MeasurementRecord, _: EnergyUnit | None) -> str:
     main = measured.figures.get(compared_figure(measured))
     return f"{196 * main.stderr / main.value:.1f} %" if main else ""
@@ -136,6 +144,8 @@ _DEFAULT: Mapping[str, _Column] = {
     "decode": _energy("decode_joules_per_token", "decode"),
     "watts": _plain("mean_watts", "W", ".0f"),
     "tokens_per_second": _plain("tokens_per_second", "tok/s", ".4g"),
+    "ttft": _latency("ttft"),
+    "tpot": _latency("tpot"),
     "quality": _plain("quality", "quality", ".3g"),
     "change": _Column(lambda _: "change", _change),
     "interval": _Column(lambda _: "95 % interval", _interval),
@@ -143,7 +153,9 @@ _DEFAULT: Mapping[str, _Column] = {
     "carbon": _carbon(NO_FACTORS),
     "verdict": _Column(lambda _: "verdict", lambda measured, _: word(status(measured)), left=True),
 }
-_SPARED = ("tokens_per_second", "watts", "error", "prefill", "decode", "carbon", "cost", "interval")
+_SPARED = (
+    "tokens_per_second", "watts", "error", "ttft", "tpot", "prefill", "decode", "carbon", "cost", "interval"
+)  # fmt: skip
 """The columns that go where the terminal is too narrow for all, in this order."""
 
 COLUMNS: Mapping[str, _Column] = {

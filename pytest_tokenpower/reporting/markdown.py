@@ -10,13 +10,14 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
+from pytest_tokenpower.core.records import ClaimRecord
 from pytest_tokenpower.core.shown import shown
 from pytest_tokenpower.core.text import plural, readable, short_test_name, signed
 from pytest_tokenpower.gate.messages import message, word
 from pytest_tokenpower.gate.verdict import FAILING, SEVERITY, against_baseline
 from pytest_tokenpower.reporting.costs import cost_of, explained
 from pytest_tokenpower.reporting.report import Report, Reported
-from pytest_tokenpower.reporting.suites import claims_table
+from pytest_tokenpower.reporting.suites import claim_line, claims_news, claims_table
 
 TITLE = re.compile(r"\w[\w.-]{0,99}", re.ASCII)
 """What a report may be called: nothing that could end the marker of a comment."""
@@ -81,7 +82,7 @@ def _within(report: Report, most_bytes: int) -> str:
 
 
 def _summary(report: Report, entries: Sequence[Reported], rows: int) -> str:
-    parts = [f"### {headline(entries)}{f' ({code(report.title)})' if report.title else ''}"]
+    parts = [f"### {headline(report, entries)}{f' ({code(report.title)})' if report.title else ''}"]
     if unreal := [kind for kind in report.provenances if kind != "measured"]:
         parts.append(f"**Not measured on hardware by this run:** {', '.join(map(code, unreal))}.")
     if rows:
@@ -90,7 +91,7 @@ def _summary(report: Report, entries: Sequence[Reported], rows: int) -> str:
         graver = ", none of them graver than these" if rows else ""
         parts.append(f"… and {plural(len(entries) - rows, 'test')} more{graver}: this text may be no longer.")
     parts += [block(said) for each in entries[:rows] if (said := _said(each))]
-    if claims := [claim for run in report.runs for claim in run.claims]:
+    if claims := _claims(report):
         parts.append(block("\n".join(claims_table(claims))))
     scopes = tuple(dict.fromkeys(each.measured.scope for each in entries))
     if lines := explained(report.factors, scopes):
@@ -99,12 +100,16 @@ def _summary(report: Report, entries: Sequence[Reported], rows: int) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def headline(entries: Sequence[Reported]) -> str:
-    """How many tests came out how, the gravest first."""
+def _claims(report: Report) -> list[ClaimRecord]:
+    return [claim for run in report.runs for claim in run.claims]
+
+
+def headline(report: Report, entries: Sequence[Reported]) -> str:
+    """How many tests came out how, the gravest first, after the claims that fail the run."""
     counts = Counter(each.kind for each in entries)
     known = [f"{counts[kind]} {word(kind)}" for kind in _ORDER if counts[kind]]
     other = sum(count for kind, count in counts.items() if kind not in _ORDER)
-    found = [*known, *([f"{other} other"] if other else [])]
+    found = [*claims_news(_claims(report)), *known, *([f"{other} other"] if other else [])]
     return f"Energy per token: {', '.join(found) or 'no test measured'}"
 
 
@@ -180,11 +185,12 @@ def _sources(report: Report, entries: Sequence[Reported]) -> list[str]:
 def annotation(report: Report) -> str:
     """One workflow command for the whole run: an error where a test fails, else a notice."""
     entries = list(report)
-    failing = [each for each in entries if each.failing]
-    said = "; ".join(_short(each) for each in failing[:MOST_NAMED])
+    failing = [_short(each) for each in entries if each.failing]
+    failing += [claim_line(claim) for claim in _claims(report) if claim.fails]
+    said = "; ".join(failing[:MOST_NAMED])
     if len(failing) > MOST_NAMED:
         said += f"; and {len(failing) - MOST_NAMED} more"
-    title = headline(entries)
+    title = headline(report, entries)
     level = "error" if failing else "notice"
     return f"::{level} title={_property(title)}::{_data(said or title)}\n"
 

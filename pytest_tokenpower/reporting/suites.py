@@ -26,6 +26,12 @@ if TYPE_CHECKING:
     from pytest_tokenpower.suites.soak import Soaked
 
 
+def claims_news(claims: Sequence[ClaimRecord]) -> list[str]:
+    """Count the claims that fail the run, as its headline says it; empty where none does."""
+    count = sum(claim.fails for claim in claims)
+    return [f"{plural(count, 'claim')} REFUTED"] if count else []
+
+
 def claims_table(claims: Sequence[ClaimRecord]) -> list[str]:
     """Each claim with what was found; below it what is to be known of them."""
     from tabulate import tabulate

@@ -7,13 +7,14 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Protocol
 
 from pytest_tokenpower.core.denominators import PER, denominator, unit_of
-from pytest_tokenpower.core.records import MeasurementRecord, PhaseSplit
+from pytest_tokenpower.core.records import ClaimRecord, MeasurementRecord, PhaseSplit
 from pytest_tokenpower.core.text import per_token, short_test_name
 from pytest_tokenpower.gate.messages import below_noise, message, word
 from pytest_tokenpower.gate.verdict import FAILING, SEVERITY
 from pytest_tokenpower.reporting.columns import ESTIMATED, Layout, is_estimated, status, table
 from pytest_tokenpower.reporting.costs import explained
 from pytest_tokenpower.reporting.junit import scope_label
+from pytest_tokenpower.reporting.suites import claims_news
 
 if TYPE_CHECKING:
     from pytest_tokenpower.runner.session import Session
@@ -32,6 +33,8 @@ class Reporter(Protocol):
 
 
 LEGEND = "{per}. ±95 %: by this run's rounds alone; what differs between runs is in the interval."
+
+LATENCY = "TTFT, TPOT: time to the first and for each further token, median/p99 of a round's requests."
 
 MOST_PROBLEMS = 10
 """So many files that were skipped are named; the others are only counted."""
@@ -58,7 +61,7 @@ def summary(
         width: Columns of the terminal.
         verbosity: pytest's: at -2 (``-qq``) and below the news is all.
     """
-    news, grave = headline(measurements, width - 14)
+    news, grave = headline(measurements, width - 14, session.claims)
     reporter.write_sep("=", f"energy: {news}", **_markup(grave), bold=True)
     if verbosity < -1:
         for measured in measurements:
@@ -72,9 +75,10 @@ def summary(
     lines = table(measurements, layout, width)
     for line, kind in lines:
         reporter.write_line(line, **_markup(kind))
-    if verbosity >= 0 and "±95 %" in lines[0][0]:
-        for line in wrap(LEGEND.format(per=_per(measurements)), width):
-            reporter.write_line(line)
+    legend = [LEGEND.format(per=_per(measurements))] if "±95 %" in lines[0][0] else []
+    legend += [LATENCY] if "TTFT ms" in lines[0][0] or "TPOT ms" in lines[0][0] else []
+    for line in (part for each in legend for part in wrap(each, width)) if verbosity >= 0 else ():
+        reporter.write_line(line)
     notes = [
         line
         for measured in measurements
@@ -115,15 +119,18 @@ def _per(measurements: Sequence[MeasurementRecord]) -> str:
     return f"Compared per {' or '.join(names)}"
 
 
-def headline(measurements: Sequence[MeasurementRecord], width: int) -> tuple[str, str | None]:
+def headline(
+    measurements: Sequence[MeasurementRecord], width: int, claims: Sequence[ClaimRecord] = ()
+) -> tuple[str, str | None]:
     """Return the news in at most ``width`` characters, the gravest first, and the verdict that colours it."""
     kinds = list(map(status, measurements))
     order = [*SEVERITY[:3], "failed", *SEVERITY[3:], "measured"]
     counts = {kind: kinds.count(kind) for kind in sorted(set(kinds), key=order.index)}
-    news = ", ".join(f"{count} {word(kind)}" for kind, count in counts.items())
+    refuted = claims_news(claims)
+    news = ", ".join([*refuted, *(f"{count} {word(kind)}" for kind, count in counts.items())])
     if len(news) > width:
         news = news[: news.rindex(",", 0, width)] + ", …"
-    return news, next(iter(counts), None)
+    return news, "failed" if refuted else next(iter(counts), None)
 
 
 def _markup(kind: str | None) -> dict[str, bool]:

@@ -14,7 +14,7 @@ from pytest_tokenpower.core.tokens import TokenCount, count_tokens
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.core.windows import RoundWindow
 from pytest_tokenpower.engines.identify import describe_callable
-from pytest_tokenpower.engines.phase_marks import joined, notes_of, phases_of, unsound
+from pytest_tokenpower.engines.phase_marks import joined, latencies_of, notes_of, phases_of, unsound
 from pytest_tokenpower.engines.protocol import Generation
 from pytest_tokenpower.errors import MeterError, TokenCountError, UsageError
 from pytest_tokenpower.runner.checks import (
@@ -414,7 +414,10 @@ class Energy:
         # Requests that ran at a time tell their phases together.
         phases = joined([phases_of(result) for result in results]) or phases_of(results)
         reasons = tuple(dict.fromkeys(reason for result in results for reason in unsound([result])))
-        self._windows.append(RoundWindow(start_ns, end_ns, tokens, 1, phases, reasons=reasons))
+        latencies = latencies_of(results)
+        self._windows.append(
+            RoundWindow(start_ns, end_ns, tokens, 1, phases, reasons=reasons, latencies=latencies)
+        )
 
     def compare(
         self,

@@ -289,7 +289,7 @@ def counted_round(
         repeats=len(executed.results),
         executions=frozenset(tokens),
         phases=joined([phases(result) for result in executed.results]),
-        latencies=tuple(each for result in executed.results for each in latencies_of(result)),
+        latencies=latencies_of(executed.results),
         reasons=unsound(executed.results),
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,18 @@ def test_the_simulated_demo_tells_the_whole_story_without_any_engine(
     assert "The unchanged branch passed (exit 0)." in said
     assert "failed its build, as it should (exit 1)." in said
     page = tmp_path / "energy.html"
-    assert said.endswith(f"The page of the failed build: {page}\n")
+    assert said.endswith(f"The page of the last run, to open in a browser: {page}\n")
+    assert "REGRESSED" in page.read_text()
+
+
+@pytest.mark.slow
+def test_of_a_demo_that_is_not_kept_the_page_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert main(["demo", "--simulated"]) == 0
+    [page] = (path for path in tmp_path.glob("tokenpower-demo-*/**/*") if path.is_file())
+    assert f"The page of the last run, to open in a browser: {page}\n" in capfd.readouterr().out
     assert "REGRESSED" in page.read_text()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 FOLDERS = ("pytest_tokenpower", "tests", "benchmarks", "docs", "examples", "requirements")
 FILES = (
     "conftest.py",
+    "hatch_build.py",
     "pyproject.toml",
     "tox.ini",
     "action.yml",
@@ -137,6 +139,14 @@ def test_the_wheel_built_from_it_holds_the_package_only(
     [tree] = tmp_path.iterdir()
     with zipfile.ZipFile(build(tree, "wheel", tmp_path_factory.mktemp("wheel"))) as wheel:
         held = set(wheel.namelist())
+        [metadata] = (name for name in held if name.endswith("/METADATA"))
+        described_by = wheel.read(metadata).decode()
+    # On PyPI nothing lies beside the README.
+    links = re.findall(r"\]\(([^)]*)\)", described_by)
+    images = [link for link in links if link.endswith(".png")]
+    assert images
+    assert all("/pytest-tokenpower/raw/main/docs/images/" in image for image in images)
+    assert [link for link in links if not link.startswith("https://")] == []
     package = {
         member.name.partition("/")[2]
         for member in members

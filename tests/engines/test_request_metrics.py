@@ -230,6 +230,53 @@ def test_windows_cover_every_request(outputs: list[SimpleNamespace]) -> None:
     assert windows.mixed == (len({o.metrics.first_token_ts for o in outputs}) > 1)
 
 
+WITH_TIMES = """
+from types import SimpleNamespace
+
+def generate(completions=1):
+    queued = time.monotonic()
+    time.sleep(0.1)
+    def output(first):
+        times = dict(queued_ts=queued, scheduled_ts=queued, first_token_ts=queued + first, last_token_ts=queued + 0.1)
+        outputs = [SimpleNamespace(token_ids=[0] * 11)] * completions
+        return SimpleNamespace(metrics=SimpleNamespace(**times), outputs=outputs, prompt_token_ids=[5] * 50)
+    return [output(0.05), output(0.09)]
+
+@pytest.mark.power_budget(min_rounds=2, max_rounds=2, ttft_ms=10, tpot_ms=50)
+def test_called(energy):
+    energy(generate)
+
+def test_block(energy):
+    with energy.measure() as window:
+        window.count(generate())
+
+@quick
+def test_several_completions(energy):
+    energy(generate, 2)
+"""
+
+
+def test_latencies_are_read_off_what_any_callable_returns(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    project.tests(WITH_TIMES)
+    result, run = project.measure()
+    result.assert_outcomes(passed=2, failed=1)
+    called, block, several = run.measurements
+    assert {one.against: one.kind for one in called.verdicts} == {
+        "ttft_p90_seconds": "over budget",
+        "tpot_p90_seconds": "passed",
+    }
+    for one in (called, block):
+        assert one.figures["ttft_p50_seconds"].value == pytest.approx(0.07)
+        assert one.figures["tpot_p50_seconds"].value == pytest.approx(0.003)
+    # vLLM has one set of times for all completions of a request.
+    assert "ttft_p50_seconds" not in several.figures
+    result.stdout.fnmatch_lines(["test * TTFT ms * TPOT ms *", "test_called * 70/* 3/* OVER BUDGET"])
+    result.stdout.fnmatch_lines(["*TTFT, TPOT: time to the first*"])
+
+
 WITHOUT = """
 from types import SimpleNamespace
 

@@ -308,12 +308,20 @@ def test_claims_are_judged_when_all_cells_are_measured(project: Project) -> None
 
 def test_a_claim_can_fail_the_run(project: Project) -> None:
     write(project, SUITE + CLAIMS.replace("at_least = 9", 'at_least = 9\nseverity = "fail"'))
-    result = project.run(*SIMULATED, "-k", "b8")
+    reports = [f"--energy-report={name}" for name in ("annotation:said.txt", "summary.md")]
+    result = project.run(*SIMULATED, "-k", "b8", *reports)
     result.assert_outcomes(passed=2, failed=1)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
+    annotated = (project.path / "said.txt").read_text()
+    assert annotated.startswith(
+        "::error title=Energy per token%3A 1 claim REFUTED%2C 2 simulated::REFUTED: FP8 costs"
+    )
+    summary = (project.path / "summary.md").read_text()
+    assert summary.startswith("### Energy per token: 1 claim REFUTED, 2 simulated\n")
     result.stdout.fnmatch_lines(
         [
             "REFUTED: FP8 costs (joules_per_token ≥ 9); found 0.* [[]*]",
+            "*= energy: 1 claim REFUTED, 2 measured =*",
             "FAILED suites/precision.energy.toml::claim: FP8 costs*",
         ]
     )

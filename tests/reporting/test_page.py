@@ -9,6 +9,7 @@ import re
 from html.parser import HTMLParser
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -160,6 +161,8 @@ def test_claims_of_suites_are_on_the_page() -> None:
         "suite.toml", "fp8 saves", "<= 0.8", "refuted", "joules_per_token", 0.9, 0.85, 0.95, paper="0.7"
     )
     one = run(measured(), claims=(claim,))
-    assert content(Report((one,)))["claims"] == [
-        ["fp8 saves", "<= 0.8", "0.9 [0.85, 0.95]", "0.7", "refuted", ""]
-    ]
+    on_page = content(Report((one,)))
+    assert on_page["claims"] == [["fp8 saves", "<= 0.8", "0.9 [0.85, 0.95]", "0.7", "refuted", ""]]
+    assert on_page["claims_news"] == []
+    failing = run(measured(), claims=(claim, msgspec.structs.replace(claim, severity="fail")))
+    assert content(Report((failing,)))["claims_news"] == ["1 claim REFUTED"]

@@ -115,7 +115,9 @@ def shown(
     """Return the energy section; what a line ends with and nobody sees is cut off."""
     out = StringIO()
     reporter = pytest.TerminalReporter(config, out)
-    session = SimpleNamespace(baselines=[SimpleNamespace(label=label, note="") for label in baselines])
+    session = SimpleNamespace(
+        claims=(), baselines=[SimpleNamespace(label=label, note="") for label in baselines]
+    )
     summary(
         reporter,
         measurements,

@@ -195,25 +195,37 @@ def generation_of(
     check_counts(batch, token_ids, engine="vLLM")
     if steps is not None:
         check_steps(batch, steps, engine="vLLM", cached=tokens.cached_prompt)
-    latencies = tuple(latency_of(output) for output in outputs)
     return Generation(
         token_ids=token_ids,
         tokens=tokens,
         steps=tuple(steps or ()),
         steps_exact=exact,
-        latencies=tuple(each for each in latencies if each is not None) if all(latencies) else (),
+        latencies=latencies_from_request_metrics(outputs),
     )
 
 
+def latencies_from_request_metrics(outputs: object) -> tuple[Latency, ...]:
+    """Read the latencies off what ``LLM.generate`` returned; empty where any request lacks its own."""
+    found = [latency_of(output) for output in _each(outputs)]
+    return tuple(each for each in found if each is not None) if all(found) else ()
+
+
 def latency_of(output: Any) -> Latency | None:
-    """Read what a request waited from when it was queued; None where vLLM does not tell."""
+    """Read what a request waited from when it was queued; None where vLLM does not tell, or for several completions."""
     metrics = getattr(output, "metrics", None)
     queued, first, last = (
         _seconds(metrics, name) for name in ("queued_ts", "first_token_ts", "last_token_ts")
     )
-    if queued is None or first is None or last is None or not queued <= first <= last:
+    completions: Sequence[Any] = getattr(output, "outputs", ())
+    if (
+        queued is None
+        or first is None
+        or last is None
+        or not queued <= first <= last
+        or len(completions) != 1
+    ):
         return None
-    further = len(output.outputs[0].token_ids) - 1
+    further = len(completions[0].token_ids) - 1
     return Latency(first - queued, (last - first) / further if further else None)
 
 

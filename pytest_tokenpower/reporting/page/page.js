@@ -249,7 +249,7 @@
   const counts = new Map();
   data.tests.forEach((test) => counts.set(test.kind, [(counts.get(test.kind)?.[0] ?? 0) + 1, test.word]));
   main.append(el("h2", {}, "Verdicts"), data.tests.length
-    ? el("ul", { class: "counts" }, [...counts].map(([kind, [count, word]]) => el("li", {}, `${count} `, el("span", { class: kindClass(kind) }, word))))
+    ? el("ul", { class: "counts" }, data.claims_news.map((news) => el("li", { class: kindClass("failed") }, news)), [...counts].map(([kind, [count, word]]) => el("li", {}, `${count} `, el("span", { class: kindClass(kind) }, word))))
     : el("p", {}, "No test measured energy in this run."));
 
   const many = data.runs.length > 1;
