@@ -275,21 +275,25 @@ def test_pytest_lists_the_marker_and_its_arguments(project: Project) -> None:
     assert all(f"{argument}=" in marker for argument in VALID.split(", "))
 
 
-def test_latencies_are_ceilings_in_milliseconds(project: Project) -> None:
+@pytest.mark.parametrize("isolated", [False, True])
+def test_latencies_are_ceilings_in_milliseconds(project: Project, isolated: bool) -> None:
+    if isolated:
+        project.on_machine_time()
+    options = "isolated=True" if isolated else "isolated=False, clock=VIRTUAL_TIME.clock"
     project.tests(
         """
 from pytest_tokenpower import EngineSpec, FixedShape
 
 @pytest.mark.power_budget(min_rounds=2, max_rounds=2, ttft_ms=1, tpot_ms=1000)
 def test_late(energy):
-    engine = EngineSpec("simulated", "llama-3.1-8b", isolated=False, clock=VIRTUAL_TIME.clock)
+    engine = EngineSpec("simulated", "llama-3.1-8b", OPTIONS)
     energy.run(engine, FixedShape(batch=8, prompt_tokens=2048, new_tokens=16))
 
 @quick
 @pytest.mark.power_budget(tpot_ms=5)
 def test_unknown(energy):
     energy(generate)
-"""
+""".replace("OPTIONS", options)
     )
     result, run = project.measure()
     result.assert_outcomes(passed=1, failed=1)
