@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_tokenpower.core.settings import CHILD_VARIABLE, EVENTS_VARIABLE, SOAK_VARIABLE
+from pytest_tokenpower.core.settings import CHILD_VARIABLE, EVENTS_VARIABLE, HELD_AS_READ, SOAK_VARIABLE
 from pytest_tokenpower.engines import registry
 from pytest_tokenpower.errors import TokenPowerError, UsageError
 from pytest_tokenpower.plugin import hookspecs, marker, options
@@ -164,7 +164,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     for item in gated:
         # A marker that was added late and is malformed is said when its test comes.
         with contextlib.suppress(UsageError):
-            ceilings += len(marker.read_budget(item).ceilings)
+            ceilings += len(marker.read_budget(item).ceilings.keys() - HELD_AS_READ)
     if gated:
         config.stash[WAYS] = (len(gated), ceilings)
     if not chosen.baselines:

@@ -24,7 +24,7 @@ NO_METER: pytest.StashKey[str] = pytest.StashKey()
 MEASUREMENTS: pytest.StashKey[list[MeasurementRecord]] = pytest.StashKey()
 MEASUREMENT: pytest.StashKey[MeasurementRecord] = pytest.StashKey()
 WAYS: pytest.StashKey[tuple[int, int]] = pytest.StashKey()
-"""How many of the collected tests can fail by a comparison, and by how many ceilings."""
+"""How many of the collected tests can fail by a comparison, and by how many ceilings that have a p-value."""
 ATTEMPTS: pytest.StashKey[tuple[Attempt, ...]] = pytest.StashKey()
 TWICE: pytest.StashKey[frozenset[str]] = pytest.StashKey()
 """Ids that several energy tests of the run have."""

@@ -194,3 +194,5 @@ def test_variants(energy):
         "mean_watts": "passed",
         "quality": "below floor",
     }
+    # A score has no p-value: it is held against its floor as it is.
+    assert {verdict.family for verdict in measured.verdicts if verdict.p_value is not None} == {3}
