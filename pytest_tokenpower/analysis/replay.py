@@ -33,6 +33,8 @@ def recorded_windows(
             responses=one.tokens.responses,
             repeats=one.repeats,
             devices=tuple(devices),
+            cached_prompt_tokens=one.tokens.cached_prompt,
+            reasons=one.reasons,
         )
         kinds = Counter(phase.phase for phase in one.phases)
         for phase in one.phases:
@@ -47,6 +49,7 @@ def recorded_windows(
                 generated_tokens=one.tokens.generated if alone and generated is None else generated,
                 estimated=phase.estimated,
                 devices=tuple(devices),
+                reasons=one.reasons,
             )
 
 
@@ -96,7 +99,9 @@ def _round(one: RecordedWindow, phases: Sequence[RecordedWindow] = ()) -> RoundW
     return RoundWindow(
         one.start_ns,
         one.end_ns,
-        TokenCount(one.prompt_tokens or 0, one.generated_tokens or 0, one.responses),
+        TokenCount(
+            one.prompt_tokens or 0, one.generated_tokens or 0, one.responses, one.cached_prompt_tokens
+        ),
         one.repeats,
         tuple(
             PhaseWindow(
@@ -111,6 +116,7 @@ def _round(one: RecordedWindow, phases: Sequence[RecordedWindow] = ()) -> RoundW
             if each.phase is not None
         ),
         devices=one.devices,
+        reasons=one.reasons,
     )
 
 

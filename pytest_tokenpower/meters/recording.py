@@ -88,6 +88,14 @@ class WindowRow(Row, frozen=True, tag="window"):
     repeats: Annotated[int, Meta(ge=1)] = 1
     estimated: bool = False
     devices: tuple[str, ...] | None = None
+    cached_prompt_tokens: _Tokens = 0
+    reasons: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.cached_prompt_tokens > (self.prompt_tokens or 0):
+            raise ValueError(
+                f"cached_prompt_tokens ({self.cached_prompt_tokens}) is above prompt_tokens ({self.prompt_tokens})"
+            )
 
 
 class DeviceRow(Row, frozen=True, tag="device"):
@@ -151,7 +159,8 @@ class RecordedWindow:
     """A window of a recording: a whole execution of a workload (``phase`` None), or one phase of it.
 
     The tokens are those of all ``repeats`` together; None: not recorded. ``devices`` are the ids of the devices
-    whose energy is the window's (None: all).
+    whose energy is the window's (None: all). ``cached_prompt_tokens`` of the prompt's came from a prefix cache.
+    ``reasons`` are what makes it invalid, whatever its meters say.
     """
 
     name: str
@@ -164,6 +173,8 @@ class RecordedWindow:
     repeats: int = 1
     estimated: bool = False
     devices: tuple[str, ...] | None = None
+    cached_prompt_tokens: int = 0
+    reasons: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

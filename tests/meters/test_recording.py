@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pytest_tokenpower.analysis.replay import recorded_windows, window_records
+from pytest_tokenpower.analysis.replay import recorded_windows, rounds_of, window_records
 from pytest_tokenpower.analysis.rounds import round_records
 from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.core.windows import RoundWindow
@@ -96,9 +96,11 @@ def timelines(draw: st.DrawFn) -> Timeline:
 @st.composite
 def rounds_in(draw: st.DrawFn, longest_us: int) -> list[RoundWindow]:
     edges = draw(st.lists(st.integers(0, longest_us), min_size=2, max_size=10, unique=True).map(sorted))
-    tokens = TokenCount(draw(st.integers(0, 99)), draw(st.integers(1, 99)), draw(st.integers(1, 9)))
+    prompt, cached = sorted((draw(st.integers(0, 99)), draw(st.integers(0, 99))), reverse=True)
+    tokens = TokenCount(prompt, draw(st.integers(1, 99)), draw(st.integers(1, 9)), cached)
+    reasons = draw(st.sampled_from([(), ("others used the server",)]))
     return [
-        RoundWindow(start * US, end * US, tokens, 2)
+        RoundWindow(start * US, end * US, tokens, 2, reasons=reasons)
         for start, end in zip(edges[::2], edges[1::2], strict=False)
     ]
 
@@ -137,6 +139,7 @@ def test_what_is_written_is_read_back(
     )
     live = round_records(timeline, devices, rounds)
     again = window_records(recording)
+    assert [each.tokens for each in rounds_of(recording, "a test")] == [each.tokens for each in rounds]
     for before, after in zip(live, again, strict=True):
         assert close(after.joules, before.joules)
         assert close(after.stderr_joules, before.stderr_joules)
@@ -236,6 +239,10 @@ BAD_ROWS = {
     "tokens": (
         json.dumps(window(1, 2, prompt_tokens=-1)),
         "malformed row: Expected `int` >= 0 - at `$.prompt_tokens`",
+    ),
+    "cached tokens": (
+        json.dumps(window(1, 2, prompt_tokens=3, cached_prompt_tokens=4)),
+        "malformed row: cached_prompt_tokens (4) is above prompt_tokens (3)",
     ),
     "scope": (
         '{"type": "device", "id": "x", "scope": "moon"}',
