@@ -53,10 +53,15 @@ class Evaluation:
         return " + ".join(sorted(self.methods))
 
 
+def reach_ns(devices: Sequence[Device]) -> int:
+    """Return how long before a window the readings begin that its evaluation looks at."""
+    slowest_ns = max((device.resolution_s for device in devices if device.slow), default=0.0) * 1e9
+    return max(REACH_NS, int(REACH_RESOLUTIONS * slowest_ns))
+
+
 def readings_around(timeline: Timeline, devices: Sequence[Device], start_ns: int) -> Stretch:
     """Return the readings that an evaluation of windows from ``start_ns`` on looks at."""
-    slowest_ns = max((device.resolution_s for device in devices if device.slow), default=0.0) * 1e9
-    return timeline.since(start_ns - max(REACH_NS, int(REACH_RESOLUTIONS * slowest_ns)))
+    return timeline.since(start_ns - reach_ns(devices))
 
 
 def round_records(

@@ -178,7 +178,12 @@ class Energy:
             work = partial(execute, *args, **kwargs)
             if self._soak is not None:
                 soak(
-                    work, lambda result: self._counted(result, args, kwargs, fn), self._soak, self._telemetry
+                    work,
+                    lambda result: self._counted(result, args, kwargs, fn),
+                    self._soak,
+                    self._telemetry,
+                    # Rounds from before it are judged with these, or written to a recording at the end.
+                    forget=not self._earlier and self._session.settings.record is None,
                 )
                 self._facts["soak"], self._soaked = self._soak.ended()
             return self._keep(*run(self._rounds(work, fn, args, kwargs), lambda: self._telemetry))

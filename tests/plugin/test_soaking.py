@@ -91,6 +91,41 @@ def test_an_interrupted_soak_goes_on_where_it_stopped(project: Project) -> None:
     assert path.with_suffix(".previous.jsonl").read_bytes() == data
 
 
+LONG = """
+@quick
+def test_before(energy):
+    energy(generate)
+
+@quick
+@pytest.mark.flaky(reruns={reruns})
+@pytest.mark.power_budget(joules={joules})
+@pytest.mark.energy_soak(hours=0.5)
+def test_chat(energy):
+    energy(generate, 10)
+"""
+
+
+def test_a_recording_has_what_was_before_the_soak(project: Project) -> None:
+    project.tests(LONG.format(reruns=0, joules=5000))
+    _, live = project.measure("--energy-record=run.jsonl.gz")
+    _, again = project.measure("--energy-source=replay:run.jsonl.gz")
+    for before, after in zip(live.measurements, again.measurements, strict=True):
+        assert before.comparable
+        assert after.comparable
+        # What was read later calibrates it, too.
+        assert [one.joules for one in after.rounds] == pytest.approx(
+            [one.joules for one in before.rounds], rel=0.01
+        )
+
+
+def test_rounds_of_an_earlier_attempt_are_still_known_after_a_soak(project: Project) -> None:
+    project.tests(LONG.format(reruns=1, joules=1))
+    _, run = project.measure()
+    [_, measured] = run.measurements
+    assert measured.attempts == 2
+    assert [one.reasons for one in measured.rounds] == [()] * 4
+
+
 @pytest.mark.slow
 def test_work_of_a_millisecond_fills_a_stretch(project: Project) -> None:
     project.tests("""
