@@ -143,7 +143,7 @@ def evaluate(timeline: Timeline, devices: Sequence[Device], rounds: Sequence[Rou
                 else None,
                 temperature_celsius=_over_devices(conditions, "temperature_celsius", one),
                 sm_clock_mhz=_over_devices(conditions, "sm_clock_mhz", one),
-                latency=_percentiles(one.latencies),
+                latency=percentiles(one.latencies),
                 limited_shares=_limits(conditions, one),
                 # A meter that fails says so at every poll.
                 reasons=tuple(dict.fromkeys(reasons[at])),
@@ -152,7 +152,7 @@ def evaluate(timeline: Timeline, devices: Sequence[Device], rounds: Sequence[Rou
     return Evaluation(tuple(records), frozenset(methods), split)
 
 
-def _percentiles(latencies: Sequence[Latency]) -> dict[str, float]:
+def percentiles(latencies: Sequence[Latency]) -> dict[str, float]:
     """Return the percentiles of a round's latencies by the names of their figures."""
     each = {
         "ttft": [one.first_token_s for one in latencies],

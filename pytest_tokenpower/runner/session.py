@@ -215,7 +215,7 @@ class Session:
         from pytest_tokenpower.meters.adapters.ecologits import Estimator
         from pytest_tokenpower.runner.estimates import Estimates
 
-        return Estimates(Estimator.of(model))
+        return Estimates(Estimator.of(model), self.settings.scope)
 
     def _start(self) -> TelemetrySession:
         if self._estimates is not None:
