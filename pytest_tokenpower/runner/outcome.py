@@ -189,9 +189,11 @@ def judge_again(measured: MeasurementRecord, limits: Limits, session: Session) -
 def _verdicts(
     taken: MeasuredTest, measured: MeasurementRecord, limits: Limits, policy: Policy, session: Session
 ) -> tuple[VerdictRecord, ...]:
+    # Of its own stretches, whatever became of the rounds after it.
+    soaked = () if taken.soaked is None else (taken.soaked,)
     if measured.reasons:
         reasons = "; ".join(measured.reasons)
-        return (VerdictRecord("invalid", reason=f"the measurement is not to be trusted: {reasons}"),)
+        return (*soaked, VerdictRecord("invalid", reason=f"the measurement is not to be trusted: {reasons}"))
     look = 1 if session.settings.restarts else None
     pooled = _pooled(len(taken.attempts))
     judged = []
@@ -203,9 +205,8 @@ def _verdicts(
     if session.settings.rerun_baseline:
         # Its runs are judged by the child processes; what is measured here asked for the fixture in its body.
         judged.append(VerdictRecord("no baseline", ", ".join(session.settings.baselines), reason=UNSEEN))
-    soaked = () if taken.soaked is None else (taken.soaked,)
-    verdicts = (*soaked, *judge_ceilings(measured, limits.ceilings, policy), *judged)
-    return tuple(replace(each, notes=(*each.notes, *pooled)) for each in verdicts)
+    verdicts = (*judge_ceilings(measured, limits.ceilings, policy), *judged)
+    return (*soaked, *(replace(each, notes=(*each.notes, *pooled)) for each in verdicts))
 
 
 UNSEEN = (

@@ -73,6 +73,22 @@ def test_a_drift_that_may_be_within_the_limit_is_inconclusive(project: Project) 
     project.run().assert_outcomes(failed=1)
 
 
+def test_a_soak_is_judged_where_the_rounds_after_it_are_invalid(project: Project) -> None:
+    project.tests(
+        SOAKED.format(grown="math.exp(passed_s[0] / 3600)").replace(
+            "@quick", "@pytest.mark.power_budget(per='prompt_token', max_rounds=2, min_rounds=2)"
+        )
+    )
+    result, run = project.measure()
+    result.assert_outcomes(failed=1)
+    [one] = run.measurements
+    assert [(verdict.kind, verdict.against) for verdict in one.verdicts] == [
+        ("over budget", "soak"),
+        ("invalid", ""),
+    ]
+    result.stdout.fnmatch_lines(["INVALID: test_chat: *", "OVER BUDGET: test_chat: in 0.2* h drift*"])
+
+
 def test_an_interrupted_soak_goes_on_where_it_stopped(project: Project) -> None:
     project.tests(SOAKED.format(grown=1))
     project.run().assert_outcomes(passed=1)
