@@ -452,6 +452,7 @@ class Energy:
             UsageError: the test measures already, or the arguments do not go together.
             TokenCountError: the tokens of a result cannot be counted.
         """
+        __tracebackhide__ = True
         comparing = self._comparing(started, baseline, candidate, at_least, at_most, restarts, names)
         run(comparing, lambda: self._telemetry)
 
@@ -466,6 +467,7 @@ class Energy:
         names: tuple[str, str] | None = None,
     ) -> None:
         """Compare as :meth:`compare` does, on the event loop of an asynchronous test; either variant may be awaited."""
+        __tracebackhide__ = True
         comparing = self._comparing(started_async, baseline, candidate, at_least, at_most, restarts, names)
         await run_async(comparing, lambda: self._telemetry)
 
@@ -479,6 +481,7 @@ class Energy:
         restarts: int,
         names: tuple[str, str] | None,
     ) -> Measuring[None]:
+        __tracebackhide__ = True
         with self._refusing(), self._window():
             if self.used:
                 raise UsageError(
@@ -676,6 +679,7 @@ class DisabledEnergy:
 
     def __call__(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Run ``fn`` once, or as often as pytest-benchmark does."""
+        __tracebackhide__ = True
         if is_benchmark(fn):
             require_workload("--energy-disable", fn, args)
         with blocking(fn) as execute:
@@ -683,6 +687,7 @@ class DisabledEnergy:
 
     async def async_run(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Run ``fn`` once."""
+        __tracebackhide__ = True
         return await awaited(fn, *args, **kwargs)
 
     @property
@@ -694,6 +699,7 @@ class DisabledEnergy:
         self, engine: Engine | EngineSpec, workload: Workload | Batch, *, quality: Quality | None = None
     ) -> Generation:
         """Run the workload once."""
+        __tracebackhide__ = True
         from pytest_tokenpower.engines.execution import Execution
         from pytest_tokenpower.engines.spec import EngineSpec
 
@@ -709,6 +715,7 @@ class DisabledEnergy:
         **_: object,
     ) -> None:
         """Run each variant once."""
+        __tracebackhide__ = True
         for variant in (baseline, candidate):
             with ExitStack() as stack:
                 started(variant, stack)()
@@ -721,6 +728,7 @@ class DisabledEnergy:
         **_: object,
     ) -> None:
         """Run each variant once."""
+        __tracebackhide__ = True
         for variant in (baseline, candidate):
             with ExitStack() as stack:
                 await started_async(variant, stack)()

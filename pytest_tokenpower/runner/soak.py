@@ -68,4 +68,5 @@ def _executions(
     repeats: int,
     bench: TelemetrySession,
 ) -> RoundWindow:
+    __tracebackhide__ = True
     return counted_round(executed(execute, repeats, bench), count, lambda result: ())
