@@ -14,7 +14,14 @@ from pytest_tokenpower.core.tokens import TokenCount, count_tokens
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.core.windows import RoundWindow
 from pytest_tokenpower.engines.identify import describe_callable
-from pytest_tokenpower.engines.phase_marks import joined, latencies_of, notes_of, phases_of, unsound
+from pytest_tokenpower.engines.phase_marks import (
+    joined,
+    latencies_of,
+    notes_of,
+    phases_of,
+    tells_more,
+    unsound,
+)
 from pytest_tokenpower.engines.protocol import Generation
 from pytest_tokenpower.errors import MeterError, TokenCountError, UsageError
 from pytest_tokenpower.runner.checks import (
@@ -95,7 +102,8 @@ class Window:
                 )
             tokens = count(self._energy)
         self._tokens = tokens if self._tokens is None else self._tokens + tokens
-        self._results.append(result)
+        # Of others only that they were there: their tensors would stay on the GPU until the block ends.
+        self._results.append(result if tells_more(result) else None)
 
 
 class Energy:

@@ -486,6 +486,32 @@ def test_too_short(energy):
     )
 
 
+def test_a_block_keeps_no_result_alive(project: Project) -> None:
+    """In a process of its own: pytester remembers what hooks are called with."""
+    project.tests(
+        """
+import gc, weakref
+
+class Output:
+    usage = {"prompt_tokens": 3, "completion_tokens": 100}
+
+def test_block(energy):
+    alive = weakref.WeakSet()
+    with energy.measure() as window:
+        for _ in range(5):
+            generate(0.5)
+            output = Output()
+            alive.add(output)
+            window.count(output)
+            del output
+            gc.collect()
+            assert not alive
+    assert energy.result.figures["joules_per_token"].value == pytest.approx(300 * 2.5 / 500, rel=0.1)
+"""
+    )
+    project.pytester.runpytest_subprocess().assert_outcomes(passed=1)
+
+
 def test_disabled_a_workload_runs_once_and_nothing_is_measured_or_stored(project: Project) -> None:
     project.tests(
         """
