@@ -28,6 +28,7 @@ from pytest_tokenpower.plugin.state import (
     TWICE,
     WAYS,
     has_workers,
+    is_worker,
     may_measure,
     runs_tests,
     session_of,
@@ -156,7 +157,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
         watch(config)
     # A worker cannot end the run: there each test says it.
-    if doubled and runs_tests(config) and not hasattr(config, "workerinput"):
+    if doubled and runs_tests(config) and not is_worker(config):
         from pytest_tokenpower.plugin.opening import twice
 
         refuse(twice(min(doubled)))
@@ -169,7 +170,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         config.stash[WAYS] = (len(gated), ceilings)
     if not chosen.baselines:
         return
-    if gated and runs_tests(config) and not hasattr(config, "workerinput"):
+    if gated and runs_tests(config) and not is_worker(config):
         try:
             with faults_end_in(refuse):
                 _ = session_of(config).baselines

@@ -107,6 +107,11 @@ def has_workers(config: pytest.Config) -> bool:
     return config.pluginmanager.has_plugin("dsession")
 
 
+def is_worker(config: pytest.Config) -> bool:
+    """Whether this process is one of xdist's workers: the controller gathers, shows and stores what it sends."""
+    return hasattr(config, "workerinput")
+
+
 def runs_tests(config: pytest.Config) -> bool:
     """Whether tests are to run: not where pytest is only asked what there is."""
     questions = ("collectonly", "showfixtures", "show_fixtures_per_test")
