@@ -108,6 +108,7 @@ class DeviceRow(Row, frozen=True, tag="device"):
     provenance: str | None = None
     counter_tick_us: Annotated[int, Meta(ge=0, le=600_000_000)] = UNKNOWN_TICK_US
     held: bool = True
+    clock_error_us: Annotated[int, Meta(ge=0, le=600_000_000)] = 0
     key_facts: dict[str, Fact] = {}
     facts: dict[str, Fact] = {}
 
@@ -351,6 +352,7 @@ def _device(row: DeviceRow) -> Device:
         key_facts={**row.key_facts, **recorded_as},
         facts=row.facts,
         counter_tick_ns=row.counter_tick_us * 1000,
+        clock_error_ns=row.clock_error_us * 1000,
     )
 
 
@@ -489,6 +491,7 @@ def _device_row(timeline: Timeline, device: Device) -> DeviceRow:
         provenance=device.provenance,
         counter_tick_us=device.counter_tick_ns // 1000,
         held=power is None or power.held,
+        clock_error_us=-(-device.clock_error_ns // 1000),
         key_facts=dict(device.key_facts),
         facts=dict(device.facts),
     )

@@ -68,6 +68,7 @@ def timelines(draw: st.DrawFn) -> Timeline:
             key_facts={"memory_gib": draw(st.one_of(st.none(), st.integers(1, 200)))},
             facts={"driver": "580", "energy_counter": False},
             counter_tick_ns=draw(st.sampled_from([0, 100_000_000])),
+            clock_error_ns=draw(st.sampled_from([0, 2_000_000])),
         )
         timeline.add_device(device)
         steps = np.resize(draw(st.lists(st.integers(7_000, 45_000), min_size=1, max_size=5)), 150)
