@@ -35,6 +35,8 @@ _Us = Annotated[int, Meta(ge=0, le=9_000_000_000_000_000)]
 
 _Tokens = Annotated[int, Meta(ge=0)]
 
+_Seconds = Annotated[float, Meta(ge=0)]
+
 _Millijoules = Annotated[int, Meta(ge=0, le=9_000_000_000_000_000)] | Annotated[float, Meta(ge=0, le=9e15)]
 
 
@@ -89,6 +91,7 @@ class WindowRow(Row, frozen=True, tag="window"):
     estimated: bool = False
     devices: tuple[str, ...] | None = None
     cached_prompt_tokens: _Tokens = 0
+    latencies: tuple[tuple[_Seconds, _Seconds | None], ...] = ()
     reasons: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -161,6 +164,7 @@ class RecordedWindow:
 
     The tokens are those of all ``repeats`` together; None: not recorded. ``devices`` are the ids of the devices
     whose energy is the window's (None: all). ``cached_prompt_tokens`` of the prompt's came from a prefix cache.
+    ``latencies`` are of its requests, in seconds: to the first token, and for each further one (None: no such).
     ``reasons`` are what makes it invalid, whatever its meters say.
     """
 
@@ -175,6 +179,7 @@ class RecordedWindow:
     estimated: bool = False
     devices: tuple[str, ...] | None = None
     cached_prompt_tokens: int = 0
+    latencies: tuple[tuple[float, float | None], ...] = ()
     reasons: tuple[str, ...] = ()
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pytest_tokenpower.analysis.replay import recorded_windows, rounds_of, window_records
 from pytest_tokenpower.analysis.rounds import round_records
 from pytest_tokenpower.core.tokens import TokenCount
-from pytest_tokenpower.core.windows import RoundWindow
+from pytest_tokenpower.core.windows import Latency, RoundWindow
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.meters.recording import RecordedWindow, Recording, read_recording, write_recording
 from pytest_tokenpower.meters.timeline import Event, Timeline
@@ -100,8 +100,9 @@ def rounds_in(draw: st.DrawFn, longest_us: int) -> list[RoundWindow]:
     prompt, cached = sorted((draw(st.integers(0, 99)), draw(st.integers(0, 99))), reverse=True)
     tokens = TokenCount(prompt, draw(st.integers(1, 99)), draw(st.integers(1, 9)), cached)
     reasons = draw(st.sampled_from([(), ("others used the server",)]))
+    latencies = draw(st.sampled_from([(), (Latency(0.125, 0.01), Latency(0.5, None))]))
     return [
-        RoundWindow(start * US, end * US, tokens, 2, reasons=reasons)
+        RoundWindow(start * US, end * US, tokens, 2, latencies=latencies, reasons=reasons)
         for start, end in zip(edges[::2], edges[1::2], strict=False)
     ]
 
@@ -140,11 +141,14 @@ def test_what_is_written_is_read_back(
     )
     live = round_records(timeline, devices, rounds)
     again = window_records(recording)
-    assert [each.tokens for each in rounds_of(recording, "a test")] == [each.tokens for each in rounds]
+    assert [(each.tokens, each.latencies) for each in rounds_of(recording, "a test")] == [
+        (each.tokens, each.latencies) for each in rounds
+    ]
     for before, after in zip(live, again, strict=True):
         assert close(after.joules, before.joules)
         assert close(after.stderr_joules, before.stderr_joules)
         assert after.reasons == before.reasons
+        assert after.latency == before.latency
         assert after.device_joules.keys() == before.device_joules.keys()
         assert after.temperature_celsius == before.temperature_celsius
     assert sorted(path.parent.iterdir()) == sorted(
