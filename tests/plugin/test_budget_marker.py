@@ -277,8 +277,7 @@ def test_pytest_lists_the_marker_and_its_arguments(project: Project) -> None:
 
 @pytest.mark.parametrize("isolated", [False, True])
 def test_latencies_are_ceilings_in_milliseconds(project: Project, isolated: bool) -> None:
-    if isolated:
-        project.on_machine_time()
+    """An engine in another process lives on the machine's time, and beside it the board's passes."""
     options = "isolated=True" if isolated else "isolated=False, clock=VIRTUAL_TIME.clock"
     project.tests(
         """
@@ -286,8 +285,12 @@ from pytest_tokenpower import EngineSpec, FixedShape
 
 @pytest.mark.power_budget(min_rounds=2, max_rounds=2, ttft_ms=1, tpot_ms=1000)
 def test_late(energy):
-    engine = EngineSpec("simulated", "llama-3.1-8b", OPTIONS)
-    energy.run(engine, FixedShape(batch=8, prompt_tokens=2048, new_tokens=16))
+    batch = FixedShape(batch=8, prompt_tokens=2048, new_tokens=16).to_batch()
+    with EngineSpec("simulated", "llama-3.1-8b", OPTIONS).start() as engine:
+        def work():
+            sleep(0.5)
+            return engine.generate(batch)
+        energy(work)
 
 @quick
 @pytest.mark.power_budget(tpot_ms=5)
