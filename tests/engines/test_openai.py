@@ -206,11 +206,15 @@ def test_two_engines_of_this_process_are_no_others_to_each_other() -> None:
 
 
 def test_where_the_server_tells_its_counts_no_more_nothing_is_sound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(other_requests, "_LAG_S", 0.05)
     with serving() as server, closing(OpenAIEngine("tiny", base_url=server.url)) as engine:
         server.tells = False
-        for _ in range(2):
-            assert asked(engine) == "whether others used the server is not known: its /metrics no longer says"
+        with monkeypatch.context() as hurry:
+            hurry.setattr(other_requests, "_LAG_S", 0.05)
+            for _ in range(2):
+                assert (
+                    asked(engine)
+                    == "whether others used the server is not known: its /metrics no longer says"
+                )
         server.tells, server.for_others = True, 40
         assert asked(engine).startswith("the server generated 40 tokens for others")
         assert asked(engine) == ""
