@@ -53,10 +53,15 @@ class Evaluation:
         return " + ".join(sorted(self.methods))
 
 
+def reach_ns(devices: Sequence[Device]) -> int:
+    """Return how long before a window the readings begin that its evaluation looks at."""
+    slowest_ns = max((device.resolution_s for device in devices if device.slow), default=0.0) * 1e9
+    return max(REACH_NS, int(REACH_RESOLUTIONS * slowest_ns))
+
+
 def readings_around(timeline: Timeline, devices: Sequence[Device], start_ns: int) -> Stretch:
     """Return the readings that an evaluation of windows from ``start_ns`` on looks at."""
-    slowest_ns = max((device.resolution_s for device in devices if device.slow), default=0.0) * 1e9
-    return timeline.since(start_ns - max(REACH_NS, int(REACH_RESOLUTIONS * slowest_ns)))
+    return timeline.since(start_ns - reach_ns(devices))
 
 
 def round_records(
@@ -138,7 +143,7 @@ def evaluate(timeline: Timeline, devices: Sequence[Device], rounds: Sequence[Rou
                 else None,
                 temperature_celsius=_over_devices(conditions, "temperature_celsius", one),
                 sm_clock_mhz=_over_devices(conditions, "sm_clock_mhz", one),
-                latency=_percentiles(one.latencies),
+                latency=percentiles(one.latencies),
                 limited_shares=_limits(conditions, one),
                 # A meter that fails says so at every poll.
                 reasons=tuple(dict.fromkeys(reasons[at])),
@@ -147,7 +152,7 @@ def evaluate(timeline: Timeline, devices: Sequence[Device], rounds: Sequence[Rou
     return Evaluation(tuple(records), frozenset(methods), split)
 
 
-def _percentiles(latencies: Sequence[Latency]) -> dict[str, float]:
+def percentiles(latencies: Sequence[Latency]) -> dict[str, float]:
     """Return the percentiles of a round's latencies by the names of their figures."""
     each = {
         "ttft": [one.first_token_s for one in latencies],

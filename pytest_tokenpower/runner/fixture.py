@@ -14,7 +14,14 @@ from pytest_tokenpower.core.tokens import TokenCount, count_tokens
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.core.windows import RoundWindow
 from pytest_tokenpower.engines.identify import describe_callable
-from pytest_tokenpower.engines.phase_marks import joined, latencies_of, notes_of, phases_of, unsound
+from pytest_tokenpower.engines.phase_marks import (
+    joined,
+    latencies_of,
+    notes_of,
+    phases_of,
+    tells_more,
+    unsound,
+)
 from pytest_tokenpower.engines.protocol import Generation
 from pytest_tokenpower.errors import MeterError, TokenCountError, UsageError
 from pytest_tokenpower.runner.checks import (
@@ -95,7 +102,8 @@ class Window:
                 )
             tokens = count(self._energy)
         self._tokens = tokens if self._tokens is None else self._tokens + tokens
-        self._results.append(result)
+        # Of others only that they were there: their tensors would stay on the GPU until the block ends.
+        self._results.append(result if tells_more(result) else None)
 
 
 class Energy:
@@ -178,7 +186,12 @@ class Energy:
             work = partial(execute, *args, **kwargs)
             if self._soak is not None:
                 soak(
-                    work, lambda result: self._counted(result, args, kwargs, fn), self._soak, self._telemetry
+                    work,
+                    lambda result: self._counted(result, args, kwargs, fn),
+                    self._soak,
+                    self._telemetry,
+                    # Rounds from before it are judged with these, or written to a recording at the end.
+                    forget=not self._earlier and self._session.settings.record is None,
                 )
                 self._facts["soak"], self._soaked = self._soak.ended()
             return self._keep(*run(self._rounds(work, fn, args, kwargs), lambda: self._telemetry))
@@ -447,6 +460,7 @@ class Energy:
             UsageError: the test measures already, or the arguments do not go together.
             TokenCountError: the tokens of a result cannot be counted.
         """
+        __tracebackhide__ = True
         comparing = self._comparing(started, baseline, candidate, at_least, at_most, restarts, names)
         run(comparing, lambda: self._telemetry)
 
@@ -461,6 +475,7 @@ class Energy:
         names: tuple[str, str] | None = None,
     ) -> None:
         """Compare as :meth:`compare` does, on the event loop of an asynchronous test; either variant may be awaited."""
+        __tracebackhide__ = True
         comparing = self._comparing(started_async, baseline, candidate, at_least, at_most, restarts, names)
         await run_async(comparing, lambda: self._telemetry)
 
@@ -474,6 +489,7 @@ class Energy:
         restarts: int,
         names: tuple[str, str] | None,
     ) -> Measuring[None]:
+        __tracebackhide__ = True
         with self._refusing(), self._window():
             if self.used:
                 raise UsageError(
@@ -671,6 +687,7 @@ class DisabledEnergy:
 
     def __call__(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Run ``fn`` once, or as often as pytest-benchmark does."""
+        __tracebackhide__ = True
         if is_benchmark(fn):
             require_workload("--energy-disable", fn, args)
         with blocking(fn) as execute:
@@ -678,6 +695,7 @@ class DisabledEnergy:
 
     async def async_run(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Run ``fn`` once."""
+        __tracebackhide__ = True
         return await awaited(fn, *args, **kwargs)
 
     @property
@@ -689,6 +707,7 @@ class DisabledEnergy:
         self, engine: Engine | EngineSpec, workload: Workload | Batch, *, quality: Quality | None = None
     ) -> Generation:
         """Run the workload once."""
+        __tracebackhide__ = True
         from pytest_tokenpower.engines.execution import Execution
         from pytest_tokenpower.engines.spec import EngineSpec
 
@@ -704,6 +723,7 @@ class DisabledEnergy:
         **_: object,
     ) -> None:
         """Run each variant once."""
+        __tracebackhide__ = True
         for variant in (baseline, candidate):
             with ExitStack() as stack:
                 started(variant, stack)()
@@ -716,6 +736,7 @@ class DisabledEnergy:
         **_: object,
     ) -> None:
         """Run each variant once."""
+        __tracebackhide__ = True
         for variant in (baseline, candidate):
             with ExitStack() as stack:
                 await started_async(variant, stack)()

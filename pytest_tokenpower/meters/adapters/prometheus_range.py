@@ -12,12 +12,13 @@ from pytest_tokenpower.meters.adapters.prometheus import (
     DCGM_ENERGY,
     SELECTOR,
     Labels,
-    Rows,
     ask,
     by_board,
+    client_of,
     identity,
     matrix,
 )
+from pytest_tokenpower.meters.types import Samples
 
 PIECE_S = 6 * 3600
 """Of one request: eight boards that are scraped each second make 170,000 samples."""
@@ -29,21 +30,17 @@ class Archive:
     """A Prometheus server, read over a range of time; no scraped sample is left out or made up."""
 
     def __init__(self, url: str) -> None:
-        import httpx
-
-        server = httpx.URL(checked_url(url, "prometheus:URL", "prometheus:http://prometheus:9090"))
+        server = checked_url(url, "prometheus:URL", "prometheus:http://prometheus:9090")
         if not url:
             raise UsageError("prometheus:URL: name the server, as in prometheus:http://prometheus:9090")
         self.shown = without_credentials(url.rstrip("/"))
-        self._client = httpx.Client(
-            base_url=server.copy_with(query=None), params=server.params, trust_env=False
-        )
+        self._client = client_of(server)
 
     def close(self) -> None:
         """Close the connection."""
         self._client.close()
 
-    def counters(self, query: str, start_s: float, end_s: float) -> Mapping[Labels, Rows]:
+    def counters(self, query: str, start_s: float, end_s: float) -> Mapping[Labels, Samples]:
         """Return the samples of each series of a plain selector from ``start_s`` to ``end_s``.
 
         Raises:
@@ -85,7 +82,7 @@ class Archive:
         return {labels: rows for labels, rows in found.items() if rows}
 
 
-def by_device(series: Mapping[Labels, Rows], query: str) -> dict[str, Rows]:
+def by_device(series: Mapping[Labels, Samples], query: str) -> dict[str, Samples]:
     """Return the energy counter of each board; what an exporter repeats for slices or pods is one board's.
 
     Raises:
@@ -104,6 +101,6 @@ def by_device(series: Mapping[Labels, Rows], query: str) -> dict[str, Rows]:
     return {board: sorted(rows.items()) for board, rows in merged.items()}
 
 
-def label_values(series: Mapping[Labels, Rows], label: str) -> tuple[str, ...]:
+def label_values(series: Mapping[Labels, Samples], label: str) -> tuple[str, ...]:
     """Return the values that a label has in some series."""
     return tuple(sorted({value for labels in series for name, value in labels if name == label}))
