@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from pytest_tokenpower.errors import MeterUnavailable
+from pytest_tokenpower.meters.adapters.ray_nodes import ray_meters
+from pytest_tokenpower.meters.clock import Clock
 from pytest_tokenpower.meters.sources import meters_for
 from tests.support.projects import Project
 
@@ -95,6 +97,30 @@ def test_chat(energy):
     [measured] = run.measurements
     assert not measured.comparable
     assert any("node " in reason for each in measured.rounds for reason in each.reasons)
+
+
+def test_an_actor_sees_the_boards_that_its_node_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(source: str) -> Any:
+        import os
+
+        from pytest_tokenpower.errors import MeterUnavailable
+
+        raise MeterUnavailable(f"the boards {os.environ['CUDA_VISIBLE_DEVICES']!r}")
+
+    # The second variable is what Ray did of old to an actor that asks for no board.
+    given = {"CUDA_VISIBLE_DEVICES": "1", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
+    ray.shutdown()
+    made = cluster_utils.Cluster(
+        initialize_head=True, head_node_args={**QUIET, "num_gpus": 1, "env_vars": given}
+    )
+    try:
+        monkeypatch.setenv("RAY_ADDRESS", made.address)
+        [meter] = ray_meters("auto", start)
+        with pytest.raises(MeterUnavailable, match="the boards '1'"):
+            meter.open(Clock())
+    finally:
+        ray.shutdown()
+        made.shutdown()
 
 
 def test_without_a_cluster_the_source_says_how_to_have_one(monkeypatch: pytest.MonkeyPatch) -> None:
