@@ -344,6 +344,22 @@ def unknown_figure(rounds: Sequence[RoundRecord], per: str) -> str:
     return f"{whole}some executions have none"
 
 
+def lacking(done: Sequence[RoundRecord], figure: str, *, steps: bool) -> str:
+    """Say why work has no such figure, whatever measures it; empty where it is the meter that did not give it.
+
+    ``steps``: the engine has told its steps, so that another run may tell its phases apart.
+    """
+    per = figure.removeprefix("joules_per_")
+    if per in PER and (without := [one for one in done if units_per(per, one) <= 0]):
+        unit = {"token": "generated token", "prompt_token": "prefilled prompt token"}.get(per, PER[per])
+        return f"its counts hold no {unit}" + ("" if len(without) == len(done) else " in some rounds")
+    if per == "prompt_token" and done and not steps and not any(one.phases for one in done):
+        return "tokens are generated too, and nothing tells the energy of the prefill apart"
+    if figure.endswith("_seconds") and done and not any(one.latency for one in done):
+        return "its results do not say when their tokens came"
+    return ""
+
+
 def log_joules_per_token(rounds: Sequence[RoundRecord], per: str | None = None) -> list[float]:
     """ln(joules / unit) of what is compared, of each good round; arguments as for :func:`gated`."""
     return [math.log(one.joules / one.units) for one in gated(rounds, per)]

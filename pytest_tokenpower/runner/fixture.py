@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, overload
 
 from pytest_tokenpower.core.records import MeasurementRecord
-from pytest_tokenpower.core.tokens import TokenCount, count_tokens
+from pytest_tokenpower.core.tokens import TokenCount, count_tokens, refuse_repeated
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.core.windows import RoundWindow
 from pytest_tokenpower.engines.identify import describe_callable
@@ -424,6 +424,10 @@ class Energy:
                 "window.count(result) or window.tokens(prompt=..., generated=...) inside it"
             )
         results = window._results
+        try:
+            refuse_repeated(results)
+        except TokenCountError as error:
+            raise TokenCountError(f"{self._test}: in one energy.measure() block {error}") from None
         # Requests that ran at a time tell their phases together.
         phases = joined([phases_of(result) for result in results]) or phases_of(results)
         reasons = tuple(dict.fromkeys(reason for result in results for reason in unsound([result])))
