@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, overload
+from weakref import ref
 
 from pytest_tokenpower.core.records import MeasurementRecord
 from pytest_tokenpower.core.tokens import TokenCount, count_tokens, refuse_repeated
@@ -76,7 +77,7 @@ class Window:
         self._energy = energy
         self._open = True
         self._tokens: TokenCount | None = None
-        self._results: list[object] = []
+        self._results: list[Callable[[], object]] = []
 
     @property
     def counted(self) -> bool:
@@ -102,8 +103,20 @@ class Window:
                 )
             tokens = count(self._energy)
         self._tokens = tokens if self._tokens is None else self._tokens + tokens
-        # Of others only that they were there: their tensors would stay on the GPU until the block ends.
-        self._results.append(result if tells_more(result) else None)
+        self._results.append(_held(result))
+
+
+def _held(result: object) -> Callable[[], object]:
+    """Hold a counted result until its block ends: what tells nothing more only as long as the test itself does.
+
+    Its tensors would stay on the GPU. What names its request is small, and may come twice.
+    """
+    if not tells_more(result) and not any(
+        hasattr(result, name) for name in ("id", "request_id", "response_id")
+    ):
+        with suppress(TypeError):
+            return ref(result)
+    return lambda: result
 
 
 class Energy:
@@ -423,7 +436,7 @@ class Energy:
                 f"{self._test}: nothing says what was read and generated in the energy.measure() block: call "
                 "window.count(result) or window.tokens(prompt=..., generated=...) inside it"
             )
-        results = window._results
+        results = [held() for held in window._results]
         try:
             refuse_repeated(results)
         except TokenCountError as error:
