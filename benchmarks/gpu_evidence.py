@@ -10,6 +10,7 @@ with the first call, a further one starts it again, and it goes on where it was.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import signal
@@ -43,13 +44,14 @@ def main() -> int:
     begun = folder / "begun"
     if not begun.exists():
         begun.write_text(str(time.time()))
+        (folder / "arguments.json").write_text(json.dumps(arguments.rest or ["--plan", PLAN]))
         for name in ("pytest_tokenpower", "benchmarks"):
             shutil.copytree(ROOT / name, folder / "tree" / name, ignore=shutil.ignore_patterns("__pycache__"))
     left = arguments.total - (time.time() - float(begun.read_text()))
     if arguments.last:
         left = min(left, arguments.seconds - PACK_S)
     if not alive(folder):
-        start(folder, left, arguments.rest or ["--plan", PLAN])
+        start(folder, left, json.loads((folder / "arguments.json").read_text()))
     told = 0
     interrupted = False
     while alive(folder) and time.monotonic() < ends - PACK_S / 2:

@@ -38,7 +38,8 @@ def page(folders: Sequence[Path], suites: Suites) -> str:
     machines = [
         json.loads(path.read_text()) for folder in folders for path in sorted(folder.glob("machine*.json"))
     ]
-    lines = ["# The paper's experiments on H100s", "", *_head(machines), ""]
+    cards = "H200" if any("H200" in str(one.get("boards")) for one in machines) else "H100"
+    lines = [f"# The paper's experiments on {cards}s", "", *_head(machines), ""]
     lines += _claims(suites)
     for name in sorted(suites, key=lambda each: (*TITLES,).index(each) if each in TITLES else 99):
         suite, measured = suites[name]
@@ -61,9 +62,9 @@ def _head(machines: Sequence[Mapping[str, Any]]) -> list[str]:
         f"Boards: {'; '.join(boards) or 'unknown'}; measured by the power ring.  ",
         versions_line(machines[0]["versions"] if machines else {}),
         f"Date: {', '.join(dates)}. Command: {', '.join(f'`{each}`' for each in commands)}.  ",
-        "Random weights of the models' true shapes, greedy generation of a fixed length, a fresh process for each engine,",
-        "one warm-up round and up to five rounds a cell. J / token is everything in a round's window over its generated tokens, prefill "
-        "included.",
+        "Random weights of the models' true shapes, greedy generation of a fixed length, a fresh process for each",
+        "engine, one warm-up round and up to five rounds a cell. J / token is everything in a round's window over its",
+        "generated tokens, prefill included.",
     ]
 
 
@@ -114,7 +115,7 @@ def _figures(suite: Suite, measured: Sequence[MeasurementRecord]) -> list[str]:
         good = [part for run in runs for part in run.rounds if not part.reasons]
         rows.append(
             [
-                *(cell.values.get(axis, "") for axis in axes),
+                *(_value(cell.values.get(axis)) for axis in axes),
                 f"{statistics.fmean(values):.4g}",
                 _relative(runs),
                 *(
@@ -143,6 +144,11 @@ def _figures(suite: Suite, measured: Sequence[MeasurementRecord]) -> list[str]:
     return [*table(" | ".join(head), rows), *told]
 
 
+def _value(value: object) -> object:
+    poisson = getattr(value, "poisson", None)
+    return "" if value is None else value if poisson is None else f"{poisson:g} / s"
+
+
 def _relative(runs: Sequence[MeasurementRecord]) -> str:
     figure = runs[0].figures["joules_per_token"]
     return "" if figure.stderr is None else f"{196 * figure.stderr / figure.value:.1f} %"
@@ -161,8 +167,8 @@ def _mean(values: Sequence[float | None], form: str) -> str:
 def _weights(variants: Mapping[str, Mapping[str, Any]]) -> list[str]:
     told = [
         "GB of a 1B model's weights by dtype, as the loaded vLLM engine holds them; the embedding stays as it is.",
-        "vLLM's `int8_per_channel_weight_only` is for experts alone: its linear layers stay bf16, so a dense model is not "
-        "quantised by it at all.",
+        "vLLM's `int8_per_channel_weight_only` is for experts alone: linear layers stay bf16, so it does not",
+        "quantise a dense model at all.",
         "",
     ]
     rows = [
