@@ -33,7 +33,7 @@ def main() -> int:
     )
     parser.add_argument("--out", type=Path, required=True, help="what the call hands back")
     parser.add_argument("--seconds", type=float, required=True, help="of this call")
-    parser.add_argument("--total", type=float, default=1010.0, help="of all calls and what is between them")
+    parser.add_argument("--total", type=float, default=1100.0, help="of all calls and what is between them")
     parser.add_argument("--last", action="store_true", help="stop the bench when this call's time is over")
     parser.add_argument("--folder", type=Path, default=Path("/tmp/gpu-evidence"))
     parser.add_argument("rest", nargs="*", help=f"gpu_suites.py's (default: --plan {PLAN})")

@@ -64,7 +64,7 @@ def main() -> None:
         }
         began = time.monotonic()
         try:
-            engine = start("vllm", str(folder), options)
+            engine: Any = start("vllm", str(folder), options)
             [found[name]] = engine.llm.apply_model(weights)
             engine.close()
         except Exception as error:
