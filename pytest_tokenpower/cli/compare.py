@@ -17,8 +17,11 @@ from pytest_tokenpower.store.access import RUN_HELP, StoreContext
 from pytest_tokenpower.store.baseline import Baseline
 from pytest_tokenpower.store.store import Store
 
-FAIL_ON = ("regressed", "inconclusive", "missing", "nothing")
+FAIL_ON = ("regressed", "invalid", "inconclusive", "missing", "nothing")
 """What may make the exit code 1; ``missing``: a test of A that B does not hold, or holds under another key."""
+
+DEFAULT_FAIL_ON = "regressed,invalid"
+"""What fails a test in the gate."""
 
 EPILOG = f"""\
 A and B are each {RUN_HELP}.
@@ -38,8 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fail-on",
         metavar="KINDS",
-        default="regressed",
-        help=f"what gives exit code 1, separated by commas: {', '.join(FAIL_ON)} (default: regressed)",
+        default=DEFAULT_FAIL_ON,
+        help=f"what gives exit code 1, separated by commas: {', '.join(FAIL_ON)} (default: {DEFAULT_FAIL_ON})",
     )
     parser.add_argument(
         "--regression",

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from pytest_tokenpower.core.records import GateRecord, encode_run
+from pytest_tokenpower.core.records import GateRecord, MeasurementRecord, encode_run
 from pytest_tokenpower.store.store import Store
 from tests.support.commands import Command
 from tests.support.histories import OTHER, at_level, regressed, stored_levels
@@ -79,6 +79,27 @@ def test_a_noisy_comparison_may_fail_as_undecided(git: Git, store: Store, tokenp
     assert tokenpower("compare", "HEAD~1", "HEAD", "--fail-on=inconclusive").code == 1
 
 
+def test_a_comparison_that_is_not_to_be_trusted_fails_as_in_the_gate(
+    git: Git, store: Store, tokenpower: Command
+) -> None:
+    def at_clock(mhz: float, seed: int) -> MeasurementRecord:
+        found = at_level(seed=seed)
+        rounds = tuple(
+            msgspec.structs.replace(one, sm_clock_mhz=mhz, limited_shares={"power": 0.0})
+            for one in found.rounds
+        )
+        return msgspec.structs.replace(found, rounds=rounds)
+
+    commit = git.commit("one")
+    for number in range(1, 6):
+        store.write(run(number, at_clock(1980.0, number), commit=commit))
+    store.write(run(6, at_clock(1500.0, 6), commit=git.commit("two")))
+    ended = tokenpower("compare", "HEAD~1", "HEAD")
+    assert "INVALID: test_chat[bf16]: the comparison is not to be trusted: SM clock 1500 MHz" in ended.out
+    assert ended.code == 1
+    assert tokenpower("compare", "HEAD~1", "HEAD", "--fail-on=regressed").code == 0
+
+
 def test_the_limit_is_the_tests_own_unless_given(git: Git, store: Store, tokenpower: Command) -> None:
     stored_levels(git, store, [1.0] * 5)
     own = msgspec.structs.replace(at_level(1.1), gate=GateRecord(0.2, 5))
@@ -139,7 +160,10 @@ def test_runs_that_regressed_are_no_baseline_here_either(git: Git, store: Store,
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["main", "HEAD", "--fail-on=slower"], r"--fail-on=slower: must be regressed, inconclusive, missing"),
+        (
+            ["main", "HEAD", "--fail-on=slower"],
+            r"--fail-on=slower: must be regressed, invalid, inconclusive, ",
+        ),
         (["main", "HEAD", "--fail-on=nothing,missing"], "--fail-on=nothing,missing: must be"),
         (["main", "HEAD", "--regression=3"], "--regression=3: must be a share such as 3% or 0.03"),
         (["main", "HEAD", "--baseline-runs=0"], "--baseline-runs=0: must be at least 1"),
