@@ -41,7 +41,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fail-on",
         metavar="KINDS",
-        default=DEFAULT_FAIL_ON,
         help=f"what gives exit code 1, separated by commas: {', '.join(FAIL_ON)} (default: {DEFAULT_FAIL_ON})",
     )
     parser.add_argument(
@@ -54,7 +53,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--key-ignore",
         metavar="FIELD",
         action="append",
-        default=[],
         help="a key field that may differ, as in energy_key_ignore; may be given again",
     )
     parser.add_argument(
@@ -70,16 +68,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the comparison; 1 where it shows what --fail-on names."""
-    fail_on = _fail_on(arguments.fail_on)
+    fail_on = _fail_on(arguments.fail_on or DEFAULT_FAIL_ON)
     threshold = _threshold(arguments.regression)
     if arguments.baseline_runs < 1:
         raise UsageError(f"--baseline-runs={arguments.baseline_runs}: must be at least 1")
-    if arguments.candidate.startswith(compare_service.PREFIX):
+    service = arguments.candidate.startswith(compare_service.PREFIX)
+    for name in ("fail_on", "regression", "key_ignore") if service else compare_service.OPTIONS:
+        if getattr(arguments, name) is not None:
+            why = "a service, which is not judged" if service else "no service (prometheus:URL)"
+            raise UsageError(f"--{name.replace('_', '-')} says nothing here, as B is {why}: leave it away")
+    if service:
         return compare_service.run(arguments)
     place = StoreContext.of(arguments)
     baseline = place.runs(arguments.baseline, arguments.baseline_runs)
     candidate = place.runs(arguments.candidate, commit_only=True)
-    found = compare(baseline, candidate, threshold, tuple(arguments.key_ignore))
+    found = compare(baseline, candidate, threshold, tuple(arguments.key_ignore or ()))
     for line in as_text(found, baseline, candidate):
         print(line)
     kinds = found.kinds()
