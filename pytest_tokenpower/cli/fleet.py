@@ -98,7 +98,7 @@ def _row(board: FleetBoard) -> list[str]:
         last,
         _interval(board.standing.offset) + (" OFF" if board.standing.off else "") if board.standing else "-",
         _interval(board.drift.monthly) + (" DRIFTS" if board.drift.sure else "") if board.drift else "-",
-        _calibration(board.calibration),
+        _calibration(board.calibration) if board.calibration or board.uncalibrated else "each of them",
     ]
 
 
@@ -136,10 +136,10 @@ def _findings(board: FleetBoard) -> list[str]:
             f"{board.board} drifts: {_interval(board.drift.monthly)} in 30 days against the other boards, over "
             f"{board.drift.days:.0f} days (p = {board.drift.p:.2g}). Calibrate it again, and look at its cooling."
         )
-    if board.calibration is None or board.calibration.stale:
-        lines.append(
-            f"{board.board} needs a calibration: tokenpower calibrate, on {', '.join(board.hosts) or 'its host'}."
-        )
+    lines += [
+        f"{device} needs a calibration: tokenpower calibrate, on {', '.join(board.hosts) or 'its host'}."
+        for device in board.uncalibrated
+    ]
     return lines
 
 
