@@ -134,6 +134,18 @@ def test_a_run_is_never_its_own_baseline(git: Git, store: Store, tokenpower: Com
     assert "the only runs there are those that are compared" in ended.out
 
 
+def test_the_runs_that_are_judged_take_no_place_among_those_before_them(
+    git: Git, store: Store, tokenpower: Command
+) -> None:
+    for number, (level, commit) in enumerate([(1.0, git.commit("one")), (1.2, git.commit("two"))]):
+        for seed in range(5):
+            store.write(run(5 * number + seed, at_level(level, seed=5 * number + seed), commit=commit))
+    ended = tokenpower("compare", "HEAD", "HEAD")
+    assert ended.code == 1
+    assert "(5 runs)." in ended.out
+    assert re.search(r"REGRESSED \+(19|20)\.\d %", ended.out)
+
+
 def test_another_key_is_not_compared_and_says_why(git: Git, store: Store, tokenpower: Command) -> None:
     store.write(run(1, at_level(), commit=git.commit("one")))
     other = msgspec.structs.replace(at_level(), key=KEY | {"axis.quantization": "fp8"})
