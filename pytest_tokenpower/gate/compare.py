@@ -68,8 +68,7 @@ def compare(
             left_out=frozenset(run_ids),
         )
         verdict = judge(measured, baseline, policy, restarts=restarts)
-        # Two packages may have tests of one node id.
-        judged.append(msgspec.structs.replace(measured, test=test, verdicts=(verdict,)))
+        judged.append(msgspec.structs.replace(measured, verdicts=(verdict,)))
     settled = settle(judged)
     return Compared(
         tuple(

@@ -146,6 +146,19 @@ def test_the_runs_that_are_judged_take_no_place_among_those_before_them(
     assert re.search(r"REGRESSED \+(19|20)\.\d %", ended.out)
 
 
+def test_the_tests_of_a_package_below_the_top_level_are_compared(
+    git: Git, store: Store, tokenpower: Command
+) -> None:
+    for number, (level, commit) in enumerate([(1.0, git.commit("one")), (1.2, git.commit("two"))]):
+        for seed in range(5):
+            one = at_level(level, seed=5 * number + seed)
+            store.write(run(5 * number + seed, one, commit=commit, root="packages/chat"))
+    ended = tokenpower("compare", "HEAD~1", "HEAD")
+    assert "nothing is stored" not in ended.out
+    assert (ended.code, ended.err) == (1, "")
+    assert f"tokenpower accept 'packages/chat/{TEST}'" in ended.out
+
+
 def test_another_key_is_not_compared_and_says_why(git: Git, store: Store, tokenpower: Command) -> None:
     store.write(run(1, at_level(), commit=git.commit("one")))
     other = msgspec.structs.replace(at_level(), key=KEY | {"axis.quantization": "fp8"})

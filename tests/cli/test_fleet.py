@@ -110,6 +110,24 @@ def test_calibrations_alone_make_a_fleet(
     assert "cannot be compared" in ended.out
 
 
+def test_tests_of_one_node_id_in_two_packages_have_levels_of_their_own(
+    git: Git, store: Store, tokenpower: Command
+) -> None:
+    """Each package runs on one board alone, so that nothing can be told of the boards."""
+    commit = git.commit("one")
+    for number in range(12):
+        one = at_level(1.0 + 0.3 * (number % 2), seed=number)
+        rounds = tuple(
+            msgspec.structs.replace(each, device_joules={BOARDS[number % 2]: each.joules})
+            for each in one.rounds
+        )
+        found = msgspec.structs.replace(one, rounds=rounds, host="runner")
+        store.write(run(number, found, commit=commit, root=("chat", "search")[number % 2]))
+    ended = tokenpower("fleet")
+    assert ended.code == 0
+    assert "No test was run on two of these boards at one level" in ended.out
+
+
 def test_several_boards_of_one_run_are_calibrated_one_by_one(
     git: Git, store: Store, tokenpower: Command
 ) -> None:
