@@ -159,6 +159,35 @@ def test_the_tests_of_a_package_below_the_top_level_are_compared(
     assert f"tokenpower accept 'packages/chat/{TEST}'" in ended.out
 
 
+def test_a_renamed_test_is_compared_with_what_it_was_called(
+    git: Git, store: Store, tokenpower: Command
+) -> None:
+    """By git, of a file; by what was committed, of a function."""
+    body = "".join(f"# line {number}\n" for number in range(40))
+    git.write("tests/test_a.py", body)
+    first = git.commit("one")
+    for number in range(5):
+        store.write(
+            run(
+                number,
+                at_level(test="tests/test_a.py::test_file", seed=number),
+                at_level(test="tests/test_a.py::test_old", seed=number),
+                commit=first,
+                root="",
+            )
+        )
+    git("mv", "tests/test_a.py", "tests/test_b.py")
+    moved = tokenpower("rename", "tests/test_a.py::test_old", "tests/test_b.py::test_new")
+    assert moved.code == 0, moved.err
+    second = git.commit("renamed")
+    new = (at_level(1.2, test=f"tests/test_b.py::{name}", seed=6) for name in ("test_file", "test_new"))
+    store.write(run(6, *new, commit=second, root=""))
+    ended = tokenpower("compare", first, second, "--fail-on=missing")
+    assert (ended.code, ended.err) == (0, "")
+    assert "Only in" not in ended.out
+    assert ended.out.count("REGRESSED +") == 2
+
+
 def test_another_key_is_not_compared_and_says_why(git: Git, store: Store, tokenpower: Command) -> None:
     store.write(run(1, at_level(), commit=git.commit("one")))
     other = msgspec.structs.replace(at_level(), key=KEY | {"axis.quantization": "fp8"})
