@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from datetime import datetime, timezone
 from typing import Any
 
@@ -50,10 +51,11 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         line = read_line(place, arguments.ref, arguments.runs)
         measured = measurements_on(place.store, line, arguments.test)
-    except StoreError:
+    except StoreError as error:
         # A pool may be calibrated before its first run is stored.
         if not kept:
             raise
+        print(f"Calibrations alone: {error}", file=sys.stderr)
         measured = []
     found = fleets(measured, kept)
     if not found:

@@ -110,6 +110,17 @@ def test_calibrations_alone_make_a_fleet(
     assert "cannot be compared" in ended.out
 
 
+def test_runs_that_are_not_read_beside_calibrations_are_said(
+    pool: Store, git: Git, tokenpower: Command
+) -> None:
+    git("switch", "--quiet", "--orphan", "elsewhere")
+    git.commit("nothing in common")
+    ended = tokenpower("fleet")
+    assert "none of the 80 runs in" in ended.err
+    assert "name another branch with --ref=REF" in ended.err
+    assert "NVIDIA H100: 7 boards" in ended.out
+
+
 def test_tests_of_one_node_id_in_two_packages_have_levels_of_their_own(
     git: Git, store: Store, tokenpower: Command
 ) -> None:
