@@ -6,12 +6,15 @@ import difflib
 import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pytest_tokenpower.core.records import RunRecord
 from pytest_tokenpower.core.text import plural
-from pytest_tokenpower.store.git import Repository
+from pytest_tokenpower.errors import HistoryError
+from pytest_tokenpower.store.acceptances import Acceptances
+from pytest_tokenpower.store.git import Repository, first_parent_history
 from pytest_tokenpower.store.keys import KeyDifference, describe
 from pytest_tokenpower.store.store import StoredFile
 
@@ -203,12 +206,19 @@ def what_was_stored(run: RunRecord, path: Path, repository: Repository | None, n
             + (f"; {by_name}" if run.name else "")
         )
     out = [one for one in run.measurements if not one.comparable]
-    risen = [one for one in run.measurements if any(v.kind == "regressed" for v in one.verdicts)]
+    line = Acceptances(commits=_history(repository, run.commit))
+    risen = [one for one in run.measurements if line.regressed(one.verdicts)]
     counting = len(run.measurements) - len({one.test for one in (*out, *risen)})
     words = [f"{counting} can be a baseline" if out or risen else "it can be a baseline"]
     words += [f"{len(out)} cannot (failed or invalid)"] if out else []
     words += [f"{len(risen)} not before it is accepted (regressed)"] if risen else []
     return f"{head}commit {run.commit[:7]}, {', '.join(words)}"
+
+
+def _history(repository: Repository, commit: str) -> tuple[str, ...]:
+    with suppress(HistoryError):  # Without it a test that regressed against any baseline counts as risen.
+        return first_parent_history(repository, commit)
+    return ()
 
 
 def _commit(entry: StoredFile) -> str:
