@@ -312,8 +312,8 @@ class Baseline:
                 continue
             if self.accepted and not self.accepted.counts(measurement.verdicts, entry.commit, mine, name):
                 if not runs:
-                    rises = [v.change or 0.0 for v in measurement.verdicts if v.kind == "regressed"]
-                    seen.add_regressed(commit or "", max(rises, default=0.0))
+                    risen = self.accepted.nearest(measurement.verdicts)
+                    seen.add_regressed(commit or "", (risen and risen.change) or 0.0)
                 continue
             if not level:
                 names.setdefault(name, commit)

@@ -242,6 +242,20 @@ def test_what_was_stored_counts_by_the_nearest_baseline_as_the_gate_does(
     assert said in what_was_stored(made, git.path / "x.json", Repository.discover(git.path), "")
 
 
+def test_the_rise_that_is_to_be_accepted_is_that_over_the_nearest_baseline(git: Git, store: Store) -> None:
+    old, new = git.commit("v1.0"), git.commit("accepted since")
+    verdicts = tuple(
+        VerdictRecord("regressed", label, baseline_runs=("some",), change=change)
+        for label, change in ((f"v1.0@{old[:7]}", 0.2), (f"main@{new[:7]}", 0.05))
+    )
+    store.write(run(1, replace(measurement(), verdicts=verdicts), commit=git.commit("dearer")))
+    git.commit("now")
+    found = Baseline.resolve("main", store, Repository.discover(git.path), folder=git.path, root="").find(
+        TEST, KEY
+    )
+    assert " --up-to 7% " in found.why
+
+
 def test_paths_are_relative_to_the_folder_given(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
