@@ -17,8 +17,11 @@ from pytest_tokenpower.store.access import RUN_HELP, StoreContext
 from pytest_tokenpower.store.baseline import Baseline
 from pytest_tokenpower.store.store import Store
 
-FAIL_ON = ("regressed", "inconclusive", "missing", "nothing")
+FAIL_ON = ("regressed", "invalid", "inconclusive", "missing", "nothing")
 """What may make the exit code 1; ``missing``: a test of A that B does not hold, or holds under another key."""
+
+DEFAULT_FAIL_ON = "regressed,invalid"
+"""What fails a test in the gate."""
 
 EPILOG = f"""\
 A and B are each {RUN_HELP}.
@@ -38,8 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fail-on",
         metavar="KINDS",
-        default="regressed",
-        help=f"what gives exit code 1, separated by commas: {', '.join(FAIL_ON)} (default: regressed)",
+        help=f"what gives exit code 1, separated by commas: {', '.join(FAIL_ON)} (default: {DEFAULT_FAIL_ON})",
     )
     parser.add_argument(
         "--regression",
@@ -51,7 +53,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--key-ignore",
         metavar="FIELD",
         action="append",
-        default=[],
         help="a key field that may differ, as in energy_key_ignore; may be given again",
     )
     parser.add_argument(
@@ -67,16 +68,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the comparison; 1 where it shows what --fail-on names."""
-    fail_on = _fail_on(arguments.fail_on)
+    fail_on = _fail_on(arguments.fail_on or DEFAULT_FAIL_ON)
     threshold = _threshold(arguments.regression)
     if arguments.baseline_runs < 1:
         raise UsageError(f"--baseline-runs={arguments.baseline_runs}: must be at least 1")
-    if arguments.candidate.startswith(compare_service.PREFIX):
+    service = arguments.candidate.startswith(compare_service.PREFIX)
+    for name in ("fail_on", "regression", "key_ignore") if service else compare_service.OPTIONS:
+        if getattr(arguments, name) is not None:
+            why = "a service, which is not judged" if service else "no service (prometheus:URL)"
+            raise UsageError(f"--{name.replace('_', '-')} says nothing here, as B is {why}: leave it away")
+    if service:
         return compare_service.run(arguments)
     place = StoreContext.of(arguments)
     baseline = place.runs(arguments.baseline, arguments.baseline_runs)
     candidate = place.runs(arguments.candidate, commit_only=True)
-    found = compare(baseline, candidate, threshold, tuple(arguments.key_ignore))
+    found = compare(baseline, candidate, threshold, tuple(arguments.key_ignore or ()))
     for line in as_text(found, baseline, candidate):
         print(line)
     kinds = found.kinds()

@@ -28,6 +28,9 @@ TOKENS = {"token": "vllm:generation_tokens_total", "prompt_token": "vllm:prompt_
 
 UNITS = {"joules": 1.0, "millijoules": 1e-3}
 
+OPTIONS = ("test", "since", "until", "energy", "unit", "tokens")
+"""Of a service alone."""
+
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|d|w)")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
@@ -38,23 +41,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "B is a service (prometheus:URL)",
         "its J/token over a range of time beside A's, without a verdict: idle time and other work are in it",
     )
-    group.add_argument("--test", metavar="TEST", default="", help="the test of A that stands for the service")
+    group.add_argument("--test", metavar="TEST", help="the test of A that stands for the service")
     group.add_argument(
         "--since",
         metavar="TIME",
-        default="1h",
         help="an ISO 8601 time, or how long ago: 24h, 7d (default: 1h)",
     )
-    group.add_argument("--until", metavar="TIME", default="0s", help="the same, for the end (default: now)")
+    group.add_argument("--until", metavar="TIME", help="the same, for the end (default: now)")
     group.add_argument(
         "--energy",
         metavar="METRIC",
-        default=DCGM_ENERGY,
         help=f"the boards' energy counter, with matchers (default: {DCGM_ENERGY})",
     )
-    group.add_argument(
-        "--unit", choices=tuple(UNITS), default="millijoules", help="its unit (default: millijoules)"
-    )
+    group.add_argument("--unit", choices=tuple(UNITS), help="its unit (default: millijoules)")
     group.add_argument(
         "--tokens",
         metavar="METRIC",
@@ -65,12 +64,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print both figures and what differs between them; 0, as unlike things are not judged."""
     now = time.time()
-    start, end = (moment(text, now) for text in (arguments.since, arguments.until))
+    since, until = arguments.since or "1h", arguments.until or "0s"
+    metric = arguments.energy or DCGM_ENERGY
+    start, end = (moment(text, now) for text in (since, until))
     if end <= start:
-        raise UsageError(f"--since={arguments.since} is not before --until={arguments.until}")
+        raise UsageError(f"--since={since} is not before --until={until}")
     place = StoreContext.of(arguments)
     baseline = place.runs(arguments.baseline, arguments.baseline_runs)
-    test, measured = chosen(baseline, arguments.test)
+    test, measured = chosen(baseline, arguments.test or "")
     per = denominator(measured[0].key)
     tokens = arguments.tokens or TOKENS.get(per)
     if tokens is None:
@@ -79,25 +80,23 @@ def run(arguments: argparse.Namespace) -> int:
         )
     archive = Archive(arguments.candidate.removeprefix(PREFIX))
     try:
-        energy = archive.counters(arguments.energy, start, end)
+        energy = archive.counters(metric, start, end)
         made = archive.counters(tokens, start, end)
         found = service_figure(
-            by_device(energy, arguments.energy),
+            by_device(energy, metric),
             {repr(labels): rows for labels, rows in made.items()},
-            UNITS[arguments.unit],
+            UNITS[arguments.unit or "millijoules"],
         )
     except ValueError as error:
-        raise MeterError(f"Prometheus: {archive.shown}, {arguments.energy} and {tokens}: {error}") from error
+        raise MeterError(f"Prometheus: {archive.shown}, {metric} and {tokens}: {error}") from error
     finally:
         archive.close()
     told = {
         "gpu.name": label_values(energy, "modelName"),
-        "gpu.count": (str(len(by_device(energy, arguments.energy))),),
+        "gpu.count": (str(len(by_device(energy, metric))),),
         "model": label_values(made, "model_name"),
     }
-    print(
-        "\n".join(as_text(found, archive.shown, (arguments.energy, tokens), baseline, test, measured, told))
-    )
+    print("\n".join(as_text(found, archive.shown, (metric, tokens), baseline, test, measured, told)))
     return 0
 
 

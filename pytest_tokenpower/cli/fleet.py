@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from datetime import datetime, timezone
 from typing import Any
 
@@ -50,10 +51,11 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         line = read_line(place, arguments.ref, arguments.runs)
         measured = measurements_on(place.store, line, arguments.test)
-    except StoreError:
+    except StoreError as error:
         # A pool may be calibrated before its first run is stored.
         if not kept:
             raise
+        print(f"Calibrations alone: {error}", file=sys.stderr)
         measured = []
     found = fleets(measured, kept)
     if not found:
@@ -98,7 +100,7 @@ def _row(board: FleetBoard) -> list[str]:
         last,
         _interval(board.standing.offset) + (" OFF" if board.standing.off else "") if board.standing else "-",
         _interval(board.drift.monthly) + (" DRIFTS" if board.drift.sure else "") if board.drift else "-",
-        _calibration(board.calibration),
+        _calibration(board.calibration) if board.calibration or board.uncalibrated else "each of them",
     ]
 
 
@@ -136,10 +138,10 @@ def _findings(board: FleetBoard) -> list[str]:
             f"{board.board} drifts: {_interval(board.drift.monthly)} in 30 days against the other boards, over "
             f"{board.drift.days:.0f} days (p = {board.drift.p:.2g}). Calibrate it again, and look at its cooling."
         )
-    if board.calibration is None or board.calibration.stale:
-        lines.append(
-            f"{board.board} needs a calibration: tokenpower calibrate, on {', '.join(board.hosts) or 'its host'}."
-        )
+    lines += [
+        f"{device} needs a calibration: tokenpower calibrate, on {', '.join(board.hosts) or 'its host'}."
+        for device in board.uncalibrated
+    ]
     return lines
 
 

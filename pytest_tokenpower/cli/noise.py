@@ -115,19 +115,25 @@ def _kept(arguments: argparse.Namespace) -> list[RunRecord]:
     paths = sorted(folder.glob("*.json"))
     if not paths:
         raise UsageError(f"--from={folder}: holds no record (*.json)")
-    runs = _decoded(paths)
-    if len(runs) != len(different := {run.id: run for run in runs}):
-        # Twice the same run would be a machine without noise.
-        print(
-            f"--from={folder}: {len(runs) - len(different)} of {len(runs)} records left out: copies",
-            file=sys.stderr,
-        )
+    runs = _different(_decoded(paths), f"--from={folder}")
+    _tell_of_commits(runs, f"--from={folder}")
+    return runs
+
+
+def _different(runs: Sequence[RunRecord], option: str) -> list[RunRecord]:
+    """Return the runs, each once: twice the same one would be a machine without noise."""
+    different = {run.id: run for run in runs}
+    if copies := len(runs) - len(different):
+        print(f"{option}: {copies} of {len(runs)} records left out: copies", file=sys.stderr)
+    return list(different.values())
+
+
+def _tell_of_commits(runs: Sequence[RunRecord], option: str) -> None:
     if len({(run.commit, run.dirty) for run in runs}) > 1:
         print(
-            f"--from={folder}: the runs are of different commits: what these differ by counts as noise",
+            f"{option}: the runs are of different commits: what these differ by counts as noise",
             file=sys.stderr,
         )
-    return list(different.values())
 
 
 _NUMBERED = re.compile(r"noise-(\d+)\.json")
@@ -150,7 +156,7 @@ def _measured(arguments: argparse.Namespace) -> list[RunRecord]:
         else:
             folder = _folder(arguments.keep)
         # What cannot be read is said before hours are spent, and no earlier record is written over.
-        earlier = _decoded(sorted(folder.glob("*.json")))
+        earlier = _different(_decoded(sorted(folder.glob("*.json"))), f"--keep={arguments.keep}")
         taken = [int(found[1]) for each in folder.iterdir() if (found := _NUMBERED.fullmatch(each.name))]
         for number in range(1, arguments.runs + 1):
             began = time.monotonic()
@@ -158,6 +164,7 @@ def _measured(arguments: argparse.Namespace) -> list[RunRecord]:
             record = child.run(path, f"run {number} of pytest {shlex.join(arguments.arguments)}".rstrip())
             if number == 1:
                 _check(record, arguments.arguments)
+                _tell_of_commits([*earlier, record], f"--keep={arguments.keep}")
             runs.append(record)
             print(
                 f"[{number}/{arguments.runs}] {time.monotonic() - began:.0f} s: {_line(record)}",

@@ -21,6 +21,7 @@ from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.gate.messages import message
 from pytest_tokenpower.store.access import RUN_HELP, StoreContext, choose_test
 from pytest_tokenpower.store.git import subjects
+from pytest_tokenpower.store.identity import repository_test
 from pytest_tokenpower.store.keys import stated
 
 _WIDTH = 100
@@ -49,8 +50,10 @@ def run(arguments: argparse.Namespace) -> int:
             raise UsageError(f"{found.label} holds no run")
     record = store.load(entries[0])
     if arguments.test is not None:
-        test = choose_test(arguments.test, {measured.test for measured in record.measurements})
-        kept = tuple(measured for measured in record.measurements if measured.test == test)
+        named = [(repository_test(record.root, one.test), one) for one in record.measurements]
+        known, here = {name for name, _ in named}, repository_test(record.root, arguments.test)
+        test = here if here in known else choose_test(arguments.test, known)
+        kept = tuple(one for name, one in named if name == test)
         record = msgspec.structs.replace(record, measurements=kept)
     if arguments.json:
         print(msgspec.json.format(encode_run(record), indent=2).decode())

@@ -1,4 +1,4 @@
-"""What the commands over the store share: opening it, and from a person's text to stored runs and tests."""
+"""The option that names a store, of every command over it."""
 
 from __future__ import annotations
 

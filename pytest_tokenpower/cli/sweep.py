@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FIGURE",
         action="append",
         help="weigh FIGURE against J/token in the table of cells that no other beats (repeatable; by default "
-        "tokens_per_second, and ttft_p90_seconds where every cell has it)",
+        "tokens_per_second, ttft_p90_seconds and quality, where every cell has them)",
     )
     parser.add_argument(
         "--schema", action="store_true", help="print the JSON Schema of suite files, for editors"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -18,6 +19,8 @@ from pytest_tokenpower.gate.verdict import Policy, judge, settle
 from pytest_tokenpower.store.baseline import Baseline
 from pytest_tokenpower.store.calibrations import read_calibrations
 from pytest_tokenpower.store.keys import differences
+from pytest_tokenpower.store.renames import EarlierNames
+from pytest_tokenpower.store.store import Contents
 
 _MOST_RUNS = 20
 
@@ -42,10 +45,20 @@ def compare(
 ) -> Compared:
     """Judge each test of ``candidate``, all its comparable runs together; raises UsageError where no test is in both.
 
-    The rule is the gate's: its noise learned from the baseline's other tests, Holm over all tests that are compared.
+    The rule is the gate's: what a test was called before is its own, its noise is learned from the baseline's other
+    tests, Holm over all tests that are compared.
     """
-    ours, theirs = measurements_of(candidate), tests_of(baseline)
-    both = [test for test in ours if test in theirs]
+    ours, there = measurements_of(candidate), _newest(baseline)
+    repository = candidate.repository or baseline.repository
+    tip = candidate.tip or next((each.commit for each in _newest(candidate)), None)
+    names = EarlierNames.read(repository, tip)
+    baseline = replace(baseline, names=names)
+    called = {
+        test: {name for each in there if (name := names.held(each.commit, test, each.measurements))}
+        for test in ours
+    }
+    theirs = {test for each in there for test in each.measurements}
+    both = [test for test in ours if called[test]]
     if not both:
         raise UsageError(
             f"no test is in both {baseline.label} ({plural(len(theirs), 'test')}) and "
@@ -68,8 +81,7 @@ def compare(
             left_out=frozenset(run_ids),
         )
         verdict = judge(measured, baseline, policy, restarts=restarts)
-        # Two packages may have tests of one node id.
-        judged.append(msgspec.structs.replace(measured, test=test, verdicts=(verdict,)))
+        judged.append(msgspec.structs.replace(measured, verdicts=(verdict,)))
     settled = settle(judged)
     return Compared(
         tuple(
@@ -78,8 +90,8 @@ def compare(
             )
             for each in judged
         ),
-        tuple(sorted(theirs - ours.keys())),
-        tuple(sorted(ours.keys() - theirs)),
+        tuple(sorted(theirs.difference(ours, *called.values()))),
+        tuple(sorted(ours.keys() - both)),
     )
 
 
@@ -103,12 +115,10 @@ def measurements_of(side: Baseline) -> dict[str, tuple[list[str], list[Measureme
     return found
 
 
-def tests_of(side: Baseline) -> set[str]:
-    """The tests of the newest readable runs, as many as could make a baseline."""
-    tests: set[str] = set()
+def _newest(side: Baseline) -> list[Contents]:
+    """Return what the newest readable runs hold, of as many as could make a baseline."""
+    found = []
     for entry in side.entries[: 4 * side.limit_runs]:
-        try:
-            tests.update(side.store.contents(entry).measurements)
-        except StoreError:
-            continue  # Named in store.problems.
-    return tests
+        with suppress(StoreError):  # Named in store.problems.
+            found.append(side.store.contents(entry))
+    return found

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from pytest_tokenpower.analysis.rounds import good, prefilled_tokens
+from pytest_tokenpower.analysis.rounds import gated, good, prefilled_tokens, units_per
 from pytest_tokenpower.core.denominators import denominator
 from pytest_tokenpower.core.records import MeasurementRecord
 from pytest_tokenpower.core.text import percent, plural
@@ -55,8 +55,8 @@ def at_equal_lengths(
         judged: whose counts are taken.
         tolerance: how far counts may lie apart, as a share.
     """
-    wanted = counts_of(judged)
     per = denominator(judged.key)
+    wanted, wanted_units = counts_of(judged, per), _units(judged, per)
     changed: list[Run] = []
     kept: list[int] = []
     errors: list[float] = []
@@ -67,11 +67,11 @@ def at_equal_lengths(
             changed.append(run)
             kept.append(at)
             continue
-        counts = counts_of(record)
-        units = units_of(wanted, per) / units_of(counts, per)
+        counts = counts_of(record, per)
+        units = wanted_units / _units(record, per)
         joules, seconds = (
             at_lengths(each, wanted, tolerance=tolerance, units=units)
-            for each in (_joules(record, counts), _seconds(record, counts))
+            for each in (_joules(record, counts, per), _seconds(record, counts, per))
         )
         if isinstance(joules, NotComparable) or isinstance(seconds, NotComparable):
             reason = next(each.reason for each in (joules, seconds) if isinstance(each, NotComparable))
@@ -108,47 +108,48 @@ def _constant_and_equal(one: MeasurementRecord, other: MeasurementRecord) -> boo
     return here == there and None not in here and VARY not in here
 
 
-def counts_of(measurement: MeasurementRecord) -> Counts:
-    """Return the mean counts of one execution over the good rounds."""
+def counts_of(measurement: MeasurementRecord, per: str) -> Counts:
+    """Return the mean counts of one execution over the good rounds; a prefill generates nothing."""
     kept = [one.record for one in good(measurement.rounds)]
     executions = sum(one.repeats for one in kept)
-    return Counts(
-        sum(map(prefilled_tokens, kept)) / executions, sum(one.generated_tokens for one in kept) / executions
-    )
+    generated = 0 if per == "prompt_token" else sum(one.generated_tokens for one in kept)
+    return Counts(sum(map(prefilled_tokens, kept)) / executions, generated / executions)
 
 
-def units_of(counts: Counts, per: str) -> float:
+def _units(measurement: MeasurementRecord, per: str) -> float:
     """Return what the joules of an execution are divided by."""
-    return {
-        "token": counts.generated,
-        "prompt_token": counts.prefilled,
-        "total_token": counts.prefilled + counts.generated,
-        "response": 1.0,
-    }[per]
+    kept = [one.record for one in good(measurement.rounds)]
+    return sum(units_per(per, one) for one in kept) / sum(one.repeats for one in kept)
 
 
-def _joules(record: MeasurementRecord, counts: Counts) -> PhaseFigures:
-    """Return the joules of all good rounds, and the prefill's where it is known in each of them."""
+def _joules(record: MeasurementRecord, counts: Counts, per: str) -> PhaseFigures:
+    """Return the joules that are compared, of all good rounds, and the prefill's where it is known in each of them."""
+    whole = sum(one.joules for one in gated(record.rounds, per))
+    if per == "prompt_token":
+        return PhaseFigures(counts, whole, whole)
     kept = good(record.rounds)
     prefill = [one.record.phases.get("prefill") for one in kept]
     known = [each for each in prefill if each is not None]
     return PhaseFigures(
         counts,
-        sum(one.joules for one in kept),
+        whole,
         sum(each.joules for each in known) if len(known) == len(kept) else None,
         math.hypot(*(each.stderr_joules for each in known)) if known else 0.0,
     )
 
 
-def _seconds(record: MeasurementRecord, counts: Counts) -> PhaseFigures:
+def _seconds(record: MeasurementRecord, counts: Counts, per: str) -> PhaseFigures:
     """Return the same of seconds: a prefill's share of them is not its share of the joules."""
+    whole = sum(one.seconds for one in gated(record.rounds, per))
+    if per == "prompt_token":
+        return PhaseFigures(counts, whole, whole)
     kept = [one.record for one in good(record.rounds)]
     prefill = [one.phases.get("prefill") for one in kept]
     known = [each.seconds for each in prefill if each is not None]
-    return PhaseFigures(
-        counts, sum(one.seconds for one in kept), sum(known) if len(known) == len(kept) else None
-    )
+    return PhaseFigures(counts, whole, sum(known) if len(known) == len(kept) else None)
 
 
 def _stated(counts: Counts) -> str:
+    if not counts.generated:
+        return f"{counts.prefilled:.6g} prefilled tokens"
     return f"{counts.prefilled:.6g} prefilled and {counts.generated:.6g} generated tokens"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pytest_tokenpower.core.records import MeasurementRecord
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.errors import StoreError
-from pytest_tokenpower.gate.evidence import Boards, board_of, runs_of, waiting_of
+from pytest_tokenpower.gate.evidence import Boards, board_of, devices_of, runs_of, waiting_of
 from pytest_tokenpower.gate.history import Line
 from pytest_tokenpower.stats.boards import calibration
 from pytest_tokenpower.stats.comparison import readings
@@ -47,7 +47,10 @@ class CalibrationState:
 
 @dataclass(frozen=True)
 class FleetBoard:
-    """One board (or the boards of one run): what is stored of it, and how it stands among the others."""
+    """One board (or the boards of one run): what is stored of it, and how it stands among the others.
+
+    ``uncalibrated`` are those of its devices that no calibration in use is of.
+    """
 
     board: str
     hosts: tuple[str, ...] = ()
@@ -58,6 +61,7 @@ class FleetBoard:
     standing: Standing | None = None
     drift: Drifting | None = None
     calibration: CalibrationState | None = None
+    uncalibrated: tuple[str, ...] = ()
 
     @property
     def off(self) -> bool:
@@ -157,6 +161,7 @@ def _fleet(
     for board in dict.fromkeys([*(run.board for run in runs), *states]):
         own = [at for at, run in enumerate(runs) if run.board == board]
         begun = [each for at in own if (each := records[at].started) is not None]
+        devices = devices_of(records[own[0]]) if own else (board,)
         found.append(
             FleetBoard(
                 board,
@@ -168,6 +173,7 @@ def _fleet(
                 stand.get(board),
                 drifting.get(board),
                 states.get(board),
+                tuple(each for each in devices if each not in boards.calibrations),
             )
         )
     return Fleet(model, tuple(sorted(found, key=lambda one: one.board)), at_one_pace)

@@ -86,7 +86,10 @@ def undecided(kind: str, found: Comparison, decision: Decision, family: int) -> 
         return ""
     if reason := of_reason(found, decision):
         return reason[0].rstrip(".")
-    doubtful = "doubtful (chance would show this in 1 to 5 of 100 runs); " if decision.doubtful else ""
+    share = 100 * min(family * decision.p_failing, 1.0)
+    doubtful = (
+        f"doubtful (chance would show this in {share:.2g} of 100 builds); " if decision.doubtful else ""
+    )
     among = f" among {plural(family, 'comparison')}" if family > 1 else ""
     part = "the GPU's work" if decision.part == "work" else "J/token"
     return (

@@ -490,7 +490,7 @@ def gravest(verdicts: Sequence[VerdictRecord]) -> VerdictRecord | None:
 
 
 def against_baseline(verdicts: Sequence[VerdictRecord]) -> VerdictRecord | None:
-    """Return the gravest verdict that compares with stored runs or with the other arm.
+    """Return the gravest verdict that compares with stored runs or with the other variant.
 
     None where there is no such one.
     """

@@ -101,9 +101,9 @@ def _change(measured: MeasurementRecord, _: EnergyUnit | None) -> str:
 
 def _interval(measured: MeasurementRecord, _: EnergyUnit | None) -> str:
     compared = against_baseline(measured.verdicts)
-    if compared is None:
+    if compared is None or compared.change_low is None or compared.change_high is None:
         return ""
-    return f"[{100 * (compared.change_low or 0):+.1f}, {100 * (compared.change_high or 0):+.1f}]"
+    return f"[{100 * compared.change_low:+.1f}, {100 * compared.change_high:+.1f}]"
 
 
 def status(measured: MeasurementRecord) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tabulate import tabulate
 
 from pytest_tokenpower.core.denominators import unit_of
-from pytest_tokenpower.core.text import digits, signed
+from pytest_tokenpower.core.text import digits, plural, signed
 from pytest_tokenpower.gate.history import LEAST_CHANGE, History, Series
 from pytest_tokenpower.reporting.plot import Point, letter, render
 from pytest_tokenpower.stats.changepoints import FEWEST_RUNS, ChangePoint
@@ -25,10 +25,10 @@ def as_text(history: History, place: StoreContext) -> list[str]:
         lines += ["", *_heading(history, series), "", *_plot(series), "", *_changes(history, series, place)]
         lines += ["", *_table(series)]
     if history.invalid:
-        lines += ["", f"{_count(history.invalid, 'invalid measurement')} left out."]
+        lines += ["", f"{plural(history.invalid, 'invalid measurement')} left out."]
     problems = place.store.problems
     if problems:
-        lines += ["", f"{_count(len(problems), 'stored file')} skipped, the first: {problems[0].path}"]
+        lines += ["", f"{plural(len(problems), 'stored file')} skipped, the first: {problems[0].path}"]
     return lines
 
 
@@ -36,8 +36,8 @@ def _heading(history: History, series: Series) -> list[str]:
     first, last = series.points[0], series.points[-1]
     commits = len({point.commit for point in series.points if point.commit})
     lines = [
-        f"{_count(len(series.points), 'run')}"
-        + (f" of {_count(commits, 'commit')} on {history.line}" if commits else "")
+        f"{plural(len(series.points), 'run')}"
+        + (f" of {plural(commits, 'commit')} on {history.line}" if commits else "")
         + f", {when(first.entry.created)[:10]} to {when(last.entry.created)[:10]}"
     ]
     provenance = last.measurement.provenance
@@ -129,7 +129,3 @@ def _table(series: Series) -> list[str]:
         disable_numparse=True,
         colalign=("left", "left", "left", "right", "right", "left"),
     ).splitlines()
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"

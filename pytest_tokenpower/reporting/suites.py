@@ -285,11 +285,11 @@ def objective_lines(outcome: Outcome) -> list[str]:
 
 
 def drift_line(found: Soaked, limit: float | None) -> str:
-    """Say how a soak's joules per token drifted."""
+    """Say how a soak's joules per token, or other unit, drifted."""
     if found.drift is None:
-        return "too short to tell a drift of J/token"
+        return f"too short to tell a drift of {found.unit}"
     low, high = found.drift.change.change_interval()
-    line = f"drift of J/token from beginning to end: {signed(found.drift.change.change)} "
+    line = f"drift of {found.unit} from beginning to end: {signed(found.drift.change.change)} "
     line += f"[{100 * low:+.2f}, {100 * high:+.2f}]"
     return line + (f", limit {percent(limit)}" if limit is not None else "")
 
@@ -314,7 +314,7 @@ def soak_lines(cell: str, source: str, found: Soaked, limit: float | None) -> li
     rows = [
         [
             f"{part.hour:.2f}",
-            f"{part.joules_per_token:.4g}",
+            f"{part.joules_per_unit:.4g}",
             f"{part.watts:.0f}",
             "" if part.celsius is None else f"{part.celsius:.1f}",
             "" if part.sm_clock_mhz is None else f"{part.sm_clock_mhz:.0f}",
@@ -323,5 +323,5 @@ def soak_lines(cell: str, source: str, found: Soaked, limit: float | None) -> li
         ]
         for part in found.parts
     ]
-    head = ["from, h", "J/token", "W", "°C", "SM MHz", *(f"{name} limit" for name in limits), "dropped"]
+    head = ["from, h", found.unit, "W", "°C", "SM MHz", *(f"{name} limit" for name in limits), "dropped"]
     return [*lines, "", *tabulate(rows, headers=head, tablefmt="simple", disable_numparse=True).splitlines()]

@@ -176,7 +176,7 @@ class Acceptances:
 
         ``names`` are those of the test.
         """
-        nearest = self._nearest(verdicts)
+        nearest = self.nearest(verdicts)
         if nearest is None or nearest.kind != "regressed":
             return True
         place = self._positions.get(commit or "")
@@ -192,7 +192,7 @@ class Acceptances:
         A run may be judged against a rolling and a pinned baseline at once (main and v1.0): the older one goes on
         failing after the level has been accepted, and must not keep every later run out.
         """
-        nearest = self._nearest(verdicts)
+        nearest = self.nearest(verdicts)
         return nearest is not None and nearest.kind == "regressed"
 
     def allowance(
@@ -217,7 +217,8 @@ class Acceptances:
         ]
         return max(holding, key=lambda one: one.acceptance.up_to, default=None)
 
-    def _nearest(self, verdicts: Sequence[VerdictRecord]) -> VerdictRecord | None:
+    def nearest(self, verdicts: Sequence[VerdictRecord]) -> VerdictRecord | None:
+        """Return the verdict against the baseline that begins nearest on this line; None where none compares."""
         compared = (verdict for verdict in verdicts if verdict.baseline_runs)
         return min(
             compared, key=lambda one: (self._start(one.against), one.kind != "regressed"), default=None

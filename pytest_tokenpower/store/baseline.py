@@ -43,17 +43,15 @@ def stored_runs(
 
     Key fields in ``ignore`` may differ; runs whose ids are in ``left_out`` are those that are judged.
     """
-    found = baseline.find(measured.test, measured.key, ignore)
-    runs = [run for run in found.runs if run.run_id not in left_out]
+    found = baseline.find(measured.test, measured.key, ignore, left_out)
+    runs = found.runs
     return ComparableRuns(
         label=baseline.label,
         runs=tuple(run.measurement for run in runs),
         run_ids=tuple(run.run_id for run in runs),
         commits=tuple(run.commit for run in runs) if baseline.accepted else (),
-        why=found.why or "the only runs there are those that are compared",
-        earlier=tuple(
-            tuple(run.measurement for run in level if run.run_id not in left_out) for level in found.earlier
-        ),
+        why=found.why,
+        earlier=tuple(tuple(run.measurement for run in level) for level in found.earlier),
         note=found.note,
         origin=found.origin,
         acceptance=found.acceptance,
@@ -268,8 +266,11 @@ class Baseline:
         test: str,
         key: Mapping[str, Fact],
         ignore: Iterable[str] = (),
+        left_out: Collection[str] = (),
     ) -> Found:
         """Return the newest comparable runs of ``test`` whose key equals ``key``, fields in ``ignore`` left out.
+
+        Runs whose ids are in ``left_out`` are passed over: those before them count.
 
         Where there is none, those that differ in the lengths of prompts and answers alone.
 
@@ -283,9 +284,14 @@ class Baseline:
         earlier: dict[int, list[BaselineRun]] = {}
         names: dict[str, str | None] = {}
         newest = 0
+        met = False
         mine = self.identity(test)
         seen = NoBaseline(mine, self.label, len(self.entries))
         for entry, name, place in self._places(test, self.entries, seen):
+            run_id, commit = self.store.contents(entry)[:2]
+            if run_id in left_out:
+                met = True
+                continue
             # What was before the newest run's accepted level tells how the test scatters.
             began = self.accepted.level(entry.commit, mine, name) if self.accepted else 0
             level = max(began - newest, 0) if runs else 0
@@ -304,11 +310,10 @@ class Baseline:
             except StoreError:
                 seen.unreadable += 1  # Named in store.problems.
                 continue
-            run_id, commit = self.store.contents(entry)[:2]
             if self.accepted and not self.accepted.counts(measurement.verdicts, entry.commit, mine, name):
                 if not runs:
-                    rises = [v.change or 0.0 for v in measurement.verdicts if v.kind == "regressed"]
-                    seen.add_regressed(commit or "", max(rises, default=0.0))
+                    risen = self.accepted.nearest(measurement.verdicts)
+                    seen.add_regressed(commit or "", (risen and risen.change) or 0.0)
                 continue
             if not level:
                 names.setdefault(name, commit)
@@ -323,7 +328,9 @@ class Baseline:
             )
         if only_lengths(seen.nearest):
             # None is exact: those of other lengths are compared at equal ones.
-            return self.find(test, key, (*patterns, *LENGTHS))
+            return self.find(test, key, (*patterns, *LENGTHS), left_out)
+        if met and not (seen.regressed or seen.nearest or seen.invalid):
+            return Found((), "the only runs there are those that are compared")
         return Found((), self._why(test, seen), seen.nearest)
 
     def _found(

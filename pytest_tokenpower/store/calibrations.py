@@ -14,6 +14,7 @@ from pytest_tokenpower.core.files import read_bounded, write_whole
 from pytest_tokenpower.core.integrity import has_digest, is_damaged, with_digest
 from pytest_tokenpower.core.records import Figure, WaitingRecord
 from pytest_tokenpower.errors import StoreError
+from pytest_tokenpower.stats.boards import FORETELLING
 from pytest_tokenpower.store.store import MOST_RUN_BYTES, Store, make_folder
 
 FOLDER = "calibrations"
@@ -70,6 +71,8 @@ def decode_calibration(data: bytes, file: str) -> CalibrationRecord:
             raise ValueError(f"created has no time zone: {found.created}")
         if not found.possible:
             raise ValueError("its figures cannot have been measured")
+        if lacking := [name for name in FORETELLING if name not in found.pieces]:
+            raise ValueError(f"it lacks the joules of {' and '.join(lacking)}")
         return found
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise StoreError(

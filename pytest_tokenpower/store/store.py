@@ -429,7 +429,10 @@ class Store:
         return known
 
     def measurement(self, entry: StoredFile, test: str) -> MeasurementRecord:
-        """Return the measurement of one test in the run, decoded alone; raises StoreError, KeyError if it has none."""
+        """Return the measurement of one test in the run, decoded alone; raises StoreError, KeyError if it has none.
+
+        It is named as asked for, from the top level: two packages may have tests of one node id.
+        """
         place = self.contents(entry).measurements[test]
         path = os.path.join(entry.folder, entry.file)
         try:
@@ -442,7 +445,7 @@ class Store:
             found = _measurement.decode(data)
             if what := impossible(found):
                 raise self._fault(path, f"impossible: {what}")
-            return found
+            return msgspec.structs.replace(found, test=test)
         except (OSError, msgspec.MsgspecError, ValueError, IndexError, RecursionError) as error:
             raise self._fault(path, f"the measurement of {test} is not readable ({error})") from error
 

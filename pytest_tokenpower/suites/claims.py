@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,6 +20,7 @@ from pytest_tokenpower.stats.runs import summarise_runs
 from pytest_tokenpower.stats.types import RunSummary
 from pytest_tokenpower.suites.grid import Suite
 from pytest_tokenpower.suites.instances import SHARE, Instance, instances, terms_of
+from pytest_tokenpower.suites.pareto import cell_of
 from pytest_tokenpower.suites.schema import Claim
 
 CONFIRMED, REFUTED, NOT_TOLD, NOT_TESTABLE = "confirmed", "refuted", "not told", "not testable here"
@@ -53,7 +53,7 @@ def runs_of(suite: Suite, measurements: Sequence[MeasurementRecord]) -> dict[str
     known = {cell.name for cell in suite.cells}
     found: dict[str, list[MeasurementRecord]] = {}
     for one in measurements:
-        name = re.sub(r"@run\d+$", "", one.test.rpartition("::")[2])
+        name = cell_of(one).rpartition("::")[2]
         if name in known and one.comparable and one.figures:
             found.setdefault(name, []).append(one)
     return found

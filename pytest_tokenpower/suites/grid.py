@@ -127,16 +127,29 @@ class Suite:
         most = None if table is None or table.tokens is None else table.tokens[1] - 1
         return min((each for each in (cut, most) if each is not None), default=None)
 
+    @cached_property
+    def _digests(self) -> Mapping[str, str]:
+        """The contents of the files beside the suite, as digits; a file that is not there has none."""
+        tables = (*self.table.prompts.values(), self.table.quality)
+        return {
+            each.file: hashlib.sha256(path.read_bytes()).hexdigest()
+            for each in tables
+            if each is not None and each.file is not None and (path := self.folder(each.file)).is_file()
+        }
+
     def fingerprint(self, cell: Cell) -> str:
         """Digits that stay the same as long as the cell is the same work on the same engine."""
         values = cell.values
+        prompts, quality = self.table.prompts.get(values["prompts"]), self.table.quality
+        files = [each.file or "" for each in (prompts, quality) if each is not None]
         what = [
             dict(values),
             self.model(values["model"]),
             self.engine(values["engine"]),
             self.table.variants.get(values.get("variant", "")),
-            self.table.prompts.get(values["prompts"]),
-            *([self.table.quality] if self.table.quality is not None else []),
+            prompts,
+            *([quality] if quality is not None else []),
+            *(self._digests[file] for file in files if file in self._digests),
         ]
         return hashlib.sha256(msgspec.json.encode(what, order="sorted")).hexdigest()[:16]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 from pytest_tokenpower.core.figures import MORE_IS_BETTER
@@ -30,7 +31,7 @@ def having(measurements: Sequence[MeasurementRecord], figures: Sequence[str]) ->
     cells: dict[str, MeasurementRecord] = {}
     for one in measurements:
         if FILE in one.facts and all(name in one.figures for name in figures):
-            cells.setdefault(_cell(one), one)
+            cells.setdefault(cell_of(one), one)
     return list(cells.values())
 
 
@@ -62,21 +63,24 @@ def strengths(measurements: Sequence[MeasurementRecord]) -> dict[str, tuple[str,
 
     None where nothing competes.
     """
-    found: dict[str, tuple[str, ...]] = {one.test: () for one in having(measurements, ())}
+    # Of several runs of a cell its first good one stands for it, wherever it has a figure.
+    cells = having([*having(measurements, (MAIN,)), *measurements], ())
+    found: dict[str, tuple[str, ...]] = {one.test: () for one in cells}
     for figure in AGAINST:
-        known = having(measurements, (MAIN, figure))
+        known = having(cells, (MAIN, figure))
         for one in not_beaten(known, (figure,)):
             if any(_competes(other, one) for other in known):
                 found[one.test] += (figure,)
     return found
 
 
-def _cell(one: MeasurementRecord) -> str:
-    return one.test.partition("@run")[0]
+def cell_of(one: MeasurementRecord) -> str:
+    """Return the id of a cell without the number of its run."""
+    return re.sub(r"@run\d+$", "", one.test)
 
 
 def _competes(other: MeasurementRecord, one: MeasurementRecord) -> bool:
-    return _cell(other) != _cell(one) and _class(other) == _class(one)
+    return cell_of(other) != cell_of(one) and _class(other) == _class(one)
 
 
 def _class(one: MeasurementRecord) -> tuple[object, ...]:

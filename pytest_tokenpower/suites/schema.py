@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import msgspec
@@ -282,15 +281,6 @@ def json_schema() -> dict[str, Any]:
         "title": f"Suite of pytest-tokenpower (*{SUFFIX})",
         **schema,
     }
-
-
-def read_suite(path: Path) -> SuiteFile:
-    """Return the suite in a file; raises UsageError that names the file and the line."""
-    try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: this suite cannot be read: {error}") from None
-    return parse_suite(text, str(path))
 
 
 def parse_suite(text: str, file: str) -> SuiteFile:

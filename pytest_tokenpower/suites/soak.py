@@ -6,11 +6,13 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
 
-from pytest_tokenpower.analysis.rounds import good
+from pytest_tokenpower.analysis.rounds import denominator_of, good, joules_per_unit, units_per
+from pytest_tokenpower.core.denominators import figure_per, unit_of
 from pytest_tokenpower.core.integrity import whole_lines, with_digest
 from pytest_tokenpower.core.records import RoundRecord
 from pytest_tokenpower.errors import UsageError
@@ -115,10 +117,10 @@ def goes_on(out: Path, begun: SoakBegun) -> list[Stretch]:
 
 @dataclass(frozen=True)
 class Hour:
-    """A part of a soak in means: since when (hours), J/token, watts, and conditions where they are known."""
+    """A part of a soak in means: since when (hours), joules per unit, watts, and conditions where they are known."""
 
     hour: float
-    joules_per_token: float
+    joules_per_unit: float
     watts: float
     celsius: float | None
     sm_clock_mhz: float | None
@@ -128,9 +130,13 @@ class Hour:
 
 @dataclass(frozen=True)
 class Soaked:
-    """What a soak came to: its parts, the drift from the beginning to the end, and steps at their hours."""
+    """What a soak came to: its parts, the drift from the beginning to the end, and steps at their hours.
+
+    ``unit`` is J/token, or what follows from the counts of work that generates nothing.
+    """
 
     hours: float
+    unit: str
     parts: tuple[Hour, ...]
     drift: Drift | None
     steps: tuple[tuple[float, ChangePoint], ...]
@@ -139,18 +145,25 @@ class Soaked:
 
 def summarise(stretches: Sequence[Stretch], parts: int = 12) -> Soaked:
     """Sum a soak up."""
-    kept = [each for each in stretches if good([each.round]) and each.round.generated_tokens]
+    per = denominator_of([each.round for each in stretches])
+    kept = [each for each in stretches if _value(each.round, per)]
     hours = [each.at_s / 3600 for each in kept]
-    values = [(each.round.joules or 0.0) / each.round.generated_tokens for each in kept]
+    values = [_value(each.round, per) for each in kept]
     whole = (stretches[-1].at_s + stretches[-1].round.seconds) / 3600 if stretches else 0.0
     size = max(1, math.ceil(len(kept) / MOST_LEVELS))
     groups = [slice(at, at + size) for at in range(0, len(kept) - len(kept) % size, size)]
     levels = [_level(values[group]) for group in groups]
     steps = change_points(levels, least=math.log1p(LEAST_STEP)) if len(levels) > 2 else ()
+    edges = [whole * at / parts for at in range(parts + 1)]
+    split = [
+        (first, [each.round for each in stretches if first <= each.at_s / 3600 < last])
+        for first, last in pairwise(edges)
+    ]
     return Soaked(
         whole,
+        unit_of(figure_per(per)),
         tuple(
-            _part(stretches, whole, at, parts) for at in range(parts) if _inside(stretches, whole, at, parts)
+            _part(first, inside, per) for first, inside in split if any(_value(one, per) for one in inside)
         ),
         drift(hours, values) if values else None,
         tuple((hours[groups[step.index].start], step) for step in steps),
@@ -166,20 +179,18 @@ def _level(values: Sequence[float]) -> RunSummary:
     return RunSummary(mean, error, len(logs))
 
 
-def _inside(stretches: Sequence[Stretch], whole: float, at: int, parts: int) -> list[RoundRecord]:
-    first, last = whole * at / parts, whole * (at + 1) / parts
-    inside = [each.round for each in stretches if first <= each.at_s / 3600 < last]
-    return inside if good(inside) else []
+def _value(one: RoundRecord, per: str) -> float:
+    """Return the joules per unit of a stretch; 0 where it tells none."""
+    return max(joules_per_unit(one, per) or 0.0, 0.0) if good([one]) else 0.0
 
 
-def _part(stretches: Sequence[Stretch], whole: float, at: int, parts: int) -> Hour:
-    inside = _inside(stretches, whole, at, parts)
-    kept = [each.record for each in good(inside)]
+def _part(hour: float, inside: Sequence[RoundRecord], per: str) -> Hour:
+    kept = [one for one in inside if _value(one, per)]
     joules, seconds = sum(one.joules or 0.0 for one in kept), sum(one.seconds for one in kept)
     names = dict.fromkeys(name for one in kept for name in one.limited_shares)
     return Hour(
-        whole * at / parts,
-        joules / sum(one.generated_tokens for one in kept),
+        hour,
+        joules / sum(units_per(per, one) for one in kept),
         joules / seconds,
         _mean([one.temperature_celsius for one in kept]),
         _mean([one.sm_clock_mhz for one in kept]),

@@ -84,6 +84,18 @@ def test_a_calibration_that_cannot_have_happened_is_left_out(tmp_path: Path, wat
     assert len(store.problems) == 1
 
 
+@pytest.mark.parametrize("piece", ["matmul", "memory"])
+def test_a_calibration_without_a_piece_of_work_is_left_out_and_ends_no_run(
+    tmp_path: Path, piece: str
+) -> None:
+    whole = calibration(A, 1.0)
+    write_calibration(tmp_path, replace(whole, pieces={piece: whole.pieces[piece]}))
+    store = Store(tmp_path)
+    assert Boards.of(read_calibrations(store)) == Boards()
+    [problem] = store.problems
+    assert f"lacks the joules of {'memory' if piece == 'matmul' else 'matmul'}" in problem.reason
+
+
 def calibration(device: str, factor: float, *, days: float = 1, driver: str = "580.1") -> CalibrationRecord:
     made = datetime.now(timezone.utc).replace(microsecond=0) - timedelta(days=days)
     pieces = {name: Figure(20 * factor, 0.01) for name in ("matmul", "memory")}

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from pytest_tokenpower.core.records import GateRecord, encode_run
+from pytest_tokenpower.core.records import GateRecord, MeasurementRecord, encode_run
 from pytest_tokenpower.store.store import Store
 from tests.support.commands import Command
 from tests.support.histories import OTHER, at_level, regressed, stored_levels
@@ -79,6 +79,27 @@ def test_a_noisy_comparison_may_fail_as_undecided(git: Git, store: Store, tokenp
     assert tokenpower("compare", "HEAD~1", "HEAD", "--fail-on=inconclusive").code == 1
 
 
+def test_a_comparison_that_is_not_to_be_trusted_fails_as_in_the_gate(
+    git: Git, store: Store, tokenpower: Command
+) -> None:
+    def at_clock(mhz: float, seed: int) -> MeasurementRecord:
+        found = at_level(seed=seed)
+        rounds = tuple(
+            msgspec.structs.replace(one, sm_clock_mhz=mhz, limited_shares={"power": 0.0})
+            for one in found.rounds
+        )
+        return msgspec.structs.replace(found, rounds=rounds)
+
+    commit = git.commit("one")
+    for number in range(1, 6):
+        store.write(run(number, at_clock(1980.0, number), commit=commit))
+    store.write(run(6, at_clock(1500.0, 6), commit=git.commit("two")))
+    ended = tokenpower("compare", "HEAD~1", "HEAD")
+    assert "INVALID: test_chat[bf16]: the comparison is not to be trusted: SM clock 1500 MHz" in ended.out
+    assert ended.code == 1
+    assert tokenpower("compare", "HEAD~1", "HEAD", "--fail-on=regressed").code == 0
+
+
 def test_the_limit_is_the_tests_own_unless_given(git: Git, store: Store, tokenpower: Command) -> None:
     stored_levels(git, store, [1.0] * 5)
     own = msgspec.structs.replace(at_level(1.1), gate=GateRecord(0.2, 5))
@@ -113,6 +134,60 @@ def test_a_run_is_never_its_own_baseline(git: Git, store: Store, tokenpower: Com
     assert "the only runs there are those that are compared" in ended.out
 
 
+def test_the_runs_that_are_judged_take_no_place_among_those_before_them(
+    git: Git, store: Store, tokenpower: Command
+) -> None:
+    for number, (level, commit) in enumerate([(1.0, git.commit("one")), (1.2, git.commit("two"))]):
+        for seed in range(5):
+            store.write(run(5 * number + seed, at_level(level, seed=5 * number + seed), commit=commit))
+    ended = tokenpower("compare", "HEAD", "HEAD")
+    assert ended.code == 1
+    assert "(5 runs)." in ended.out
+    assert re.search(r"REGRESSED \+(19|20)\.\d %", ended.out)
+
+
+def test_the_tests_of_a_package_below_the_top_level_are_compared(
+    git: Git, store: Store, tokenpower: Command
+) -> None:
+    for number, (level, commit) in enumerate([(1.0, git.commit("one")), (1.2, git.commit("two"))]):
+        for seed in range(5):
+            one = at_level(level, seed=5 * number + seed)
+            store.write(run(5 * number + seed, one, commit=commit, root="packages/chat"))
+    ended = tokenpower("compare", "HEAD~1", "HEAD")
+    assert "nothing is stored" not in ended.out
+    assert (ended.code, ended.err) == (1, "")
+    assert f"tokenpower accept 'packages/chat/{TEST}'" in ended.out
+
+
+def test_a_renamed_test_is_compared_with_what_it_was_called(
+    git: Git, store: Store, tokenpower: Command
+) -> None:
+    """By git, of a file; by what was committed, of a function."""
+    body = "".join(f"# line {number}\n" for number in range(40))
+    git.write("tests/test_a.py", body)
+    first = git.commit("one")
+    for number in range(5):
+        store.write(
+            run(
+                number,
+                at_level(test="tests/test_a.py::test_file", seed=number),
+                at_level(test="tests/test_a.py::test_old", seed=number),
+                commit=first,
+                root="",
+            )
+        )
+    git("mv", "tests/test_a.py", "tests/test_b.py")
+    moved = tokenpower("rename", "tests/test_a.py::test_old", "tests/test_b.py::test_new")
+    assert moved.code == 0, moved.err
+    second = git.commit("renamed")
+    new = (at_level(1.2, test=f"tests/test_b.py::{name}", seed=6) for name in ("test_file", "test_new"))
+    store.write(run(6, *new, commit=second, root=""))
+    ended = tokenpower("compare", first, second, "--fail-on=missing")
+    assert (ended.code, ended.err) == (0, "")
+    assert "Only in" not in ended.out
+    assert ended.out.count("REGRESSED +") == 2
+
+
 def test_another_key_is_not_compared_and_says_why(git: Git, store: Store, tokenpower: Command) -> None:
     store.write(run(1, at_level(), commit=git.commit("one")))
     other = msgspec.structs.replace(at_level(), key=KEY | {"axis.quantization": "fp8"})
@@ -139,9 +214,22 @@ def test_runs_that_regressed_are_no_baseline_here_either(git: Git, store: Store,
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["main", "HEAD", "--fail-on=slower"], r"--fail-on=slower: must be regressed, inconclusive, missing"),
+        (
+            ["main", "HEAD", "--fail-on=slower"],
+            r"--fail-on=slower: must be regressed, invalid, inconclusive, ",
+        ),
         (["main", "HEAD", "--fail-on=nothing,missing"], "--fail-on=nothing,missing: must be"),
         (["main", "HEAD", "--regression=3"], "--regression=3: must be a share such as 3% or 0.03"),
+        (["main", "HEAD", "--test=test_chat"], "--test says nothing here, as B is no service"),
+        (["main", "HEAD", "--since=2h"], "--since says nothing here, as B is no service"),
+        (
+            ["main", "prometheus:http://[::1]:1", "--fail-on=regressed"],
+            "--fail-on says nothing here, as B is a",
+        ),
+        (
+            ["main", "prometheus:http://[::1]:1", "--regression=2%"],
+            "--regression says nothing here, as B is a",
+        ),
         (["main", "HEAD", "--baseline-runs=0"], "--baseline-runs=0: must be at least 1"),
         (["main", "HEAD", "--key-ignore=scope"], "'scope' cannot be left out"),
         (["mian", "HEAD"], "baseline 'mian' is no git ref, no saved run"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -107,6 +108,56 @@ def test_calibrations_alone_make_a_fleet(
     assert f"{OFF} is off: its joules of fixed work lie " in ended.out
     assert "100 days old (too old)" in ended.out
     assert "cannot be compared" in ended.out
+
+
+def test_runs_that_are_not_read_beside_calibrations_are_said(
+    pool: Store, git: Git, tokenpower: Command
+) -> None:
+    git("switch", "--quiet", "--orphan", "elsewhere")
+    git.commit("nothing in common")
+    ended = tokenpower("fleet")
+    assert "none of the 80 runs in" in ended.err
+    assert "name another branch with --ref=REF" in ended.err
+    assert "NVIDIA H100: 7 boards" in ended.out
+
+
+def test_tests_of_one_node_id_in_two_packages_have_levels_of_their_own(
+    git: Git, store: Store, tokenpower: Command
+) -> None:
+    """Each package runs on one board alone, so that nothing can be told of the boards."""
+    commit = git.commit("one")
+    for number in range(12):
+        one = at_level(1.0 + 0.3 * (number % 2), seed=number)
+        rounds = tuple(
+            msgspec.structs.replace(each, device_joules={BOARDS[number % 2]: each.joules})
+            for each in one.rounds
+        )
+        found = msgspec.structs.replace(one, rounds=rounds, host="runner")
+        store.write(run(number, found, commit=commit, root=("chat", "search")[number % 2]))
+    ended = tokenpower("fleet")
+    assert ended.code == 0
+    assert "No test was run on two of these boards at one level" in ended.out
+
+
+def test_several_boards_of_one_run_are_calibrated_one_by_one(
+    git: Git, store: Store, tokenpower: Command
+) -> None:
+    first, second, third = BOARDS[:3]
+    commit = git.commit("one")
+    for number, devices in enumerate([(first, second), (second, third)]):
+        one = at_level(seed=number)
+        rounds = tuple(
+            msgspec.structs.replace(each, device_joules=dict.fromkeys(devices, 1.0)) for each in one.rounds
+        )
+        store.write(run(number, msgspec.structs.replace(one, rounds=rounds, host="runner"), commit=commit))
+    for device in (first, second):
+        write_calibration(store.path, calibrated(device, 1.0, 3))
+    out = tokenpower("fleet").out
+    assert [line for line in out.splitlines() if "needs a calibration" in line] == [
+        f"{third} needs a calibration: tokenpower calibrate, on runner."
+    ]
+    assert re.search(rf"^{first}\+{second} .* each of them$", out, re.MULTILINE)
+    assert re.search(rf"^{second}\+{third} .* none$", out, re.MULTILINE)
 
 
 def test_mistakes(tmp_path: Path, tokenpower: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from msgspec.structs import replace
 
 from pytest_tokenpower.core.records import encode_run
@@ -30,6 +31,19 @@ def test_runs_of_other_commits_are_not_passed_off_as_identical(tmp_path: Path, t
     runs = identical(4)
     runs[1] = replace(runs[1], commit="f" * 40)
     assert "the runs are of different commits" in tokenpower("noise", keep(tmp_path / "kept", runs)).err
+
+
+def test_records_of_earlier_sittings_are_looked_at_as_those_that_are_read(
+    tmp_path: Path, tokenpower: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    *earlier, new, last, once_more = identical(6)
+    runs = iter([new, last, once_more])
+    monkeypatch.setattr("pytest_tokenpower.cli.noise.ChildRun.run", lambda *_: next(runs))
+    keep(tmp_path / "kept", [replace(one, commit="f" * 40) for one in (*earlier, earlier[0])])
+    ended = tokenpower("noise", "--runs=3", f"--keep={tmp_path / 'kept'}")
+    assert f"--keep={tmp_path / 'kept'}: 1 of 4 records left out: copies" in ended.err
+    assert "the runs are of different commits" in ended.err
+    assert "; 6 runs, " in ended.out
 
 
 def test_every_verdict_that_fails_identical_code_is_a_false_failure() -> None:

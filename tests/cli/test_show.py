@@ -95,6 +95,17 @@ def test_one_test_of_a_run(git: Git, store: Store, tokenpower: Command) -> None:
     assert tokenpower("show", "--test=zzz").code == 4
 
 
+def test_a_test_below_the_top_level_goes_by_both_its_ids(git: Git, store: Store, tokenpower: Command) -> None:
+    name = "tests/energy/test_chat.py::test_chat"
+    measured = at_level(test=name), at_level(test=f"{name}_long"), at_level(test=OTHER)
+    store.write(run(1, *measured, commit=git.commit("one"), root="packages/chat"))
+    for given in (name, f"packages/chat/{name}"):
+        ended = tokenpower("show", f"--test={given}")
+        assert (ended.code, ended.err) == (0, "")
+        assert f"\n{name}\n" in ended.out
+        assert f"{name}_long" not in ended.out
+
+
 def test_outside_git(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, tokenpower: Command
 ) -> None:

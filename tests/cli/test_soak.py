@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from pytest_tokenpower.core.records import RoundRecord
 from pytest_tokenpower.reporting.suites import soak_lines
@@ -121,8 +122,8 @@ def test_a_day_of_any_test_is_soaked_in_bounded_stretches(tokenpower: Command, t
 
 
 def stretch(at: int, joules: float, **more: object) -> Stretch:
-    one = RoundRecord(at, 60.0, joules, 1.0, 100, 1000, temperature_celsius=50.0, sm_clock_mhz=1980.0, **more)  # type: ignore[arg-type]
-    return Stretch(60.0 * at, one)
+    one = RoundRecord(at, 60.0, joules, 1.0, 100, 1000, temperature_celsius=50.0, sm_clock_mhz=1980.0)
+    return Stretch(60.0 * at, replace(one, **more))
 
 
 def wobble(at: int) -> float:
@@ -149,7 +150,7 @@ def test_what_guards_dropped_and_limits_are_told_and_not_summed() -> None:
     good = [stretch(at, 100.0 * wobble(at), limited_shares={"power": 0.25}) for at in range(5, 60)]
     found = summarise([*bad, *good])
     assert found.dropped == 2
-    assert max(part.joules_per_token for part in found.parts) < 0.11
+    assert max(part.joules_per_unit for part in found.parts) < 0.11
     text = "\n".join(soak_lines("c", "nvml", found, None))
     assert "2 stretches dropped by guards" in text
     assert "power limit" in text
@@ -159,3 +160,16 @@ def test_what_guards_dropped_and_limits_are_told_and_not_summed() -> None:
 @pytest.mark.parametrize("hours", [0.1, 1, 24, 1000])
 def test_there_are_never_more_than_so_many_stretches(hours: float) -> None:
     assert hours * 3600 / stretch_seconds(hours * 3600) <= MOST_STRETCHES
+
+
+@pytest.mark.parametrize(("prompts", "unit"), [(10_000, "J/prompt token"), (0, "J/response")])
+def test_work_that_generates_nothing_is_soaked_by_what_it_is_divided_by(prompts: int, unit: str) -> None:
+    found = summarise(
+        [
+            stretch(at, 100.0 * wobble(at), prompt_tokens=prompts, generated_tokens=0, responses=10)
+            for at in range(600)
+        ]
+    )
+    assert found.unit == unit
+    assert found.parts[0].joules_per_unit == pytest.approx(100.0 / (prompts or 10), rel=0.02)
+    assert f"drift of {unit} from beginning to end: " in "\n".join(soak_lines("x", "simulated", found, None))

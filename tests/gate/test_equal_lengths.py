@@ -137,3 +137,39 @@ def test_keys_with_other_counts_are_never_taken_for_equal_ones() -> None:
     verdict = judge_stored(new, ComparableRuns("main", keyed, old.run_ids), 0.03)
     assert verdict.kind == "no baseline"
     assert "500 generated tokens here, 512 prefilled and 200 generated tokens there" in verdict.reason
+
+
+@pytest.mark.parametrize(("generated", "prompt"), [(215, 512), (190, 530), (215.5, 490), (400, 512)])
+def test_a_prefill_compared_per_prompt_token_has_no_decode_to_re_express(
+    generated: float, prompt: int
+) -> None:
+    """What is compared is the prefill's joules: they are re-expressed, not the whole round's."""
+
+    def per_prompt_token(one: MeasurementRecord) -> MeasurementRecord:
+        return replace(one, key={**one.key, "denominator": "prompt_token"})
+
+    runs = replace_runs(stored(), per_prompt_token)
+    same = judge_stored(per_prompt_token(run(generated, prompt)), runs, 0.03)
+    assert same.change == pytest.approx(0.0, abs=0.002)
+    dearer = judge_stored(per_prompt_token(run(generated, prompt, dearer=1.3)), runs, 0.03)
+    assert dearer.kind == "regressed"
+    assert dearer.change == pytest.approx(0.3, abs=0.005)
+    assert "0 generated" not in text(dearer)
+
+
+def test_tokens_of_prompts_count_as_they_are_divided_by_cached_ones_too() -> None:
+    """Joules per token of prompt and answer: a cache that took fewer makes no more tokens of the same prompt."""
+
+    def cached(one: MeasurementRecord, tokens: int) -> MeasurementRecord:
+        rounds = tuple(
+            replace(each, cached_prompt_tokens=tokens, joules=(each.joules or 0) - PREFILL * tokens, phases={
+                "prefill": PhaseRecord(PREFILL * (512 - tokens), 0.1, 0.2)
+            })
+            for each in one.rounds
+        )  # fmt: skip
+        return replace(one, key={**one.key, "denominator": "total_token"}, rounds=rounds)
+
+    runs = replace_runs(stored(), lambda one: cached(one, 256))
+    verdict = judge_stored(cached(run(200.5), 240), runs, 0.03)
+    # The work of 16 tokens more that were prefilled is in what is expected.
+    assert verdict.change == pytest.approx(0.0, abs=0.003)

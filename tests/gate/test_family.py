@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pytest_tokenpower.core.records import MeasurementRecord, VerdictRecord
-from pytest_tokenpower.gate.verdict import settle
+from pytest_tokenpower.gate.verdict import Policy, judge, settle
 from pytest_tokenpower.stats.scatter import DEFAULT_NOISE, Scatter
 from pytest_tokenpower.store.baseline import ComparableRuns
 from tests.support.levels import SUPPLY, supply
@@ -75,6 +75,16 @@ def test_settling_is_holms_rule_over_all_comparisons(members: list[tuple[float, 
     settled = settle(measurements)
     assert set(settled) == expected
     assert all(verdict.kind == "regressed" for verdict in settled.values())
+
+
+@pytest.mark.parametrize(("alpha", "rise"), [(0.01, 0.01), (0.001, 0.017)])
+def test_a_doubtful_verdict_says_how_often_chance_would_show_it(alpha: float, rise: float) -> None:
+    stored_runs = stored(1.0, 1.004, 0.997, 1.002, 0.998)
+    verdict = judge(measured("t", 1 + rise), stored_runs, Policy(0.005, alpha=alpha))
+    assert verdict.p_value is not None
+    assert alpha < verdict.p_value < 0.05
+    said = f"doubtful (chance would show this in {100 * verdict.p_value:.2g} of 100 builds)"
+    assert verdict.undecided.startswith(said)
 
 
 def test_the_first_step_never_contradicts_the_whole_family() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from pytest_tokenpower.analysis.figures import figures
 from pytest_tokenpower.core.records import (
+    OTHER_VARIANT,
     MeasurementRecord,
     PhaseRecord,
     PhaseSplit,
@@ -22,7 +23,7 @@ from pytest_tokenpower.core.text import energy_unit
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.gate.verdict import Policy, judge_ceilings
-from pytest_tokenpower.reporting.columns import Layout, layout
+from pytest_tokenpower.reporting.columns import Layout, layout, table
 from pytest_tokenpower.reporting.terminal import summary
 from pytest_tokenpower.runner.session import Session
 from pytest_tokenpower.store.baseline import ComparableRuns
@@ -434,6 +435,15 @@ def test_at_80_columns_the_least_needed_columns_go_and_no_line_of_the_table_is_w
     assert any("tok/s" in line for line in wide)
     at = narrow.index(head)
     assert max(map(len, narrow[at : at + 4])) <= 80
+
+
+def test_variants_that_could_not_be_measured_have_no_interval() -> None:
+    verdict = VerdictRecord(
+        "invalid", OTHER_VARIANT, reason="3 of 4 ABBA blocks could not be measured: thermal"
+    )
+    lines = [line for line, _ in table([measured(verdicts=(verdict,))], Layout(), 200)]
+    assert "interval" not in lines[0]
+    assert "+0.0" not in lines[2]
 
 
 def test_columns_order_and_groups_are_as_asked_for(pytestconfig: pytest.Config) -> None:

@@ -6,12 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from pytest_tokenpower.core.credentials import without_credentials
-from pytest_tokenpower.core.records import encode_run
+from pytest_tokenpower.core.records import VerdictRecord, encode_run
 from pytest_tokenpower.errors import HistoryError, StoreError, UsageError
 from pytest_tokenpower.store import baseline as resolve_module
 from pytest_tokenpower.store.baseline import Baseline, parse_baseline
+from pytest_tokenpower.store.explain import what_was_stored
 from pytest_tokenpower.store.git import Repository
 from pytest_tokenpower.store.keys import KeyDifference
 from pytest_tokenpower.store.store import Store
@@ -220,6 +222,38 @@ def test_a_baseline_is_what_was_stored_when_it_was_resolved(store: Store) -> Non
     baseline = Baseline.resolve("name:x", store, None)
     store.write(run(2, name="x"))
     assert numbers(baseline.find(TEST, KEY).runs) == [1]
+
+
+@pytest.mark.parametrize(
+    ("rolling", "said"),
+    [("passed", "it can be a baseline"), ("regressed", "1 not before it is accepted (regressed)")],
+)
+def test_what_was_stored_counts_by_the_nearest_baseline_as_the_gate_does(
+    git: Git, rolling: str, said: str
+) -> None:
+    """A test that has risen since v1.0 fails that limit on, and is a baseline all the same."""
+    old, new = git.commit("v1.0"), git.commit("accepted since")
+    git.commit("now")
+    verdicts = tuple(
+        VerdictRecord(kind, label, baseline_runs=("some",), change=0.1)
+        for kind, label in ((rolling, f"main@{new[:7]}"), ("regressed", f"v1.0@{old[:7]}"))
+    )
+    made = run(1, replace(measurement(), verdicts=verdicts), commit=git.head)
+    assert said in what_was_stored(made, git.path / "x.json", Repository.discover(git.path), "")
+
+
+def test_the_rise_that_is_to_be_accepted_is_that_over_the_nearest_baseline(git: Git, store: Store) -> None:
+    old, new = git.commit("v1.0"), git.commit("accepted since")
+    verdicts = tuple(
+        VerdictRecord("regressed", label, baseline_runs=("some",), change=change)
+        for label, change in ((f"v1.0@{old[:7]}", 0.2), (f"main@{new[:7]}", 0.05))
+    )
+    store.write(run(1, replace(measurement(), verdicts=verdicts), commit=git.commit("dearer")))
+    git.commit("now")
+    found = Baseline.resolve("main", store, Repository.discover(git.path), folder=git.path, root="").find(
+        TEST, KEY
+    )
+    assert " --up-to 7% " in found.why
 
 
 def test_paths_are_relative_to_the_folder_given(

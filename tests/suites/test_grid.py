@@ -126,6 +126,31 @@ def test_a_fingerprint_is_the_works_and_the_engines_not_the_names_or_the_limits(
     ]
 
 
+def test_other_prompts_or_questions_in_a_file_of_the_same_name_are_another_piece_of_work(
+    tmp_path: Path,
+) -> None:
+    text = (
+        '[axes]\nmodel = "tiny"\nengine = "vllm"\nprompts = ["random", "mine"]\n'
+        '[prompts.mine]\nfile = "p.jsonl"\n[quality]\nfile = "q.jsonl"\n'
+    )
+
+    def prints() -> list[str]:
+        found = suite(text, str(tmp_path / "s.energy.toml"))
+        return [found.fingerprint(cell) for cell in found.cells]
+
+    absent = prints()
+    for name in ("p.jsonl", "q.jsonl"):
+        (tmp_path / name).write_text('"first"\n')
+    first = prints()
+    assert first == prints() != absent
+    (tmp_path / "p.jsonl").write_text('"second"\n')
+    second = prints()
+    assert second[0] == first[0]
+    assert second[1] != first[1]
+    (tmp_path / "q.jsonl").write_text('"second"\n')
+    assert not {*prints()} & {*second}
+
+
 def machine(*boards: int, importable: bool = True) -> Machine:
     return Machine([board * GIB for board in boards], 8 * GIB, lambda package: importable)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from pytest_tokenpower.core.records import Figure, MeasurementRecord
 from pytest_tokenpower.errors import UsageError
@@ -62,6 +63,16 @@ def test_cells_of_other_work_provenance_or_run_do_not_compete() -> None:
     assert trade_offs([long, short]) == []
     again = cell("short@run2", 0.5, tokens_per_second=20.0)
     assert names(not_beaten([short, again], ["tokens_per_second"])) == ["short"]
+
+
+def test_the_first_good_run_of_a_cell_stands_for_it_wherever_the_suite_lies() -> None:
+    doubtful = replace(cell("a", 1.0), figures={}, reasons=("throttled",), comparable=False)
+    cells = [doubtful, cell("b", 2.0, quality=0.9), cell("a@run2", 1.0, quality=0.6)]
+    assert strengths(cells) == {"s.energy.toml::a@run2": ("quality",), "s.energy.toml::b": ("quality",)}
+    assert [row[0] for row in trade_offs(cells)] == ["a@run2", "b"]
+    assert strengths([doubtful]) == {"s.energy.toml::a": ()}
+    folder = [replace(each, test=f"exp@run/{each.test}") for each in cells[1:]]
+    assert len(not_beaten(folder, ["quality"])) == 2
 
 
 def test_what_differs_by_no_more_than_its_error_does_not_beat() -> None:
