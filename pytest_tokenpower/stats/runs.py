@@ -125,7 +125,7 @@ def summarise_runs(
 ) -> list[RunSummary]:
     """Every run's location and squared error; give the runs of both sides of a comparison in one call.
 
-    ``values_per_run`` are ln(J/token) per round, ``temperatures_per_run`` the rounds' mean die temperatures,
+    ``values_per_run`` are ln(J/token) per round, ``temperatures_per_run`` the rounds' mean GPU temperatures,
     and ``meter_errors_per_run`` the standard error of each round's value by the meter's own account. The
     scatter of the rounds already holds the meter's error, so that one is a floor: w² >= mean(e²)/n. A run of
     one to three rounds takes its spread largely from the prior. Raises ValueError for a run without rounds,

@@ -1,4 +1,4 @@
-"""Temperature adjustment: ln(J/token) reduced to one die temperature, because leakage grows with it.
+"""Temperature adjustment: ln(J/token) reduced to one GPU temperature, because leakage grows with it.
 
 Only leakage is taken out. A change that heats the die by drawing more power still shows: its power is in the
 energy itself, and the slope comes from within runs, where the code is the same.
@@ -94,7 +94,7 @@ def adjust_temperature(
 ) -> Adjustment | Refusal:
     """Both sides reduced to their common mean temperature, y - b (T - T_ref), or why that cannot be done.
 
-    Per run the rounds' ln(J/token) and mean die temperatures in °C. Refused: a run without temperatures;
+    Per run the rounds' ln(J/token) and mean GPU temperatures in °C. Refused: a run without temperatures;
     sides more than 10 °C apart on average, or with more than 3 °C that neither reached between their ranges
     (leakage is not linear that far); a slope that leakage does not explain. Raises ValueError for lists that
     do not match.
