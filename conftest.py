@@ -9,7 +9,8 @@ pytest_plugins = ["pytester"]
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    # Each worker of the suite has locks of its own: boards that pass for real have one name, and would take turns.
+    # Each worker has a temporary folder of its own: tests look for what is left in it. Locks of boards that pass for
+    # real lie under HOME, which pytester sets for each test.
     folder = str(tmp_path_factory.getbasetemp())
     monkeypatch.setenv("TMPDIR", folder)
     monkeypatch.setattr(tempfile, "tempdir", folder)
