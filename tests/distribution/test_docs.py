@@ -121,6 +121,12 @@ def test_examples_run(page: str, tmp_path: Path) -> None:
     assert ran
 
 
+def test_the_examples_run_in_the_environment_that_they_are_given() -> None:
+    """The topmost conftest is theirs, too: what the suite hides from its tests it must not hide from them."""
+    names = runpy.run_path(str(ROOT / "conftest.py"))
+    assert {name for name in names if not name.startswith("__")} == {"pytest_plugins"}
+
+
 @pytest.mark.parametrize("path", sorted(DOCS.glob("results/**/*.*")), ids=lambda path: path.name)
 def test_results_name_no_folder_of_the_machine_that_they_come_from(path: Path) -> None:
     assert not re.search(rb"/(?:root|home|Users|mnt|work)/[\w.]", path.read_bytes())
