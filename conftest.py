@@ -1,17 +1,3 @@
-"""Test-suite configuration: pytester, and pytest runs that see no options or stores of the outside."""
-
-import tempfile
-
-import pytest
+"""pytester for the test-suite: pytest wants plugins to be named in the topmost conftest. The examples have it, too."""
 
 pytest_plugins = ["pytester"]
-
-
-@pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    # Each worker of the suite has locks of its own: boards that pass for real have one name, and would take turns.
-    folder = str(tmp_path_factory.getbasetemp())
-    monkeypatch.setenv("TMPDIR", folder)
-    monkeypatch.setattr(tempfile, "tempdir", folder)
-    for name in ("PYTEST_ADDOPTS", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"):
-        monkeypatch.delenv(name, raising=False)

@@ -458,7 +458,7 @@ A ring sample is not an exact mean over its 20 ms. The samples around the ends o
 The reading follows a step only gradually: the best fit is a first-order lag of 10 to 13 ms (both models, rising and
 falling edges, stamps 0 to 5 ms late beside it). Cutting held samples linearly loses 10 % of an 82 ms window; steps at
 the edges (and stamps taken as 2.5 ms late) bring back 6 %; undoing a lag of 11 ms (`SMOOTHING_S` in
-`analysis/energy.py`, stamps 3 ms late) the rest. The spread falls on six of the seven recordings; on the 1B prefills
+`analysis/tracks.py`, stamps 3 ms late) the rest. The spread falls on six of the seven recordings; on the 1B prefills
 it rises by 0.07 %, less than the 0.10 % to which 319 windows tell it. Prefill and decode sum to the round in any
 case.
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
+import tempfile
 
 import pytest
 from hypothesis import settings
@@ -33,6 +35,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         told = any(item.get_closest_marker(name) for name in ("plugin", "slow", "real_engine"))
         if not (told or used.intersection(OUTSIDE) or fixtures & PROCESSES):
             item.add_marker("unit")
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    # Each worker has a temporary folder of its own: tests look for what is left in it. Locks of boards that pass for
+    # real lie under HOME, which pytester sets for each test.
+    folder = str(tmp_path_factory.getbasetemp())
+    monkeypatch.setenv("TMPDIR", folder)
+    monkeypatch.setattr(tempfile, "tempdir", folder)
+    ours = [name for name in os.environ if name.startswith("TOKENPOWER_")]
+    for name in ("PYTEST_ADDOPTS", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "XDG_CACHE_HOME", *ours):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(scope="session")

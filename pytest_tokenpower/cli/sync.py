@@ -30,11 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         help="a git remote or its URL (default: origin, or the only one)",
     )
-    parser.add_argument(
-        "--all",
-        action="store_true",
-        help="push: also what was in the store before the last pull; not in a CI job",
-    )
+    if parser.prog.endswith(" push"):
+        parser.add_argument(
+            "--all",
+            action="store_true",
+            help="also what was in the store before the last pull; not in a CI job",
+        )
     add_storage(parser)
 
 

@@ -1,4 +1,4 @@
-"""Whether stored bytes are what was written."""
+"""Digests of what is stored: bytes that are not those that were written are found."""
 
 from __future__ import annotations
 

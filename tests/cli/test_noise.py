@@ -229,15 +229,14 @@ def test_the_gate_itself_warns_whatever_its_verdict(
 
 
 WORK = """
-import time
 import pytest
 from pytest_tokenpower import TokenCount
+from pytest_tokenpower.meters.simulation.virtual_time import VIRTUAL_TIME
 
 @pytest.mark.power_budget(min_rounds=2, max_rounds=2, regression="40%")
 def test_work(energy):
     def work():
-        # Once a round: a busy machine adds its delay to each sleep.
-        time.sleep(0.25)
+        VIRTUAL_TIME.sleep(0.25)
         return TokenCount(prompt=0, generated=10_000)
     energy(work)
 
@@ -260,7 +259,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (path / "test_energy.py").write_text(WORK)
     # The ini file names a baseline that is not there: judging is not what these runs are for.
     (path / "pytest.ini").write_text(
-        f"[pytest]\naddopts = {' '.join(QUICK)}\nenergy_source = simulated\nenergy_warmup_rounds = 1\n"
+        f"[pytest]\naddopts = {' '.join(QUICK)}\nenergy_source = simulated:virtual\nenergy_warmup_rounds = 1\n"
         "energy_baseline = nowhere\nenergy_baseline_runs = 2\n"
     )
     (tmp_path / "scratch").mkdir()

@@ -529,3 +529,8 @@ def test_a_password_of_a_remote_is_not_shown(
         assert ended.code == 4
         assert "http://127.0.0.1:9/x.git" in ended.err
         assert "s3cretpw" not in ended.out + ended.err
+
+
+def test_a_pull_takes_no_option_of_a_push(tokenpower: Command) -> None:
+    ended = tokenpower("pull", "--all")
+    assert (ended.code, "unrecognized arguments: --all" in ended.err) == (2, True)

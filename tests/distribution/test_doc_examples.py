@@ -47,8 +47,20 @@ def blocks() -> Iterator[Block]:
             yield Block(path.name, text.count("\n", 0, match.start()) + 1, match[1], match[2] or "", match[3])
 
 
+def indented() -> Iterator[Block]:
+    """Yield each page's code that is indented and not fenced, as one block."""
+    for path in sorted((ROOT / "docs").glob("*.md")):
+        text = re.sub(r"^```.*?^```$", "", path.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+        yield Block(path.name, 0, "", "", "\n".join(re.findall(r"^    (.*)", text, re.MULTILINE)))
+
+
 BLOCKS = list(blocks())
-COMMAND = re.compile(r"^(?:\$ )?((?:tokenpower|pytest|git|pip|python3|gh) .*)$")
+COMMAND = re.compile(r"^(?:\$ |- run: )?((?:tokenpower|pytest|git|pip|python3|gh) .*)$")
+COMMANDS = [
+    block
+    for block in [*BLOCKS, *indented()]
+    if block.language in ("", "bash", "console", "yaml") and any(map(COMMAND.match, block.lines))
+]
 
 STAND_IN = """
 import asyncio
@@ -153,13 +165,10 @@ def energy_options() -> set[str]:
     return {name for each in parser.getgroup("energy").options for name in each.names()}
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: f"{block.page}:{block.line}")
+@pytest.mark.parametrize("block", COMMANDS, ids=lambda block: f"{block.page}:{block.line}")
 def test_commands_are_taken(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
-    if block.language not in ("", "bash", "console"):
-        return
-    for line in block.lines:
-        match = COMMAND.match(line)
-        for words in _commands(match[1]) if match else []:
+    for line in filter(COMMAND.match, block.lines):
+        for words in _commands(COMMAND.sub(r"\1", line)):
             if words[0] == "tokenpower" and not words[1].startswith("-"):
                 ran: list[object] = []
                 monkeypatch.setattr(
@@ -235,7 +244,7 @@ READERS: dict[tuple[str, str, int], Callable[[str], object]] = {
     ("ci.md", "bash", 0): _shell,
     # Groovy has no parser here: its shell script is checked.
     ("ci.md", "groovy", 0): lambda text: _shell(text.split("'''")[1].lstrip()),
-    ("doctor.md", "yaml", 0): lambda text: None,  # One step, as in .github/workflows.
+    ("doctor.md", "yaml", 0): lambda text: None,  # One step: its command is taken, above.
     ("models.md", "toml", 0): _models,
     ("recording-format.md", "json", 0): _recording,
     ("recording-format.md", "json", 1): json.loads,

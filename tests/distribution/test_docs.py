@@ -16,7 +16,7 @@ import pytest
 from pytest_tokenpower import Energy, Result
 from pytest_tokenpower.cli import COMMANDS
 from pytest_tokenpower.core.settings import Limits
-from pytest_tokenpower.plugin import hookspecs
+from pytest_tokenpower.plugin import hookspecs, marker
 from pytest_tokenpower.plugin.options import INI, add_options
 
 ROOT = Path(__file__).parents[2]
@@ -64,18 +64,20 @@ def test_the_reference_has_everything() -> None:
     parser = pytest.Parser(_ispytest=True)
     add_options(parser)
     options = [name for each in parser.getgroup("energy").options for name in each.names()]
-    members = [f"energy.{name}" for name in vars(Energy) if not name.startswith("_") and name not in INTERNAL]
+    members = [name for name in vars(Energy) if not name.startswith("_") and name not in INTERNAL]
+    markers = [each.partition("(")[0] for each in (marker.MARKER, marker.CELL_MARKER, marker.SOAK_MARKER)]
     assert options
     wanted = [
         *options,
         *INI,
         *Limits._fields,
-        *members,
+        *markers,
         *(f"tokenpower {name}" for name in ("doctor", "demo", "report", "serve-meter")),
         *(name for name in vars(hookspecs) if name.startswith("pytest_tokenpower_")),
         *(f.name for f in dataclasses.fields(Result) if not f.name.startswith("_")),
     ]
     assert [name for name in wanted if not re.search(rf"`[^`\n]*{re.escape(name)}\b", text)] == []
+    assert [name for name in members if not re.search(rf"^\| `energy\.{name}\b", text, re.MULTILINE)] == []
     assert [name for name in COMMANDS if not re.search(rf"`(tokenpower )?{name}\b", text)] == []
 
 
@@ -117,6 +119,12 @@ def test_examples_run(page: str, tmp_path: Path) -> None:
                     assert first[0] in output
                 ran += 1
     assert ran
+
+
+def test_the_examples_run_in_the_environment_that_they_are_given() -> None:
+    """The topmost conftest is theirs, too: what the suite hides from its tests it must not hide from them."""
+    names = runpy.run_path(str(ROOT / "conftest.py"))
+    assert {name for name in names if not name.startswith("__")} == {"pytest_plugins"}
 
 
 @pytest.mark.parametrize("path", sorted(DOCS.glob("results/**/*.*")), ids=lambda path: path.name)

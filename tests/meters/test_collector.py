@@ -23,7 +23,7 @@ from pytest_tokenpower.meters.timeline import Timeline
 from pytest_tokenpower.meters.types import Device, PowerSamples, Reading
 
 GPU = Device("GPU-1", "gpu", "A board", "scripted", "measured")
-PATIENCE_S = 20.0
+PATIENCE_S = 120.0
 """What never happens is waited for as long as this; nothing here takes a tenth of it."""
 
 

@@ -43,7 +43,8 @@ async def test_coroutine(energy):
     # One warm-up and two rounds, on the loop of the test, of at least 0.2 s each.
     assert 3 <= len(runs) <= 5
     assert set(runs) == {asyncio.get_running_loop()}
-    assert energy.result.joules_per_token == pytest.approx(300 * 0.12 / 100, rel=0.3)
+    # By the seconds that it took: a sleep is longer on a busy machine.
+    assert energy.result.joules_per_token == pytest.approx(300 * energy.result.figures["seconds"] / 100, rel=0.05)
 
 @pytest.mark.{mark}
 async def test_stream(energy):

@@ -60,7 +60,8 @@ def test_a_test_with_both_fixtures_has_its_energy_in_their_json(project: Project
         assert info["energy.joules_per_token_stderr"] == figure.stderr
         assert info["energy.provenance"] == "simulated"
         assert benchmark["stats"]["rounds"] >= 2
-    assert told["benchmarks"][1]["stats"]["mean"] == pytest.approx(0.05, rel=0.3)
+    # A sleep lasts as long as it says, or longer on a busy machine.
+    assert 0.05 <= told["benchmarks"][1]["stats"]["mean"] < 5
     assert run.measurements[1].key["generated_tokens"] == 50
 
 

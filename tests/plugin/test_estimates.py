@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from tests.support.projects import Project
@@ -90,7 +92,10 @@ def test_a_model_that_is_not_known_is_a_mistake(api: Project, source: str, words
     assert words in result.stderr.str()
 
 
-def test_without_the_package_the_test_is_skipped_and_says_how_to_get_it(project: Project) -> None:
+def test_without_the_package_the_test_is_skipped_and_says_how_to_get_it(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ecologits", None)  # It may be installed here.
     project.on_machine_time()
     project.tests(TEST)
     result = project.run("--energy-source=ecologits:acme/known", "-rs")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import shutil
-import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+LISTENING = re.compile(r'"Listening on" address=127\.0\.0\.1:(\d+)')
 
 needs_prometheus = pytest.mark.skipif(shutil.which("prometheus") is None, reason="no prometheus to run")
 
@@ -17,8 +20,6 @@ needs_prometheus = pytest.mark.skipif(shutil.which("prometheus") is None, reason
 @contextmanager
 def prometheus(folder: Path, target: str) -> Iterator[str]:
     """Return the URL of a Prometheus that scrapes ``target`` each second; its log is ``folder/log``."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     (folder / "prometheus.yml").write_text(
         "global: {scrape_interval: 1s, scrape_timeout: 1s}\n"
         "scrape_configs:\n"
@@ -30,13 +31,17 @@ def prometheus(folder: Path, target: str) -> Iterator[str]:
                 "prometheus",
                 f"--config.file={folder}/prometheus.yml",
                 f"--storage.tsdb.path={folder}/data",
-                f"--web.listen-address=127.0.0.1:{port}",
+                "--web.listen-address=127.0.0.1:0",
             ],
             stdout=log,
             stderr=log,
         )
     try:
-        yield f"http://127.0.0.1:{port}"
+        # It takes a port that is free and tells which: one that is looked for beforehand may be somebody's by then.
+        while not (found := LISTENING.search((folder / "log").read_text())):
+            assert process.poll() is None, (folder / "log").read_text()
+            time.sleep(0.05)
+        yield f"http://127.0.0.1:{found[1]}"
     finally:
-        process.terminate()
-        process.wait(20)
+        process.kill()
+        process.wait()
