@@ -18,7 +18,9 @@ from pytest_tokenpower.core.token_ids import (
     array_kind,
     count_generated,
     count_pipeline_record,
+    count_ran,
     flat_ids,
+    has_run,
     is_id_table,
     whole,
 )
@@ -729,11 +731,20 @@ def _read_batch(result: Any, call: Call, path: tuple[Hashable, ...]) -> list[Par
 
 
 def _read_record(result: Any, call: Call, path: tuple[Hashable, ...]) -> list[Part]:
+    if has_run(get(result, "generated_token_ids"), call):
+        return [_ran(call)]
     prompt, generated = count_pipeline_record(get(result, "generated_token_ids"), call, path)
     return [Known(None, id(result), Tally(prompt, generated, 1))]
 
 
+def _ran(call: Call) -> Part:
+    """All that generate() was seen to do in an execution: its energy is of all, however much of it came back."""
+    return Known("generate", 0, Tally(*count_ran(call)))
+
+
 def _read_ids(result: Any, call: Call, path: tuple[Hashable, ...]) -> list[Part]:
+    if has_run(_sequences(result), call):
+        return [_ran(call)]
     prompt, generated, responses = count_generated(_sequences(result), call)
     return [Known(None, id(result), Tally(prompt, generated, responses))]
 
