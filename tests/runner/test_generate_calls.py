@@ -37,6 +37,8 @@ def _llama(pad: int | None = 0) -> Any:
     return transformers.LlamaForCausalLM(config).eval()
 
 
+_Criterion: Any = transformers.StoppingCriteria
+_Llama: Any = transformers.LlamaForCausalLM
 LLAMA, PADLESS = _llama(), _llama(pad=None)
 GIVEN = transformers.GenerationConfig(**SAMPLED, eos_token_id=7, pad_token_id=0)
 
@@ -50,7 +52,7 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-class At5(transformers.StoppingCriteria):  # type: ignore[misc]
+class At5(_Criterion):  # type: ignore[misc]
     def __call__(self, ids: Any, scores: Any, **kwargs: Any) -> Any:
         return ids[:, -1] == 5
 
@@ -65,7 +67,7 @@ class Wrapper:
         return LLAMA.generate(ids, **SAMPLED, **self.settings)
 
 
-class Override(transformers.LlamaForCausalLM):  # type: ignore[misc]
+class Override(_Llama):  # type: ignore[misc]
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         return super().generate(*args, **kwargs, **SAMPLED, eos_token_id=7)
 
