@@ -79,7 +79,7 @@ def generate_calls() -> Iterator[GenerateCalls]:
         yield calls
         return
     original = mixin.generate
-    code = inspect.unwrap(original).__code__
+    code = getattr(inspect.unwrap(original), "__code__", None)
 
     @functools.wraps(original)
     def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -98,7 +98,7 @@ def generate_calls() -> Iterator[GenerateCalls]:
             mixin.generate = original
 
 
-def _runs(code: CodeType, frame: FrameType | None) -> bool:
+def _runs(code: CodeType | None, frame: FrameType | None) -> bool:
     while frame is not None:
         if frame.f_code is code:
             return True
