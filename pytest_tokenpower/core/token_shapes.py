@@ -754,20 +754,21 @@ def _read_batch(result: Any, call: Call, path: tuple[Hashable, ...]) -> list[Par
 
 
 def _read_record(result: Any, call: Call, path: tuple[Hashable, ...]) -> list[Part]:
-    if has_run(get(result, "generated_token_ids"), call):
-        return [_ran(call)]
     prompt, generated = count_pipeline_record(get(result, "generated_token_ids"), call, path)
     return [Known(None, id(result), Tally(prompt, generated, 1))]
 
 
-def _ran(call: Call) -> Part:
-    """All that generate() was seen to do in an execution: its energy is of all, however much of it came back."""
-    return Known("generate", 0, Tally(*count_ran(call)))
+def seen(result: Any, call: Call) -> Part | None:
+    """Return all that generate() was seen to do in an execution, where ids are of it; None: they are not.
+
+    Its energy is of all, however much of it came back.
+    """
+    ids = get(result, "generated_token_ids")
+    ran = has_run(_sequences(result) if ids is None else ids, call)
+    return Known("generate", 0, Tally(*count_ran(call))) if ran else None
 
 
 def _read_ids(result: Any, call: Call, path: tuple[Hashable, ...]) -> list[Part]:
-    if has_run(_sequences(result), call):
-        return [_ran(call)]
     prompt, generated, responses = count_generated(_sequences(result), call)
     return [Known(None, id(result), Tally(prompt, generated, responses))]
 

@@ -19,6 +19,7 @@ from pytest_tokenpower.core.token_shapes import (
     Usage,
     kind,
     refusal,
+    seen,
 )
 from pytest_tokenpower.errors import TokenCountError
 
@@ -154,6 +155,9 @@ def _found(
         yield path, tokens
         return
     try:
+        if call.ran and (part := seen(result, call)) is not None:
+            yield path, part
+            return
         if (why := refusal(result)) is not None:
             raise TokenCountError(why)
         for shape in SHAPES:

@@ -128,6 +128,17 @@ def test_every_call_of_an_execution_counts_whatever_came_back() -> None:
     assert count == TokenCount(24, 4 * NEW, 4)
 
 
+def test_rows_of_their_own_lengths_are_seen_to_be_of_it() -> None:
+    def one_by_one(ids: Any) -> Any:
+        return [LLAMA.generate(each[None], **SAMPLED)[0].tolist() for each in ids]
+
+    result, count = seen(one_by_one, IDS)
+    assert len({len(row) for row in result}) > 1
+    assert count == TokenCount(24, sum(len(row) - 6 for row in result), 4)
+    result, count = seen(lambda ids: LLAMA.generate(ids, **SAMPLED)[0], IDS[:1])
+    assert count == TokenCount(6, len(result) - 6, 1)
+
+
 def test_what_an_assistant_drafts_is_no_answer() -> None:
     assistant = _llama()
     result, count = seen(
