@@ -38,10 +38,12 @@ class GenerateCalls:
             return execute
 
         def noted() -> Any:
+            __tracebackhide__ = True
             self._now = []
             return self._keep(execute())
 
         async def noted_async() -> Any:
+            __tracebackhide__ = True
             self._now = []
             return self._keep(await execute())
 

@@ -157,6 +157,23 @@ def test_ids_that_no_call_returned_are_held_against_what_is_in_sight() -> None:
         seen(other, IDS)
 
 
+@pytest.mark.parametrize("awaited", [False, True])
+def test_an_error_of_the_workload_shows_none_of_our_frames(awaited: bool) -> None:
+    def broken() -> Any:
+        return LLAMA.generate(IDS, max_new_tokens=-1)
+
+    async def broken_later() -> Any:
+        return broken()
+
+    with generate_calls() as calls:
+        work = calls.noting(broken_later if awaited else broken, awaited=awaited)
+        with pytest.raises(ValueError, match="max_new_tokens") as caught:
+            _ = asyncio.run(work()) if awaited else work()
+    ours = [entry for entry in caught.traceback if "pytest_tokenpower/" in str(entry.path)]
+    assert len(ours) == 2
+    assert all(entry.frame.f_locals.get("__tracebackhide__") for entry in ours)
+
+
 @pytest.mark.parametrize("type_", [torch.bool, torch.float32])
 def test_a_mask_may_be_of_any_type(type_: Any) -> None:
     ids = IDS.clone()
