@@ -28,6 +28,13 @@ _CALL_IT = (
 )
 
 
+# The arguments of generate() that tell where prompts end in its ids, and where sequences do.
+SETTINGS = frozenset(
+    {"inputs", "input_ids", "attention_mask", "decoder_input_ids", "inputs_embeds", "generation_config"}
+    | {"eos_token_id", "pad_token_id", "bos_token_id", "decoder_start_token_id"}
+    | {"stopping_criteria", "stop_strings"}
+)
+
 # Tables of integers that are no ids.
 _NO_IDS = re.compile(r"mask|position|token_type|labels|decoder_")
 
@@ -81,10 +88,14 @@ class Ends:
 
 @dataclass(frozen=True)
 class Call:
-    """What was called with what, through partials and wrappers."""
+    """What was called with what, through partials and wrappers.
+
+    ``ran``: the ids and the calls of the generate() that were seen to run in it.
+    """
 
     layers: tuple[Any, ...]
     arguments: Mapping[str, Any]
+    ran: tuple[tuple[Any, Call], ...] = ()
 
     @classmethod
     def of(cls, fn: Callable[..., Any] | None, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
@@ -125,6 +136,11 @@ class Call:
     def within_reach(self) -> tuple[Any, ...]:
         """What the called code can see: its arguments, closure, globals by name, and the object that it belongs to."""
         return tuple(_reach([*self.layers, *self.arguments.values()], _DEPTH))
+
+    @cached_property
+    def made(self) -> Rows:
+        """The sequences that were seen to be generated."""
+        return [row for ids, _ in self.ran for row in _rows(ids) or []]
 
     @property
     def prompts(self) -> Iterator[list[Prompt]]:
@@ -206,6 +222,23 @@ def count_generated(value: Any, call: Call) -> tuple[int, int, int]:
     )
 
 
+def count_ran(call: Call) -> tuple[int, int, int]:
+    """Count as :func:`count_generated` what all calls of generate() returned that were seen to run."""
+    each = [count_generated(ids, ran) for ids, ran in call.ran]
+    prompts, generated, sequences = zip(*each, strict=True)
+    return sum(prompts), sum(generated), sum(sequences)
+
+
+def has_run(value: Any, call: Call) -> bool:
+    """Whether ids are of the sequences that were seen to be generated: each row a whole one, or the new ids of one."""
+    rows = _rows(value) or [flat_ids(value) or []]
+    return all(row and any(_begins_or_ends(row, made) for made in call.made) for row in rows)
+
+
+def _begins_or_ends(row: list[int], made: list[int]) -> bool:
+    return row in (made[: len(row)], made[-len(row) :])
+
+
 def count_pipeline_record(ids: Any, call: Call, path: tuple[Hashable, ...]) -> tuple[int, int]:
     """Count prompt and generated tokens of a sequence that a transformers pipeline returned as ids.
 
@@ -274,7 +307,7 @@ def _encoder_decoder(rows: Rows, call: Call, ends: Ends) -> tuple[int, int, int]
 
 def _embedded(rows: Rows, embeds: Any, call: Call) -> tuple[int, int, int]:
     """Given embeddings for a prompt, generate() returns new ids alone; given its ids too, those first."""
-    mask = _rows(call.arguments.get("attention_mask"))
+    mask = _mask(call.arguments.get("attention_mask"))
     prompt = sum(map(sum, mask)) if mask is not None else int(embeds.shape[0] * embeds.shape[1])
     if any(call.arguments.get(name) is not None for name in ("input_ids", "inputs")):
         raise TokenCountError(
@@ -443,6 +476,15 @@ def _rows(value: Any) -> Rows | None:
     return found if len(found) == len(value) and len({len(one) for one in found}) == 1 else None
 
 
+def _mask(value: Any) -> Rows | None:
+    """Rows of ones and zeros, of whatever type says so."""
+    if array_kind(value) is None or value.ndim != 2:
+        return _rows(value)
+    rows = value.tolist()
+    told = all(one in (0, 1) for row in rows for one in row)
+    return [[int(one) for one in row] for row in rows] if told else None
+
+
 def flat_ids(value: Any) -> list[int] | None:
     """Return a sequence of integers as ids; None: it is something else."""
     if array_kind(value) is not None:
@@ -460,7 +502,7 @@ def _prompts(value: Any, depth: int) -> Iterator[Prompt]:
     if (rows := _rows(value)) is not None:
         yield Prompt(rows)
     elif depth and isinstance(value, Mapping):
-        mask = _rows(value.get("attention_mask"))
+        mask = _mask(value.get("attention_mask"))
         for name, one in value.items():
             if isinstance(name, str) and _NO_IDS.search(name):
                 continue

@@ -18,7 +18,9 @@ from pytest_tokenpower.core.token_ids import (
     array_kind,
     count_generated,
     count_pipeline_record,
+    count_ran,
     flat_ids,
+    has_run,
     is_id_table,
     whole,
 )
@@ -176,6 +178,9 @@ class Usage(Part):
                 f"an id of its own, or return {OWN_COUNT}"
             )
         said = [part for part in parts if part.prompt is not None and part.generated is not None]
+        # Servers that fill the field in at the end alone have zeros in it until then.
+        filled = [part for part in said if part.prompt or part.generated]
+        said = filled if filled and not self.additive else said
         if not said:
             raise TokenCountError(
                 "it has no usage with prompt and completion tokens: ask for it (of a stream with "
@@ -468,10 +473,20 @@ def _numbers(usage: Any) -> tuple[int | None, int | None, int | None]:
         )
     if cached is not None and prompt is not None and cached > prompt:
         raise TokenCountError(f"its usage says {cached} cached of {prompt} prompt tokens: return {OWN_COUNT}")
+    if generated is not None:
+        answer = get(usage, "completion_tokens_details", "output_tokens_details")
+        for part in ("reasoning_tokens", "rejected_prediction_tokens"):
+            if (of_it := _count(get(answer, part), part) or 0) > generated:
+                raise TokenCountError(
+                    f"its usage says {generated} generated tokens, and {of_it} of them {part}: return {OWN_COUNT}"
+                )
+        # Billed, and in no answer: a prediction of the caller's that did not come true.
+        generated -= _count(get(answer, "rejected_prediction_tokens"), "rejected_prediction_tokens") or 0
     return prompt, generated, cached
 
 
-_WORDS = ("text", "content", "reasoning_content", "reasoning", "tool_calls")
+_TEXT = ("text", "content", "reasoning_content", "reasoning", "refusal")
+_WORDS = (*_TEXT, "tool_calls", "function_call", "audio")
 
 
 def _read_usage(result: Any, call: Call, path: tuple[Hashable, ...]) -> list[Part]:
@@ -491,7 +506,11 @@ def _read_usage(result: Any, call: Call, path: tuple[Hashable, ...]) -> list[Par
     named = [get(choice, "index") for choice in choices]
     numbered = len({index for index in named if whole(index) is not None}) == len(choices)
     indices, ended, begun, ids = set(), set(), set(), 0
-    text = bool(get(get(get(result, "output"), "message"), "content"))  # Bedrock's
+    # Those of the Responses API and of Anthropic have no choices, nor has Bedrock's.
+    whole_answer = get(result, "object") == "response" or get(result, "type") == "message"
+    text = bool(get(get(get(result, "output"), "message"), "content")) or (
+        whole_answer and bool(get(result, "output", "content"))
+    )
     for position, choice in enumerate(choices):
         at = named[position] if numbered else position
         said = get(choice, "delta", "message")
@@ -508,6 +527,12 @@ def _read_usage(result: Any, call: Call, path: tuple[Hashable, ...]) -> list[Par
         begun.add(0)
     elif not choices and usage is not None and not streamed and not alike:
         (begun if event and not get(get(result, "delta"), "stop_reason") else ended).add(0)
+    if usage is None and not choices and streamed | alike | (get(result, "object") == ""):
+        return []  # Azure's first, which tells what filters say of the prompt
+    if get(result, "object") == "chat.completion" and not choices:
+        raise TokenCountError(
+            f"it has no choices, as where the request failed behind a gateway: return {OWN_COUNT}"
+        )
     return [
         Usage(
             request=_identity(get(result, "id") or get(get(result, "ResponseMetadata"), "RequestId")),
@@ -731,6 +756,16 @@ def _read_batch(result: Any, call: Call, path: tuple[Hashable, ...]) -> list[Par
 def _read_record(result: Any, call: Call, path: tuple[Hashable, ...]) -> list[Part]:
     prompt, generated = count_pipeline_record(get(result, "generated_token_ids"), call, path)
     return [Known(None, id(result), Tally(prompt, generated, 1))]
+
+
+def seen(result: Any, call: Call) -> Part | None:
+    """Return all that generate() was seen to do in an execution, where ids are of it; None: they are not.
+
+    Its energy is of all, however much of it came back.
+    """
+    ids = get(result, "generated_token_ids")
+    ran = has_run(_sequences(result) if ids is None else ids, call)
+    return Known("generate", 0, Tally(*count_ran(call))) if ran else None
 
 
 def _read_ids(result: Any, call: Call, path: tuple[Hashable, ...]) -> list[Part]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence, Set, ValuesView
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pytest_tokenpower.core.token_ids import Call, whole
@@ -19,6 +19,7 @@ from pytest_tokenpower.core.token_shapes import (
     Usage,
     kind,
     refusal,
+    seen,
 )
 from pytest_tokenpower.errors import TokenCountError
 
@@ -71,6 +72,7 @@ def count_tokens(
     args: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,
     fn: Callable[..., Any] | None = None,
+    ran: tuple[tuple[Any, Call], ...] = (),
 ) -> TokenCount:
     """Count the tokens of one execution from its result; docs/token-counts.md lists the shapes.
 
@@ -82,11 +84,12 @@ def count_tokens(
         args: What it was called with: transformers' output begins with the prompt.
         kwargs: As ``args``.
         fn: What was called: a transformers model knows where its sequences end.
+        ran: The calls of transformers' generate() that were seen to run in it, each after the ids that it returned.
 
     Raises:
         TokenCountError: The count is not known; the message says which item is to blame and what to return.
     """
-    call = Call.of(fn, args, kwargs or {})
+    call = replace(Call.of(fn, args, kwargs or {}), ran=ran)
     total = TokenCount(0, 0, 0)
     requests: dict[Hashable, list[tuple[Path, Part]]] = {}
     last: dict[Path, tuple[Path, Part]] = {}
@@ -152,6 +155,9 @@ def _found(
         yield path, tokens
         return
     try:
+        if call.ran and (part := seen(result, call)) is not None:
+            yield path, part
+            return
         if (why := refusal(result)) is not None:
             raise TokenCountError(why)
         for shape in SHAPES:

@@ -88,7 +88,10 @@ def find_accelerator(
         return NVIDIA
     if not hidden and _without_driver(pci):
         return NVIDIA_BARE
-    if env.get("ROCR_VISIBLE_DEVICES", "all").strip() not in _HIDES and _has_amd(drm):
+    # HIP's own variable, where it is empty NVIDIA's, hides no board by being empty.
+    hip = env.get("HIP_VISIBLE_DEVICES") or env.get("CUDA_VISIBLE_DEVICES") or "all"
+    shown = env.get("ROCR_VISIBLE_DEVICES", "all").strip() not in _HIDES and hip.strip() not in _HIDES
+    if shown and _has_amd(drm):
         return AMD
     if _has_intel(drm):
         return INTEL

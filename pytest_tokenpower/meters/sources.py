@@ -269,13 +269,15 @@ def _auto(collector: Collector, scope: Scope | None) -> list[Device]:
     devices: list[Device] = []
     if scope in (None, "gpu", "module", "node"):
         devices += _first(collector, _gpu_sources(scope), reasons)
-    if scope is None and not devices and (board := unmeasured_gpu()) is not None:
+    if scope in (None, "gpu") and (devices or scope is None) and (board := unmeasured_gpu()) is not None:
         known = accelerator(board)
         own = [each for each in reasons if each.startswith(f"{known.source}: ")]
-        raise MeterUnavailable(
-            f"this machine has a GPU ({board}) whose energy cannot be measured. "
-            f"{''.join(f'{each}. ' for each in own)}{known.remedy}. {CPU_ALONE}"
-        )
+        # A display card beside it may have a meter that works.
+        if own or not devices:
+            raise MeterUnavailable(
+                f"this machine has a GPU ({board}) whose energy cannot be measured. "
+                f"{''.join(f'{each}. ' for each in own)}{known.remedy}. {CPU_ALONE}"
+            )
     if scope in ("cpu", "dram", "node") or (scope is None and not devices):
         devices += _first(collector, ("rapl",) if scope in (None, "dram") else ("rapl", "hwmon"), reasons)
     if scope == "node" and not any(device.scope == "node" for device in devices):

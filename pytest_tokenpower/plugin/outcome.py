@@ -94,7 +94,7 @@ def judged(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestRe
         return report
     body = item.stash.get(BODY, None) or Body(ended=True)
     if not body.ended:
-        body.part_failed |= report.failed
+        body.part_failed |= report.failed or hasattr(report, "wasxfail")
         return report
     if body.judged:
         return report

@@ -44,6 +44,7 @@ from pytest_tokenpower.runner.compare import (
     started_async,
 )
 from pytest_tokenpower.runner.coroutines import awaited, blocking, refuse_pending
+from pytest_tokenpower.runner.generate_calls import generate_calls
 from pytest_tokenpower.runner.open_windows import sole_window
 from pytest_tokenpower.runner.outcome import Attempt, MeasuredTest, finish
 from pytest_tokenpower.runner.result import Result
@@ -53,6 +54,7 @@ from pytest_tokenpower.runner.soak import Soak, soak
 if TYPE_CHECKING:
     from pytest_tokenpower.core.records import VerdictRecord
     from pytest_tokenpower.core.settings import Limits
+    from pytest_tokenpower.core.token_ids import Call
     from pytest_tokenpower.engines.protocol import Engine, EngineIdentity
     from pytest_tokenpower.engines.spec import EngineSpec
     from pytest_tokenpower.runner.session import Session
@@ -196,18 +198,18 @@ class Energy:
             if self._replayed is not None:
                 self._windows.extend(self._replayed)
                 return execute(*args, **kwargs)
-            work = partial(execute, *args, **kwargs)
-            if self._soak is not None:
-                soak(
-                    work,
-                    lambda result: self._counted(result, args, kwargs, fn),
-                    self._soak,
-                    self._telemetry,
+            with generate_calls() as calls:
+                work = calls.noting(partial(execute, *args, **kwargs))
+
+                def count(result: object) -> TokenCount:
+                    return self._counted(result, args, kwargs, fn, calls.of(result))
+
+                if self._soak is not None:
                     # Rounds from before it are judged with these, or written to a recording at the end.
-                    forget=not self._earlier and self._session.settings.record is None,
-                )
-                self._facts["soak"], self._soaked = self._soak.ended()
-            return self._keep(*run(self._rounds(work, fn, args, kwargs), lambda: self._telemetry))
+                    forget = not self._earlier and self._session.settings.record is None
+                    soak(work, count, self._soak, self._telemetry, forget=forget)
+                    self._facts["soak"], self._soaked = self._soak.ended()
+                return self._keep(*run(self._rounds(work, count), lambda: self._telemetry))
 
     @overload
     async def async_run(self, fn: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
@@ -240,23 +242,18 @@ class Energy:
             if self._replayed is not None:
                 self._windows.extend(self._replayed)
                 return await awaited(fn, *args, **kwargs)
-            measuring = self._rounds(partial(awaited, fn, *args, **kwargs), fn, args, kwargs)
-            return self._keep(*await run_async(measuring, lambda: self._telemetry))
+            with generate_calls() as calls:
+                work = calls.noting(partial(awaited, fn, *args, **kwargs), awaited=True)
+
+                def count(result: object) -> TokenCount:
+                    return self._counted(result, args, kwargs, fn, calls.of(result))
+
+                return self._keep(*await run_async(self._rounds(work, count), lambda: self._telemetry))
 
     def _rounds(
-        self,
-        execute: Callable[[], Any],
-        fn: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        self, execute: Callable[[], Any], count: Callable[[object], TokenCount]
     ) -> Measuring[tuple[object, tuple[RoundWindow, ...]]]:
-        return rounds(
-            execute,
-            lambda result: self._counted(result, args, kwargs, fn),
-            phases_of,
-            self._plan,
-            self._telemetry,
-        )
+        return rounds(execute, count, phases_of, self._plan, self._telemetry)
 
     @contextmanager
     def _refusing(self) -> Iterator[None]:
@@ -507,7 +504,7 @@ class Energy:
         names: tuple[str, str] | None,
     ) -> Measuring[None]:
         __tracebackhide__ = True
-        with self._refusing(), self._window():
+        with self._refusing(), self._window(), generate_calls() as calls:
             if self.used:
                 raise UsageError(
                     f"{self._test}: energy.compare() is a measurement of its own: use it once, and alone"
@@ -532,7 +529,7 @@ class Energy:
             called: dict[Variant, Callable[[], object]] = {}
 
             def count(variant: Variant, result: object) -> TokenCount:
-                return self._counted(result, fn=called[variant])
+                return self._counted(result, fn=called[variant], ran=calls.of(result))
 
             finished = []
             for _ in range(asked.restarts):
@@ -548,6 +545,10 @@ class Energy:
                     self._identity = describe_callable(running["candidate"])
                     declared_config(self._declared, self._identity)
                     used = [getattr(variant, "device_ids", None) for variant in running.values()]
+                    running = {
+                        name: calls.noting(each, awaited=start is started_async)
+                        for name, each in running.items()
+                    }
                     if None not in used:
                         self._telemetry = self._telemetry.on_gpus(
                             sorted({gpu for each in used for gpu in each or ()})
@@ -588,6 +589,7 @@ class Energy:
         args: tuple[object, ...] = (),
         kwargs: Mapping[str, object] | None = None,
         fn: Callable[..., object] | None = None,
+        ran: tuple[tuple[Any, Call], ...] = (),
     ) -> TokenCount:
         """Count a result as the hook of the test's folder does, or as its shape says."""
         kwargs = dict(kwargs or {})
@@ -599,7 +601,7 @@ class Energy:
                     f"the hook pytest_tokenpower_count_tokens returned {counted!r}: it must return a TokenCount, or "
                     "None for what it does not know"
                 )
-            tokens = count_tokens(result if counted is None else counted, args, kwargs, fn)
+            tokens = count_tokens(result if counted is None else counted, args, kwargs, fn, ran)
             if tokens.cached_prompt and isinstance(result, Generation) and not self._budget.prefix_cache:
                 raise TokenCountError(
                     f"{tokens.cached_prompt} of {tokens.prompt} prompt tokens came from the engine's prefix cache and "

@@ -25,6 +25,9 @@ class Quantity(float):
         """The number alone."""
         return float(self)
 
+    def __reduce__(self) -> tuple[type[Quantity], tuple[Figure]]:
+        return Quantity, (Figure(float(self), self.stderr),)
+
     def __repr__(self) -> str:
         return f"{float(self):.6g} ± {self.stderr:.2g}"
 
@@ -72,8 +75,26 @@ class Result:
     @property
     def joules_per_token(self) -> Quantity:
         """Energy per generated token; raises MeterError that says why where it is not known."""
+        return self._per("token")
+
+    @property
+    def joules_per_prompt_token(self) -> Quantity:
+        """Energy per prompt token that was computed: of work without generated tokens, or of the prefill alone."""
+        return self._per("prompt_token")
+
+    @property
+    def joules_per_total_token(self) -> Quantity:
+        """Energy per token of prompts and answers together."""
+        return self._per("total_token")
+
+    @property
+    def joules_per_response(self) -> Quantity:
+        """Energy per sequence, vector or score that came back."""
+        return self._per("response")
+
+    def _per(self, denominator: str) -> Quantity:
         try:
-            return self.figures["joules_per_token"]
+            return self.figures[f"joules_per_{denominator}"]
         except KeyError:
             why = self.reason or f"what was measured has {', '.join(self.figures) or 'no figures'}"
-            raise MeterError(f"no joules per token: {why}") from None
+            raise MeterError(f"no joules per {denominator.replace('_', ' ')}: {why}") from None

@@ -297,6 +297,26 @@ COUNTED: dict[str, tuple[object, tuple[int, ...]]] = {
         ],
         (16, 3, 2, 0),
     ),
+    "usage-with-reasoning": (
+        {"choices": [{}], "usage": USAGE | {"completion_tokens_details": {"reasoning_tokens": 6}}},
+        (11, 7, 1, 0),
+    ),
+    "usage-with-a-prediction-that-did-not-come-true": (
+        {"choices": [{}], "usage": USAGE | {"completion_tokens_details": {"rejected_prediction_tokens": 3}}},
+        (11, 4, 1, 0),
+    ),
+    "stream-that-begins-with-filters": (
+        [
+            {"id": "", "object": "", "choices": [], "prompt_filter_results": [{}]},
+            chunk("a", 0, finish="stop"),
+            chunk("a", None, used(11, 7)),
+        ],
+        (11, 7, 1, 0),
+    ),
+    "stream-with-zeros-until-its-end": (
+        [chunk("a", 0, used(0, 0)), chunk("a", 0, used(0, 0)), chunk("a", 0, used(11, 7), "stop")],
+        (11, 7, 1, 0),
+    ),
     "sglang": ({"text": "x", "output_ids": [1, 2, 3], "meta_info": META}, (9, 3, 1, 4)),
     "sglang-stream": (
         [
@@ -459,6 +479,34 @@ REFUSED: dict[str, tuple[object, str]] = {
     "usage-zero-with-words": (
         {"usage": used(3, 0), "choices": [{"message": {"content": "x"}}]},
         "0 generated tokens, and words came back",
+    ),
+    "usage-zero-with-a-refusal": (
+        {"usage": used(3, 0), "choices": [{"message": {"content": None, "refusal": "no"}}]},
+        "0 generated tokens, and words came back",
+    ),
+    "usage-zero-with-a-call": (
+        {"usage": used(3, 0), "choices": [{"message": {"function_call": {"name": "f"}}}]},
+        "0 generated tokens, and words came back",
+    ),
+    "usage-zero-with-a-response": (
+        {"usage": used(3, 0), "object": "response", "output": [{"type": "message"}]},
+        "0 generated tokens, and words came back",
+    ),
+    "usage-zero-with-a-message": (
+        {"usage": used(3, 0), "type": "message", "content": [{"type": "text", "text": "x"}]},
+        "0 generated tokens, and words came back",
+    ),
+    "usage-with-more-reasoning": (
+        {"choices": [{}], "usage": USAGE | {"completion_tokens_details": {"reasoning_tokens": 80}}},
+        "says 7 generated tokens, and 80 of them reasoning_tokens",
+    ),
+    "completion-without-choices": (
+        {"id": "a", "object": "chat.completion", "choices": [], "usage": used(3, 0)},
+        "it has no choices",
+    ),
+    "filters-alone": (
+        {"id": "", "object": "", "choices": [], "prompt_filter_results": [{}]},
+        "nothing was read",
     ),
     "usage-cached-as-float": (
         {"usage": USAGE | {"prompt_tokens_details": {"cached_tokens": 8.0}}},

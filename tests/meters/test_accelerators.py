@@ -87,6 +87,9 @@ def test_what_the_environment_hides_does_not_count(machine: Machine) -> None:
     machine.card(0, "0x1002", mem_info_vram_total=str(192 << 30))
     assert machine.name(CUDA_VISIBLE_DEVICES="") == "AMD"
     assert machine.name(CUDA_VISIBLE_DEVICES="", ROCR_VISIBLE_DEVICES="") is None
+    assert machine.name(CUDA_VISIBLE_DEVICES="-1") is None
+    assert machine.name(CUDA_VISIBLE_DEVICES="", HIP_VISIBLE_DEVICES="-1") is None
+    assert machine.name(CUDA_VISIBLE_DEVICES="-1", HIP_VISIBLE_DEVICES="0") == "AMD"
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,16 @@ def test_the_order_of_cuda_is_not_that_of_nvml(monkeypatch: pytest.MonkeyPatch) 
     assert visible_indices("1", UUIDS, different) == [1]
 
 
+def test_a_board_that_is_named_twice_is_read_once() -> None:
+    boards = numbered_boards(2, Board(power=WORK))
+    first = boards[0].uuid
+    for visible in ("0,0", f"{first},{first}", f"0,{first}", "1,0,1"):
+        found = opened(visible=visible, boards=boards)
+        assert len(found) == len(set(found)) == (2 if "1" in visible.split(",") else 1)
+    with pytest.raises(MeterUnavailable, match="leaves no GPU visible"):
+        opened(visible="\N{SUPERSCRIPT TWO}", boards=boards)
+
+
 def test_only_visible_boards_are_read() -> None:
     measured = Measured(
         boards=numbered_boards(3, Board(power=WORK)), meter=lambda boards: NvmlMeter(boards, visible="2")
@@ -166,6 +176,9 @@ def test_a_part_of_a_board_is_refused() -> None:
     for visible, said in ((first, r"\(1 of 7 are"), (f"{first},{second}", r"\(2 of 7 are")):
         with pytest.raises(MeterUnavailable, match=f"in MIG mode: .* the whole board.*{said}"):
             opened(visible=visible, boards=boards)
+    twice = ",".join([*slices(boards)[:4]] * 2)
+    with pytest.raises(MeterUnavailable, match=r"\(4 of 7 are"):
+        opened(visible=twice, boards=boards)
     with pytest.raises(MeterUnavailable, match="names MIG slices and whole GPUs"):
         opened(visible=f"{first},GPU-5", boards=boards)
     with pytest.raises(MeterUnavailable, match="names the MIG slice MIG-x, which NVML does not find"):

@@ -200,6 +200,19 @@ def test_a_gpu_whose_meter_is_broken_does_not_become_a_cpu_figure(
     assert opened("auto", "cpu")[0] == ["rapl-cpu", "rapl-dram"]
 
 
+@pytest.mark.parametrize("scope", [None, "gpu"])
+def test_a_gpu_whose_meter_is_broken_does_not_become_the_figure_of_a_card_beside(
+    machine: dict[str, tuple[Scope, ...]], monkeypatch: pytest.MonkeyPatch, scope: Scope | None
+) -> None:
+    monkeypatch.setattr(sources, "unmeasured_gpu", lambda: "NVIDIA")
+    assert opened("auto", scope)[0] == ["nvml-gpu"]
+    machine["nvml"] = ()
+    with pytest.raises(MeterUnavailable, match=r"has a GPU \(NVIDIA\).*nvml is not here.*hide it"):
+        sources.begin("auto", scope)
+    monkeypatch.setattr(sources, "unmeasured_gpu", lambda: "AMD")
+    assert opened("auto", scope)[0] == ["amd-gpu"]
+
+
 def test_which_gpus_a_machine_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dev, drm = tmp_path / "dev", tmp_path / "drm"
     memory = drm / "card0" / "device" / "mem_info_vram_total"

@@ -70,6 +70,11 @@ def test_subtest(energy, subtests):
     with subtests.test("answers"):
         assert "this" == "that"
 
+def test_subtest_xfail(energy, subtests):
+    energy(generate, 0.12)
+    with subtests.test("answers"):
+        pytest.xfail("known")
+
 @pytest.mark.xfail(strict=True)
 def test_xfail(energy):
     energy(generate, 0.12)
@@ -92,6 +97,7 @@ def test_reported_as_failed(energy):
         "test_case": FAILED,
         "test_case_expected": FAILED,
         "test_subtest": FAILED,
+        "test_subtest_xfail": FAILED,
         "test_xfail": FAILED,
         "test_imperative_xfail": FAILED,
         "test_reported_as_failed": FAILED,

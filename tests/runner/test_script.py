@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import pickle
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -172,7 +174,9 @@ def test_work_that_generates_nothing_has_its_own_figures() -> None:
     with measure("simulated") as m:
         m.count(TokenCount(prompt=generate().generated, generated=0))
     assert m.result.valid
-    assert m.result.figures["joules_per_prompt_token"] > 0
+    assert m.result.joules_per_prompt_token > 0
+    assert m.result.joules_per_total_token == m.result.joules_per_prompt_token
+    assert m.result.joules_per_response == pytest.approx(100 * m.result.joules_per_prompt_token)
     with pytest.raises(MeterError, match=r"what was measured has .*joules_per_prompt_token"):
         _ = m.result.joules_per_token
 
@@ -234,6 +238,12 @@ def test_a_block_that_fails_measures_nothing() -> None:
         raise OSError("server gone")
     with pytest.raises(UsageError, match="nothing has been measured yet"):
         _ = m.result
+
+
+@pytest.mark.parametrize("copy", [copy.copy, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_a_copy_of_a_quantity_keeps_its_error(copy: Callable[[Quantity], Quantity]) -> None:
+    copied = copy(Quantity(Figure(2.5, 0.1)))
+    assert (copied, copied.stderr) == (2.5, 0.1)
 
 
 def test_a_quantity_is_its_number() -> None:

@@ -79,7 +79,7 @@ def _named(variable: str, value: str, seen: Sequence[ListedDie]) -> list[ListedD
             if not matches:
                 break
             chosen.append(matches[0])
-        elif part.isdigit() and int(part) < len(seen):
+        elif part.isdecimal() and int(part) < len(seen):
             chosen.append(seen[int(part)])
         else:
             break

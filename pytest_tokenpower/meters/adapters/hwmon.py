@@ -155,15 +155,18 @@ class HwmonMeter:
         for path, driver, label, channel in found:
             key = f"{driver}/{label}"
             scope = self._scopes.get(key) or _scope(driver, label, sockets)
-            twice = any(sensor.driver == driver and sensor.label == label for sensor in sensors)
-            if scope is None or (twice and (scope != "node" or key in self._scopes)):
+            before = sum(sensor.driver == driver and sensor.label == label for sensor in sensors)
+            # A driver that knows CPUs has a chip for each socket.
+            socket = before and driver in _CPU_DRIVERS and key not in self._scopes
+            if scope is None or (before and not socket and (scope != "node" or key in self._scopes)):
                 left_out.append(key)
                 continue
             interval_ms = text_of(path.parent / f"{channel}_average_interval")
             refresh_ms = (
                 float(interval_ms) if interval_ms.isdecimal() and int(interval_ms) else MAX_REFRESH_MS
             )
-            sensors.append(_Sensor(path, f"hwmon:{key}", label, driver, scope, refresh_ms))
+            name = f"hwmon:{key}" + (f" {before + 1}" if socket else "")
+            sensors.append(_Sensor(path, name, label, driver, scope, refresh_ms))
         # A machine has one whole: of several sensors that nobody names, some are parts of others.
         if sum(s.scope == "node" for s in sensors) > 1:
             whole = [s for s in sensors if s.scope == "node" and f"{s.driver}/{s.label}" not in self._scopes]

@@ -62,12 +62,18 @@ class IntelGpuMeter:
     def open(self, clock: Clock) -> Sequence[Device]:
         """Find the cards that are visible and whose counters move; raises MeterUnavailable."""
         found = self._find()
-        if not found:
+        if not any(card.channel for card in found):
             raise MeterUnavailable(
                 f"Intel GPU: no meter, {self._root} has no energy counter of the drivers xe or i915 (they give one for"
                 " cards, from Linux 6.2 on, and none for GPUs that are part of a CPU)"
             )
         cards = self._visible(found)
+        silent = [card.id for card in cards if not card.channel]
+        if silent:
+            raise MeterUnavailable(
+                f"Intel GPU: {', '.join(silent)} has no energy counter, and the other cards' is not all of it; leave "
+                "it out by ZE_AFFINITY_MASK, with ZE_ENABLE_PCI_ID_DEVICE_ORDER=1"
+            )
         try:
             for card in cards:
                 self._check_moves(card)
@@ -116,7 +122,7 @@ class IntelGpuMeter:
         self._cards = []
 
     def _find(self) -> list[_Card]:
-        """Return the cards, in the order of the bus."""
+        """Return the cards, in the order of the bus; one without a counter has no channel."""
         cards: list[_Card] = []
         for chip in sorted(self._root.glob("hwmon*")):
             driver = text_of(chip / "name")
@@ -127,16 +133,14 @@ class IntelGpuMeter:
                 for number in (2, 1)
                 if (chip / f"energy{number}_input").exists()
             }
-            channel = next((each for each in ("card", "pkg") if each in labels), None)
-            if channel is None:
-                continue
+            channel = next((each for each in ("card", "pkg") if each in labels), "")
             device = (chip / "device").resolve()
             known = _PCI.fullmatch(device.name) is not None
             number = text_of(device / "device").removeprefix("0x")
             cards.append(
                 _Card(
                     id=f"intel:{device.name if known else chip.name}",
-                    path=chip / f"energy{labels[channel]}_input",
+                    path=chip / f"energy{labels.get(channel, 1)}_input",
                     channel=channel,
                     driver=driver,
                     name=f"Intel GPU {number}" if number else "Intel GPU",

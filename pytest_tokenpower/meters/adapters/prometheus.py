@@ -314,12 +314,27 @@ class PrometheusMeter:
         except ValueError as error:
             names = str(error)
         else:
+            if self._expression is None:
+                self._check_hosts(boards.values())
             if self._expression is None or not several:
                 return tuple(boards.values())
             names = ", ".join(name for name, repeats in boards.items() if repeats.others)
         raise MeterError(
             f"Prometheus: {self._query} gives several series for one device ({names}); aggregate them, as in"
             " max by (UUID), or sum by (outlet)"
+        )
+
+    def _check_hosts(self, boards: Iterable[Repeats]) -> None:
+        """Raise MeterError where nobody has said whose boards are meant, and a server knows those of many machines."""
+        hosts = sorted({host for board in boards if (host := dict(board.labels).get("Hostname"))})
+        if self._matchers or len(hosts) < 2:
+            return
+        shown = ", ".join(hosts[:4]) + (f" and {len(hosts) - 4} more" if len(hosts) > 4 else "")
+        raise MeterError(
+            f"Prometheus: {self._query} at {self._url} gives the GPUs of {len(hosts)} machines ({shown}), and which of"
+            " them the test uses is not known. Name those of one, "
+            f"""TOKENPOWER_PROMETHEUS_MATCHERS='Hostname="{hosts[0]}"', or of several, """
+            f"""'Hostname=~"{hosts[0]}|{hosts[1]}"'"""
         )
 
     def _relabel(self, series: _Series, fresh: Mapping[Labels, Samples]) -> None:

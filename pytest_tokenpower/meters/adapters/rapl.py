@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pytest_tokenpower.core.types import Fact, Scope
 from pytest_tokenpower.errors import MeterError, MeterUnavailable
+from pytest_tokenpower.meters.adapters._sysfs import text_of
 from pytest_tokenpower.meters.adapters.cpu_model import cpu_name
 from pytest_tokenpower.meters.clock import Clock
 from pytest_tokenpower.meters.types import CounterReading, Device, Reading
@@ -98,11 +99,18 @@ class RaplMeter:
                 running.append(zone)
             else:
                 original.mirrors.append(zone)
-        if not any(zone.scope != "dram" for zone in running):
-            raise MeterUnavailable(
-                f"RAPL: no meter, the counters in {self._root} stand still under load ({', '.join(dead)})"
-                f"{self._virtual()}; use the host's meter, or --energy-source=model"
+        still = [zone for zone in zones if zone.scope != "dram" and not _counted_in(zone, running)]
+        if still:
+            rest = (
+                ", and the others are not all of it" if any(zone.scope != "dram" for zone in running) else ""
             )
+            raise MeterUnavailable(
+                f"RAPL: no meter, {'' if rest else 'the '}counters in {self._root} stand still under load "
+                f"({', '.join(dead)}){self._virtual()}{rest}; use the host's meter, or --energy-source=model"
+            )
+        # With that of one socket missing, the others' memory is not the machine's.
+        if dead:
+            running = [zone for zone in running if zone.scope != "dram"]
         self._zones = running
         key_facts: dict[str, Fact] = {
             "cpu": cpu_name(self._proc),
@@ -163,16 +171,26 @@ class RaplMeter:
         # The MSR interface comes first, so that the same package on MMIO is the one that is left out.
         for entry in sorted(entries, key=lambda entry: ("mmio" in entry, entry)):
             zone_path = self._root / entry
-            try:
-                name = (zone_path / "name").read_text().strip()
-                range_uj = int((zone_path / "max_energy_range_uj").read_text())
-            except (OSError, ValueError):
-                continue
-            names[entry] = name
+            names[entry] = text_of(zone_path / "name")
             parent = names.get(entry.rpartition(":")[0])
-            label, scope = _label(name, parent)
-            if scope is not None and range_uj > 0:
-                found.setdefault(label, _Zone(zone_path / "energy_uj", label, scope, range_uj))
+            label, scope = _label(names[entry], parent)
+            # A zone on top that says nothing of itself may be a socket.
+            if scope is None and (names[entry] or parent is not None):
+                continue
+            if "mmio" in entry and (label in found or not label):
+                continue
+            if label in found:
+                label = f"{label} ({entry})"
+            range_uj = text_of(zone_path / "max_energy_range_uj")
+            if scope is None or not range_uj.isdecimal() or not int(range_uj):
+                if scope == "dram":
+                    continue
+                file = zone_path / ("max_energy_range_uj" if names[entry] else "name")
+                raise MeterUnavailable(
+                    f"RAPL: no meter, {file} cannot be read or says nothing, so that what {label or entry} draws is "
+                    "not known; use the host's meter, or --energy-source=model"
+                )
+            found[label] = _Zone(zone_path / "energy_uj", label, scope, int(range_uj))
         zones = list(found.values())
         if any(zone.scope == "cpu" for zone in zones):
             zones = [zone for zone in zones if zone.scope != "node"]
@@ -242,6 +260,10 @@ class RaplMeter:
                 ": this is a virtual machine (hypervisor flag in /proc/cpuinfo), most of which have no RAPL"
             )
         return ""
+
+
+def _counted_in(zone: _Zone, running: Sequence[_Zone]) -> bool:
+    return any(zone is each or any(zone is mirror for mirror in each.mirrors) for each in running)
 
 
 def _alike(zone: _Zone, other: _Zone) -> bool:

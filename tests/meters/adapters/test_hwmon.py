@@ -114,6 +114,16 @@ def test_average_goes_before_input_and_labels_are_used(tmp_path: Path) -> None:
     assert [int(power.milliwatts[0]) for power in powers if power is not None] == [30_000, 25_000]
 
 
+def test_sockets_of_one_name_are_all_counted(tmp_path: Path) -> None:
+    for number in (0, 1):
+        chip(tmp_path, number, "fam15h_power", power1_average=(25 + number) * 1_000_000)
+    meter = HwmonMeter(tmp_path)
+    devices = meter.open(Clock())
+    assert [device.id for device in devices] == ["hwmon:fam15h_power/power", "hwmon:fam15h_power/power 2"]
+    powers = [reading.power for reading in meter.poll(Clock())]
+    assert [int(power.milliwatts[0]) for power in powers if power is not None] == [25_000, 26_000]
+
+
 def test_unknown_sensors_need_a_scope(tmp_path: Path) -> None:
     chip(tmp_path, 0, "amdgpu", power1_average=90_000_000, power1_label="PPT")
     with pytest.raises(MeterUnavailable, match=r"no meter, .*\(not counted: amdgpu/PPT\)"):

@@ -74,6 +74,15 @@ def test_what_cannot_be_told_is_refused(machine: Machine, environment: dict[str,
         machine.meter(**environment).open(Clock())
 
 
+def test_a_card_without_a_counter_is_not_left_out(machine: Machine) -> None:
+    two_cards(machine)
+    machine.chip(4, "xe", "0000:43:00.0")
+    with pytest.raises(MeterUnavailable, match=r"intel:0000:43:00\.0 has no energy counter, and the other"):
+        machine.meter().open(Clock())
+    environment = {"ZE_AFFINITY_MASK": "0,2", "ZE_ENABLE_PCI_ID_DEVICE_ORDER": "1"}
+    assert [device.id[11:13] for device in machine.meter(**environment).open(Clock())] == ["03", "83"]
+
+
 def test_a_counter_that_stands_still_or_gives_nothing_is_no_meter(machine: Machine) -> None:
     with pytest.raises(MeterUnavailable, match="no energy counter of the drivers xe or i915"):
         machine.meter().open(Clock())

@@ -439,6 +439,19 @@ def test_zero_is_no_reading() -> None:
         meter.open(store.clock)
 
 
+def test_boards_of_several_machines_are_taken_only_where_they_are_named() -> None:
+    store = Store()
+    named = f'{ENERGY}{{Hostname=~"node7|node8"}}'
+    for index, host in enumerate(("node7", "node7", "node8")):
+        for query in (ENERGY, named):
+            store.add(query, {**gpu(index), "Hostname": host}, counted(START_S - 60, START_S))
+    said = r"the GPUs of 2 machines \(node7, node8\).*MATCHERS='Hostname=\"node7\"'"
+    with reading(store) as meter, pytest.raises(MeterUnavailable, match=said):
+        meter.open(store.clock)
+    with reading(store, matchers='Hostname=~"node7|node8"') as meter:
+        assert len(meter.open(store.clock)) == 3
+
+
 def test_what_cannot_be_opened_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TOKENPOWER_PROMETHEUS_URL", raising=False)
     with pytest.raises(MeterUnavailable, match="set TOKENPOWER_PROMETHEUS_URL"):

@@ -187,6 +187,63 @@ def test_a_dead_dram_counter_is_absent_not_zero(machine: Machine) -> None:
     assert device.facts["not_measured"] == "dram of package-0 reads 0 µJ"
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        (
+            "max_energy_range_uj",
+            None,
+            "max_energy_range_uj cannot be read or says nothing, so that what package-1",
+        ),
+        (
+            "max_energy_range_uj",
+            "0",
+            "max_energy_range_uj cannot be read or says nothing, so that what package-1",
+        ),
+        (
+            "max_energy_range_uj",
+            "-",
+            "max_energy_range_uj cannot be read or says nothing, so that what package-1",
+        ),
+        ("name", None, "name cannot be read or says nothing, so that what intel-rapl:1 draws"),
+    ],
+)
+def test_a_socket_that_cannot_be_read_is_not_left_out(
+    machine: Machine, file: str, content: str | None, said: str
+) -> None:
+    machine.zone("intel-rapl:0", "package-0")
+    machine.zone("intel-rapl:1", "package-1", 900_000_000)
+    path = machine.root / "intel-rapl:1" / file
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(MeterUnavailable, match=said):
+        machine.meter().open(machine.clock)
+
+
+def test_a_socket_whose_counter_stands_still_is_not_left_out(machine: Machine) -> None:
+    machine.zone("intel-rapl:0", "package-0")
+    machine.zone("intel-rapl:1", "package-1", 0, still=True)
+    with pytest.raises(MeterUnavailable, match=r"\(package-1 reads 0 µJ\), and the others are not all of it"):
+        machine.meter().open(machine.clock)
+
+
+def test_memory_of_one_socket_is_not_the_machines(machine: Machine) -> None:
+    for socket in range(2):
+        machine.zone(f"intel-rapl:{socket}", f"package-{socket}", socket * 900_000_000)
+        machine.zone(f"intel-rapl:{socket}:0", "dram", 5, still=socket == 1)
+    devices = machine.meter().open(machine.clock)
+    assert [device.id for device in devices] == ["rapl:package-0", "rapl:package-1"]
+    assert devices[0].facts["not_measured"] == "dram of package-1 reads 5 µJ"
+
+
+def test_sockets_of_one_name_are_both_counted(machine: Machine) -> None:
+    machine.zone("intel-rapl:0", "package-0")
+    machine.zone("intel-rapl:1", "package-0", 900_000_000)
+    devices = machine.meter().open(machine.clock)
+    assert [device.id for device in devices] == ["rapl:package-0", "rapl:package-0 (intel-rapl:1)"]
+
+
 def test_no_powercap(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     with pytest.raises(MeterUnavailable, match=r"no package counter .*modprobe intel_rapl_msr"):

@@ -61,7 +61,7 @@ def visible_indices(visible: str | None, uuids: Sequence[str], names: Sequence[s
             chosen += matches
             continue
         # CUDA hides this entry and all after it when one is not a valid index ("-1", "NoDevFiles").
-        if not part.isdigit() or int(part) >= len(uuids):
+        if not part.isdecimal() or int(part) >= len(uuids):
             break
         if len(models) > 1 and os.environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
             raise MeterUnavailable(
@@ -141,12 +141,13 @@ def chosen_boards(nvml: Any, visible: str | None) -> list[ListedBoard]:
     told = [name for name in names if name is not None]
     chosen = visible_indices(visible, uuids, told)
     for part, index in zip((part.strip() for part in visible.split(",")), chosen, strict=False):
-        if part.isdigit() and silent is not None and index >= silent.index:
+        if part.isdecimal() and silent is not None and index >= silent.index:
             raise MeterUnavailable(
                 f"CUDA_VISIBLE_DEVICES={visible} counts a GPU that does not answer ({silent.error}), and CUDA may not: "
                 f"name the GPUs by UUID (there answer {', '.join(board.uuid or '' for board in answering) or 'none'})"
             )
-    return [listed[index] for index in chosen]
+    # One that is named twice draws its power once.
+    return [listed[index] for index in dict.fromkeys(chosen)]
 
 
 def hide(others: Sequence[str]) -> str:
@@ -177,7 +178,7 @@ def _whole(nvml: Any, board: ListedBoard) -> VisibleBoard:
 def _of_slices(nvml: Any, parts: Sequence[str]) -> list[VisibleBoard]:
     """Return the boards of the slices that are named, each with all of its slices among them."""
     found: dict[str, tuple[Any, list[Any]]] = {}
-    for part in parts:
+    for part in dict.fromkeys(parts):
         if not part.startswith("MIG-"):
             raise MeterUnavailable(
                 f"CUDA_VISIBLE_DEVICES={','.join(parts)} names MIG slices and whole GPUs: name either"

@@ -1,0 +1,112 @@
+"""What transformers' generate() was called with while a workload ran, wherever in it: ids alone do not tell."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import CodeType, FrameType, MethodType
+from typing import Any
+
+from pytest_tokenpower.core.token_ids import SETTINGS, Call
+
+
+@dataclass(frozen=True)
+class _Ran:
+    """A call that has ended: the method, its arguments without what counts nothing, and the ids that it returned."""
+
+    method: Callable[..., Any]
+    args: tuple[Any, ...]
+    settings: Mapping[str, Any]
+    ids: Any
+
+
+class GenerateCalls:
+    """The calls of each execution that has not been counted yet, in the order of the executions."""
+
+    def __init__(self) -> None:
+        self._now: list[_Ran] = []
+        self._ended: deque[tuple[object, list[_Ran]]] = deque()
+
+    def noting(self, execute: Callable[[], Any], *, awaited: bool = False) -> Callable[[], Any]:
+        """Return the same execution, or the same to be awaited, whose calls are kept until it is counted."""
+        if _mixin() is None:
+            return execute
+
+        def noted() -> Any:
+            __tracebackhide__ = True
+            self._now = []
+            return self._keep(execute())
+
+        async def noted_async() -> Any:
+            __tracebackhide__ = True
+            self._now = []
+            return self._keep(await execute())
+
+        return noted_async if awaited else noted
+
+    def of(self, result: object) -> tuple[tuple[Any, Call], ...]:
+        """Return what the next execution to be counted called, ``result`` being what it returned."""
+        while self._ended:
+            ended, calls = self._ended.popleft()
+            if ended is result:
+                return tuple((each.ids, Call.of(each.method, each.args, each.settings)) for each in calls)
+        return ()
+
+    def add(
+        self, method: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
+    ) -> None:
+        """Note a call that has ended."""
+        settings = {name: value for name, value in kwargs.items() if name in SETTINGS}
+        if (embeds := settings.get("inputs_embeds")) is not None:
+            # Their number is all that counts; their values would fill the device's memory.
+            settings["inputs_embeds"] = embeds.new_empty((*embeds.shape[:2], 0))
+        self._now.append(_Ran(method, args, settings, getattr(result, "sequences", result)))
+
+    def _keep(self, result: object) -> object:
+        self._ended.append((result, self._now))
+        return result
+
+
+@contextmanager
+def generate_calls() -> Iterator[GenerateCalls]:
+    """Note the calls of transformers' generate() until the end of this context, if a program has loaded it."""
+    calls = GenerateCalls()
+    mixin = _mixin()
+    if mixin is None:
+        yield calls
+        return
+    original = mixin.generate
+    code = getattr(inspect.unwrap(original), "__code__", None)
+
+    @functools.wraps(original)
+    def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True
+        result = original(self, *args, **kwargs)
+        # An assistant drafts with a generate() of its own, in that of its model: its tokens are no answer.
+        if not _runs(code, inspect.currentframe()):
+            calls.add(MethodType(original, self), args, kwargs, result)
+        return result
+
+    mixin.generate = generate
+    try:
+        yield calls
+    finally:
+        if mixin.generate is generate:
+            mixin.generate = original
+
+
+def _runs(code: CodeType | None, frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code is code:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _mixin() -> Any:
+    return getattr(sys.modules.get("transformers.generation.utils"), "GenerationMixin", None)

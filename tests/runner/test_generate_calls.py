@@ -1,0 +1,218 @@
+"""Calls of transformers' generate() that are seen to run: prompts and ends are those of the call, wherever it is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from pytest_tokenpower import measure
+from pytest_tokenpower.core.tokens import TokenCount, count_tokens
+from pytest_tokenpower.errors import TokenCountError
+from pytest_tokenpower.runner.generate_calls import generate_calls
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.real_engine
+
+EOS, NEW = 2, 20
+SAMPLED = {"do_sample": True, "max_new_tokens": NEW}
+IDS = torch.randint(3, 16, (4, 6), generator=torch.Generator().manual_seed(7))
+SUFFIX = torch.tensor([[5, 6]] * 4)
+
+
+def _llama(pad: int | None = 0) -> Any:
+    torch.manual_seed(0)
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.LlamaConfig(
+        vocab_size=16,
+        max_position_embeddings=256,
+        bos_token_id=1,
+        eos_token_id=EOS,
+        pad_token_id=pad,
+        **small,
+    )
+    return transformers.LlamaForCausalLM(config).eval()
+
+
+_Criterion: Any = transformers.StoppingCriteria
+_Llama: Any = transformers.LlamaForCausalLM
+LLAMA, PADLESS = _llama(), _llama(pad=None)
+GIVEN = transformers.GenerationConfig(**SAMPLED, eos_token_id=7, pad_token_id=0)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class At5(_Criterion):  # type: ignore[misc]
+    def __call__(self, ids: Any, scores: Any, **kwargs: Any) -> Any:
+        return ids[:, -1] == 5
+
+
+class Wrapper:
+    """Has a generate() of its own, and the model's config."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.config, self.settings = LLAMA.config, settings
+
+    def generate(self, ids: Any) -> Any:
+        return LLAMA.generate(ids, **SAMPLED, **self.settings)
+
+
+class Override(_Llama):  # type: ignore[misc]
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        return super().generate(*args, **kwargs, **SAMPLED, eos_token_id=7)
+
+
+def by_hand(rows: Any, *ends: int) -> int:
+    return sum(next((i + 1 for i, t in enumerate(row) if t in ends), len(row)) for row in rows.tolist())
+
+
+def seen(fn: Callable[..., Any], *args: Any) -> tuple[Any, TokenCount]:
+    with generate_calls() as calls:
+        result = calls.noting(lambda: fn(*args))()
+        return result, count_tokens(result, args, {}, fn, calls.of(result))
+
+
+SEEN: dict[str, tuple[Callable[..., Any], tuple[int, ...]]] = {
+    "own-function": (lambda ids: LLAMA.generate(ids, **SAMPLED), (EOS,)),
+    "another-end": (lambda ids: LLAMA.generate(ids, **SAMPLED, eos_token_id=7), (7,)),
+    "another-config": (lambda ids: LLAMA.generate(ids, generation_config=GIVEN), (7,)),
+    "padding-is-the-end": (lambda ids: PADLESS.generate(ids, **SAMPLED), (EOS,)),
+    "criteria": (lambda ids: LLAMA.generate(ids, **SAMPLED, stopping_criteria=[At5()]), (EOS, 5)),
+    "object-with-generate": (Wrapper().generate, (EOS,)),
+    "whose-end-is-another": (Wrapper(eos_token_id=7).generate, (7,)),
+    "whose-criteria-are-its-own": (Wrapper(stopping_criteria=[At5()]).generate, (EOS, 5)),
+    "overridden-generate": (Override(LLAMA.config).eval().generate, (7,)),
+}
+
+
+@pytest.mark.parametrize(("fn", "ends"), SEEN.values(), ids=list(SEEN))
+def test_the_settings_are_those_of_the_call(fn: Callable[..., Any], ends: tuple[int, ...]) -> None:
+    result, count = seen(fn, IDS)
+    expected = by_hand(result[:, 6:], *ends)
+    assert expected < result[:, 6:].numel()
+    assert count == TokenCount(24, expected, 4)
+
+
+def test_a_prompt_that_the_workload_makes_longer_is_all_prompt() -> None:
+    result, count = seen(lambda ids: LLAMA.generate(torch.cat([ids, SUFFIX], 1), **SAMPLED), IDS)
+    assert count == TokenCount(32, by_hand(result[:, 8:], EOS), 4)
+
+
+def test_embeddings_that_the_workload_makes_are_its_prompt() -> None:
+    embed = LLAMA.get_input_embeddings()
+    result, count = seen(lambda ids: LLAMA.generate(inputs_embeds=embed(ids), **SAMPLED), IDS)
+    assert count == TokenCount(24, by_hand(result, EOS), 4)
+
+
+def test_every_call_of_an_execution_counts_whatever_came_back() -> None:
+    def turns(ids: Any) -> Any:
+        first = LLAMA.generate(ids, **SAMPLED, eos_token_id=None, pad_token_id=15)
+        ones = torch.ones(4, NEW + 8, dtype=torch.long)
+        more = torch.cat([first, SUFFIX], 1)
+        return LLAMA.generate(more, attention_mask=ones, **SAMPLED, eos_token_id=None, pad_token_id=15)
+
+    padded = int((IDS == 15).sum())
+    assert seen(turns, IDS)[1] == TokenCount(24 - padded + 4 * (NEW + 8), 8 * NEW, 8)
+    result, count = seen(lambda ids: LLAMA.generate(ids, **SAMPLED, eos_token_id=None)[:, :9], IDS)
+    assert result.shape == (4, 9)
+    assert count == TokenCount(24, 4 * NEW, 4)
+
+
+def test_rows_of_their_own_lengths_are_seen_to_be_of_it() -> None:
+    def one_by_one(ids: Any) -> Any:
+        return [LLAMA.generate(each[None], **SAMPLED)[0].tolist() for each in ids]
+
+    result, count = seen(one_by_one, IDS)
+    assert len({len(row) for row in result}) > 1
+    assert count == TokenCount(24, sum(len(row) - 6 for row in result), 4)
+    result, count = seen(lambda ids: LLAMA.generate(ids, **SAMPLED)[0], IDS[:1])
+    assert count == TokenCount(6, len(result) - 6, 1)
+
+
+def test_what_an_assistant_drafts_is_no_answer() -> None:
+    assistant = _llama()
+    result, count = seen(
+        lambda ids: LLAMA.generate(ids, max_new_tokens=NEW, do_sample=False, assistant_model=assistant),
+        IDS[:1],
+    )
+    assert count == TokenCount(6, result.shape[1] - 6, 1)
+
+
+def test_ids_that_no_call_returned_are_held_against_what_is_in_sight() -> None:
+    def other(ids: Any) -> Any:
+        LLAMA.generate(ids, **SAMPLED)
+        return torch.arange(40).reshape(4, 10)
+
+    with pytest.raises(TokenCountError, match="where the prompts end"):
+        seen(other, IDS)
+
+
+@pytest.mark.parametrize("awaited", [False, True])
+def test_an_error_of_the_workload_shows_none_of_our_frames(awaited: bool) -> None:
+    def broken() -> Any:
+        return LLAMA.generate(IDS, max_new_tokens=-1)
+
+    async def broken_later() -> Any:
+        return broken()
+
+    with generate_calls() as calls:
+        work = calls.noting(broken_later if awaited else broken, awaited=awaited)
+        with pytest.raises(ValueError, match="max_new_tokens") as caught:
+            _ = asyncio.run(work()) if awaited else work()
+    ours = [entry for entry in caught.traceback if "pytest_tokenpower/" in str(entry.path)]
+    assert len(ours) == 2
+    assert all(entry.frame.f_locals.get("__tracebackhide__") for entry in ours)
+
+
+@pytest.mark.parametrize("type_", [torch.bool, torch.float32])
+def test_a_mask_may_be_of_any_type(type_: Any) -> None:
+    ids = IDS.clone()
+    ids[1, :3] = EOS
+    mask = torch.ones_like(IDS)
+    mask[1, :3] = 0
+    for given in ({"input_ids": ids}, {"inputs_embeds": PADLESS.get_input_embeddings()(ids)}):
+        batch = given | {"attention_mask": mask.to(type_)}
+        result = PADLESS.generate(**batch, **SAMPLED)
+        assert count_tokens(result, (), batch, PADLESS.generate).prompt == 21
+
+
+def test_the_fixture_sees_them_in_every_way_to_run_a_workload() -> None:
+    def chat(ids: Any) -> Any:
+        return LLAMA.generate(torch.cat([ids, SUFFIX], 1), **SAMPLED, eos_token_id=None)
+
+    async def chat_later(ids: Any) -> Any:
+        return chat(ids)
+
+    rounds: dict[str, Any] = {"warmup_rounds": 1, "min_rounds": 2, "max_rounds": 2}
+    before = transformers.generation.utils.GenerationMixin.generate
+    with measure("simulated", **rounds) as call:
+        call(chat, IDS)
+    with measure("simulated", **rounds) as in_turn:
+        in_turn(chat_later, IDS)
+
+    async def notebook() -> None:
+        with measure("simulated", **rounds) as awaited:
+            await awaited.async_run(chat_later, IDS)
+        check(awaited)
+
+    def check(measured: Any) -> None:
+        for one in measured.result.rounds:
+            assert (one.prompt_tokens, one.generated_tokens) == (32 * one.repeats, 4 * NEW * one.repeats)
+
+    check(call)
+    check(in_turn)
+    asyncio.run(notebook())
+    with measure("simulated", **rounds) as compared:
+        compared.compare(baseline=lambda: chat(IDS), candidate=lambda: chat(IDS))
+    assert compared.result.rounds
+    assert transformers.generation.utils.GenerationMixin.generate is before
