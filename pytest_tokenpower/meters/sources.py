@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -58,6 +59,18 @@ MAY_HAVE: Mapping[str, frozenset[Scope]] = {
 _SIDE_BY_SIDE = frozenset({"nvml", "amd", "intel"})
 """Sources whose devices of one scope are different things: boards of several makers."""
 
+_MADE_AS_THEY_ARE = {
+    "amd": "amd.AmdMeter",
+    "intel": "intel_gpu.IntelGpuMeter",
+    "jetson": "jetson.JetsonMeter",
+    "rapl": "rapl.RaplMeter",
+    "hwmon": "hwmon.HwmonMeter",
+    "ipmi": "ipmi.IpmiMeter",
+    "model": "cpu_model.CpuModelMeter",
+}
+_MADE_WITH_URL = {"trtllm": "trtllm.TrtllmMeter", "redfish": "redfish.RedfishMeter"}
+"""The adapters of sources whose meter takes nothing, or a URL."""
+
 _NEXT_PART = re.compile(r",\s*(?=[a-z][\w-]*\s*(?:[:,]|$))")
 
 Extra = Callable[[str], Sequence[Meter] | None]
@@ -95,38 +108,10 @@ def meters_for(source: str) -> Sequence[Meter]:
         from pytest_tokenpower.meters.adapters.nvml.meter import NvmlMeter
 
         return [NvmlMeter(visible=os.environ.get("CUDA_VISIBLE_DEVICES"))]
-    if name == "amd" and not argument:
-        from pytest_tokenpower.meters.adapters.amd import AmdMeter
-
-        return [AmdMeter()]
-    if name == "intel" and not argument:
-        from pytest_tokenpower.meters.adapters.intel_gpu import IntelGpuMeter
-
-        return [IntelGpuMeter()]
-    if name == "jetson" and not argument:
-        from pytest_tokenpower.meters.adapters.jetson import JetsonMeter
-
-        return [JetsonMeter()]
-    if name == "trtllm":
-        from pytest_tokenpower.meters.adapters.trtllm import TrtllmMeter
-
-        return [TrtllmMeter(argument or None)]
-    if name == "rapl" and not argument:
-        from pytest_tokenpower.meters.adapters.rapl import RaplMeter
-
-        return [RaplMeter()]
-    if name == "hwmon" and not argument:
-        from pytest_tokenpower.meters.adapters.hwmon import HwmonMeter
-
-        return [HwmonMeter()]
-    if name == "ipmi" and not argument:
-        from pytest_tokenpower.meters.adapters.ipmi import IpmiMeter
-
-        return [IpmiMeter()]
-    if name == "redfish":
-        from pytest_tokenpower.meters.adapters.redfish import RedfishMeter
-
-        return [RedfishMeter(argument or None)]
+    if name in _MADE_AS_THEY_ARE and not argument:
+        return [_meter(_MADE_AS_THEY_ARE[name])()]
+    if name in _MADE_WITH_URL:
+        return [_meter(_MADE_WITH_URL[name])(argument or None)]
     if name == "prometheus":
         return [_prometheus(argument or None)]
     if name == "remote":
@@ -139,10 +124,6 @@ def meters_for(source: str) -> Sequence[Meter]:
         from pytest_tokenpower.meters.adapters.ray_nodes import ray_meters
 
         return ray_meters(argument or "auto", start)
-    if name == "model" and not argument:
-        from pytest_tokenpower.meters.adapters.cpu_model import CpuModelMeter
-
-        return [CpuModelMeter()]
     if name == "simulated":
         from pytest_tokenpower.meters.adapters.nvml.library import load_nvml
 
@@ -166,6 +147,13 @@ def meters_for(source: str) -> Sequence[Meter]:
         f"--energy-source={without_credentials(source)}: the valid sources are {', '.join(SOURCES)}, or several with a "
         "comma between them"
     )
+
+
+def _meter(place: str) -> Callable[..., Meter]:
+    """Import a meter's class; only the source that is asked for is."""
+    module, _, name = place.partition(".")
+    made: Callable[..., Meter] = getattr(import_module(f"pytest_tokenpower.meters.adapters.{module}"), name)
+    return made
 
 
 def _prometheus(url: str | None) -> Meter:
