@@ -16,7 +16,8 @@ from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.errors import StoreError, UsageError
 from pytest_tokenpower.gate.verdict import gravest
 from pytest_tokenpower.stats.changepoints import ChangePoint, change_points
-from pytest_tokenpower.stats.runs import RunSummary, summarise_runs
+from pytest_tokenpower.stats.runs import summarise_runs
+from pytest_tokenpower.stats.types import RunSummary
 from pytest_tokenpower.store.acceptances import Acceptances
 from pytest_tokenpower.store.access import StoreContext, choose_test
 from pytest_tokenpower.store.git import first_parents

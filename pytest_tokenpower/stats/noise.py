@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.special import betaincinv, chdtri, stdtrit
 
-from pytest_tokenpower.stats.runs import FloatArray, location_squared_error, summarise_runs
-from pytest_tokenpower.stats.types import DEFAULT_PRIOR
+from pytest_tokenpower.stats.runs import location_squared_error, summarise_runs
+from pytest_tokenpower.stats.types import DEFAULT_PRIOR, FloatArray
 
 
 @dataclass(frozen=True)

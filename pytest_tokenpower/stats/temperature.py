@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pytest_tokenpower.stats.runs import FloatArray, lag1_autocorrelation
-from pytest_tokenpower.stats.types import DEFAULT_PRIOR, Prior
+from pytest_tokenpower.stats.runs import lag1_autocorrelation
+from pytest_tokenpower.stats.types import DEFAULT_PRIOR, FloatArray, Prior
 
 PRIOR_SLOPE = 0.0017
 PRIOR_SLOPE_SD = 0.0010
