@@ -211,7 +211,7 @@ def test_the_gate_itself_warns_whatever_its_verdict(
         summary(
             pytest.TerminalReporter(pytestconfig, out),
             [msgspec.structs.replace(measured, verdicts=(judged,))],
-            cast(Session, SimpleNamespace(baselines=[])),
+            cast(Session, SimpleNamespace(baselines=[], claims=())),
             {},
             layout=Layout(),
             width=120,
