@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Soak, and say what came of it."""
-    limit = None if arguments.max_drift is None else fraction(None, arguments.max_drift)
+    limit = None if arguments.max_drift is None else fraction("--max-drift", arguments.max_drift)
     if not 0 < arguments.hours < math.inf:
         raise UsageError(f"--hours={arguments.hours:g}: must be above 0")
     test = _test(arguments.test, arguments.cell)

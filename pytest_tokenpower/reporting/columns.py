@@ -12,7 +12,7 @@ from pytest_tokenpower.core.denominators import PER, denominator, figure_per, un
 from pytest_tokenpower.core.figures import FIGURES
 from pytest_tokenpower.core.records import MeasurementRecord
 from pytest_tokenpower.core.settings import NO_FACTORS, Factors
-from pytest_tokenpower.core.text import EnergyUnit, digits, energy_unit, short_test_name, signed
+from pytest_tokenpower.core.text import EnergyUnit, digits, energy_unit, interval, short_test_name, signed
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.gate.messages import word
 from pytest_tokenpower.gate.verdict import SEVERITY, against_baseline, gravest
@@ -101,9 +101,7 @@ def _change(measured: MeasurementRecord, _: EnergyUnit | None) -> str:
 
 def _interval(measured: MeasurementRecord, _: EnergyUnit | None) -> str:
     compared = against_baseline(measured.verdicts)
-    if compared is None:
-        return ""
-    return f"[{100 * (compared.change_low or 0):+.1f}, {100 * (compared.change_high or 0):+.1f}]"
+    return interval(compared.change_low or 0.0, compared.change_high or 0.0) if compared else ""
 
 
 def status(measured: MeasurementRecord) -> str:

@@ -85,9 +85,9 @@ def decode_acceptance(text: str, *, source: str) -> Acceptance:
     return found
 
 
-def share(text: str) -> float:
-    """Return how far a test may rise, 0 % included; raises UsageError."""
-    return 0.0 if text.strip() in ("0", "0%") else fraction(None, text)
+def share(text: str, name: str | None = None) -> float:
+    """Return how far a test may rise, 0 % included; raises UsageError that begins with ``name``."""
+    return 0.0 if text.strip() in ("0", "0%") else fraction(name, text)
 
 
 def encode_acceptance(found: Acceptance) -> str:

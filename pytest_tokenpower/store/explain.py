@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pytest_tokenpower.core.records import RunRecord
+from pytest_tokenpower.core.text import listed, plural
 from pytest_tokenpower.store.git import Repository
 from pytest_tokenpower.store.keys import KeyDifference, describe
 from pytest_tokenpower.store.store import StoredFile
@@ -59,7 +60,7 @@ class NoBaseline:
             return ""
         verb = "is" if self.regressed == 1 else "are"
         return (
-            f"{_count(self.regressed, 'stored run')} on {self.label} regressed and {verb} not accepted. If it is "
+            f"{plural(self.regressed, 'stored run')} on {self.label} regressed and {verb} not accepted. If it is "
             f"intended: {accept_command(self.test, self.rise, self.regressed_commit)}"
         )
 
@@ -101,16 +102,16 @@ def why_not_found(
         )
     if absence.invalid:
         return (
-            f"{_count(absence.invalid, 'measurement')} of it on {label}, none to be compared with: "
+            f"{plural(absence.invalid, 'measurement')} of it on {label}, none to be compared with: "
             "the test failed by itself or its measurement was invalid"
         )
     if absence.rootless:
         return (
-            f"{_count(absence.rootless, 'stored run')} on {label} hold a test of this node id and do not say of which "
+            f"{plural(absence.rootless, 'stored run')} on {label} hold a test of this node id and do not say of which "
             "folder, which an earlier version of the plugin did not record: store runs anew (--energy-autosave)"
         )
     newest = "newest " if absence.entries > absence.searched else ""
-    why = f"nothing is stored for {test} in the {newest}{_count(absence.searched, 'run')} on {label}"
+    why = f"nothing is stored for {test} in the {newest}{plural(absence.searched, 'run')} on {label}"
     if absence.unreadable:
         why += f" ({absence.unreadable} of them not readable)"
     if dirty:
@@ -139,12 +140,12 @@ def why_no_history(
         return f"HEAD is the first commit of {label}: there is nothing before it to compare with"
     if dirty:
         return (
-            f"{_count(len(dirty), 'stored run')} on {label}, all with uncommitted changes, which are no baseline: "
+            f"{plural(len(dirty), 'stored run')} on {label}, all with uncommitted changes, which are no baseline: "
             "save a run of a clean work tree"
         )
     if others:
         return (
-            f"{_count(len(others), 'stored run')}, none on the history of {label} "
+            f"{plural(len(others), 'stored run')}, none on the history of {label} "
             f"(the newest: {_commit(others[0])}), which rewritten history and other branches are not; save runs of "
             "it first (--energy-autosave)"
         )
@@ -164,14 +165,14 @@ def measured_commits(
     """
     known = list(dict.fromkeys(commit for commit in runs if commit))
     if not known:
-        return f"{_count(len(runs), 'run')} of {label}"
+        return f"{plural(len(runs), 'run')} of {label}"
     of = known[0][:7]
     if len(known) > 1:
-        of += f" and {_count(len(known) - 1, 'commit')} before"
-    words = f"{_count(len(runs), 'run')} of {of}"
+        of += f" and {plural(len(known) - 1, 'commit')} before"
+    words = f"{plural(len(runs), 'run')} of {of}"
     back = commits.index(known[0]) if known[0] in commits else 0
     if back:
-        words += f", {_count(back, 'commit')} before {label}"
+        words += f", {plural(back, 'commit')} before {label}"
         words += "" if unaccepted else ", of which no comparable run is stored"
     return words
 
@@ -186,7 +187,7 @@ def what_was_stored(run: RunRecord, path: Path, repository: Repository | None, n
         no_repository: why there is none.
     """
     named = f" under the name {run.name}" if run.name else ""
-    head = f"stored {_count(len(run.measurements), 'test')}{named} in {path}: "
+    head = f"stored {plural(len(run.measurements), 'test')}{named} in {path}: "
     by_name = (
         f"it can be compared with as {run.name}" if run.name else "it can be compared with by its path alone"
     )
@@ -194,11 +195,9 @@ def what_was_stored(run: RunRecord, path: Path, repository: Repository | None, n
         reason = no_repository or "the repository has no commit yet"
         return f"{head}no branch's baseline, as {reason}; {by_name}"
     if run.dirty:
-        files = list(repository.changes)
-        more = f" and {len(files) - 3} more" if len(files) > 3 else ""
         return (
             f"{head}no branch's baseline, as the work tree of {run.commit[:7]} has changes that are not committed "
-            f"({', '.join(files[:3])}{more}): commit them, or have git ignore them"
+            f"({listed(repository.changes, 3)}): commit them, or have git ignore them"
             + (f"; {by_name}" if run.name else "")
         )
     out = [one for one in run.measurements if not one.comparable]
@@ -212,7 +211,3 @@ def what_was_stored(run: RunRecord, path: Path, repository: Repository | None, n
 
 def _commit(entry: StoredFile) -> str:
     return f"commit {entry.commit[:7]}" if entry.commit else "outside git"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"

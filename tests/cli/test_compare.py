@@ -141,7 +141,7 @@ def test_runs_that_regressed_are_no_baseline_here_either(git: Git, store: Store,
     [
         (["main", "HEAD", "--fail-on=slower"], r"--fail-on=slower: must be regressed, inconclusive, missing"),
         (["main", "HEAD", "--fail-on=nothing,missing"], "--fail-on=nothing,missing: must be"),
-        (["main", "HEAD", "--regression=3"], "--regression=3: must be a share such as 3% or 0.03"),
+        (["main", "HEAD", "--regression=3"], "--regression=3: is 300%: write '3%' for 3 percent"),
         (["main", "HEAD", "--baseline-runs=0"], "--baseline-runs=0: must be at least 1"),
         (["main", "HEAD", "--key-ignore=scope"], "'scope' cannot be left out"),
         (["mian", "HEAD"], "baseline 'mian' is no git ref, no saved run"),
