@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from pytest_tokenpower.errors import UsageError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 SUFFIX = ".energy.toml"
 
@@ -284,20 +277,11 @@ def json_schema() -> dict[str, Any]:
     }
 
 
-def read_suite(path: Path) -> SuiteFile:
-    """Return the suite in a file; raises UsageError that names the file and the line."""
-    try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: this suite cannot be read: {error}") from None
-    return parse_suite(text, str(path))
-
-
 def parse_suite(text: str, file: str) -> SuiteFile:
     """Return the suite in a text; raises UsageError that names ``file``, the line, and what is valid there."""
     try:
-        tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        tables = msgspec.toml.decode(text)
+    except msgspec.DecodeError as error:
         line = re.search(r"line (\d+)", str(error))
         raise UsageError(f"{file}:{line[1] if line else 1}: no TOML: {error}") from None
     try:
