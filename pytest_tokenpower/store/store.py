@@ -164,6 +164,14 @@ def _id8(run_id: str) -> str:
     return hashlib.sha256(run_id.encode("utf-8", "backslashreplace")).hexdigest()[:8]
 
 
+def unwritable(place: Path, error: OSError) -> StoreError:
+    """Return the error for a store that cannot be written."""
+    return StoreError(
+        f"{place}: the store cannot be written ({error.strerror or error}). Make the folder writable, or name another "
+        "one with --energy-storage=PATH (--storage=PATH of the commands)"
+    )
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder of a store; raises OSError for one that is a link, left there to have us write elsewhere."""
     if folder.is_symlink():
@@ -360,7 +368,7 @@ class Store:
             publish(self.folder, probe, b"probe\n")
             (self.folder / probe).unlink()
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise unwritable(self.folder, error) from error
 
     def write(self, run: RunRecord) -> Path:
         """Store a run and return its file.
@@ -380,7 +388,7 @@ class Store:
         except FileExistsError as error:
             raise StoreError(f"{path}: this run is stored already") from error
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise unwritable(self.folder, error) from error
         return path
 
     def entries(self) -> tuple[StoredFile, ...]:
@@ -535,9 +543,3 @@ class Store:
     def _fault(self, path: str, reason: str) -> StoreError:
         self.leave_out(path, reason)
         return StoreError(f"{path}: {reason}")
-
-    def _unwritable(self, error: OSError) -> StoreError:
-        return StoreError(
-            f"{self.folder}: the store cannot be written ({error.strerror or error}). Make the folder writable, "
-            "or name another one with --energy-storage=PATH"
-        )
