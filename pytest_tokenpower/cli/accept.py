@@ -27,7 +27,6 @@ count where they rose by no more than what is accepted, and the level begins the
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which test, how far, why, and for how long."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     parser.add_argument(
         "test",

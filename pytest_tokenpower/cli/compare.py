@@ -31,7 +31,6 @@ exit codes: 0, or 1 for what --fail-on names, or 4 for a mistake in the argument
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the two sides, the limit, and what makes the command fail."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     parser.add_argument("baseline", metavar="A", help="what is compared with")
     parser.add_argument("candidate", metavar="B", help="what is judged")

@@ -28,7 +28,6 @@ gives 0 where no real meter is found and the CPU-time model works; it does not e
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EXIT_CODES
     parser.add_argument("--json", action="store_true", help="the same facts as one JSON object")
     parser.add_argument(

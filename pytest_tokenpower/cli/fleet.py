@@ -28,7 +28,6 @@ exit codes: 0, or 1 where a board is off, or 4 for a mistake in the arguments
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare which runs are read."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     parser.add_argument("--ref", metavar="REF", help="the branch whose runs are read (default: HEAD)")
     parser.add_argument(

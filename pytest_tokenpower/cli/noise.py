@@ -50,7 +50,6 @@ _SAID = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """How many runs, of what, and where their records are."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     parser.usage = "tokenpower noise [OPTIONS] [-- PYTEST ARGUMENTS]"
     parser.add_argument(

@@ -33,7 +33,6 @@ PATIENCE_S = 30.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which test, for how long."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     parser.usage = "tokenpower soak TEST [OPTIONS] [-- PYTEST ARGUMENTS]"
     parser.add_argument("test", metavar="TEST", help="a test by its id, or a file *.energy.toml")

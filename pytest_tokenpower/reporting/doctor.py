@@ -23,8 +23,6 @@ from pytest_tokenpower.analysis.meter_quality import (
 )
 from pytest_tokenpower.meters.probe_nvml import BoardFacts, CallCost
 
-"""The sources that ``--energy-source=auto`` tries, in its order (meters/sources.py)."""
-
 
 def exit_code(report: Report, *, allow_model: bool) -> int:
     """0 where energy can be measured as asked, else 1 (see EXIT_CODES)."""

@@ -16,7 +16,7 @@ import numpy as np
 from pytest_tokenpower.core.credentials import without_credentials
 from pytest_tokenpower.core.types import Fact, Scope
 from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
-from pytest_tokenpower.meters.adapters._http import checked_url, get_json
+from pytest_tokenpower.meters.adapters._http import checked_url, connect, get_json
 from pytest_tokenpower.meters.adapters.no_reading import is_counted, is_watts
 from pytest_tokenpower.meters.clock import Clock
 from pytest_tokenpower.meters.types import CounterReading, Device, PowerSamples, Reading
@@ -248,12 +248,7 @@ class PrometheusMeter:
         """Find the series and their intervals; raises MeterUnavailable with what is missing."""
         if not self._url:
             raise MeterUnavailable("Prometheus: no server is named; set TOKENPOWER_PROMETHEUS_URL")
-        import httpx
-
-        server = httpx.URL(self._server)
-        self._client = httpx.Client(
-            base_url=server.copy_with(query=None), params=server.params, trust_env=False
-        )
+        self._client = connect(self._server)
         try:
             skew_s = self._skew(clock)
             if abs(skew_s) > MAX_SKEW_S:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from pytest_tokenpower.core.credentials import without_credentials
 from pytest_tokenpower.errors import MeterError, UsageError
-from pytest_tokenpower.meters.adapters._http import checked_url
+from pytest_tokenpower.meters.adapters._http import checked_url, connect
 from pytest_tokenpower.meters.adapters.no_reading import is_counted
 from pytest_tokenpower.meters.adapters.prometheus import (
     DCGM_ENERGY,
@@ -29,15 +29,11 @@ class Archive:
     """A Prometheus server, read over a range of time; no scraped sample is left out or made up."""
 
     def __init__(self, url: str) -> None:
-        import httpx
-
-        server = httpx.URL(checked_url(url, "prometheus:URL", "prometheus:http://prometheus:9090"))
+        server = checked_url(url, "prometheus:URL", "prometheus:http://prometheus:9090")
         if not url:
             raise UsageError("prometheus:URL: name the server, as in prometheus:http://prometheus:9090")
         self.shown = without_credentials(url.rstrip("/"))
-        self._client = httpx.Client(
-            base_url=server.copy_with(query=None), params=server.params, trust_env=False
-        )
+        self._client = connect(server)
 
     def close(self) -> None:
         """Close the connection."""
