@@ -7,13 +7,12 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from pytest_tokenpower.core.credentials import without_credentials
 from pytest_tokenpower.core.types import Scope
 from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
-from pytest_tokenpower.meters.accelerators import CPU_ALONE, DEV, DRM, accelerator, find_accelerator
+from pytest_tokenpower.meters.accelerators import CPU_ALONE, find_accelerator
 from pytest_tokenpower.meters.collector import Collector
 from pytest_tokenpower.meters.scopes import SCOPES, default_scope
 from pytest_tokenpower.meters.types import Device, Meter
@@ -257,12 +256,11 @@ def _auto(collector: Collector, scope: Scope | None) -> list[Device]:
     devices: list[Device] = []
     if scope in (None, "gpu", "module", "node"):
         devices += _first(collector, _gpu_sources(scope), reasons)
-    if scope is None and not devices and (board := unmeasured_gpu()) is not None:
-        known = accelerator(board)
-        own = [each for each in reasons if each.startswith(f"{known.source}: ")]
+    if scope is None and not devices and (board := find_accelerator()) is not None:
+        own = [each for each in reasons if each.startswith(f"{board.source}: ")]
         raise MeterUnavailable(
-            f"this machine has a GPU ({board}) whose energy cannot be measured. "
-            f"{''.join(f'{each}. ' for each in own)}{known.remedy}. {CPU_ALONE}"
+            f"this machine has a GPU ({board.name}) whose energy cannot be measured. "
+            f"{''.join(f'{each}. ' for each in own)}{board.remedy}. {CPU_ALONE}"
         )
     if scope in ("cpu", "dram", "node") or (scope is None and not devices):
         devices += _first(collector, ("rapl",) if scope in (None, "dram") else ("rapl", "hwmon"), reasons)
@@ -309,13 +307,3 @@ def _hwmon_of_the_node() -> tuple[str, ...]:
         return ()
     meter.close()
     return ("hwmon",) if all(device.scope == "node" for device in devices) else ()
-
-
-def unmeasured_gpu(dev: Path = DEV, drm: Path = DRM) -> str | None:
-    """Return the accelerator of this machine that the environment does not hide, in words; None without one.
-
-    It tells a machine without GPUs, whose CPU is what inference runs on, from one whose GPU meter is broken or
-    unknown: a driver that breaks must not turn the figure into the CPU's.
-    """
-    found = find_accelerator(dev, drm)
-    return None if found is None else found.name
