@@ -65,10 +65,7 @@ class Series:
         return figure_per(denominator(self.key))
 
     def levels(self) -> list[float]:
-        """Return the level that each point belongs to.
-
-        The median between two steps, which a stray run does not move.
-        """
+        """Return each point's level: the median between two steps, which a stray run does not move."""
         edges = [0, *(change.index for change in self.changes), len(self.points)]
         found: list[float] = []
         for start, stop in pairwise(edges):

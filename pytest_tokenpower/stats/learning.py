@@ -95,9 +95,7 @@ def _between(groups: Groups | None) -> tuple[float, float] | None:
 
 
 def _boards(tests: Sequence[Groups], believed: Scatter) -> Scatter:
-    """Return the SD between boards.
-
-    The means of boards in one level about each other, less what occasions make of them.
+    """Return the SD between boards: of their means in one level, less what occasions make of them.
 
     The boards of one store are the same in each of its tests, so that tests share their degrees of freedom.
     """

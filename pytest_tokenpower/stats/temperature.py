@@ -77,10 +77,7 @@ def within_run_slope(
 
 
 def shrunk_slope(slope: FloatArray, error: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Return the slope and its variance drawn towards the prior.
-
-    Each weighted by its precision (normal-normal Bayes).
-    """
+    """Return slope and variance drawn towards the prior, each weighted by its precision (normal-normal Bayes)."""
     precision = 1 / error + PRIOR_SLOPE_SD**-2
     return (slope / error + PRIOR_SLOPE * PRIOR_SLOPE_SD**-2) / precision, 1 / precision
 

@@ -371,10 +371,7 @@ _KEY = re.compile(r"""^\s*((?:[\w-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[\w-]+|"[^"]*
 
 
 def line_of(text: str, place: Sequence[str | int]) -> int:
-    """Return the line on which a value of a TOML text stands, counted from 1.
-
-    That of what it is in, where it is not found.
-    """
+    """Return the line of a value in a TOML text, from 1; that of what it is in, where it is not found."""
     wanted = list(place)
     counts: dict[tuple[str, ...], int] = {}
     at: tuple[str | int, ...] = ()
