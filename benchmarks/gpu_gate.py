@@ -3,8 +3,8 @@
     python benchmarks/gpu_gate.py run --results results.json        on the GPU machine (needs torch and vLLM)
     python benchmarks/gpu_gate.py page results.json > docs/results/h100-gate.md
 
-`run` goes on where an earlier call stopped (same --folder); `--only` picks variants; `--natural-ends` lets answers stop
-where they like, so that variants differ in length too (page: docs/results/h100-lengths.md).
+`run` goes on where an earlier call stopped (same --folder); `--only` picks variants. Answers that differ in length are
+benchmarks/gpu_lengths.py's.
 """
 
 from __future__ import annotations
@@ -42,27 +42,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "fp8": {**graphs(32), "quantization": "fp8"},
     "half batch": {**graphs(16), "max_num_seqs": 16},
 }
-NATURAL: dict[str, dict[str, Any]] = {
-    "unchanged": {**graphs(32), "stop_remainder": 0},
-    "other lengths": {**graphs(32), "stop_remainder": 1},
-    "other lengths, waste": {**graphs(32), "stop_remainder": 1, "gemms": 4},
-    "waste": {**graphs(32), "stop_remainder": 0, "gemms": 4},
-    "fp8": {**graphs(32), "stop_remainder": 0, "quantization": "fp8"},
-}
 MEANING = {
     "baseline": "main: bf16, CUDA graphs for decode",
     "unchanged": "the same",
     "eager": "`enforce_eager=True`: no CUDA graphs",
     "fp8": '`quantization="fp8"`',
     "half batch": "`max_num_seqs=16`: the prompts run in two batches",
-    "other lengths": "the same work; answers end at other tokens",
-    "waste": "four matrix products of 32 rows by 8192 x 8192 beside each step",
-    "other lengths, waste": "both: answers end at other tokens, and four matrix products beside each step",
 }
-EXPECTED = {
-    **{"unchanged": "passed", "eager": "regressed", "half batch": "regressed", "fp8": "improved"},
-    **{"other lengths": "passed", "other lengths, waste": "regressed", "waste": "regressed"},
-}
+EXPECTED = {"unchanged": "passed", "eager": "regressed", "half batch": "regressed", "fp8": "improved"}
 COLUMNS = (
     *("run", "exit", "rounds", "°C", "J/token", "± 95 %", "prefill", "decode", "W", "tok/s"),
     *("change", "95 % interval", "verdict"),
@@ -80,7 +67,6 @@ def main() -> None:
     run.add_argument("--model", default="llama-3.1-8b")
     run.add_argument("--baseline-runs", type=int, default=3)
     run.add_argument("--only", nargs="*")
-    run.add_argument("--natural-ends", action="store_true")
     run.add_argument("--source", default="auto")
     page = commands.add_parser("page")
     page.add_argument("results", type=Path)
@@ -93,18 +79,14 @@ def main() -> None:
 
 def measure(arguments: argparse.Namespace) -> None:
     began = time.monotonic()
-    variants = NATURAL if arguments.natural_ends else VARIANTS
     model = write_random_model(arguments.folder / "model", arguments.model)
     print(f"{time.monotonic() - began:.0f} s: model written", flush=True)
     fresh = not (arguments.folder / "repository").exists()
     repository = ScratchRepository(arguments.folder / "repository")
     results = json.loads(arguments.results.read_text()) if arguments.results.exists() else {"runs": []}
-    results["command"] = "python benchmarks/gpu_gate.py run" + (
-        " --natural-ends" if arguments.natural_ends else ""
-    )
     if fresh:
         test = Path(__file__).parent / "gpu_project" / "test_chat.py"
-        repository.write({"test_chat.py": test.read_text(), "engine.json": json.dumps(variants["unchanged"])})
+        repository.write({"test_chat.py": test.read_text(), "engine.json": json.dumps(VARIANTS["unchanged"])})
 
     def play(label: str, *options: str) -> dict[str, Any]:
         record = arguments.folder / "record.json"
@@ -137,9 +119,9 @@ def measure(arguments: argparse.Namespace) -> None:
         if play("baseline", "--energy-autosave")["exit"] != 0:
             sys.exit("a run of the baseline failed: nothing can be compared with it")
     surprises = []
-    for name in arguments.only or variants:
-        repository.branch(name.replace(",", "").replace(" ", "-"))
-        repository.write({"engine.json": json.dumps(variants[name])})
+    for name in arguments.only or VARIANTS:
+        repository.branch(name.replace(" ", "-"))
+        repository.write({"engine.json": json.dumps(VARIANTS[name])})
         repository.commit(name)
         if (kind := verdict_of(play(name, "--energy-baseline=main")).get("kind")) != EXPECTED[name]:
             surprises.append(f"{name}: {kind or 'no verdict'}, expected {EXPECTED[name]}")
@@ -174,14 +156,9 @@ def render(results: dict[str, Any]) -> str:
         f"{key.get('gpu.power_limit_watts')} W. Driver {driver_of(measured['facts'])}. "
         f"Provenance: {measured['provenance']}; method: {measured['method']}.  ",
         versions_line(first["versions"]),
-        f"Date: {results['runs'][0]['at'][:10]}. Command: `{results['command']}`.  ",
+        f"Date: {results['runs'][0]['at'][:10]}. Command: `python benchmarks/gpu_gate.py run`.  ",
         "Model: Llama 3.1 8B's architecture with random weights (normal, 0.02), bf16, vLLM in one process, "
-        "32 prompts of 512 tokens, "
-        + (
-            "answers of up to 256 tokens that end by themselves, sampled by a seed."
-            if "natural" in results["command"]
-            else "256 new tokens each, greedy."
-        ),
+        "32 prompts of 512 tokens, 256 new tokens each, greedy.",
         "",
         "Every row is a process of its own. The first rows are stored runs of `main` (`--energy-autosave`), the others "
         "are branches judged with `--energy-baseline=main`, limit 3 %. J/token, prefill, decode, W and tok/s are as "

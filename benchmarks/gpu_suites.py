@@ -3,10 +3,12 @@
 python benchmarks/gpu_suites.py run --out results --seconds 540                 on the GPU machine (torch, vLLM)
 python benchmarks/gpu_suites.py run --out results --suites e5,e1 --boards 4     each board takes the next suite
 python benchmarks/gpu_suites.py run --out results --fake --seconds 120          the simulated board, and no engine
-python benchmarks/gpu_suites.py table results                                   the claims table once more
+python benchmarks/gpu_suites.py run --out results --plan soak,slo/e1,e2         the first board's suites / the second's
+python benchmarks/gpu_suites.py table results                                   the page, once more
 
-Each board (CUDA_VISIBLE_DEVICES) takes suite after suite from one queue, in the order that --suites has; when all have
-begun they begin again, as further runs. At --seconds all is stopped: what is measured is in the sweeps' journals.
+Each board (CUDA_VISIBLE_DEVICES) takes suite after suite, its own by the plan and then what others have not begun; when
+all have begun they begin again, as further runs. At --seconds all is stopped: what is measured is in the sweeps'
+journals, and the same command with --resume goes on with it. gpu_evidence.py runs it over several calls.
 """
 
 from __future__ import annotations
@@ -19,20 +21,24 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
+import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pytest_tokenpower.core.records import ClaimRecord, MeasurementRecord
-from pytest_tokenpower.reporting.suites import claims_table, found
+from gpu_suites_page import page
+from reporting import now
+
+from pytest_tokenpower.core.records import MeasurementRecord
 from pytest_tokenpower.suites.build import checkpoint
-from pytest_tokenpower.suites.claims import judge_claims, runs_of
 from pytest_tokenpower.suites.grid import Suite
 from pytest_tokenpower.suites.order import visits
 from pytest_tokenpower.suites.resume import read_journal
@@ -42,6 +48,28 @@ SUITES = Path(__file__).parent / "gpu_project" / "suites"
 ORDER = ("e5", "e1", "e2", "e3")
 WHOLE_MACHINE = frozenset({"e4"})
 """Suites that need several boards: they are run alone, before the others."""
+
+ONCE = frozenset({"soak", "weights", "slo"})
+"""No further runs of these; ``weights`` is no suite: it looks at what the quantizations make of a 1B's weights."""
+
+SOAK_HOURS = 625 / 3600
+WEIGHTS_MODEL = "llama-3.2-1b"
+
+ESTIMATES_S = {
+    **{
+        "soak": 740,
+        "slo": 220,
+        "weights": 60,
+        "e1": 420,
+        "e2": 240,
+        "e3": 150,
+        "e4": 130,
+        "e5": 460,
+        "e5b": 190,
+    },
+    "cpu": 60,
+}
+"""About how long each takes on an H100, starts included; for the plan that is printed."""
 
 ROOM_BYTES = 40e9
 """What the weights of all suites take, and caches beside them."""
@@ -89,7 +117,10 @@ class Bench:
 
     @property
     def left(self) -> float:
-        """Seconds until the end."""
+        """Seconds until the end; a file `stop` among the results brings it nearer."""
+        if (self.out / "stop").exists():
+            self.deadline = min(self.deadline, time.monotonic() + PATIENCE_S)
+            (self.out / "stop").unlink(missing_ok=True)
         return float(self.deadline - time.monotonic())
 
     def environment(self, boards: str) -> dict[str, str]:
@@ -138,6 +169,9 @@ def main() -> int:
     run.add_argument(
         "--suites", default=",".join(ORDER), help=f"of {', '.join(sorted(_known()))}, in this order"
     )
+    run.add_argument("--plan", help="instead: the suites of each board, boards set apart by /")
+    run.add_argument("--resume", action="store_true", help="go on with what is in --out")
+    run.add_argument("--soak-hours", type=float, default=SOAK_HOURS)
     run.add_argument("--seconds", type=float, default=540.0, help="when to be done, weights included")
     run.add_argument("--boards", type=int, help="how many boards at most (default: all)")
     run.add_argument(
@@ -150,19 +184,30 @@ def main() -> int:
     weights = commands.add_parser("weights", help="write the weights of a model of a suite")
     weights.add_argument("suite")
     weights.add_argument("model")
-    table = commands.add_parser("table")
-    table.add_argument("out", type=Path)
+    table = commands.add_parser("table", help="write the page from results")
+    table.add_argument("results", type=Path, nargs="+", help="folders, or what gpu_evidence.py has packed")
+    table.add_argument("--page", type=Path, default=ROOT / "docs" / "results" / "h100-suites.md")
     arguments = parser.parse_args()
     if arguments.command == "weights":
         print(checkpoint(Suite.read(_file(arguments.suite)), arguments.model))
         return 0
     if arguments.command == "table":
-        return conclude(arguments.out.resolve(), print)
+        with tempfile.TemporaryDirectory() as scratch:
+            folders = [_unpacked(path, Path(scratch) / str(at)) for at, path in enumerate(arguments.results)]
+            return conclude(folders, arguments.page)
     return measure(arguments)
 
 
+def _unpacked(path: Path, scratch: Path) -> Path:
+    if path.is_dir():
+        return path
+    with tarfile.open(path) as packed:
+        packed.extractall(scratch, filter="data")
+    return scratch
+
+
 def _known() -> list[str]:
-    return [path.name.removesuffix(".energy.toml") for path in SUITES.glob("*.energy.toml")]
+    return [*(path.name.removesuffix(".energy.toml") for path in SUITES.glob("*.energy.toml")), "weights"]
 
 
 def _file(suite: str) -> Path:
@@ -171,7 +216,8 @@ def _file(suite: str) -> Path:
 
 def measure(arguments: argparse.Namespace) -> int:
     """Write weights, work the queue off, and conclude."""
-    chosen = [name.strip() for name in arguments.suites.split(",")]
+    lists = [part.split(",") for part in (arguments.plan or arguments.suites).split("/")]
+    chosen = [name for names in lists for name in names]
     if unknown := set(chosen) - set(_known()):
         raise SystemExit(
             f"there is no suite {', '.join(sorted(unknown))}; there are {', '.join(sorted(_known()))}"
@@ -183,25 +229,57 @@ def measure(arguments: argparse.Namespace) -> int:
     bench = Bench(arguments)
     boards = boards_of(arguments)
     bench.say(f"boards: {', '.join(boards)}; suites: {', '.join(chosen)}; {arguments.seconds:.0f} s")
-    with suppress(OSError, subprocess.CalledProcessError):
-        told = subprocess.run(["nvidia-smi", "-q"], check=True, capture_output=True, text=True).stdout
-        (bench.out / "nvidia-smi.txt").write_text(told)
+    for at, names in enumerate(lists):
+        told = [f"{name} {ESTIMATES_S[name]} s" for name in names]
+        total = sum(ESTIMATES_S[name] for name in names)
+        bench.say(f"plan, board {boards[at % len(boards)]}: {', '.join(told)}; {total} s with what is loaded")
+    keep_machine(bench)
     if not arguments.fake:
         write_weights(bench, chosen, boards)
     for suite in chosen:
         if suite in WHOLE_MACHINE:
             work(bench, Turn(suite, 1, ",".join(boards)))
-    turns: queue.SimpleQueue[tuple[str, int]] = queue.SimpleQueue()
-    for number in range(1, arguments.runs + 1):
-        for suite in chosen:
-            if suite not in WHOLE_MACHINE:
-                turns.put((suite, number))
-    threads = [threading.Thread(target=_board, args=(bench, board, turns)) for board in boards]
+    own: dict[str, list[tuple[str, int]]] = {board: [] for board in boards}
+    for at, names in enumerate(lists):
+        own[boards[at % len(boards)]] += [(name, 1) for name in names if name not in WHOLE_MACHINE]
+    further = [
+        (suite, number)
+        for number in range(2, arguments.runs + 1)
+        for suite in chosen
+        if suite not in WHOLE_MACHINE | ONCE
+    ]
+    if not arguments.plan:  # one list for all
+        further, own = [*own[boards[0]], *further], {board: [] for board in boards}
+    threads = [threading.Thread(target=_board, args=(bench, board, own, further)) for board in boards]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return conclude(bench.out, bench.say)
+    return conclude([bench.out], bench.out / "h100-suites.md")
+
+
+def keep_machine(bench: Bench) -> None:
+    """Keep what the page's head tells: boards, versions, date, command."""
+    facts: dict[str, Any] = {
+        "at": now(),
+        "command": f"python benchmarks/{Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}",
+        "versions": {"python": ".".join(map(str, sys.version_info[:3]))},
+        "boards": [],
+    }
+    for name in ("pytest-tokenpower", "torch", "transformers", "vllm", "torchao", "bitsandbytes"):
+        with suppress(metadata.PackageNotFoundError):
+            facts["versions"][name] = metadata.version(name)
+    with suppress(OSError, subprocess.CalledProcessError):
+        query = "--query-gpu=name,power.limit,driver_version"
+        told = subprocess.run(
+            ["nvidia-smi", query, "--format=csv,noheader"], check=True, capture_output=True, text=True
+        ).stdout.splitlines()
+        for line in dict.fromkeys(told):
+            name, limit, driver = (part.strip() for part in line.split(","))
+            facts["boards"].append(f"{told.count(line)}x {name}, power limit {limit}, driver {driver}")
+        detail = subprocess.run(["nvidia-smi", "-q"], check=True, capture_output=True, text=True).stdout
+        (bench.out / "nvidia-smi.txt").write_text(detail)
+    (bench.out / f"machine-{time.time_ns()}.json").write_text(json.dumps(facts, indent=1))
 
 
 def boards_of(arguments: argparse.Namespace) -> list[str]:
@@ -227,11 +305,12 @@ def write_weights(bench: Bench, chosen: Sequence[str], boards: Sequence[str]) ->
     wanted: dict[str, tuple[str, str]] = {}
     sizes: dict[str, int] = {}
     for name in chosen:
-        suite = Suite.read(_file(name))
-        for model in dict.fromkeys(cell.values["model"] for cell in suite.cells):
+        suite = Suite.read(_file("e1" if name == "weights" else name))
+        of = [WEIGHTS_MODEL] if name == "weights" else [cell.values["model"] for cell in suite.cells]
+        for model in dict.fromkeys(of):
             table, shape = suite.model(model), suite.architecture(model)
             if table.random is not None and table.weights and shape is not None:
-                wanted[table.random] = (name, model)
+                wanted[table.random] = ("e1" if name == "weights" else name, model)
                 sizes[table.random] = shape.parameters
     models: queue.SimpleQueue[str] = queue.SimpleQueue()
     for model in sorted(wanted, key=lambda each: -sizes[each]):
@@ -256,33 +335,68 @@ def write_weights(bench: Bench, chosen: Sequence[str], boards: Sequence[str]) ->
         thread.join()
 
 
-def _board(bench: Bench, board: str, turns: queue.SimpleQueue[tuple[str, int]]) -> None:
-    with suppress(queue.Empty):
-        while bench.left > (2 * PATIENCE_S if bench.arguments.fake else LEAST_S):
-            work(bench, Turn(*turns.get_nowait(), board))
+def _board(
+    bench: Bench, board: str, own: dict[str, list[tuple[str, int]]], further: list[tuple[str, int]]
+) -> None:
+    """Work a board's own list off, then what others have not begun (of theirs the last), then further runs."""
+    while bench.left > (2 * PATIENCE_S if bench.arguments.fake else LEAST_S):
+        with bench.lock:
+            others = max(own.values(), key=len)
+            if own[board]:
+                suite, number = own[board].pop(0)
+            elif others and others[-1][0] != "soak":
+                suite, number = others.pop()
+            elif further:
+                suite, number = further.pop(0)
+            else:
+                return
+        turn = Turn(suite, number, board)
+        if not (bench.arguments.resume and (bench.out / turn.name / "ended").exists()):
+            work(bench, turn)
 
 
-def work(bench: Bench, turn: Turn) -> None:
-    """Run pytest on a suite; interrupt it when the time is over."""
+def command_of(bench: Bench, turn: Turn) -> list[str]:
+    """Return what a turn is run by, in its folder."""
     arguments = bench.arguments
-    folder = bench.out / turn.name
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{turn.suite}.energy.toml").write_text(seeded(turn), "utf-8")
-    (folder / "pytest.ini").write_text(INI)
-    command = [
-        *(sys.executable, "-m", "pytest", "-p", "pytest_tokenpower.plugin", "-p", "no:cacheprovider"),
-        *("-v", "-rA", "--show-capture=no", "--energy-storage=store", "--energy-json=record.json"),
-        f"--energy-source={'simulated' if arguments.fake else arguments.source}",
+    source = "simulated" if arguments.fake else arguments.source
+    given = ("-p", "pytest_tokenpower.plugin", "--energy-storage=store")
+    if turn.suite == "weights":
+        tool = str(Path(__file__).with_name("gpu_weights.py"))
+        return [sys.executable, tool, str(_file("e5")), WEIGHTS_MODEL, "--out", "weights.json"]
+    if turn.suite == "soak":
+        return [
+            *(sys.executable, "-m", "pytest_tokenpower", "soak", "soak.energy.toml", "--out", "soak.jsonl"),
+            *("--hours", str(arguments.soak_hours), "--source", source),
+            *(("--simulated-engines",) if arguments.fake else ()),
+            *(("--resume",) if (bench.out / turn.name / "soak.jsonl").exists() else ()),
+            *("--", *given),
+        ]
+    return [
+        *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *given),
+        *("-v", "-rA", "--show-capture=no", "--energy-json=record.json", f"--energy-source={source}"),
         *(("--energy-simulated-engines",) if arguments.fake else ()),
+        *(("--energy-resume",) if arguments.resume else ()),
         *(("-k", arguments.select) if arguments.select else ()),
         f"{turn.suite}.energy.toml",
     ]
+
+
+def work(bench: Bench, turn: Turn) -> None:
+    """Run a turn; interrupt it when the time is over."""
+    folder = bench.out / turn.name
+    folder.mkdir(parents=True, exist_ok=True)
+    if turn.suite == "weights" and bench.arguments.fake:
+        return
+    if turn.suite != "weights":
+        (folder / f"{turn.suite}.energy.toml").write_text(seeded(turn), "utf-8")
+    (folder / "pytest.ini").write_text(INI)
+    command = command_of(bench, turn)
     bench.say(f"board {turn.boards}: {turn.name} begins, {bench.left:.0f} s left")
     (folder / "turn.json").write_text(
         json.dumps({"boards": turn.boards, "at": time.time(), "command": command})
     )
     began = time.monotonic()
-    with (folder / "log.txt").open("wb") as log:
+    with (folder / "log.txt").open("ab") as log:
         child = subprocess.Popen(
             command,
             cwd=folder,
@@ -296,11 +410,7 @@ def work(bench: Bench, turn: Turn) -> None:
         told = 0
         while child.poll() is None:
             time.sleep(0.2)
-            lines = [
-                line
-                for line in (folder / "log.txt").read_text("utf-8", "replace").splitlines()
-                if "%]" in line and "::" in line
-            ]
+            lines = [line for line in _lines(folder) if ("%]" in line and "::" in line) or " of 10" in line]
             for line in lines[told:]:
                 bench.say(f"  {turn.boards} {line[:150]}")
             told = len(lines)
@@ -314,11 +424,19 @@ def work(bench: Bench, turn: Turn) -> None:
             os.killpg(child.pid, signal.SIGKILL)
         child.wait()
     shutil.rmtree(folder / "store" / "runs", ignore_errors=True)
-    measured = len(measurements_of(folder))
+    if not cut:
+        (folder / "ended").write_text(str(child.returncode))
+    if child.returncode:
+        for line in _lines(folder)[-12:]:
+            bench.say(f"  {turn.boards} {line[:200]}")
     bench.say(
         f"board {turn.boards}: {turn.name} {'CUT' if cut else 'ended'} after {time.monotonic() - began:.0f} s with "
-        f"{measured} cells"
+        f"{len(measurements_of(folder))} cells"
     )
+
+
+def _lines(folder: Path) -> list[str]:
+    return (folder / "log.txt").read_text("utf-8", "replace").splitlines()
 
 
 def seeded(turn: Turn) -> str:
@@ -345,63 +463,17 @@ def measurements_of(folder: Path) -> list[MeasurementRecord]:
     ]
 
 
-def conclude(out: Path, say: Any) -> int:
-    """Judge the claims of every suite over all its runs; print them and keep them."""
-    turns: dict[str, list[Path]] = {}
-    for folder in sorted(out.glob("*-run*")):
-        turns.setdefault(folder.name.rpartition("-run")[0], []).append(folder)
-    claims: list[ClaimRecord] = []
-    cells: list[Mapping[str, Any]] = []
-    for name, folders in turns.items():
-        suite = Suite.read(_file(name))
-        measured = [one for folder in folders for one in measurements_of(folder)]
-        cells += [_row(name, one) for one in measured]
-        if measured:
-            claims += judge_claims(suite, runs_of(suite, measured), name)
-    (out / "cells.json").write_text(json.dumps(cells, indent=1))
-    (out / "claims.json").write_text(
-        json.dumps(
-            [{field: getattr(one, field) for field in one.__struct_fields__} for one in claims], indent=1
-        )
-    )
-    lines = claims_table(claims) if claims else ["nothing was measured"]
-    (out / "claims.md").write_text(markdown(claims), "utf-8")
-    for line in lines:
-        say(line)
-    return 0 if claims else 1
-
-
-def markdown(claims: Sequence[ClaimRecord]) -> str:
-    """Return the claims as a table of Markdown."""
-    rows = [
-        f"| {one.suite} | {one.name} | {one.figure} {one.says} | {found(one)} | {'+'.join(map(str, one.runs))} | "
-        f"{one.paper} | {one.word}{f': {one.reason}' if one.reason else ''} |"
-        for one in claims
-    ]
-    head = [
-        "| suite | claim | says | found [95 %] | runs | published | word |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    return "\n".join([*head, *rows, ""])
-
-
-def _row(suite: str, one: MeasurementRecord) -> dict[str, Any]:
-    good = [part for part in one.rounds if not part.reasons]
-    warm = [part.temperature_celsius for part in good if part.temperature_celsius is not None]
-    return {
-        "suite": suite,
-        "cell": one.test.rpartition("::")[2],
-        **{
-            name.removeprefix("cell."): value for name, value in one.facts.items() if name.startswith("cell.")
-        },
-        **{name: figure.value for name, figure in one.figures.items()},
-        "stderr": one.figures["joules_per_token"].stderr if "joules_per_token" in one.figures else None,
-        "celsius": sum(warm) / len(warm) if warm else None,
-        "rounds": len(good),
-        "boards": sorted({name for part in one.rounds for name in part.device_joules}),
-        "weights": one.facts.get("engine.weights"),
-        "engine_version": one.facts.get("engine_version"),
-    }
+def conclude(folders: Sequence[Path], out: Path) -> int:
+    """Write the page: claims and figures of every suite over all its runs."""
+    turns: dict[str, list[MeasurementRecord]] = {}
+    for folder in folders:
+        for turn in sorted(folder.glob("*-run*")):
+            if (measured := measurements_of(turn)) and not turn.name.startswith("soak"):
+                turns.setdefault(turn.name.rpartition("-run")[0], []).extend(measured)
+    suites = {name: (Suite.read(_file(name)), measured) for name, measured in turns.items()}
+    out.write_text(page(folders, suites), "utf-8")
+    print(f"{out}: {sum(map(len, turns.values()))} measurements")
+    return 0 if turns else 1
 
 
 if __name__ == "__main__":

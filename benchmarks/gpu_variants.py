@@ -34,6 +34,7 @@ def main() -> int:
     run.add_argument("--results", type=Path, required=True)
     run.add_argument("--model", default="llama-3.1-8b")
     run.add_argument("--source", default="auto")
+    run.add_argument("--select", default="", help="pytest's -k: 'compare' for the comparisons alone")
     page = commands.add_parser("page")
     page.add_argument("results", type=Path)
     arguments = parser.parse_args()
@@ -47,6 +48,7 @@ def main() -> int:
     done = repository.pytest(
         "-v",
         "--show-capture=no",
+        *(("-k", arguments.select) if arguments.select else ()),
         f"--energy-source={arguments.source}",
         f"--energy-json={arguments.results}",
         environment={"BENCH_MODEL": str(model)},
@@ -114,7 +116,7 @@ def render(run: dict[str, Any]) -> str:
         if one is None or not one.get("verdicts"):
             continue
         verdict = one["verdicts"][0]
-        seconds = sum(r["seconds"] for r in [*one["rounds"], *one["arms"]["baseline"]])
+        seconds = sum(r["seconds"] for r in [*one["rounds"], *one["variants"]["baseline"]])
         lines.append(
             f"| {name} | {100 * share * extra / (NEW_TOKENS - 1):+.2f} % | {100 * verdict['change']:+.2f} % | "
             f"{100 * verdict['change_low']:+.2f} to {100 * verdict['change_high']:+.2f} % | {seconds:.0f} "

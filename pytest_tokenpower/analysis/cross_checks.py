@@ -23,6 +23,9 @@ APART_NS = 500_000_000
 SLACK_NS = 5_000_000
 """How far the time of a tick is known (H100: the counter follows the ring within 5 ms of power)."""
 
+RESOLUTION_JOULES = 1e-3
+"""How finely a counter counts: phases whose contradictions differ by less are alike."""
+
 POWER_SPAN_NS = 3_000_000_000
 
 AVERAGED_S = 1.0
@@ -37,7 +40,7 @@ def counter_disagreement(
     end_ns: int,
     limit: float = LARGEST_DISAGREEMENT,
 ) -> float | None:
-    """Counter over ring, less one, around a window, where it is beyond ``limit``; None if they agree.
+    """Return by what share a counter is off its ring around a window, at the least; None if that is within ``limit``.
 
     The counter shows the energy as of its last tick. With the phase of the ticks found from the readings around, each
     stretch between two readings that the window touches is held against the ring by itself, and all of them together:
@@ -78,7 +81,7 @@ def counter_disagreement(
     # every phase that contradicts them least may be the true one.
     least, most = _growths(ring(began, phases[:, None]), ring(ended, phases[:, None]))
     misses = np.maximum(np.maximum(least - growth, growth - most), 0.0)[:, whole].sum(axis=1)
-    likely = misses <= misses.min()
+    likely = misses <= misses.min() + RESOLUTION_JOULES * len(growth)
     low, high = (ring(edge, phases[likely, None]) for edge in (began - SLACK_NS, ended + SLACK_NS))
     at = np.searchsorted(chosen, [first, last])
     begin, end = max(int(at[0]), 0), min(int(at[1]), len(chosen) - 1)
@@ -90,13 +93,14 @@ def counter_disagreement(
     worst: float | None = None
     for i, j in pairs:
         grown, ringed = float(counted[j] - counted[i]), expected[:, j] - expected[:, i]
-        excess = np.maximum(low[:, j] - high[:, i] - grown, grown - (high[:, j] - low[:, i]))
+        missing, surplus = low[:, j] - high[:, i] - grown, grown - (high[:, j] - low[:, i])
+        excess = np.maximum(missing, surplus)
         seconds = float(middle[j] - middle[i]) / 1e9
         # A stretch shorter than a second is judged by the joules that a second may be off.
         beyond = excess - limit * ringed * max(1.0, 1.0 / seconds)
         best = int(np.argmin(beyond))
         if ringed[best] > 0 and beyond[best] > 0:
-            off = grown / float(ringed[best]) - 1
+            off = float(max(surplus[best], 0.0) - max(missing[best], 0.0)) / float(ringed[best])
             worst = off if worst is None or abs(off) > abs(worst) else worst
     return worst
 
@@ -110,8 +114,10 @@ def _phases(began: NDArray[np.float64], ended: NDArray[np.float64], tick_ns: flo
         return np.zeros(1)
     evenly = np.linspace(0.0, tick_ns, 40, endpoint=False)
     edges = np.unique(np.concatenate([began, ended]) % tick_ns)
-    between = (edges + np.append(edges[1:], edges[0] + tick_ns)) / 2
-    return np.concatenate([evenly, between % tick_ns])
+    between = (edges + np.append(edges[1:], edges[0] + tick_ns)) / 2 % tick_ns
+    # A tick while a value was read is one just before or after: taken for either, it would contradict nothing.
+    during = ((between[:, None] - began) % tick_ns < ended - began).any(axis=1)
+    return np.concatenate([evenly, between[~during]])
 
 
 def _growths(

@@ -32,13 +32,18 @@ def whole(windows: Sequence[RoundWindow]) -> RoundWindow:
 
     What lies between the rounds is in its energy, and all tokens of the rounds are in its count; phases are not.
     """
-    tokens = sum((window.tokens for window in windows[1:]), windows[0].tokens)
-    return RoundWindow(
+    each = [window.latencies for window in windows]
+    return replace(
+        windows[0],
         start_ns=min(window.start_ns for window in windows),
         end_ns=max(window.end_ns for window in windows),
-        tokens=tokens,
+        tokens=sum((window.tokens for window in windows[1:]), windows[0].tokens),
         repeats=sum(window.repeats for window in windows),
+        phases=(),
         executions=frozenset().union(*(window.executions for window in windows)),
+        # Of a part of its requests they would not be the round's.
+        latencies=tuple(latency for one in each for latency in one) if all(each) else (),
+        reasons=tuple(dict.fromkeys(reason for window in windows for reason in window.reasons)),
     )
 
 

@@ -11,7 +11,7 @@ from pytest_tokenpower.analysis.rounds import evaluate
 from pytest_tokenpower.core.records import RoundRecord
 from pytest_tokenpower.core.text import listed
 from pytest_tokenpower.core.tokens import TokenCount
-from pytest_tokenpower.core.windows import MIXED, PhaseWindow, RoundWindow
+from pytest_tokenpower.core.windows import MIXED, Latency, PhaseWindow, RoundWindow
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.meters.recording import RecordedWindow, Recording
 from pytest_tokenpower.meters.types import Device
@@ -34,6 +34,9 @@ def recorded_windows(
             responses=one.tokens.responses,
             repeats=one.repeats,
             devices=tuple(devices),
+            cached_prompt_tokens=one.tokens.cached_prompt,
+            latencies=tuple((each.first_token_s, each.per_token_s) for each in one.latencies),
+            reasons=one.reasons,
         )
         kinds = Counter(phase.phase for phase in one.phases)
         for phase in one.phases:
@@ -48,6 +51,7 @@ def recorded_windows(
                 generated_tokens=one.tokens.generated if alone and generated is None else generated,
                 estimated=phase.estimated,
                 devices=tuple(devices),
+                reasons=one.reasons,
             )
 
 
@@ -96,7 +100,9 @@ def _round(one: RecordedWindow, phases: Sequence[RecordedWindow] = ()) -> RoundW
     return RoundWindow(
         one.start_ns,
         one.end_ns,
-        TokenCount(one.prompt_tokens or 0, one.generated_tokens or 0, one.responses),
+        TokenCount(
+            one.prompt_tokens or 0, one.generated_tokens or 0, one.responses, one.cached_prompt_tokens
+        ),
         one.repeats,
         tuple(
             PhaseWindow(
@@ -111,6 +117,8 @@ def _round(one: RecordedWindow, phases: Sequence[RecordedWindow] = ()) -> RoundW
             if each.phase is not None
         ),
         devices=one.devices,
+        latencies=tuple(Latency(*each) for each in one.latencies),
+        reasons=one.reasons,
     )
 
 

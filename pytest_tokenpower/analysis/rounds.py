@@ -53,10 +53,15 @@ class Evaluation:
         return " + ".join(sorted(self.methods))
 
 
+def reach_ns(devices: Sequence[Device]) -> int:
+    """Return how long before a window the readings begin that its evaluation looks at."""
+    slowest_ns = max((device.resolution_s for device in devices if device.slow), default=0.0) * 1e9
+    return max(REACH_NS, int(REACH_RESOLUTIONS * slowest_ns))
+
+
 def readings_around(timeline: Timeline, devices: Sequence[Device], start_ns: int) -> Stretch:
     """Return the readings that an evaluation of windows from ``start_ns`` on looks at."""
-    slowest_ns = max((device.resolution_s for device in devices if device.slow), default=0.0) * 1e9
-    return timeline.since(start_ns - max(REACH_NS, int(REACH_RESOLUTIONS * slowest_ns)))
+    return timeline.since(start_ns - reach_ns(devices))
 
 
 def round_records(
@@ -138,7 +143,7 @@ def evaluate(timeline: Timeline, devices: Sequence[Device], rounds: Sequence[Rou
                 else None,
                 temperature_celsius=_over_devices(conditions, "temperature_celsius", one),
                 sm_clock_mhz=_over_devices(conditions, "sm_clock_mhz", one),
-                latency=_percentiles(one.latencies),
+                latency=percentiles(one.latencies),
                 limited_shares=_limits(conditions, one),
                 # A meter that fails says so at every poll.
                 reasons=tuple(dict.fromkeys(reasons[at])),
@@ -147,7 +152,7 @@ def evaluate(timeline: Timeline, devices: Sequence[Device], rounds: Sequence[Rou
     return Evaluation(tuple(records), frozenset(methods), split)
 
 
-def _percentiles(latencies: Sequence[Latency]) -> dict[str, float]:
+def percentiles(latencies: Sequence[Latency]) -> dict[str, float]:
     """Return the percentiles of a round's latencies by the names of their figures."""
     each = {
         "ttft": [one.first_token_s for one in latencies],
@@ -337,6 +342,22 @@ def unknown_figure(rounds: Sequence[RoundRecord], per: str) -> str:
     if per == "prompt_token" and all(one.prompt_tokens for one in kept):
         return f"{whole}all prompt tokens came from a prefix cache, and none was prefilled"
     return f"{whole}some executions have none"
+
+
+def lacking(done: Sequence[RoundRecord], figure: str, *, steps: bool) -> str:
+    """Say why work has no such figure, whatever measures it; empty where it is the meter that did not give it.
+
+    ``steps``: the engine has told its steps, so that another run may tell its phases apart.
+    """
+    per = figure.removeprefix("joules_per_")
+    if per in PER and (without := [one for one in done if units_per(per, one) <= 0]):
+        unit = {"token": "generated token", "prompt_token": "prefilled prompt token"}.get(per, PER[per])
+        return f"its counts hold no {unit}" + ("" if len(without) == len(done) else " in some rounds")
+    if per == "prompt_token" and done and not steps and not any(one.phases for one in done):
+        return "tokens are generated too, and nothing tells the energy of the prefill apart"
+    if figure.endswith("_seconds") and done and not any(one.latency for one in done):
+        return "its results do not say when their tokens came"
+    return ""
 
 
 def log_joules_per_token(rounds: Sequence[RoundRecord], per: str | None = None) -> list[float]:

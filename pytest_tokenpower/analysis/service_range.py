@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-Rows = Sequence[tuple[int, float]]
-"""Samples of one counter in the order of time: (realtime milliseconds, value)."""
+from pytest_tokenpower.meters.types import Samples
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,9 @@ class ServiceFigure:
         )
 
 
-def service_figure(energy: Mapping[str, Rows], tokens: Mapping[str, Rows], joules: float) -> ServiceFigure:
+def service_figure(
+    energy: Mapping[str, Samples], tokens: Mapping[str, Samples], joules: float
+) -> ServiceFigure:
     """Divide what boards have counted by what servers have counted, over the time that all boards' samples cover.
 
     A board has to be there from beginning to end. A server may come and go: it begins at zero.
@@ -99,7 +100,7 @@ def service_figure(energy: Mapping[str, Rows], tokens: Mapping[str, Rows], joule
     )
 
 
-def increase(rows: Rows, start_ms: int, end_ms: int, *, from_zero: bool = False) -> Increase:
+def increase(rows: Samples, start_ms: int, end_ms: int, *, from_zero: bool = False) -> Increase:
     """Return how much a counter rose from ``start_ms`` to ``end_ms``.
 
     What it rose between two samples is known, and when is not: at either end that is an error, by how much it rises in
@@ -150,5 +151,5 @@ def _sum(parts: Sequence[Increase]) -> Increase:
     )
 
 
-def _step_ms(rows: Rows) -> float:
+def _step_ms(rows: Samples) -> float:
     return float(np.median(np.diff([row[0] for row in rows]))) if len(rows) > 1 else 60_000.0

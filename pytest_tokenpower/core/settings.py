@@ -66,6 +66,9 @@ CEILINGS = (
     "quality",
 )
 
+HELD_AS_READ = frozenset({"peak_watts", "quality"})
+"""Limits of what does not scatter, or is a maximum: without a p-value they are no members of the run's family."""
+
 LATENCIES = {"ttft_ms": "ttft_p90_seconds", "tpot_ms": "tpot_p90_seconds"}
 """Ceilings in milliseconds, and the figure that each limits."""
 

@@ -298,7 +298,8 @@ def _error(result: Any) -> Any:
         ),
     ]
     failed = [reason for reason in reasons if isinstance(reason, str) and reason.lower() in _FAILED]
-    return error or (failed[0] if failed else None)
+    blocked = get(get(result, "prompt_feedback", "promptFeedback"), "block_reason", "blockReason")
+    return error or (failed[0] if failed else blocked)
 
 
 _REFUSALS: tuple[tuple[Callable[[Any], bool], Callable[[Any], str]], ...] = (
@@ -323,6 +324,13 @@ _REFUSALS: tuple[tuple[Callable[[Any], bool], Callable[[Any], str]], ...] = (
         ),
     ),
     (
+        lambda one: get(one, "stream") is not None and get(one, "ResponseMetadata") is not None,
+        lambda one: (
+            "the tokens of a stream cannot be counted before it is consumed: do that inside the workload (return "
+            "list(response['stream'])), or its work is not measured"
+        ),
+    ),
+    (
         lambda one: not isinstance(one, type) and _error(one) is not None,
         lambda one: (
             f"the request failed ({_error(one)}): let the workload raise it, since its energy belongs to no "
@@ -334,8 +342,8 @@ _REFUSALS: tuple[tuple[Callable[[Any], bool], Callable[[Any], str]], ...] = (
             get(one, "generated_text") is not None and get(get(one, "details"), "generated_tokens") is None
         ),
         lambda one: (
-            "text without token ids cannot be counted: call the pipeline with return_tensors=True, or return "
-            + OWN_COUNT
+            "text without token ids cannot be counted: call the pipeline with return_tensors=True, TGI with "
+            f"details=True and decoder_input_details=True, or return {OWN_COUNT}"
         ),
     ),
     (
@@ -425,20 +433,35 @@ def _cached(*places: Any) -> int | None:
     return said.pop() if said else 0 if found else None
 
 
+def _said(usage: Any, *names: str) -> int | None:
+    """Return a number of tokens under the first of its names, each also as JSON's camelCase spells it."""
+    for name in names:
+        for spelled in (name, re.sub(r"_(.)", lambda match: match[1].upper(), name)):
+            if (value := get(usage, spelled)) is not None:
+                return _count(value, spelled)
+    return None
+
+
 def _numbers(usage: Any) -> tuple[int | None, int | None, int | None]:
     """Prompt, generated and cached tokens of a usage, whichever of the known names it has."""
-    prompt = _count(get(usage, "prompt_tokens"), "prompt_tokens")
-    generated = _count(get(usage, "completion_tokens", "output_tokens"), "completion_tokens")
-    total = _count(get(usage, "total_tokens"), "total_tokens")
+    prompt = _said(usage, "prompt_tokens")
+    generated = _said(usage, "completion_tokens", "output_tokens")
+    total = _said(usage, "total_tokens")
     details = get(usage, "prompt_tokens_details", "input_tokens_details", "input_token_details")
     cached = _cached(usage, details)
     if prompt is None:
-        prompt = _count(get(usage, "input_tokens"), "input_tokens")
-        read = _count(get(usage, "cache_read_input_tokens"), "cache_read_input_tokens")
-        wrote = _count(get(usage, "cache_creation_input_tokens"), "cache_creation_input_tokens")
+        prompt = _said(usage, "input_tokens")
+        read = _said(usage, "cache_read_input_tokens")
+        wrote = _said(usage, "cache_creation_input_tokens", "cache_write_input_tokens")
         if prompt is not None and (read is not None or wrote is not None):
-            # Anthropic's input_tokens are those that the cache neither held nor took.
+            # Anthropic's and Bedrock's input tokens are those that the cache neither held nor took.
             prompt += (read or 0) + (wrote or 0)
+    if prompt is None and (prompt := _said(usage, "prompt_token_count")) is not None:
+        # Gemini's: its answer's tokens are without those of its thoughts, its prompt's without those of its tools.
+        prompt += _said(usage, "tool_use_prompt_token_count") or 0
+        written = [_said(usage, name) for name in ("candidates_token_count", "thoughts_token_count")]
+        generated = None if written == [None, None] else sum(count or 0 for count in written)
+        total = _said(usage, "total_token_count")
     if prompt is not None and total is not None and total != prompt + (generated or 0):
         raise TokenCountError(
             f"its usage says {prompt} prompt and {generated} generated tokens, and {total} in all: return {OWN_COUNT}"
@@ -467,7 +490,8 @@ def _read_usage(result: Any, call: Call, path: tuple[Hashable, ...]) -> list[Par
     event = get(result, "type") == "message_delta"
     named = [get(choice, "index") for choice in choices]
     numbered = len({index for index in named if whole(index) is not None}) == len(choices)
-    indices, ended, begun, ids, text = set(), set(), set(), 0, False
+    indices, ended, begun, ids = set(), set(), set(), 0
+    text = bool(get(get(get(result, "output"), "message"), "content"))  # Bedrock's
     for position, choice in enumerate(choices):
         at = named[position] if numbered else position
         said = get(choice, "delta", "message")
@@ -486,7 +510,7 @@ def _read_usage(result: Any, call: Call, path: tuple[Hashable, ...]) -> list[Par
         (begun if event and not get(get(result, "delta"), "stop_reason") else ended).add(0)
     return [
         Usage(
-            request=_identity(get(result, "id")),
+            request=_identity(get(result, "id") or get(get(result, "ResponseMetadata"), "RequestId")),
             source=id(result),
             prompt=prompt,
             generated=generated,
@@ -511,6 +535,42 @@ def _read_event(result: Any, call: Call, path: tuple[Hashable, ...]) -> list[Par
         raise TokenCountError(f"the request failed ({error}): let the workload raise it")
     lack = "the stream breaks off before response.completed, which has the usage"
     return [Silent("silent", id(result), lack, _identity(get(response, "id")))]
+
+
+def _read_converse_event(result: Any, call: Call, path: tuple[Hashable, ...]) -> list[Part]:
+    last = get(result, "metadata")
+    if last is not None:
+        return _read_usage(last, call, path)
+    lack = "the stream breaks off before its metadata, which has the usage"
+    return [Silent("silent", id(result), lack)]
+
+
+def _read_candidates(result: Any, call: Call, path: tuple[Hashable, ...]) -> list[Part]:
+    prompt, generated, cached = _numbers(get(result, "usage_metadata", "usageMetadata"))
+    candidates = _items(get(result, "candidates"))
+    indices, ended, text = set(), set(), False
+    for position, candidate in enumerate(candidates):
+        index = whole(get(candidate, "index"))
+        indices.add(position if index is None else index)
+        reason = get(candidate, "finish_reason", "finishReason")
+        if reason and "UNSPECIFIED" not in str(reason):
+            ended.add(position if index is None else index)
+        text |= bool(_items(get(get(candidate, "content"), "parts")))
+    return [
+        Usage(
+            request=_identity(get(result, "response_id", "responseId")),
+            source=id(result),
+            prompt=prompt,
+            generated=generated,
+            cached=cached,
+            responses=1,
+            choices=frozenset(indices),
+            ended=frozenset(ended),
+            open=frozenset(indices),
+            piece=True,
+            text=text,
+        )
+    ]
 
 
 def _read_message(result: Any, call: Call, path: tuple[Hashable, ...]) -> list[Part]:
@@ -617,6 +677,30 @@ def _read_llama_cpp(result: Any, call: Call, path: tuple[Hashable, ...]) -> list
     return [Known(None, id(result), Tally(prompt, generated, 1, cached))]
 
 
+def _read_details(result: Any, call: Call, path: tuple[Hashable, ...]) -> list[Part]:
+    details = get(result, "details")
+    if details is None:
+        return [Silent("silent", id(result), "the stream breaks off before the part with details")]
+    sequences = [details, *_items(get(details, "best_of_sequences"))]
+    generated = 0
+    for each in sequences:
+        said, ids = _said(each, "generated_tokens"), _items(get(each, "tokens"))
+        if said is None or (ids and len(ids) != said):
+            raise TokenCountError(
+                f"its details say generated_tokens {said} and hold {len(ids)} tokens: return {OWN_COUNT}"
+            )
+        generated += said
+    prompt = _said(details, "input_length")
+    if prompt is None:
+        prompt = len(_items(get(details, "prefill")))
+    if not prompt:
+        raise TokenCountError(
+            "its details do not hold the prompt's tokens: ask for decoder_input_details=True beside details=True, or "
+            f"return {OWN_COUNT}"
+        )
+    return [Known(None, id(result), Tally(prompt, generated, len(sequences)))]
+
+
 def _read_raw(result: Any, call: Call, path: tuple[Hashable, ...]) -> list[Part]:
     raw = get(result, "raw")
     if (why := refusal(raw)) is not None:
@@ -663,6 +747,11 @@ def _list_of(result: Any, name: str) -> bool:
     return isinstance(get(result, name), Sequence) and not isinstance(get(result, name), str | bytes)
 
 
+_CONVERSE = frozenset(
+    {"messageStart", "contentBlockStart", "contentBlockDelta", "contentBlockStop", "messageStop"}
+)
+"""Events of a stream of Bedrock's before the one that has the usage."""
+
 # The first shape that fits reads an object, so the more particular stand before the more general.
 SHAPES: tuple[Shape, ...] = (
     Shape(
@@ -681,6 +770,15 @@ SHAPES: tuple[Shape, ...] = (
     Shape("meta_info", lambda one: isinstance(get(one, "meta_info"), Mapping), _read_meta),
     Shape("events", lambda one: str(get(one, "type") or "").startswith("response."), _read_event),
     Shape("generations", lambda one: _list_of(one, "generations"), _read_generations),
+    Shape(
+        "candidates",
+        lambda one: (
+            _list_of(one, "candidates")
+            or get(get(one, "usage_metadata", "usageMetadata"), "prompt_token_count", "promptTokenCount")
+            is not None
+        ),
+        _read_candidates,
+    ),
     Shape("messages", lambda one: get(one, "usage_metadata", "response_metadata") is not None, _read_message),
     Shape(
         "usage",
@@ -688,6 +786,23 @@ SHAPES: tuple[Shape, ...] = (
             get(one, "usage") is not None or (_list_of(one, "choices") and get(one, "object") is not None)
         ),
         _read_usage,
+    ),
+    Shape(
+        "converse events",
+        lambda one: (
+            isinstance(one, Mapping)
+            and len(one) == 1
+            and (not one.keys().isdisjoint(_CONVERSE) or get(get(one, "metadata"), "usage") is not None)
+        ),
+        _read_converse_event,
+    ),
+    Shape(
+        "details",
+        lambda one: (
+            get(get(one, "details"), "generated_tokens") is not None
+            or get(get(one, "token"), "id") is not None
+        ),
+        _read_details,
     ),
     Shape(
         "eval counts",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence, Set, ValuesView
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,6 +119,25 @@ def count_tokens(
     if not (total.prompt or total.generated or total.responses):
         raise TokenCountError(f"{kind(result)} says that nothing was read and nothing generated: {RETURN}")
     return total
+
+
+def refuse_repeated(results: Sequence[object]) -> None:
+    """Raise TokenCountError where results that were counted one by one hold an object, or a request, twice."""
+    objects: set[int] = set()
+    requests: set[tuple[type, Hashable]] = set()
+    for result in results:
+        if result is None or isinstance(result, TokenCount | str | bytes | int | float):
+            continue  # what is said once more is meant
+        own: set[tuple[type, Hashable]] = set()
+        with suppress(TokenCountError):  # a hook has counted it, which knows more
+            for _, found in _found(result, Call.of(None, (), {}), ()):
+                if isinstance(found, Part) and not isinstance(found, Silent) and found.request is not None:
+                    own.add((type(found), found.request))
+        if id(result) in objects or own & requests:
+            named = f" (request {next(iter(own & requests))[1]!r})" if own & requests else ""
+            raise TokenCountError(f"{kind(result)} was counted twice{named}: count each result once")
+        objects.add(id(result))
+        requests |= own
 
 
 def _found(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.engines.protocol import Engine, EngineIdentity, Generation, Serving
@@ -38,7 +39,7 @@ class Execution:
         self.fingerprint = workload.fingerprint
         if not workload.tokenized and encode is None:
             self.fingerprint += "-bytes"
-        self._run: Callable[[], Generation] = lambda: engine.generate(self.batch)
+        self._run: Callable[[], Generation] = partial(engine.generate, self.batch)
         if not isinstance(workload.arrivals, Arrivals):
             raise UsageError(
                 f"{type(workload).__name__}(arrivals={workload.arrivals!r}): give AllAtOnce(), "
@@ -50,8 +51,7 @@ class Execution:
                     f"the {engine.identity.engine} engine takes whole batches, and {workload.arrivals} needs one that "
                     "takes requests as they come (a serve method): use such an engine, or arrivals=AllAtOnce()"
                 )
-            arrivals, server = workload.arrivals, engine
-            self._run = lambda: server.serve(self.batch, arrivals)
+            self._run = partial(engine.serve, self.batch, workload.arrivals)
 
     @property
     def identity(self) -> EngineIdentity:
@@ -71,6 +71,7 @@ class Execution:
 
     def __call__(self) -> Generation:
         """Run it; raises EngineError, and TokenCountError where the engine did less or more than was asked for."""
+        __tracebackhide__ = True
         generation = self._run()
         asked = self.batch.tokens
         ids = sum(map(len, generation.token_ids))

@@ -9,6 +9,7 @@ from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.core.windows import DECODE, MIXED, PREFILL, Latency, PhaseWindow
 from pytest_tokenpower.engines.protocol import Generation, Step
 from pytest_tokenpower.engines.vllm.requests import (
+    has_metrics,
     lack_of_times,
     latencies_from_request_metrics,
     steps_from_request_metrics,
@@ -17,6 +18,11 @@ from pytest_tokenpower.engines.vllm.requests import (
 
 PHASES_ABSENT = "phases.absent"
 """The note that says why an execution has no phases."""
+
+
+def tells_more(result: object) -> bool:
+    """Tell whether a result that is counted can still say what phases or latencies its execution had."""
+    return isinstance(result, Generation) or has_metrics(result)
 
 
 def phases_of(result: object) -> tuple[PhaseWindow, ...]:

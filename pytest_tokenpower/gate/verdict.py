@@ -10,9 +10,10 @@ from statistics import fmean
 import msgspec
 
 from pytest_tokenpower.analysis.figures import figures, meter_errors, round_values
+from pytest_tokenpower.analysis.rounds import good, lacking
 from pytest_tokenpower.core.denominators import denominator, figure_per
 from pytest_tokenpower.core.records import OTHER_VARIANT, ChangeRecord, MeasurementRecord, VerdictRecord
-from pytest_tokenpower.core.settings import DEFAULT_ALPHA
+from pytest_tokenpower.core.settings import CEILINGS, DEFAULT_ALPHA, LATENCIES
 from pytest_tokenpower.gate import remarks
 from pytest_tokenpower.gate.acceptance import acceptance_notes, allowed_change, made_use, next_step
 from pytest_tokenpower.gate.equal_lengths import EqualLengths, at_equal_lengths
@@ -335,14 +336,7 @@ def judge_ceilings(
             verdicts.append(_judge_quality(measurement, ceiling))
             continue
         if name not in values:
-            verdicts.append(
-                VerdictRecord(
-                    "inconclusive",
-                    name,
-                    reason=f"{name} is not known from this measurement",
-                    threshold=ceiling,
-                )
-            )
+            verdicts.append(_unknown(measurement, name, ceiling, values))
             continue
         if name == "peak_watts":
             peak = max(values[name])
@@ -369,6 +363,28 @@ def judge_ceilings(
             )
         )
     return tuple(verdicts)
+
+
+def _unknown(
+    measurement: MeasurementRecord, name: str, ceiling: float, known: Mapping[str, Sequence[float]]
+) -> VerdictRecord:
+    """Return the verdict on a limit whose figure is not there: it fails where no run of this work can ever have it."""
+    done = [one.record for one in good(measurement.rounds)]
+    split = measurement.phase_split
+    why = lacking(done, name, steps=split is not None and split.mixed_share is not None)
+    if not why:
+        return VerdictRecord(
+            "inconclusive", name, reason=f"{name} is not known from this measurement", threshold=ceiling
+        )
+    asked = {figure: limit for limit, figure in LATENCIES.items()}
+    others = [asked.get(figure, figure) for figure in (*CEILINGS, *asked) if figure in known]
+    return VerdictRecord(
+        "invalid",
+        name,
+        reason=f"power_budget({asked.get(name, name)}=...) limits a figure that this test never has: {why}. It has "
+        f"{', '.join(others)}",
+        threshold=ceiling,
+    )
 
 
 def _judge_quality(measurement: MeasurementRecord, floor: float) -> VerdictRecord:

@@ -35,6 +35,8 @@ _Us = Annotated[int, Meta(ge=0, le=9_000_000_000_000_000)]
 
 _Tokens = Annotated[int, Meta(ge=0)]
 
+_Seconds = Annotated[float, Meta(ge=0)]
+
 _Millijoules = Annotated[int, Meta(ge=0, le=9_000_000_000_000_000)] | Annotated[float, Meta(ge=0, le=9e15)]
 
 
@@ -88,6 +90,15 @@ class WindowRow(Row, frozen=True, tag="window"):
     repeats: Annotated[int, Meta(ge=1)] = 1
     estimated: bool = False
     devices: tuple[str, ...] | None = None
+    cached_prompt_tokens: _Tokens = 0
+    latencies: tuple[tuple[_Seconds, _Seconds | None], ...] = ()
+    reasons: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.cached_prompt_tokens > (self.prompt_tokens or 0):
+            raise ValueError(
+                f"cached_prompt_tokens ({self.cached_prompt_tokens}) is above prompt_tokens ({self.prompt_tokens})"
+            )
 
 
 class DeviceRow(Row, frozen=True, tag="device"):
@@ -100,6 +111,7 @@ class DeviceRow(Row, frozen=True, tag="device"):
     provenance: str | None = None
     counter_tick_us: Annotated[int, Meta(ge=0, le=600_000_000)] = UNKNOWN_TICK_US
     held: bool = True
+    clock_error_us: Annotated[int, Meta(ge=0, le=600_000_000)] = 0
     key_facts: dict[str, Fact] = {}
     facts: dict[str, Fact] = {}
 
@@ -151,7 +163,9 @@ class RecordedWindow:
     """A window of a recording: a whole execution of a workload (``phase`` None), or one phase of it.
 
     The tokens are those of all ``repeats`` together; None: not recorded. ``devices`` are the ids of the devices
-    whose energy is the window's (None: all).
+    whose energy is the window's (None: all). ``cached_prompt_tokens`` of the prompt's came from a prefix cache.
+    ``latencies`` are of its requests, in seconds: to the first token, and for each further one (None: no such).
+    ``reasons`` are what makes it invalid, whatever its meters say.
     """
 
     name: str
@@ -164,6 +178,9 @@ class RecordedWindow:
     repeats: int = 1
     estimated: bool = False
     devices: tuple[str, ...] | None = None
+    cached_prompt_tokens: int = 0
+    latencies: tuple[tuple[float, float | None], ...] = ()
+    reasons: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -340,6 +357,7 @@ def _device(row: DeviceRow) -> Device:
         key_facts={**row.key_facts, **recorded_as},
         facts=row.facts,
         counter_tick_ns=row.counter_tick_us * 1000,
+        clock_error_ns=row.clock_error_us * 1000,
     )
 
 
@@ -478,6 +496,7 @@ def _device_row(timeline: Timeline, device: Device) -> DeviceRow:
         provenance=device.provenance,
         counter_tick_us=device.counter_tick_ns // 1000,
         held=power is None or power.held,
+        clock_error_us=-(-device.clock_error_ns // 1000),
         key_facts=dict(device.key_facts),
         facts=dict(device.facts),
     )

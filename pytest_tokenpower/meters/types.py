@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     from pytest_tokenpower.meters.clock import Clock
 
+Samples = Sequence[tuple[int, float]]
+"""Of one scraped series, in the order of time: (realtime milliseconds, value)."""
+
 SLOW_S = 2.0
 """A meter that is read each second resolves this; one that resolves less is a BMC, or is scraped."""
 

@@ -1,4 +1,4 @@
-"""Tell whether a model's weights fit the memory of its devices, told before anything is loaded."""
+"""Whether a model's weights fit the memory of its devices: found out, and refused, before anything is loaded."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_tokenpower.core.settings import CHILD_VARIABLE, EVENTS_VARIABLE, SOAK_VARIABLE
+from pytest_tokenpower.core.settings import CHILD_VARIABLE, EVENTS_VARIABLE, HELD_AS_READ, SOAK_VARIABLE
 from pytest_tokenpower.engines import registry
 from pytest_tokenpower.errors import TokenPowerError, UsageError
 from pytest_tokenpower.plugin import hookspecs, marker, options
@@ -28,6 +28,7 @@ from pytest_tokenpower.plugin.state import (
     TWICE,
     WAYS,
     has_workers,
+    is_worker,
     may_measure,
     runs_tests,
     session_of,
@@ -156,7 +157,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
         watch(config)
     # A worker cannot end the run: there each test says it.
-    if doubled and runs_tests(config) and not hasattr(config, "workerinput"):
+    if doubled and runs_tests(config) and not is_worker(config):
         from pytest_tokenpower.plugin.opening import twice
 
         refuse(twice(min(doubled)))
@@ -164,12 +165,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     for item in gated:
         # A marker that was added late and is malformed is said when its test comes.
         with contextlib.suppress(UsageError):
-            ceilings += len(marker.read_budget(item).ceilings)
+            ceilings += len(marker.read_budget(item).ceilings.keys() - HELD_AS_READ)
     if gated:
         config.stash[WAYS] = (len(gated), ceilings)
     if not chosen.baselines:
         return
-    if gated and runs_tests(config) and not hasattr(config, "workerinput"):
+    if gated and runs_tests(config) and not is_worker(config):
         try:
             with faults_end_in(refuse):
                 _ = session_of(config).baselines

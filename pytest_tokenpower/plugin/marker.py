@@ -1,4 +1,4 @@
-"""The power_budget marker, read and checked: the limits of a test. Every pytest run imports this."""
+"""The plugin's markers, and power_budget read and checked: the limits of a test. Every pytest run imports this."""
 
 from __future__ import annotations
 

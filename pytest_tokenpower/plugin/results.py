@@ -58,7 +58,6 @@ class Gatherer:
         self._failed: set[str] = set()
         self._curves: dict[str, PowerCurves] = {}
         self._skipped: Counter[str] = Counter()
-        self._settled = False
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if reason := getattr(report, "energy_skipped", None):
@@ -119,17 +118,12 @@ class Gatherer:
                 result = yield
                 complete = True
             finally:
-                self._finish(complete=complete)
+                with faults_end_in(self._losses.append):
+                    self._decide(complete)
+                if complete and stash[MEASUREMENTS]:
+                    with faults_end_in(self._losses.append):
+                        self._settle()
         return result
-
-    def _finish(self, *, complete: bool) -> None:
-        """Give every measurement its last verdict: what was doubtful, and where all tests have run, the family's."""
-        self._settled = True
-        with faults_end_in(self._losses.append):
-            self._decide(complete)
-        if complete and self._config.stash[MEASUREMENTS]:
-            with faults_end_in(self._losses.append):
-                self._settle()
 
     def _decide(self, complete: bool) -> None:
         """Decide what was left doubtful, and fail the tests that do not pass in the end."""
@@ -189,9 +183,8 @@ class Gatherer:
                 lines.write_line(f"{short_test_name(measured.test)} was soaked: {soaked}")
         # pytest gives reasons of skips under -rs only, and an energy test that did not measure guards nothing.
         for reason, count in self._skipped.items():
-            said = f"energy: {plural(count, 'test')} skipped, not measured: {reason}"
             for line in wrap(
-                said,
+                f"energy: {plural(count, 'test')} skipped, not measured: {reason}",
                 terminalreporter._tw.fullwidth,
                 subsequent_indent="  ",
                 break_long_words=False,
@@ -210,9 +203,6 @@ class Gatherer:
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if self._config.stash[SETTINGS].disabled or not runs_tests(self._config):
             return
-        # A run that was seen to measure only when a test came by the fixture unannounced had begun without this.
-        if not self._settled:
-            self._finish(complete=True)
         with faults_end_in(self._losses.append):
             self._write()
         if self._losses and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):

@@ -57,7 +57,7 @@ def soak_of(item: pytest.Item) -> Soak | None:
         what.seconds - done_s,
         stretch_seconds(what.seconds),
         _keeper(out, begun, stretches, done_s),
-        lambda: _ended(stretches, what.max_drift, out),
+        lambda: _ended(stretches, what.max_drift, item.config.stash[SETTINGS].alpha, out),
     )
 
 
@@ -100,7 +100,9 @@ def _keeper(
     return keep
 
 
-def _ended(stretches: list[Stretch], limit: float | None, out: Path) -> tuple[str, VerdictRecord | None]:
+def _ended(
+    stretches: list[Stretch], limit: float | None, alpha: float, out: Path
+) -> tuple[str, VerdictRecord | None]:
     from pytest_tokenpower.core.records import VerdictRecord
     from pytest_tokenpower.reporting.suites import drift_line
     from pytest_tokenpower.suites.soak import summarise
@@ -111,5 +113,14 @@ def _ended(stretches: list[Stretch], limit: float | None, out: Path) -> tuple[st
         return said, None
     if found.drift is None:
         return said, VerdictRecord("inconclusive", "soak", reason="the soak is too short to tell a drift")
-    kind = "over budget" if found.drift.change.p_above(math.log1p(limit)) < 0.05 else "passed"
-    return said, VerdictRecord(kind, "soak", reason=f"in {found.hours:.3g} h {drift_line(found, limit)}")
+    reason, change, most = (
+        f"in {found.hours:.3g} h {drift_line(found, limit)}",
+        found.drift.change,
+        math.log1p(limit),
+    )
+    if change.p_above(most) < alpha:
+        return said, VerdictRecord("over budget", "soak", reason=reason)
+    if change.p_below(most) < alpha:
+        return said, VerdictRecord("passed", "soak", reason=reason)
+    more = f"that it is beyond it, or within, is not sure (energy_alpha = {alpha:g}): a longer soak tells"
+    return said, VerdictRecord("inconclusive", "soak", reason=f"{reason}; {more}")

@@ -24,7 +24,7 @@ NO_METER: pytest.StashKey[str] = pytest.StashKey()
 MEASUREMENTS: pytest.StashKey[list[MeasurementRecord]] = pytest.StashKey()
 MEASUREMENT: pytest.StashKey[MeasurementRecord] = pytest.StashKey()
 WAYS: pytest.StashKey[tuple[int, int]] = pytest.StashKey()
-"""How many of the collected tests can fail by a comparison, and by how many ceilings."""
+"""How many of the collected tests can fail by a comparison, and by how many ceilings that have a p-value."""
 ATTEMPTS: pytest.StashKey[tuple[Attempt, ...]] = pytest.StashKey()
 TWICE: pytest.StashKey[frozenset[str]] = pytest.StashKey()
 """Ids that several energy tests of the run have."""
@@ -105,6 +105,11 @@ def parameters(item: pytest.Item) -> dict[str, Fact]:
 def has_workers(config: pytest.Config) -> bool:
     """Whether xdist's workers run the tests, however they were asked for (``-n``, ``--tx``): this process runs none."""
     return config.pluginmanager.has_plugin("dsession")
+
+
+def is_worker(config: pytest.Config) -> bool:
+    """Whether this process is one of xdist's workers: the controller gathers, shows and stores what it sends."""
+    return hasattr(config, "workerinput")
 
 
 def runs_tests(config: pytest.Config) -> bool:

@@ -16,7 +16,7 @@ from pytest_tokenpower.models.memory import GIB
 from pytest_tokenpower.plugin.edge import fail, said
 from pytest_tokenpower.plugin.marker import read_budget
 from pytest_tokenpower.plugin.opening import open_energy
-from pytest_tokenpower.plugin.state import MEASUREMENT, SETTINGS, failure_of, session_of, test_id
+from pytest_tokenpower.plugin.state import MEASUREMENT, SETTINGS, failure_of, is_worker, session_of, test_id
 from pytest_tokenpower.plugin.sweeps import journal_of
 from pytest_tokenpower.reporting.suites import duration
 from pytest_tokenpower.suites.build import declared, engine_of, quality_of, work_of
@@ -144,7 +144,7 @@ class EngineKeeper:
                 self._loaded = item.loaded
                 # Another xdist worker may be next on the board.
                 shared = isinstance(nextitem, CellItem) and nextitem.loaded is item.loaded
-                if not shared or hasattr(item.config, "workerinput"):
+                if not shared or is_worker(item.config):
                     item.loaded.close()
 
     def pytest_sessionfinish(self) -> None:

@@ -10,7 +10,7 @@ from pytest_tokenpower.plugin.absent_tests import AbsentTests
 from pytest_tokenpower.plugin.progress import show_progress
 from pytest_tokenpower.plugin.rerun import Rerunner
 from pytest_tokenpower.plugin.results import Gatherer, Sender
-from pytest_tokenpower.plugin.state import SETTINGS, runs_tests
+from pytest_tokenpower.plugin.state import SETTINGS, is_worker, runs_tests
 from pytest_tokenpower.plugin.sweeps import Sweeps
 
 WATCHED: pytest.StashKey[bool] = pytest.StashKey()
@@ -23,7 +23,7 @@ def watch(config: pytest.Config) -> None:
     config.stash[WATCHED] = True
     plugins = config.pluginmanager
     # Results are gathered on the controller (or the only process); xdist's workers only send theirs.
-    worker = hasattr(config, "workerinput")
+    worker = is_worker(config)
     plugins.register(outcome, "tokenpower-outcome")
     if worker:
         plugins.register(Sender(config), "tokenpower-sender")

@@ -214,9 +214,11 @@ def blocks_of(
     The warm-up goes on while a variant still gets faster; a drift of both falls out of the blocks. It stops on
     precision, never on the difference itself. ``names`` are what the variants are called where one fails.
     """
+    __tracebackhide__ = True
     clock = bench.clock
 
     def run(variant: Variant, repeats: int) -> Measuring[RoundWindow]:
+        __tracebackhide__ = True
         with annotate_errors(variant, names):
             ran = yield execute[variant], repeats
             return counted_round(ran, partial(count, variant), phases)

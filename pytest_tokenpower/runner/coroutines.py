@@ -33,6 +33,7 @@ async def awaited(fn: Callable[..., object], *args: object, **kwargs: object) ->
 
     Raises UsageError where there is nothing to await.
     """
+    __tracebackhide__ = True
     result = fn(*args, **kwargs)
     if not is_pending(result):
         raise UsageError(
@@ -43,10 +44,12 @@ async def awaited(fn: Callable[..., object], *args: object, **kwargs: object) ->
 
 async def settled(fn: Callable[..., object]) -> Any:
     """One execution to its end, awaited where there is something to await."""
+    __tracebackhide__ = True
     return await _ended(fn())
 
 
 async def _ended(result: object) -> Any:
+    __tracebackhide__ = True
     if inspect.isawaitable(result):
         result = await result
     return [each async for each in result] if isinstance(result, AsyncIterable) else result
@@ -70,8 +73,13 @@ def blocking(fn: Callable[..., Any], *, instead: str = "") -> Iterator[Callable[
             f"{name_of(fn)} is asynchronous, and so is this test: "
             + (instead or f"write `await energy.async_run({name_of(fn)}, ...)`")
         )
+
+    def on_the_loop(*args: object, **kwargs: object) -> Any:
+        __tracebackhide__ = True
+        return loop.run_until_complete(awaited(fn, *args, **kwargs))
+
     try:
-        yield lambda *args, **kwargs: loop.run_until_complete(awaited(fn, *args, **kwargs))
+        yield on_the_loop
     finally:
         # As asyncio.Runner does, which Python 3.10 has not.
         loop.run_until_complete(cancel_others())

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pytest_tokenpower.analysis.other_scopes import OtherScopes
-from pytest_tokenpower.analysis.rounds import Evaluation
+from pytest_tokenpower.analysis.rounds import Evaluation, percentiles
 from pytest_tokenpower.core.records import RoundRecord
+from pytest_tokenpower.core.types import Scope
 from pytest_tokenpower.core.windows import RoundWindow
 from pytest_tokenpower.meters.adapters.ecologits import Estimator
 from pytest_tokenpower.meters.collector import Collector
@@ -16,8 +17,8 @@ from pytest_tokenpower.runner.telemetry import TelemetrySession
 class Estimates(TelemetrySession):
     """Gives each round the energy that the estimator says of its requests; nothing is read."""
 
-    def __init__(self, estimator: Estimator) -> None:
-        super().__init__(Collector(()), (estimator.device,))
+    def __init__(self, estimator: Estimator, scope: Scope | None = None) -> None:
+        super().__init__(Collector(()), (estimator.device,), scope)
         self.collector.timeline.add_device(estimator.device)
         self._estimator = estimator
 
@@ -55,5 +56,6 @@ class Estimates(TelemetrySession):
             responses=tokens.responses,
             cached_prompt_tokens=tokens.cached_prompt,
             repeats=window.repeats,
+            latency=percentiles(window.latencies),
             reasons=window.reasons,
         )

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, overload
+from weakref import ref
 
 from pytest_tokenpower.core.records import MeasurementRecord
-from pytest_tokenpower.core.tokens import TokenCount, count_tokens
+from pytest_tokenpower.core.tokens import TokenCount, count_tokens, refuse_repeated
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.core.windows import RoundWindow
 from pytest_tokenpower.engines.identify import describe_callable
-from pytest_tokenpower.engines.phase_marks import joined, latencies_of, notes_of, phases_of, unsound
+from pytest_tokenpower.engines.phase_marks import (
+    joined,
+    latencies_of,
+    notes_of,
+    phases_of,
+    tells_more,
+    unsound,
+)
 from pytest_tokenpower.engines.protocol import Generation
 from pytest_tokenpower.errors import MeterError, TokenCountError, UsageError
 from pytest_tokenpower.runner.checks import (
@@ -69,7 +77,7 @@ class Window:
         self._energy = energy
         self._open = True
         self._tokens: TokenCount | None = None
-        self._results: list[object] = []
+        self._results: list[Callable[[], object]] = []
 
     @property
     def counted(self) -> bool:
@@ -95,7 +103,20 @@ class Window:
                 )
             tokens = count(self._energy)
         self._tokens = tokens if self._tokens is None else self._tokens + tokens
-        self._results.append(result)
+        self._results.append(_held(result))
+
+
+def _held(result: object) -> Callable[[], object]:
+    """Hold a counted result until its block ends: what tells nothing more only as long as the test itself does.
+
+    Its tensors would stay on the GPU. What names its request is small, and may come twice.
+    """
+    if not tells_more(result) and not any(
+        hasattr(result, name) for name in ("id", "request_id", "response_id")
+    ):
+        with suppress(TypeError):
+            return ref(result)
+    return lambda: result
 
 
 class Energy:
@@ -178,7 +199,12 @@ class Energy:
             work = partial(execute, *args, **kwargs)
             if self._soak is not None:
                 soak(
-                    work, lambda result: self._counted(result, args, kwargs, fn), self._soak, self._telemetry
+                    work,
+                    lambda result: self._counted(result, args, kwargs, fn),
+                    self._soak,
+                    self._telemetry,
+                    # Rounds from before it are judged with these, or written to a recording at the end.
+                    forget=not self._earlier and self._session.settings.record is None,
                 )
                 self._facts["soak"], self._soaked = self._soak.ended()
             return self._keep(*run(self._rounds(work, fn, args, kwargs), lambda: self._telemetry))
@@ -410,7 +436,11 @@ class Energy:
                 f"{self._test}: nothing says what was read and generated in the energy.measure() block: call "
                 "window.count(result) or window.tokens(prompt=..., generated=...) inside it"
             )
-        results = window._results
+        results = [held() for held in window._results]
+        try:
+            refuse_repeated(results)
+        except TokenCountError as error:
+            raise TokenCountError(f"{self._test}: in one energy.measure() block {error}") from None
         # Requests that ran at a time tell their phases together.
         phases = joined([phases_of(result) for result in results]) or phases_of(results)
         reasons = tuple(dict.fromkeys(reason for result in results for reason in unsound([result])))
@@ -447,6 +477,7 @@ class Energy:
             UsageError: the test measures already, or the arguments do not go together.
             TokenCountError: the tokens of a result cannot be counted.
         """
+        __tracebackhide__ = True
         comparing = self._comparing(started, baseline, candidate, at_least, at_most, restarts, names)
         run(comparing, lambda: self._telemetry)
 
@@ -461,6 +492,7 @@ class Energy:
         names: tuple[str, str] | None = None,
     ) -> None:
         """Compare as :meth:`compare` does, on the event loop of an asynchronous test; either variant may be awaited."""
+        __tracebackhide__ = True
         comparing = self._comparing(started_async, baseline, candidate, at_least, at_most, restarts, names)
         await run_async(comparing, lambda: self._telemetry)
 
@@ -474,6 +506,7 @@ class Energy:
         restarts: int,
         names: tuple[str, str] | None,
     ) -> Measuring[None]:
+        __tracebackhide__ = True
         with self._refusing(), self._window():
             if self.used:
                 raise UsageError(
@@ -671,6 +704,7 @@ class DisabledEnergy:
 
     def __call__(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Run ``fn`` once, or as often as pytest-benchmark does."""
+        __tracebackhide__ = True
         if is_benchmark(fn):
             require_workload("--energy-disable", fn, args)
         with blocking(fn) as execute:
@@ -678,6 +712,7 @@ class DisabledEnergy:
 
     async def async_run(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Run ``fn`` once."""
+        __tracebackhide__ = True
         return await awaited(fn, *args, **kwargs)
 
     @property
@@ -689,6 +724,7 @@ class DisabledEnergy:
         self, engine: Engine | EngineSpec, workload: Workload | Batch, *, quality: Quality | None = None
     ) -> Generation:
         """Run the workload once."""
+        __tracebackhide__ = True
         from pytest_tokenpower.engines.execution import Execution
         from pytest_tokenpower.engines.spec import EngineSpec
 
@@ -704,6 +740,7 @@ class DisabledEnergy:
         **_: object,
     ) -> None:
         """Run each variant once."""
+        __tracebackhide__ = True
         for variant in (baseline, candidate):
             with ExitStack() as stack:
                 started(variant, stack)()
@@ -716,6 +753,7 @@ class DisabledEnergy:
         **_: object,
     ) -> None:
         """Run each variant once."""
+        __tracebackhide__ = True
         for variant in (baseline, candidate):
             with ExitStack() as stack:
                 await started_async(variant, stack)()

@@ -143,7 +143,7 @@ def finish(
         started=None if session.recording is not None else round(time.time(), 3),
     )
     if taken.comparison is not None:
-        return _compared(taken, taken.comparison, measured, policy, failed=failed)
+        return _compared(taken, taken.comparison, measured, limits, policy, failed=failed)
     if failed or not judged:
         return measured
     return replace(measured, verdicts=_verdicts(taken, measured, limits, policy, session))
@@ -189,9 +189,11 @@ def judge_again(measured: MeasurementRecord, limits: Limits, session: Session) -
 def _verdicts(
     taken: MeasuredTest, measured: MeasurementRecord, limits: Limits, policy: Policy, session: Session
 ) -> tuple[VerdictRecord, ...]:
+    # Of its own stretches, whatever became of the rounds after it.
+    soaked = () if taken.soaked is None else (taken.soaked,)
     if measured.reasons:
         reasons = "; ".join(measured.reasons)
-        return (VerdictRecord("invalid", reason=f"the measurement is not to be trusted: {reasons}"),)
+        return (*soaked, VerdictRecord("invalid", reason=f"the measurement is not to be trusted: {reasons}"))
     look = 1 if session.settings.restarts else None
     pooled = _pooled(len(taken.attempts))
     judged = []
@@ -203,9 +205,8 @@ def _verdicts(
     if session.settings.rerun_baseline:
         # Its runs are judged by the child processes; what is measured here asked for the fixture in its body.
         judged.append(VerdictRecord("no baseline", ", ".join(session.settings.baselines), reason=UNSEEN))
-    soaked = () if taken.soaked is None else (taken.soaked,)
-    verdicts = (*soaked, *judge_ceilings(measured, limits.ceilings, policy), *judged)
-    return tuple(replace(each, notes=(*each.notes, *pooled)) for each in verdicts)
+    verdicts = (*judge_ceilings(measured, limits.ceilings, policy), *judged)
+    return (*soaked, *(replace(each, notes=(*each.notes, *pooled)) for each in verdicts))
 
 
 UNSEEN = (
@@ -249,19 +250,31 @@ def _pooled(attempts: int) -> tuple[str, ...]:
 
 
 def _compared(
-    taken: MeasuredTest, comparison: Comparison, both: MeasurementRecord, policy: Policy, *, failed: bool
+    taken: MeasuredTest,
+    comparison: Comparison,
+    both: MeasurementRecord,
+    limits: Limits,
+    policy: Policy,
+    *,
+    failed: bool,
 ) -> MeasurementRecord:
     """Return the candidate's rounds as the measurement, the baseline's beside them; never a stored baseline itself."""
     candidate = comparison.of_variant("candidate", both.rounds)
     waiting = waiting_of([both], policy.boards).get(board_of(both))
     verdict = comparison.judge(both.rounds, denominator(both.key), policy, waiting)
-    return replace(
+    measured = replace(
         both,
         rounds=candidate,
         variants={"baseline": comparison.of_variant("baseline", both.rounds)},
         comparable=False,
         figures=_figures(taken, candidate, both.facts) if not failed and not both.reasons else {},
-        verdicts=() if failed else (replace(verdict, notes=(*verdict.notes, *_pooled(both.attempts))),),
+    )
+    if failed:
+        return measured
+    ceilings = () if both.reasons else judge_ceilings(measured, limits.ceilings, policy)
+    pooled = _pooled(both.attempts)
+    return replace(
+        measured, verdicts=tuple(replace(each, notes=(*each.notes, *pooled)) for each in (verdict, *ceilings))
     )
 
 

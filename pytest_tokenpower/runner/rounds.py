@@ -123,6 +123,7 @@ def rounds(
     A workload shorter than the meter resolves is repeated inside each round. Results are counted after the window has
     closed (see :func:`executed` for what runs inside it).
     """
+    __tracebackhide__ = True
     warmup: list[RoundWindow] = []
     tell = warmup_progress()
     clock = bench.clock
@@ -163,33 +164,36 @@ def run(measuring: Measuring[R], bench: Callable[[], RoundEvaluator]) -> R:
     ``bench`` gives the telemetry of the moment: a measurement may narrow it down to the boards of its engine.
     """
     __tracebackhide__ = True
-    try:
-        execute, repeats = next(measuring)
-        while True:
-            try:
-                ran = executed(execute, repeats, bench())
-            except BaseException as error:
-                measuring.throw(error)
-                raise
+    execute, repeats = next(measuring)
+    while True:
+        try:
+            ran = executed(execute, repeats, bench())
+        except StopIteration:
+            measuring.close()  # thrown into a generator it would come out as a RuntimeError
+            raise
+        except BaseException as error:
+            measuring.throw(error)
+            raise
+        try:
             execute, repeats = measuring.send(ran)
-    except StopIteration as done:
-        return done.value  # type: ignore[no-any-return]
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]
 
 
 async def run_async(measuring: Measuring[R], bench: Callable[[], RoundEvaluator]) -> R:
     """As :func:`run`, for workloads that are awaited, on whatever event loop awaits this."""
     __tracebackhide__ = True
-    try:
-        execute, repeats = next(measuring)
-        while True:
-            try:
-                ran = await executed_async(execute, repeats, bench())
-            except BaseException as error:
-                measuring.throw(error)
-                raise
+    execute, repeats = next(measuring)
+    while True:
+        try:
+            ran = await executed_async(execute, repeats, bench())
+        except BaseException as error:
+            measuring.throw(error)
+            raise
+        try:
             execute, repeats = measuring.send(ran)
-    except StopIteration as done:
-        return done.value  # type: ignore[no-any-return]
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]
 
 
 def _warm(warmup: Sequence[RoundWindow], plan: RoundPlan, bench: RoundEvaluator) -> bool:
@@ -264,6 +268,7 @@ async def executed_async(
     execute: Callable[[], Awaitable[object]], repeats: int, bench: RoundEvaluator
 ) -> Executed:
     """As :func:`executed`, awaited."""
+    __tracebackhide__ = True
     wait, now_ns = device_wait(), bench.clock.monotonic_ns
     start_ns = now_ns()
     results: list[object] = [await execute()]

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 class Session:
     """The settings of this run and what they stand for. Telemetry starts at the first energy test, not before.
 
-    ``gated_tests`` of the run can fail by a comparison, and by ``ceilings`` absolute limits: the family that Holm's
-    rule is over. ``claims`` are what became of the claims of its suites.
+    ``gated_tests`` of the run can fail by a comparison, and by ``ceilings`` absolute limits with a p-value: the family
+    that Holm's rule is over. ``claims`` are what became of the claims of its suites.
     """
 
     def __init__(
@@ -215,7 +215,7 @@ class Session:
         from pytest_tokenpower.meters.adapters.ecologits import Estimator
         from pytest_tokenpower.runner.estimates import Estimates
 
-        return Estimates(Estimator.of(model))
+        return Estimates(Estimator.of(model), self.settings.scope)
 
     def _start(self) -> TelemetrySession:
         if self._estimates is not None:

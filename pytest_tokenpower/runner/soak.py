@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from pytest_tokenpower.analysis.rounds import REACH_NS
+from pytest_tokenpower.analysis.other_scopes import whole
+from pytest_tokenpower.analysis.rounds import reach_ns
 from pytest_tokenpower.core.records import RoundRecord, VerdictRecord
 from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.core.windows import RoundWindow
@@ -33,11 +34,13 @@ def soak(
     count: Callable[[object], TokenCount],
     asked: Soak,
     bench: TelemetrySession,
+    *,
+    forget: bool,
 ) -> None:
     """Run a workload as long as is asked for; raises whatever it raises.
 
     Raises MeterError, after the stretch is handed over, where a meter will not read again. The first execution warms up
-    and tells how long one takes. Readings older than an evaluation looks at are let go.
+    and tells how long one takes. With ``forget`` readings older than an evaluation of it looks at are let go.
     """
     __tracebackhide__ = True
     clock = bench.clock
@@ -48,14 +51,15 @@ def soak(
         window = _executions(execute, count, repeats_in(asked.stretch_s, each_s), bench)
         # Results are held until they are counted: a stretch of very short work is counted in parts.
         while (left_s := asked.stretch_s - (window.end_ns - window.start_ns) / 1e9) > max(each_s, 1e-3):
-            window = _joined(window, _executions(execute, count, repeats_in(left_s, each_s), bench))
+            window = whole([window, _executions(execute, count, repeats_in(left_s, each_s), bench)])
             if bench.failed_for_good(window.start_ns):
                 break
         [record] = bench.assess([window])
         asked.keep(at_s, record)
         if bench.failed_for_good(window.start_ns):
             raise MeterError(f"the meter has failed for good after {at_s:.0f} s: {'; '.join(record.reasons)}")
-        bench.collector.timeline.forget(window.start_ns - REACH_NS)
+        if forget:
+            bench.collector.timeline.forget(window.start_ns - reach_ns((*bench.devices, *bench.others)))
 
 
 def _executions(
@@ -64,16 +68,5 @@ def _executions(
     repeats: int,
     bench: TelemetrySession,
 ) -> RoundWindow:
+    __tracebackhide__ = True
     return counted_round(executed(execute, repeats, bench), count, lambda result: ())
-
-
-def _joined(before: RoundWindow, after: RoundWindow) -> RoundWindow:
-    return replace(
-        before,
-        end_ns=after.end_ns,
-        tokens=before.tokens + after.tokens,
-        repeats=before.repeats + after.repeats,
-        executions=before.executions | after.executions,
-        latencies=(*before.latencies, *after.latencies),
-        reasons=tuple(dict.fromkeys((*before.reasons, *after.reasons))),
-    )

@@ -50,6 +50,10 @@ class PromptSet(Workload):
             )
         if self.count is not None:
             check_positive("PromptSet", count=self.count)
+            if self.tokens is None:
+                raise UsageError(
+                    f"PromptSet(count={self.count}): is of a bin of lengths: give tokens=(least, most), or fewer texts"
+                )
         if isinstance(self.texts, str):
             raise UsageError(
                 f"PromptSet(texts={self.texts[:40]!r}): one text is a set too: give a tuple of texts"
@@ -91,7 +95,7 @@ class PromptSet(Workload):
         Raises:
             UsageError: Names the file and the row.
         """
-        _check_limit(limit)
+        check_limit("PromptSet", limit)
         path = Path(path)
         texts = tuple(islice(_texts(rows_of(path), str(path)), limit if tokens is None else None))
         if not texts:
@@ -131,7 +135,7 @@ class PromptSet(Workload):
         Raises:
             UsageError: Where the package ``datasets`` or the hub is not there.
         """
-        _check_limit(limit)
+        check_limit("PromptSet", limit)
         try:
             load_dataset = importlib.import_module("datasets").load_dataset
         except ImportError:
@@ -185,9 +189,10 @@ class PromptSet(Workload):
         return False
 
 
-def _check_limit(limit: int | None) -> None:
+def check_limit(owner: str, limit: int | None) -> None:
+    """Raise UsageError for what is no number of rows to read."""
     if limit is not None:
-        check_positive("PromptSet", limit=limit)
+        check_positive(owner, limit=limit)
 
 
 def _cut(ids: tuple[int, ...], most: int | None) -> tuple[int, ...]:

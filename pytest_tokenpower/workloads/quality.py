@@ -13,7 +13,7 @@ from typing import Any
 
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.workloads.base import Batch, check_positive
-from pytest_tokenpower.workloads.prompts import prompt_of, rows_of
+from pytest_tokenpower.workloads.prompts import check_limit, prompt_of, rows_of
 
 AT_ONCE = 16
 """Questions in one batch, so that any engine that fits its own work has room for them."""
@@ -85,6 +85,7 @@ class ExactMatch:
         Raises:
             UsageError: Names the file and the row.
         """
+        check_limit("ExactMatch", limit)
         rows = [(place, row) for place, row in islice(rows_of(Path(path)), limit)]
         questions = tuple(prompt_of(row, f"{path}, {place}") for place, row in rows)
         return cls(questions, tuple(_answer(row, f"{path}, {place}") for place, row in rows), new_tokens)
@@ -127,6 +128,7 @@ class Likelihood:
     @classmethod
     def read(cls, path: str | os.PathLike[str], *, limit: int | None = None) -> Likelihood:
         """Read texts as PromptSet.read does; raises UsageError that names the file and the row."""
+        check_limit("Likelihood", limit)
         rows = islice(rows_of(Path(path)), limit)
         return cls(tuple(prompt_of(row, f"{path}, {place}") for place, row in rows))
 

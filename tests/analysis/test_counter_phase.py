@@ -59,6 +59,19 @@ def test_readings_just_after_a_tick_find_its_phase() -> None:
     assert counter_disagreement(TRACK, counted(at_ns), TICK_NS, 20_091_319_811, 20_583_717_135) is None
 
 
+def test_a_tick_while_a_reading_was_taken_is_before_or_after_it() -> None:
+    # As seen on a busy machine: readings take 0.05 ms, and a phase within one of them fitted better by a float's error.
+    ms = np.array([-762.34, 244.16, 858.74, 884.41, 905.46, 926.28, 947.32])
+    start_ns = 15_511_136_479
+    t0_ns = start_ns + np.round(ms * 1e6).astype(np.int64)
+    counters = CounterColumns(
+        t0_ns, t0_ns + 50_000, np.array([0, 300, 480, 480, 480, 480, 510], np.int64) * 1_000_000
+    )
+    t_ns = np.arange(5_395_734, 40_000_000_000, 20_000_000, dtype=np.int64)
+    ring = EnergyTrack("power ring", t_ns, np.asarray(t_ns, np.float64) * 300.15 / 1e9, 20_000_000.0, 0.0)
+    assert counter_disagreement(ring, counters, TICK_NS, start_ns, start_ns + 283_400_000, 0.01) is None
+
+
 @pytest.mark.parametrize("factor", [0.9, 1.1])
 def test_a_counter_that_is_off_is_still_seen(factor: float) -> None:
     at_ns = np.arange(5_000_000_000, 30_000_000_000, 1_037_000_000, dtype=np.int64)

@@ -21,7 +21,8 @@ from pytest_tokenpower.core.subprocesses import end_with_parent
 # This suite may itself run in the background of a shell, which has it ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 end_with_parent(int(sys.argv[1]))
-SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
+# Named after the test's folder: other copies of this suite may have sleepers of their own.
+SLEEP = [sys.executable, "-c", "import time; time.sleep(600)", sys.argv[2]]
 
 def daemon(env):
     '''Twice removed: its parent ends at once, and it leaves group and session.'''
@@ -46,7 +47,7 @@ def started(tmp_path: Path, *arguments: str) -> tuple[ProcessGroup, int, set[int
     before = {one.pid for one in processes()}
     theirs, ours = os.pipe()
     group = ProcessGroup(
-        [sys.executable, "-c", LEADER, str(theirs), *arguments],
+        [sys.executable, "-c", LEADER, str(theirs), str(tmp_path), *arguments],
         log=tmp_path / "log.txt",
         env={**os.environ, "PYTHONPATH": inherited_path()},
         pass_fds=(theirs,),
@@ -56,13 +57,18 @@ def started(tmp_path: Path, *arguments: str) -> tuple[ProcessGroup, int, set[int
     while "ready" not in group.tail():
         assert time.monotonic() < until, group.tail()
         time.sleep(0.02)
-    sleepers = {
-        one.pid
-        for one in processes()
-        if one.pid not in before and b"time.sleep(600)" in Path(f"/proc/{one.pid}/cmdline").read_bytes()
-    } - {group.pid}
+    sleepers = {one.pid for one in processes() if one.pid not in before and named(one.pid, tmp_path)} - {
+        group.pid
+    }
     assert len(sleepers) == (4 if "cleared" in arguments else 3)
     return group, ours, sleepers
+
+
+def named(pid: int, folder: Path) -> bool:
+    try:
+        return os.fsencode(folder) in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False  # has ended meanwhile
 
 
 def gone(pids: set[int]) -> bool:

@@ -58,7 +58,7 @@ class Answer:
     usage: dict[str, int] = field(default_factory=lambda: dict(USAGE))
 
 
-DETAILS = {"prompt_tokens_details": {"cached_tokens": 8}}
+DETAILS: dict[str, Any] = {"prompt_tokens_details": {"cached_tokens": 8}}
 META = {
     "id": "r",
     "prompt_tokens": 9,
@@ -67,7 +67,116 @@ META = {
     "finish_reason": {"type": "stop"},
 }
 
-COUNTED = {
+GEMINI = {
+    "prompt_token_count": 11,
+    "tool_use_prompt_token_count": 4,
+    "cached_content_token_count": 8,
+    "candidates_token_count": 7,
+    "thoughts_token_count": 20,
+    "total_token_count": 42,
+}
+
+
+def gemini(usage: Any, *finish: str | None, id_: str | None = "g", **more: Any) -> SimpleNamespace:
+    """Return a stand-in with the fields of google-genai's GenerateContentResponse."""
+    candidates = [
+        SimpleNamespace(
+            index=None if at == 0 else at, finish_reason=reason, content=SimpleNamespace(parts=["x"])
+        )
+        for at, reason in enumerate(finish)
+    ]
+    usage = SimpleNamespace(**usage) if usage is not None else None
+    return SimpleNamespace(candidates=candidates, usage_metadata=usage, response_id=id_, **more)
+
+
+def gemini_used(prompt: int, answer: int | None, thoughts: int | None = None) -> dict[str, int | None]:
+    return {"prompt_token_count": prompt, "candidates_token_count": answer, "thoughts_token_count": thoughts}
+
+
+def converse(id_: str = "c", **usage: int) -> dict[str, Any]:
+    """Return what boto3's ``converse`` does."""
+    message = {"role": "assistant", "content": [{"text": "x"}]}
+    return {
+        "ResponseMetadata": {"RequestId": id_, "HTTPStatusCode": 200},
+        "output": {"message": message},
+        "stopReason": "end_turn",
+        "usage": {"inputTokens": 11, "outputTokens": 7, "totalTokens": 18} | usage,
+        "metrics": {"latencyMs": 20},
+    }
+
+
+CONVERSE_STREAM: list[dict[str, Any]] = [
+    {"messageStart": {"role": "assistant"}},
+    {"contentBlockDelta": {"delta": {"text": "x"}, "contentBlockIndex": 0}},
+    {"contentBlockStop": {"contentBlockIndex": 0}},
+    {"messageStop": {"stopReason": "end_turn"}},
+    {"metadata": {"usage": converse()["usage"], "metrics": {"latencyMs": 20}}},
+]
+
+
+def tgi(generated: int, prefill: int, **more: Any) -> dict[str, Any]:
+    """Return text-generation-inference's answer with details."""
+    tokens = [{"id": at, "text": "x", "logprob": 0.0, "special": False} for at in range(generated)]
+    details = {
+        "finish_reason": "length",
+        "generated_tokens": generated,
+        "prefill": [{"id": at, "text": "x", "logprob": None} for at in range(prefill)],
+        "tokens": tokens,
+    }
+    return {"generated_text": "x", "details": details | more}
+
+
+def tgi_chunk(details: Any = None) -> dict[str, Any]:
+    text = None if details is None else "xx"
+    return {"index": 1, "token": {"id": 5, "text": "x"}, "generated_text": text, "details": details}
+
+
+COUNTED: dict[str, tuple[object, tuple[int, ...]]] = {
+    "gemini": (gemini(GEMINI, "STOP"), (15, 27, 1, 8)),
+    "gemini-all-thoughts": (gemini(gemini_used(11, None, 20), "MAX_TOKENS"), (11, 20, 1, 0)),
+    "gemini-candidates": (gemini(gemini_used(11, 9), "STOP", "STOP"), (11, 9, 2, 0)),
+    "gemini-same-object-twice": ([gemini(gemini_used(11, 9), "STOP")] * 2, (11, 9, 1, 0)),
+    "gemini-json": (
+        {
+            "candidates": [{"content": {"parts": [{"text": "x"}]}, "finishReason": "STOP"}],
+            "usageMetadata": {
+                "promptTokenCount": 11,
+                "candidatesTokenCount": 7,
+                "cachedContentTokenCount": 8,
+                "totalTokenCount": 18,
+            },
+            "responseId": "g",
+        },
+        (11, 7, 1, 8),
+    ),
+    "gemini-stream": (
+        [
+            gemini(gemini_used(11, None, 20), None),
+            gemini(gemini_used(11, 3, 20), None),
+            gemini(gemini_used(11, 7, 20), "STOP"),
+        ],
+        (11, 27, 1, 0),
+    ),
+    "gemini-stream-without-ids": (
+        [gemini(None, None, id_=None), gemini(gemini_used(11, 7), "STOP", id_=None)],
+        (11, 7, 1, 0),
+    ),
+    "bedrock": (converse(), (11, 7, 1, 0)),
+    "bedrock-cached": (
+        converse(cacheReadInputTokens=20, cacheWriteInputTokens=5, totalTokens=43),
+        (36, 7, 1, 20),
+    ),
+    "bedrock-nothing-cached": (converse(cacheReadInputTokens=0, cacheWriteInputTokens=0), (11, 7, 1, 0)),
+    "bedrock-two": ([converse("a"), converse("b")], (22, 14, 2, 0)),
+    "bedrock-same-object-twice": ([converse("a")] * 2, (11, 7, 1, 0)),
+    "bedrock-stream": (CONVERSE_STREAM, (11, 7, 1, 0)),
+    "bedrock-two-streams": ([CONVERSE_STREAM, CONVERSE_STREAM], (22, 14, 2, 0)),
+    "tgi": (tgi(7, 11), (11, 7, 1, 0)),
+    "tgi-best-of": (tgi(7, 11, best_of_sequences=[tgi(5, 11)["details"]]), (11, 12, 2, 0)),
+    "tgi-stream": (
+        [tgi_chunk(), tgi_chunk({"generated_tokens": 2, "input_length": 11, "finish_reason": "length"})],
+        (11, 2, 1, 0),
+    ),
     "token-count": (TokenCount(2, 3, 4, 1), (2, 3, 4, 1)),
     "numpy-integers": (TokenCount(np.int64(2), np.int32(3)), (2, 3, 1, 0)),
     "generation": (SimpleNamespace(tokens=TokenCount(5, 6, 2)), (5, 6, 2, 0)),
@@ -238,7 +347,38 @@ async def _asynchronous() -> Any:
     yield 1
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[object, str]] = {
+    "gemini-thoughts-in-both": (
+        gemini(GEMINI | {"total_token_count": 22}, "STOP"),
+        "its usage says 15 prompt and 27 generated tokens, and 22 in all",
+    ),
+    "gemini-blocked": (
+        gemini(gemini_used(11, None), prompt_feedback=SimpleNamespace(block_reason="SAFETY")),
+        "the request failed (SAFETY): let the workload raise it",
+    ),
+    "gemini-breaks-off": ([gemini(gemini_used(11, 3), None)], "the stream of 'g' breaks off"),
+    "gemini-without-usage": (gemini(None, "STOP"), "it has no usage with prompt and completion tokens"),
+    "gemini-one-id-for-two": (
+        [gemini(gemini_used(11, 9), "STOP"), gemini(gemini_used(11, 9), "STOP")],
+        "2 finished results with one id, 'g'",
+    ),
+    "bedrock-cached-in-or-beside": (
+        converse(cacheReadInputTokens=5),
+        "its usage says 16 prompt and 7 generated tokens, and 18 in all: return",
+    ),
+    "bedrock-breaks-off": (CONVERSE_STREAM[:-1], "item [3] of a list of dict: the stream breaks off before"),
+    "bedrock-unread": (
+        {"ResponseMetadata": {"RequestId": "c"}, "stream": object()},
+        "before it is consumed: do that inside the workload (return list(response['stream']))",
+    ),
+    "bedrock-nothing-written": (
+        converse(outputTokens=0, totalTokens=11),
+        "0 generated tokens, and words came",
+    ),
+    "tgi-without-prompt": (tgi(7, 0), "ask for decoder_input_details=True beside details=True, or return"),
+    "tgi-without-details": ({"generated_text": "x"}, "TGI with details=True and decoder_input_details=True"),
+    "tgi-contradicts-itself": (tgi(7, 11, generated_tokens=6), "generated_tokens 6 and hold 7 tokens"),
+    "tgi-breaks-off": ([tgi_chunk()], "the stream breaks off before the part with details"),
     "none": (None, "the tokens of None cannot be counted: return"),
     "words": ("words", "the tokens of a str cannot be counted"),
     "empty": ([], "the tokens of a list cannot be counted (it is empty)"),

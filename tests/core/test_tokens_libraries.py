@@ -204,6 +204,27 @@ def test_ollama() -> None:
     assert count_tokens(vectors) == TokenCount(8, 0, 2)
 
 
+def test_google_genai() -> None:
+    types = pytest.importorskip("google.genai.types")
+    candidate = {"content": {"parts": [{"text": "x"}], "role": "model"}}
+    usage = {"promptTokenCount": 11, "cachedContentTokenCount": 8, "thoughtsTokenCount": 20}
+
+    def response(answer: int | None, finish: str | None) -> Any:
+        said = usage | {"candidatesTokenCount": answer, "totalTokenCount": 31 + (answer or 0)}
+        return types.GenerateContentResponse.model_validate(
+            {"candidates": [candidate | {"finishReason": finish}], "usageMetadata": said, "responseId": "g"}
+        )
+
+    assert count_tokens(response(7, "STOP")) == TokenCount(11, 27, 1, 8)
+    stream = [response(None, None), response(3, None), response(7, "STOP")]
+    assert count_tokens(stream) == TokenCount(11, 27, 1, 8)
+    with pytest.raises(TokenCountError, match="breaks off"):
+        count_tokens(stream[:2])
+    blocked = {"promptFeedback": {"blockReason": "SAFETY"}, "usageMetadata": {"promptTokenCount": 11}}
+    with pytest.raises(TokenCountError, match="the request failed"):
+        count_tokens(types.GenerateContentResponse.model_validate(blocked))
+
+
 def test_transformers_continuous_batching() -> None:
     requests = pytest.importorskip("transformers.generation.continuous_batching.requests")
     batch = {

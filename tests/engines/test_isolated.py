@@ -116,6 +116,10 @@ def test_refusals_come_through_in_their_own_words() -> None:
     with pytest.raises(EngineError, match=r"^stub: the batch failed$"):
         engine.generate(BATCH)
     engine.close()
+    engine = EngineSpec(FAULTY, "tiny", fault="ask", step_s=0.001).load()
+    with pytest.raises(UsageError, match=r"which only its own process can be asked: isolated=False"):
+        engine.generate(BATCH)
+    engine.close()
 
 
 def test_the_child_ends_with_its_parent(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +15,7 @@ import pytest
 
 from pytest_tokenpower.engines import Timeouts
 from pytest_tokenpower.engines.execution import Execution
+from pytest_tokenpower.engines.openai import other_requests
 from pytest_tokenpower.engines.openai.client import Stream
 from pytest_tokenpower.engines.openai.engine import KEY_VARIABLE, OpenAIEngine
 from pytest_tokenpower.engines.protocol import Engine
@@ -184,6 +185,39 @@ def test_the_estimate_against_what_the_engine_did() -> None:
     ends = [step.end_ns for step in true if step.prompt_tokens]
     marks = [step.end_ns for step in found if step.prompt_tokens]
     assert all(min(mark - end for end in ends if end <= mark) >= 0 for mark in marks)
+
+
+def asked(engine: Engine) -> str:
+    """Run a batch, and ask what else the engine did meanwhile."""
+    generation = engine.generate(BATCH)
+    assert generation.unsound is not None
+    return generation.unsound()
+
+
+def test_two_engines_of_this_process_are_no_others_to_each_other() -> None:
+    with serving() as server, ExitStack() as stack:
+        one = stack.enter_context(closing(OpenAIEngine("tiny", base_url=server.url)))
+        assert asked(one) == ""
+        other = stack.enter_context(closing(OpenAIEngine("tiny", base_url=server.url)))
+        assert [asked(engine) for engine in (other, one, one, other)] == [""] * 4
+        server.for_others += 40
+        said = "the server generated 40 tokens for others meanwhile, whose energy is in it"
+        assert [asked(engine) for engine in (one, other)] == [said, ""]
+
+
+def test_where_the_server_tells_its_counts_no_more_nothing_is_sound(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving() as server, closing(OpenAIEngine("tiny", base_url=server.url)) as engine:
+        server.tells = False
+        with monkeypatch.context() as hurry:
+            hurry.setattr(other_requests, "_LAG_S", 0.05)
+            for _ in range(2):
+                assert (
+                    asked(engine)
+                    == "whether others used the server is not known: its /metrics no longer says"
+                )
+        server.tells, server.for_others = True, 40
+        assert asked(engine).startswith("the server generated 40 tokens for others")
+        assert asked(engine) == ""
 
 
 def test_what_the_server_s_cache_held_is_counted_apart() -> None:

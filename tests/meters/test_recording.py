@@ -15,10 +15,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pytest_tokenpower.analysis.replay import recorded_windows, window_records
+from pytest_tokenpower.analysis.replay import recorded_windows, rounds_of, window_records
 from pytest_tokenpower.analysis.rounds import round_records
 from pytest_tokenpower.core.tokens import TokenCount
-from pytest_tokenpower.core.windows import RoundWindow
+from pytest_tokenpower.core.windows import Latency, RoundWindow
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.meters.recording import RecordedWindow, Recording, read_recording, write_recording
 from pytest_tokenpower.meters.timeline import Event, Timeline
@@ -68,6 +68,7 @@ def timelines(draw: st.DrawFn) -> Timeline:
             key_facts={"memory_gib": draw(st.one_of(st.none(), st.integers(1, 200)))},
             facts={"driver": "580", "energy_counter": False},
             counter_tick_ns=draw(st.sampled_from([0, 100_000_000])),
+            clock_error_ns=draw(st.sampled_from([0, 2_000_000])),
         )
         timeline.add_device(device)
         steps = np.resize(draw(st.lists(st.integers(7_000, 45_000), min_size=1, max_size=5)), 150)
@@ -96,9 +97,12 @@ def timelines(draw: st.DrawFn) -> Timeline:
 @st.composite
 def rounds_in(draw: st.DrawFn, longest_us: int) -> list[RoundWindow]:
     edges = draw(st.lists(st.integers(0, longest_us), min_size=2, max_size=10, unique=True).map(sorted))
-    tokens = TokenCount(draw(st.integers(0, 99)), draw(st.integers(1, 99)), draw(st.integers(1, 9)))
+    prompt, cached = sorted((draw(st.integers(0, 99)), draw(st.integers(0, 99))), reverse=True)
+    tokens = TokenCount(prompt, draw(st.integers(1, 99)), draw(st.integers(1, 9)), cached)
+    reasons = draw(st.sampled_from([(), ("others used the server",)]))
+    latencies = draw(st.sampled_from([(), (Latency(0.125, 0.01), Latency(0.5, None))]))
     return [
-        RoundWindow(start * US, end * US, tokens, 2)
+        RoundWindow(start * US, end * US, tokens, 2, latencies=latencies, reasons=reasons)
         for start, end in zip(edges[::2], edges[1::2], strict=False)
     ]
 
@@ -137,10 +141,14 @@ def test_what_is_written_is_read_back(
     )
     live = round_records(timeline, devices, rounds)
     again = window_records(recording)
+    assert [(each.tokens, each.latencies) for each in rounds_of(recording, "a test")] == [
+        (each.tokens, each.latencies) for each in rounds
+    ]
     for before, after in zip(live, again, strict=True):
         assert close(after.joules, before.joules)
         assert close(after.stderr_joules, before.stderr_joules)
         assert after.reasons == before.reasons
+        assert after.latency == before.latency
         assert after.device_joules.keys() == before.device_joules.keys()
         assert after.temperature_celsius == before.temperature_celsius
     assert sorted(path.parent.iterdir()) == sorted(
@@ -236,6 +244,10 @@ BAD_ROWS = {
     "tokens": (
         json.dumps(window(1, 2, prompt_tokens=-1)),
         "malformed row: Expected `int` >= 0 - at `$.prompt_tokens`",
+    ),
+    "cached tokens": (
+        json.dumps(window(1, 2, prompt_tokens=3, cached_prompt_tokens=4)),
+        "malformed row: cached_prompt_tokens (4) is above prompt_tokens (3)",
     ),
     "scope": (
         '{"type": "device", "id": "x", "scope": "moon"}',

@@ -18,7 +18,7 @@ from pytest_tokenpower.analysis.slow_meters import shortest_window_ns
 from pytest_tokenpower.core.records import MeasurementRecord, RunRecord, decode_run
 from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.core.types import Provenance, Scope
-from pytest_tokenpower.core.windows import PhaseWindow, RoundWindow
+from pytest_tokenpower.core.windows import Latency, PhaseWindow, RoundWindow
 from pytest_tokenpower.errors import MeterError, MeterUnavailable
 from pytest_tokenpower.meters.adapters.nvml.meter import NvmlMeter
 from pytest_tokenpower.meters.clock import Clock
@@ -332,6 +332,26 @@ def test_a_window_over_all_rounds() -> None:
     one = whole(rounds(3, seconds=2, pause=1))
     assert (one.start_ns, one.end_ns, one.repeats) == (100 * S, 108 * S, 3)
     assert one.tokens == TokenCount(30, 3000, 3)
+
+
+def test_a_window_over_all_rounds_has_all_that_is_known_of_them() -> None:
+    waited = Latency(0.5, 0.01)
+    first, second, third = (replace(each, latencies=(waited,), devices=("GPU-1",)) for each in rounds(3))
+    second = replace(second, reasons=("others used the server",))
+    one = whole([first, second, replace(third, reasons=(*second.reasons, "it was restarted"))])
+    assert one.reasons == ("others used the server", "it was restarted")
+    assert one.latencies == (waited,) * 3
+    assert one.devices == ("GPU-1",)
+    assert whole([first, replace(second, latencies=())]).latencies == ()
+
+
+def test_work_for_others_makes_a_slow_figure_invalid() -> None:
+    node = device("node", slow=True)
+    made = timeline({"node0": lambda at: 700.0}, [node])
+    windows = rounds(3, seconds=60)
+    windows[1] = replace(windows[1], reasons=("others used the server",))
+    [one] = round_records(made, [node], [whole(windows)])
+    assert one.reasons == ("others used the server",)
 
 
 # Readings that come late.

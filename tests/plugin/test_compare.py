@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pytest_tokenpower.core.records import OTHER_VARIANT
 from pytest_tokenpower.engines.spec import EngineSpec, SpecWorkload
 from pytest_tokenpower.runner.compare import names_of
 from pytest_tokenpower.workloads.base import Batch
@@ -175,3 +176,23 @@ def test_variants(energy):
     result, run = project.measure()
     result.assert_outcomes(passed=1)
     assert run.measurements[0].verdicts[0].change == pytest.approx(-0.5, abs=0.02)
+
+
+def test_the_candidate_is_held_to_the_budget_too(project: Project) -> None:
+    project.tests("""
+@pytest.mark.power_budget(min_rounds=4, max_rounds=4, quality=0.8, joules_per_token=0.01, mean_watts=1000)
+def test_variants(energy):
+    energy.compare(baseline=lambda: generate(0.2), candidate=lambda: generate(0.2, generated=4000), at_least="20%")
+    energy.quality(0.5)
+""")
+    result, run = project.measure()
+    result.assert_outcomes(failed=1)
+    [measured] = run.measurements
+    assert {verdict.against: verdict.kind for verdict in measured.verdicts} == {
+        OTHER_VARIANT: "passed",
+        "joules_per_token": "over budget",
+        "mean_watts": "passed",
+        "quality": "below floor",
+    }
+    # A score has no p-value: it is held against its floor as it is.
+    assert {verdict.family for verdict in measured.verdicts if verdict.p_value is not None} == {3}

@@ -60,17 +60,38 @@ def test_the_denominator_gates_and_is_named(
         ("joules_per_response=0.5", "OVER BUDGET"),
         ("joules_per_total_token=0.001", "OVER BUDGET"),
         ("joules_per_prompt_token=10, joules_per_response=1000", ""),
-        ("joules_per_token=10", "inconclusive: test_it: joules_per_token is not known from this measurement"),
+        (
+            "joules_per_token=10",
+            "INVALID: test_it: power_budget(joules_per_token=...) limits a figure that this test never has: its counts "
+            "hold no generated token. It has joules_per_prompt_token, joules_per_total_token, joules_per_response, "
+            "joules, mean_watts, peak_watts",
+        ),
+        (
+            "ttft_ms=10",
+            "INVALID: test_it: power_budget(ttft_ms=...) limits a figure that this test never has: its results do not "
+            "say when their tokens came.",
+        ),
     ],
 )
 def test_a_budget_of_work_that_generates_nothing(project: Project, budget: str, outcome: str) -> None:
     project.tests(PROJECT.format(counts="prompt=4096", marker=budget))
     (project.path / "seconds").write_text("0.15")
     result = project.run()
-    failing = outcome == "OVER BUDGET"
+    failing = outcome != ""
     result.assert_outcomes(passed=not failing, failed=failing)
-    result.stdout.fnmatch_lines([f"*{outcome}*"])
+    assert outcome in " ".join(result.stdout.str().split())
     result.stdout.fnmatch_lines(["*J/prompt token*", "*Compared per prompt token.*"])
+
+
+def test_a_budget_per_prompt_token_beside_generated_ones_needs_phases(project: Project) -> None:
+    project.tests(PROJECT.format(counts="prompt=64, generated=640", marker="joules_per_prompt_token=10"))
+    (project.path / "seconds").write_text("0.15")
+    result = project.run()
+    result.assert_outcomes(failed=1)
+    assert (
+        "limits a figure that this test never has: tokens are generated too, and nothing tells the energy of the "
+        "prefill apart. It has joules_per_token, joules_per_total_token,"
+    ) in " ".join(result.stdout.str().split())
 
 
 def test_another_denominator_is_another_key(project: Project) -> None:

@@ -55,6 +55,28 @@ def test_an_estimate_and_another_figure_are_never_compared(api: Project) -> None
     assert [verdict.kind for verdict in run.measurements[0].verdicts] == ["no baseline"]
 
 
+def test_latencies_are_measured_and_judged(api: Project) -> None:
+    api.tests("""
+from pytest_tokenpower import EngineSpec, FixedShape
+
+@pytest.mark.power_budget(min_rounds=2, max_rounds=2, ttft_ms=1)
+def test_late(energy):
+    engine = EngineSpec("simulated", "llama-3.1-8b", isolated=False)
+    energy.run(engine, FixedShape(batch=8, prompt_tokens=2048, new_tokens=4))
+""")
+    result, run = api.measure("--energy-source=ecologits:acme/known")
+    result.assert_outcomes(failed=1)
+    [late] = run.measurements
+    assert [(one.against, one.kind) for one in late.verdicts] == [("ttft_p90_seconds", "over budget")]
+
+
+def test_another_scope_is_not_estimated(api: Project) -> None:
+    result = api.run("--energy-source=ecologits:acme/known", "--energy-scope=gpu", "-rs")
+    result.assert_outcomes(skipped=1)
+    assert "--energy-scope=gpu: no meter of this run measures it, only node" in result.stdout.str()
+    api.run("--energy-source=ecologits:acme/known", "--energy-scope=node").assert_outcomes(passed=1)
+
+
 @pytest.mark.parametrize(
     ("source", "words"),
     [

@@ -336,6 +336,87 @@ def test_afterwards(energy):
     ) in text(result)
 
 
+WAYS = """
+import asyncio
+
+from pytest_tokenpower import FixedShape
+from pytest_tokenpower.engines import EngineIdentity, Generation
+
+calls = []
+
+def broken(error):
+    def late():
+        calls.append(0)
+        if len(calls) > AFTER:
+            raise error("out of memory")
+        return generate(0.5)
+    return late
+
+def on_a_loop(error):
+    work = broken(error)
+    async def late():
+        return work()
+    return late
+
+@pytest.fixture(autouse=True)
+def anew():
+    calls.clear()
+
+@pytest.mark.parametrize("error", [ValueError, StopIteration])
+class TestBroken:
+    def test_call(self, energy, error):
+        energy(broken(error))
+
+    def test_compare(self, energy, error):
+        energy.compare(baseline=generate, candidate=broken(error))
+
+    def test_engine(self, energy, error):
+        work = broken(error)
+
+        class Engine:
+            identity = EngineIdentity("mine", "1", "small")
+            device_ids = None
+
+            def generate(self, batch):
+                return Generation((), batch.tokens) if work() else None
+
+            def close(self):
+                pass
+
+        energy.run(Engine(), FixedShape(batch=1, prompt_tokens=2, new_tokens=3))
+
+    @pytest.mark.energy_soak(hours=0.1)
+    def test_soak(self, energy, error):
+        energy(broken(error))
+
+@pytest.mark.parametrize("error", [ValueError, StopAsyncIteration])
+class TestBrokenOnALoop:
+    def test_call(self, energy, error):
+        energy(on_a_loop(error))
+
+    def test_run(self, energy, error):
+        asyncio.run(energy.async_run(on_a_loop(error)))
+
+    def test_compare(self, energy, error):
+        asyncio.run(energy.async_compare(baseline=generate, candidate=on_a_loop(error)))
+
+    def test_compare_callables(self, energy, error):
+        asyncio.run(energy.async_compare(baseline=generate, candidate=broken(error)))
+"""
+
+
+@pytest.mark.parametrize("disabled", [False, True])
+def test_a_traceback_has_none_of_our_frames(project: Project, disabled: bool) -> None:
+    project.tests(WAYS.replace("AFTER", "0" if disabled else "2"))
+    result = project.run("--tb=short", *(["--energy-disable"] if disabled else []))
+    result.assert_outcomes(failed=16)
+    for error, times in (("ValueError", 8), ("StopIteration", 4), ("StopAsyncIteration", 4)):
+        assert result.outlines.count(f"E   {error}: out of memory") == times
+    result.stdout.no_fnmatch_line("*RuntimeError*")
+    ours = [line for line in result.outlines if "pytest_tokenpower" in line and ".py:" in line]
+    assert ours == []
+
+
 def test_misuse_of_the_fixture_is_explained(project: Project) -> None:
     project.tests(
         """
@@ -403,6 +484,32 @@ def test_too_short(energy):
     assert "ms is shorter than the power ring can tell apart (20 ms): make a round longer than 0.2 s" in text(
         result
     )
+
+
+def test_a_block_keeps_no_result_alive(project: Project) -> None:
+    """In a process of its own: pytester remembers what hooks are called with."""
+    project.tests(
+        """
+import gc, weakref
+
+class Output:
+    usage = {"prompt_tokens": 3, "completion_tokens": 100}
+
+def test_block(energy):
+    alive = weakref.WeakSet()
+    with energy.measure() as window:
+        for _ in range(5):
+            generate(0.5)
+            output = Output()
+            alive.add(output)
+            window.count(output)
+            del output
+            gc.collect()
+            assert not alive
+    assert energy.result.figures["joules_per_token"].value == pytest.approx(300 * 2.5 / 500, rel=0.1)
+"""
+    )
+    project.pytester.runpytest_subprocess().assert_outcomes(passed=1)
 
 
 def test_disabled_a_workload_runs_once_and_nothing_is_measured_or_stored(project: Project) -> None:

@@ -10,11 +10,14 @@ from pytest_tokenpower.suites.soak import read_soak
 from tests.support.projects import Project
 
 SOAKED = """
-grown = [0]
+import math
+
+passed_s = [0]
 
 def heavier():
-    grown[0] += 1
-    sleep(10 * (1 + {growth} * grown[0]))
+    seconds = 10 * {grown}
+    passed_s[0] += seconds
+    sleep(seconds)
     return TokenCount(0, 1000)
 
 @quick
@@ -30,7 +33,7 @@ def soak_file(project: Project) -> Path:
 
 
 def test_a_marked_test_is_soaked_and_then_measured(project: Project) -> None:
-    project.tests(SOAKED.format(growth=0))
+    project.tests(SOAKED.format(grown=1))
     result, run = project.measure()
     result.assert_outcomes(passed=1)
     [one] = run.measurements
@@ -48,7 +51,7 @@ def test_a_marked_test_is_soaked_and_then_measured(project: Project) -> None:
 
 
 def test_a_drift_beyond_the_limit_fails_the_test(project: Project) -> None:
-    project.tests(SOAKED.format(growth=0.01))
+    project.tests(SOAKED.format(grown="math.exp(passed_s[0] / 3600)"))
     result = project.run()
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(
@@ -56,8 +59,38 @@ def test_a_drift_beyond_the_limit_fails_the_test(project: Project) -> None:
     )
 
 
+def test_a_drift_that_may_be_within_the_limit_is_inconclusive(project: Project) -> None:
+    """A step: so much alike are neighbours beside the straight line that it is hardly known."""
+    project.tests(SOAKED.format(grown="(1 + 0.1 * (passed_s[0] > 360))"))
+    result = project.run()
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "inconclusive: test_chat: in 0.2* limit 5 %; * is not sure (energy_alpha = 0.01): a longer soak tells"
+        ]
+    )
+    project.ini("energy_inconclusive = fail")
+    project.run().assert_outcomes(failed=1)
+
+
+def test_a_soak_is_judged_where_the_rounds_after_it_are_invalid(project: Project) -> None:
+    project.tests(
+        SOAKED.format(grown="math.exp(passed_s[0] / 3600)").replace(
+            "@quick", "@pytest.mark.power_budget(per='prompt_token', max_rounds=2, min_rounds=2)"
+        )
+    )
+    result, run = project.measure()
+    result.assert_outcomes(failed=1)
+    [one] = run.measurements
+    assert [(verdict.kind, verdict.against) for verdict in one.verdicts] == [
+        ("over budget", "soak"),
+        ("invalid", ""),
+    ]
+    result.stdout.fnmatch_lines(["INVALID: test_chat: *", "OVER BUDGET: test_chat: in 0.2* h drift*"])
+
+
 def test_an_interrupted_soak_goes_on_where_it_stopped(project: Project) -> None:
-    project.tests(SOAKED.format(growth=0))
+    project.tests(SOAKED.format(grown=1))
     project.run().assert_outcomes(passed=1)
     path = soak_file(project)
     lines = path.read_bytes().splitlines(keepends=True)
@@ -72,6 +105,41 @@ def test_an_interrupted_soak_goes_on_where_it_stopped(project: Project) -> None:
     # Without the option it begins anew, and keeps the last one aside.
     project.run().assert_outcomes(passed=1)
     assert path.with_suffix(".previous.jsonl").read_bytes() == data
+
+
+LONG = """
+@quick
+def test_before(energy):
+    energy(generate)
+
+@quick
+@pytest.mark.flaky(reruns={reruns})
+@pytest.mark.power_budget(joules={joules})
+@pytest.mark.energy_soak(hours=0.5)
+def test_chat(energy):
+    energy(generate, 10)
+"""
+
+
+def test_a_recording_has_what_was_before_the_soak(project: Project) -> None:
+    project.tests(LONG.format(reruns=0, joules=5000))
+    _, live = project.measure("--energy-record=run.jsonl.gz")
+    _, again = project.measure("--energy-source=replay:run.jsonl.gz")
+    for before, after in zip(live.measurements, again.measurements, strict=True):
+        assert before.comparable
+        assert after.comparable
+        # What was read later calibrates it, too.
+        assert [one.joules for one in after.rounds] == pytest.approx(
+            [one.joules for one in before.rounds], rel=0.01
+        )
+
+
+def test_rounds_of_an_earlier_attempt_are_still_known_after_a_soak(project: Project) -> None:
+    project.tests(LONG.format(reruns=1, joules=1))
+    _, run = project.measure()
+    [_, measured] = run.measurements
+    assert measured.attempts == 2
+    assert [one.reasons for one in measured.rounds] == [()] * 4
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import Any
 
 import pytest
 
@@ -48,6 +49,34 @@ def test_tokens_that_are_given_add_up() -> None:
             generate()
             m.tokens(prompt=0, generated=50)
     check(m.result, 1)
+
+
+def counted(*results: object) -> int:
+    """Return the generated tokens of a block in which these are counted."""
+    with measure("simulated") as m:
+        time.sleep(SECONDS)
+        for each in results:
+            m.count(each)
+    return m.result.rounds[0].generated_tokens
+
+
+def completion(id_: str) -> dict[str, Any]:
+    return {"id": id_, "usage": {"prompt_tokens": 3, "completion_tokens": 4}, "choices": [{}]}
+
+
+def test_a_result_counts_once_in_a_block() -> None:
+    one = completion("a")
+    no_id = {"usage": one["usage"]}
+    for given, said in (
+        ([one, one], "a dict was counted twice (request 'a'): count each result once"),
+        ([one, completion("a")], "a dict was counted twice (request 'a')"),
+        ([one, [completion("b"), one]], "a list of dict was counted twice (request 'a')"),
+        ([no_id, no_id], "a dict was counted twice: count each result once"),
+    ):
+        with pytest.raises(TokenCountError) as caught:
+            counted(*given)
+        assert f"measure(): in one energy.measure() block {said}" in str(caught.value)
+    assert counted(one, completion("b"), no_id, dict(no_id), TokenCount(1, 1), TokenCount(1, 1)) == 18
 
 
 def test_windows_in_a_block_are_its_rounds() -> None:

@@ -22,8 +22,8 @@ from tests.support.stub import StubEngine
 class FaultyEngine(StubEngine):
     """A stub whose steps take ``step_s`` each; ``fault`` strikes in batch number ``at``.
 
-    crash, hang, raise, refuse (an EngineError), short (fewer token ids), miscount (wrong counts). ``child`` names a
-    file for the number of a process that it starts.
+    crash, hang, raise, refuse (an EngineError), short (fewer token ids), miscount (wrong counts), ask (``unsound``).
+    ``child`` names a file for the number of a process that it starts.
     """
 
     def __init__(
@@ -92,6 +92,8 @@ class FaultyEngine(StubEngine):
             return replace(generation, token_ids=[ids[:-1] for ids in generation.token_ids])
         if self._fault == "miscount" and self._batches == self._at:
             return replace(generation, tokens=TokenCount(1, generation.tokens.generated, 3))
+        if self._fault == "ask":
+            return replace(generation, unsound=str)
         return generation
 
 

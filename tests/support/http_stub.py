@@ -65,6 +65,7 @@ class StubServer(ThreadingHTTPServer):
         self.aborted = 0
         self.sent: list[list[int]] = []
         self.for_others = 0
+        self.tells = True
         self._scheduler = FakeScheduler(budget)
         self._step_s = step_s
         self._numbers = itertools.count(1)
@@ -165,7 +166,7 @@ class _Handler(BaseHTTPRequestHandler):
             pages = {**pages, "/version": {"version": "0.32.0"}}
             if stub.dev_mode:
                 pages = {**pages, "/server_info": {"vllm_config": config}}
-            if path == "/metrics":
+            if path == "/metrics" and stub.tells:
                 generated = sum(len(tokens) for tokens in stub.sent) + stub.for_others
                 return self._send(
                     200,

@@ -82,6 +82,12 @@ def test_questions_are_read_from_files_as_prompts_are(tmp_path: Path) -> None:
     assert read.questions[2] == "c\n\nd"
     assert ExactMatch.read(path, limit=1).answers == ("1",)
     assert Likelihood.read(path, limit=1).texts == ("a:1",)
+    for kind in (ExactMatch, Likelihood):
+        for limit in (0, -1, True):
+            with pytest.raises(
+                UsageError, match=rf"{kind.__name__}\(limit={limit}\): must be an integer of at least 1"
+            ):
+                kind.read(path, limit=limit)
     path.write_text('{"prompt": "a"}')
     with pytest.raises(UsageError, match=r"q\.jsonl, line 1: has no answer; needed is a text called answer"):
         ExactMatch.read(path)

@@ -194,6 +194,11 @@ def test_files_that_are_no_prompts(
         (lambda: PromptSet("a prompt", 1), r"PromptSet\(texts='a prompt'\): one text"),  # type: ignore[arg-type]
         (lambda: PromptSet(("a", ""), 1), "prompt 1 is ''"),
         (lambda: PromptSet(("a",), 1, max_prompt_tokens=0), r"max_prompt_tokens=0"),
+        (
+            lambda: PromptSet(("a",), 1, count=1),
+            r"PromptSet\(count=1\): is of a bin of lengths: give tokens=",
+        ),
+        (lambda: PromptSet.read("a.csv", new_tokens=1, limit=True), r"PromptSet\(limit=True\)"),
         (lambda: Concurrency(0), r"Concurrency\(requests=0\)"),
         (lambda: Poisson(0.0), r"Poisson\(per_second=0.0\): must be a positive number"),
         (lambda: Poisson(float("nan")), r"Poisson\(per_second=nan\)"),

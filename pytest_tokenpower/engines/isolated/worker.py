@@ -10,13 +10,14 @@ import contextlib
 import sys
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
 from pytest_tokenpower.core.subprocesses import end_with_parent, kill_group
 from pytest_tokenpower.engines.protocol import Engine, EngineIdentity, Generation
 from pytest_tokenpower.engines.registry import start
+from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.workloads.base import Batch
 
 
@@ -110,11 +111,16 @@ def _answer(request: Request, engine: Engine, batches: dict[int, Batch]) -> obje
         batches[request.number] = request.batch
     result = method(batches[request.number], *request.arguments)
     if isinstance(result, Generation):
-        return Generation(
-            tuple(tuple(ids) for ids in result.token_ids),
-            result.tokens,
-            tuple(result.steps),
-            result.steps_exact,
+        if result.unsound is not None:
+            raise UsageError(
+                "its Generation has `unsound`, which only its own process can be asked: isolated=False"
+            )
+        # Marks may be worked out as they are read, and travel as what they are.
+        return replace(
+            result,
+            token_ids=tuple(tuple(ids) for ids in result.token_ids),
+            steps=tuple(result.steps),
+            latencies=tuple(result.latencies),
         )
     return result
 

@@ -286,7 +286,11 @@ class OpenAIEngine:
                 # Present only where the server can.
                 self.encode = self._encode
             self._own_process(local=local)
-            self._others = OtherRequests(self._client) if shared and self._server.kind == VLLM else None
+            self._others = (
+                OtherRequests(self._client, self._endpoint.root)
+                if shared and self._server.kind == VLLM
+                else None
+            )
             if shared:
                 told = self._others is not None and self._others.told
                 facts = {

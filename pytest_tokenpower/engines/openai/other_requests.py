@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import time
+from collections import defaultdict
+from dataclasses import dataclass
 
 from pytest_tokenpower.engines.openai.client import Client
 from pytest_tokenpower.errors import EngineError
@@ -14,46 +16,62 @@ _LAG_S = 2.0
 """vLLM counts a step after it has sent the step's tokens."""
 
 
+@dataclass
+class _Count:
+    """What a server had generated when it was last looked at, and what it has generated for this process since."""
+
+    seen: float = 0.0
+    ours: int = 0
+
+
+_COUNTS: defaultdict[str, _Count] = defaultdict(_Count)
+"""One for each server, whichever engines of this process speak to it: they are no others to each other."""
+
+
 class OtherRequests:
-    """Holds what vLLM says that it has generated (``/metrics``) against what it has generated for us."""
+    """Holds what vLLM says that it has generated (``/metrics``) against what it has generated for us.
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
-        self._ours = 0
-        self._seen = self._generated()
+    Attributes:
+        told: whether the server tells at all.
+    """
 
-    @property
-    def told(self) -> bool:
-        """Whether the server tells at all."""
-        return self._seen is not None
+    def __init__(self, client: Client, server: str) -> None:
+        self._client, self._count = client, _COUNTS[server]
+        seen = self._generated()
+        self.told = seen is not None
+        if seen is not None:
+            self._count.seen, self._count.ours = seen, 0
 
     def generated(self, tokens: int) -> None:
         """Count tokens that were generated for us."""
-        self._ours += tokens
+        self._count.ours += tokens
 
     def reason(self) -> str:
         """Return what is wrong with the time since this was asked last; "" where nothing is, or the server is silent.
 
-        Asked when a round has closed: it takes a request of its own.
+        Asked when a round has closed: it takes a request of its own. What cannot be told now is in the next answer.
         """
-        if self._seen is None:
+        if not self.told:
             return ""
-        until = time.monotonic() + _LAG_S
+        count, until = self._count, time.monotonic() + _LAG_S
+        due = count.seen + count.ours
         while True:
             try:
                 now = self._generated()
             except EngineError as error:
                 return f"whether others used the server is not known: {error}"
-            if now is not None and now >= self._seen + self._ours:
+            if now is not None and now >= due:
                 break
             if time.monotonic() > until:
-                self._seen, self._ours = now, 0
+                if now is None:
+                    return "whether others used the server is not known: its /metrics no longer says"
+                count.seen, count.ours = now, 0
                 return "the server counts fewer tokens than it has sent: it was restarted, or several answer here"
             time.sleep(0.02)
-        others, self._seen, self._ours = now - self._seen - self._ours, now, 0
+        count.seen, count.ours = now, 0
         return (
-            f"the server generated {others:.0f} tokens for others meanwhile, whose energy is in it"
-            if others
+            f"the server generated {now - due:.0f} tokens for others meanwhile, whose energy is in it"
+            if now > due
             else ""
         )
 

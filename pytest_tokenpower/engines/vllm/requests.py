@@ -119,6 +119,12 @@ def lack_of_times(outputs: object) -> bool:
     return bool(each) and alike and not _times(each)
 
 
+def has_metrics(outputs: object) -> bool:
+    """Tell whether these are outputs of vLLM with request metrics, which may tell phases and latencies."""
+    each = _each(outputs)
+    return bool(each) and getattr(each[0], "metrics", None) is not None
+
+
 def _each(outputs: object) -> tuple[object, ...]:
     if not isinstance(outputs, Sequence) or isinstance(outputs, str | bytes):
         return (outputs,)

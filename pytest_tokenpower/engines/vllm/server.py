@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -127,7 +128,7 @@ class VllmServer:
             told = self._engine.identity
             # Its own to choose, and always the same.
             facts = {fact: value for fact, value in told.facts.items() if fact != "endpoint"}
-            self._identity = EngineIdentity(told.engine, told.version, told.model, told.axes, facts)
+            self._identity = replace(told, facts=facts)
             self._device_ids = self._engine.device_ids
             if self._device_ids is None:
                 self._device_ids = self._visible_gpus(env)

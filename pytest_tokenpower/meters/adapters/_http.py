@@ -53,7 +53,7 @@ def checked_url(url: str, what: str, example: str) -> str:
 
 
 def connect(server: str) -> httpx.Client:
-    """Return a client of a server; what its URL has behind a question mark goes with each request."""
+    """Return a client of a server; a query of its URL, as a gateway may want one, goes with each request."""
     import httpx
 
     url = httpx.URL(server)

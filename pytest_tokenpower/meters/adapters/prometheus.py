@@ -19,7 +19,7 @@ from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
 from pytest_tokenpower.meters.adapters._http import checked_url, connect, get_json
 from pytest_tokenpower.meters.adapters.no_reading import is_counted, is_watts
 from pytest_tokenpower.meters.clock import Clock
-from pytest_tokenpower.meters.types import CounterReading, Device, PowerSamples, Reading
+from pytest_tokenpower.meters.types import CounterReading, Device, PowerSamples, Reading, Samples
 
 if TYPE_CHECKING:
     import httpx
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
 
 Labels = tuple[tuple[str, str], ...]
 """The labels of one series, sorted by name."""
-
-Rows = Sequence[tuple[int, float]]
-"""Samples of one series in the order of time: (realtime milliseconds, value)."""
 
 UNKNOWN_STEP_S = 15.0
 """Taken for the scrape interval where there are too few samples to see it."""
@@ -59,12 +56,12 @@ class _Answer(msgspec.Struct):
     values: list[tuple[float, str]] = []
 
 
-def matrix(result: object) -> dict[Labels, Rows]:
+def matrix(result: object) -> dict[Labels, Samples]:
     """Return the series of an answer of type ``matrix``; samples that are no finite number are absent.
 
     Raises ValueError for what is no such answer.
     """
-    series: dict[Labels, Rows] = {}
+    series: dict[Labels, Samples] = {}
     for one in msgspec.convert(result, list[_Answer]):
         labels = tuple(sorted(one.metric.items()))
         rows = [(t_s, float(value)) for t_s, value in one.values]
@@ -102,7 +99,7 @@ class Repeats:
         return any(dict(each).get(label) for each in (self.labels, *self.others) for label in SLICE_LABELS)
 
 
-def by_board(history: Mapping[Labels, Rows]) -> dict[str, Repeats]:
+def by_board(history: Mapping[Labels, Samples]) -> dict[str, Repeats]:
     """Return the series of each board. Exporters repeat a board's counter, once for each MIG slice or pod on it.
 
     Of repeats the one that is newest is read. Raises ValueError where series of one board give different values:
@@ -122,7 +119,7 @@ def by_board(history: Mapping[Labels, Rows]) -> dict[str, Repeats]:
     return found
 
 
-def _same(one: Rows, other: Rows) -> bool:
+def _same(one: Samples, other: Samples) -> bool:
     """Whether two series are one, read at times of their own: each value lies among its neighbours in the other."""
     values = [value for _, value in one]
     for t_ms, value in other:
@@ -146,18 +143,18 @@ def differing(one: Labels, other: Labels) -> str:
     )
 
 
-def interval_s(rows: Rows, *, scraped: bool) -> float:
+def interval_s(rows: Samples, *, scraped: bool) -> float:
     """Seconds between two scrapes; of an expression as its values change, since its times are our own."""
     seen_s = step_s(rows) if scraped else refresh_s(rows)
     return min(max(seen_s or UNKNOWN_STEP_S, 1.0), 60.0)
 
 
-def refresh_s(rows: Rows) -> float | None:
+def refresh_s(rows: Samples) -> float | None:
     """Seconds between two changes of the value; None for fewer than two."""
     return step_s([row for last, row in pairwise(rows) if row[1] != last[1]])
 
 
-def step_s(rows: Rows) -> float | None:
+def step_s(rows: Samples) -> float | None:
     """Seconds between two samples; None for fewer than two."""
     if len(rows) < 2:
         return None
@@ -191,7 +188,7 @@ class _Series:
     repeats: tuple[Labels, ...]
     last_ms: int
     last_value: float
-    pending: Rows = ()
+    pending: Samples = ()
     seen: set[Labels] = field(default_factory=set)
     fault: str | None = None
 
@@ -296,7 +293,7 @@ class PrometheusMeter:
             self._client = None
         self._series = []
 
-    def _boards(self, history: Mapping[Labels, Rows]) -> Sequence[Repeats]:
+    def _boards(self, history: Mapping[Labels, Samples]) -> Sequence[Repeats]:
         """Return the series of each device; raises MeterError where one has several that are not the same."""
         if self._expression is None and any(label in self._matchers for label in SLICE_LABELS):
             raise MeterError(
@@ -317,7 +314,7 @@ class PrometheusMeter:
             " max by (UUID), or sum by (outlet)"
         )
 
-    def _relabel(self, series: _Series, fresh: Mapping[Labels, Rows]) -> None:
+    def _relabel(self, series: _Series, fresh: Mapping[Labels, Samples]) -> None:
         """Go on with a board that has other labels now: by a known repeat as before, else with a fault from here on."""
         goes_on = any(row[0] > series.last_ms for row in fresh.get(series.labels, ()))
         candidates = fresh.keys() - (series.seen if goes_on else {series.labels})
@@ -339,7 +336,7 @@ class PrometheusMeter:
                 " exporter or its pod is a new one, and whose energy it is now is not known. Run the tests again"
             )
 
-    def _advance(self, clock: Clock, series: _Series, fresh: Rows) -> Reading | None:
+    def _advance(self, clock: Clock, series: _Series, fresh: Samples) -> Reading | None:
         rows = [*series.pending, *(row for row in fresh if row[0] > series.last_ms)]
         series.pending = ()
         source = f"({self._query} at {self._url})"
@@ -366,7 +363,7 @@ class PrometheusMeter:
             return Reading(series.device_id, fault=f"Prometheus: {series.device_id} reads {what} {source}")
         return self._reading(clock, series.device_id, good) if good else None
 
-    def _first(self, clock: Clock) -> Mapping[Labels, Rows]:
+    def _first(self, clock: Clock) -> Mapping[Labels, Samples]:
         """Return the last minutes of each series; settles the query, its unit and the scrape interval."""
         now_ms = clock.realtime_ns() // 1_000_000
         if self._expression is not None:
@@ -403,7 +400,7 @@ class PrometheusMeter:
             " is the exporter scraped? (see Status, Targets, in its web page)"
         )
 
-    def _device(self, repeats: Repeats, samples: Rows, skew_s: float) -> Device:
+    def _device(self, repeats: Repeats, samples: Samples, skew_s: float) -> Device:
         labels = repeats.labels
         seen_s = max(refresh_s(samples) or 0.0, interval_s(samples, scraped=self._scraped))
         named = dict(labels)
@@ -436,7 +433,7 @@ class PrometheusMeter:
             latency_s=2 * seen_s + self._timeout_s,
         )
 
-    def _reading(self, clock: Clock, device_id: str, rows: Rows) -> Reading:
+    def _reading(self, clock: Clock, device_id: str, rows: Samples) -> Reading:
         t_ns = clock.from_realtime_us(np.array([t_ms * 1000 for t_ms, _ in rows], dtype=np.int64))
         if self._unit == "watts":
             milliwatts = np.array([round(value * 1000) for _, value in rows], dtype=np.int64)
@@ -467,7 +464,7 @@ class PrometheusMeter:
             raise MeterError(f"Prometheus: {self._url} does not tell its time: {error}") from error
         return min(server_s - before_s, 0.0) + max(server_s - after_s, 0.0)
 
-    def _samples(self, clock: Clock, since_ms: int) -> dict[Labels, Rows]:
+    def _samples(self, clock: Clock, since_ms: int) -> dict[Labels, Samples]:
         """``{labels: [(milliseconds, value), ...]}`` after ``since_ms``, ascending."""
         now_ms = clock.realtime_ns() // 1_000_000
         if self._scraped:

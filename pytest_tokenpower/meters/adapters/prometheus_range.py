@@ -12,12 +12,12 @@ from pytest_tokenpower.meters.adapters.prometheus import (
     DCGM_ENERGY,
     SELECTOR,
     Labels,
-    Rows,
     ask,
     by_board,
     identity,
     matrix,
 )
+from pytest_tokenpower.meters.types import Samples
 
 PIECE_S = 6 * 3600
 """Of one request: eight boards that are scraped each second make 170,000 samples."""
@@ -39,7 +39,7 @@ class Archive:
         """Close the connection."""
         self._client.close()
 
-    def counters(self, query: str, start_s: float, end_s: float) -> Mapping[Labels, Rows]:
+    def counters(self, query: str, start_s: float, end_s: float) -> Mapping[Labels, Samples]:
         """Return the samples of each series of a plain selector from ``start_s`` to ``end_s``.
 
         Raises:
@@ -81,7 +81,7 @@ class Archive:
         return {labels: rows for labels, rows in found.items() if rows}
 
 
-def by_device(series: Mapping[Labels, Rows], query: str) -> dict[str, Rows]:
+def by_device(series: Mapping[Labels, Samples], query: str) -> dict[str, Samples]:
     """Return the energy counter of each board; what an exporter repeats for slices or pods is one board's.
 
     Raises:
@@ -100,6 +100,6 @@ def by_device(series: Mapping[Labels, Rows], query: str) -> dict[str, Rows]:
     return {board: sorted(rows.items()) for board, rows in merged.items()}
 
 
-def label_values(series: Mapping[Labels, Rows], label: str) -> tuple[str, ...]:
+def label_values(series: Mapping[Labels, Samples], label: str) -> tuple[str, ...]:
     """Return the values that a label has in some series."""
     return tuple(sorted({value for labels in series for name, value in labels if name == label}))

@@ -29,6 +29,9 @@ Start = Callable[[str], tuple[Collector, Sequence[Device]]]
 NODE_SOURCE_VARIABLE = "TOKENPOWER_SOURCE"
 """Set where Ray is started on a node: the source of that node, where it is not that of the others."""
 
+BOARDS_KEPT = {f"RAY_EXPERIMENTAL_NOSET_{each}_VISIBLE_DEVICES": "1" for each in ("CUDA", "HIP", "ROCR")}
+"""Older Rays (2.44) hide all boards from an actor that asks for none of them; with these it sees those of its node."""
+
 
 class Telemetry:
     """The actor: a feed of its node's meters. Processes below the node's raylet, and the test run, are ours."""
@@ -162,6 +165,7 @@ def ray_meters(source: str, start: Start) -> Sequence[RemoteMeter]:
             RayTransport(
                 actor.options(
                     num_cpus=0,
+                    runtime_env={"env_vars": BOARDS_KEPT},
                     scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
                 ).remote(source, start, socket.gethostname(), os.getpid()),
                 names[node["NodeID"]],

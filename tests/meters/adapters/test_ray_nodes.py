@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from pytest_tokenpower.errors import MeterUnavailable
+from pytest_tokenpower.meters.adapters.ray_nodes import ray_meters
+from pytest_tokenpower.meters.clock import Clock
 from pytest_tokenpower.meters.sources import meters_for
 from tests.support.projects import Project
 
@@ -23,11 +25,10 @@ BOARDS = {"GPU-a0000000-0000-0000-0000-000000000000": 300, "GPU-b0000000-0000-00
 QUIET: dict[str, Any] = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 80 << 20}
 
 
-def scenario(folder: Path, uuid: str, **more: Any) -> str:
+def scenario(folder: Path, uuid: str, name: str = "Simulated H100 80GB", **more: Any) -> str:
     path = folder / f"{uuid[4]}.json"
-    path.write_text(
-        json.dumps({"boards": [{"uuid": uuid, "power": {"points": [[0, BOARDS[uuid]]]}}], **more})
-    )
+    board = {"uuid": uuid, "name": name, "power": {"points": [[0, BOARDS[uuid]]]}}
+    path.write_text(json.dumps({"boards": [board], **more}))
     return f"simulated:{path}"
 
 
@@ -95,6 +96,72 @@ def test_chat(energy):
     [measured] = run.measurements
     assert not measured.comparable
     assert any("node " in reason for each in measured.rounds for reason in each.reasons)
+
+
+def test_a_node_with_another_board_is_told_apart_and_one_whose_clock_steps_is_named(
+    tmp_path: Path, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = BOARDS
+    ray.shutdown()
+    made = cluster_utils.Cluster(
+        initialize_head=True,
+        head_node_args={**QUIET, "env_vars": {"TOKENPOWER_SOURCE": scenario(tmp_path, one)}},
+    )
+    try:
+        monkeypatch.setenv("RAY_ADDRESS", made.address)
+        project.on_machine_time()
+        project.tests("@quick\ndef test_chat(energy): energy(lambda: generate(1.5))")
+        unlike = scenario(tmp_path, other, "NVIDIA H200", driver="600.10 (simulated)")
+        second = made.add_node(**QUIET, env_vars={"TOKENPOWER_SOURCE": unlike})
+        result, run = project.measure("--energy-source=ray:simulated")
+        result.stdout.fnmatch_lines("*1x Simulated H100 80GB, 1x NVIDIA H200*")
+        [measured] = run.measurements
+        assert measured.comparable
+        assert {measured.key[f"gpu{at}.name"]: measured.key[f"gpu{at}.driver_major"] for at in (1, 2)} == {
+            "NVIDIA H200": "600",
+            "Simulated H100 80GB": "580",
+        }
+        assert measured.facts[f"{other}.driver"] == "600.10 (simulated)"
+        assert measured.facts[f"{one}.node"] != measured.facts[f"{other}.node"]
+
+        ray.shutdown()
+        made.remove_node(second)
+        steps = [{"kind": "clock_step", "from_s": at, "seconds": 0.1} for at in range(1, 120)]
+        made.add_node(**QUIET, env_vars={"TOKENPOWER_SOURCE": scenario(tmp_path, other, faults=steps)})
+        result, run = project.measure("--energy-source=ray:simulated")
+        result.assert_outcomes(failed=1)
+        [measured] = run.measurements
+        assert not measured.comparable
+        node = measured.facts[f"{other}.node"]
+        for each in measured.rounds:
+            assert any(f"ray:{node}: " in reason and "clock" in reason for reason in each.reasons)
+    finally:
+        ray.shutdown()
+        made.shutdown()
+
+
+def test_an_actor_sees_the_boards_that_its_node_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(source: str) -> Any:
+        import os
+
+        from pytest_tokenpower.errors import MeterUnavailable
+
+        raise MeterUnavailable(f"the boards {os.environ['CUDA_VISIBLE_DEVICES']!r}")
+
+    # The second variable is what Ray did of old to an actor that asks for no board.
+    given = {"CUDA_VISIBLE_DEVICES": "1", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
+    ray.shutdown()
+    made = cluster_utils.Cluster(
+        initialize_head=True, head_node_args={**QUIET, "num_gpus": 1, "env_vars": given}
+    )
+    try:
+        monkeypatch.setenv("RAY_ADDRESS", made.address)
+        [meter] = ray_meters("auto", start)
+        with pytest.raises(MeterUnavailable, match="the boards '1'"):
+            meter.open(Clock())
+    finally:
+        ray.shutdown()
+        made.shutdown()
 
 
 def test_without_a_cluster_the_source_says_how_to_have_one(monkeypatch: pytest.MonkeyPatch) -> None:
