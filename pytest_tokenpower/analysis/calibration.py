@@ -50,8 +50,6 @@ def counters_of(timeline: Timeline | Stretch, device: Device) -> CounterColumns:
     return counters if device.slow else counters.prompt(device.counter_tick_ns)
 
 
-"""Counter against ring: beyond this one of the two is wrong, and there is no telling which."""
-
 SCALE_PRIOR_SD = 0.002
 """The ring and the counter of a sound board agree within this; a short recording cannot say it better."""
 
@@ -107,10 +105,9 @@ def fit_scale(track: EnergyTrack, counters: CounterColumns, tick_ns: float) -> S
 
 
 def _drift_variance(ring: NDArray[np.float64], counted: NDArray[np.float64], slope: float) -> float:
-    """Return the variance of the slope where the ring's error adds up over time.
+    """Return the slope's variance where the ring's error adds up over time, which the scatter does not tell.
 
-    So that the scatter around the line does
-    not tell it: from how five stretches of the recording differ. Zero below ten readings.
+    It comes from how five stretches of the recording differ. Zero below ten readings.
     """
     if len(ring) < 10:
         return 0.0

@@ -196,10 +196,7 @@ def step_phases(tracks: Sequence[EnergyTrack], steps: StepColumns, rounds: int) 
 
 
 def undivided_error(joules: float) -> float:
-    """Return the standard error of a phase that has half of these joules.
-
-    Where anything from none to all is as likely.
-    """
+    """Return the standard error of a phase that has half of these joules, where none to all is as likely."""
     return joules / math.sqrt(12.0)
 
 

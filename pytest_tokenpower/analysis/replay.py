@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from pytest_tokenpower.analysis.rounds import evaluate
 from pytest_tokenpower.core.records import RoundRecord
+from pytest_tokenpower.core.text import listed
 from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.core.windows import MIXED, Latency, PhaseWindow, RoundWindow
 from pytest_tokenpower.errors import UsageError
@@ -63,10 +64,9 @@ def rounds_of(recording: Recording, test: str) -> tuple[RoundWindow, ...]:
     inside = phases_inside(windows, test)
     if not inside:
         names = sorted({window.name for window in windows if window.phase is None})
-        known = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         raise UsageError(
             f"{recording.path} has no window of {test}: a replay takes each test's rounds from the recording, by "
-            f"the test's name; recorded are {known or 'none'}"
+            f"the test's name; recorded are {listed(names, 5) or 'none'}"
         )
     if any(not windows[at].generated_tokens for at in inside):
         raise UsageError(

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,17 +123,16 @@ def fit_split(
     target = np.asarray(joules)[known]
     seconds = steps.seconds[known]
     group = _groups(steps.round_at[known])
-    sums = [
-        _Sums.of(columns[group == each], target[group == each], tokens[group == each], seconds[group == each])
-        for each in range(int(group.max()) + 1)
-    ]
-    whole = _Sums.total(sums)
+    sums = []
+    for mine in (group == each for each in range(int(group.max()) + 1)):
+        energy, time = columns[mine].T, tokens[mine].T
+        sums.append(_Sums(energy @ energy.T, energy @ target[mine], time @ time.T, time @ seconds[mine]))
+    whole = _Sums(*(np.sum(parts, axis=0) for parts in zip(*sums, strict=True)))
     left_out = tuple(whole.without(each).solve() for each in sums) if len(sums) > 1 else ()
     return replace(whole.solve(), condition=condition, groups=left_out)
 
 
-@dataclass(frozen=True)
-class _Sums:
+class _Sums(NamedTuple):
     """The normal equations of both fits, so that leaving a group out is a subtraction."""
 
     energy: NDArray[np.float64]
@@ -140,32 +140,8 @@ class _Sums:
     time: NDArray[np.float64]
     time_target: NDArray[np.float64]
 
-    @classmethod
-    def of(
-        cls,
-        columns: NDArray[np.float64],
-        joules: NDArray[np.float64],
-        tokens: NDArray[np.float64],
-        seconds: NDArray[np.float64],
-    ) -> _Sums:
-        return cls(columns.T @ columns, columns.T @ joules, tokens.T @ tokens, tokens.T @ seconds)
-
-    @classmethod
-    def total(cls, parts: Sequence[_Sums]) -> _Sums:
-        return cls(
-            np.sum([each.energy for each in parts], axis=0),
-            np.sum([each.energy_target for each in parts], axis=0),
-            np.sum([each.time for each in parts], axis=0),
-            np.sum([each.time_target for each in parts], axis=0),
-        )
-
     def without(self, part: _Sums) -> _Sums:
-        return _Sums(
-            self.energy - part.energy,
-            self.energy_target - part.energy_target,
-            self.time - part.time,
-            self.time_target - part.time_target,
-        )
+        return _Sums(*map(np.subtract, self, part))
 
     def solve(self) -> Split:
         a, b, c = _nonnegative(self.energy, self.energy_target)

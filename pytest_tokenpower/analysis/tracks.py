@@ -26,6 +26,7 @@ from pytest_tokenpower.meters.timeline import CounterColumns
 from pytest_tokenpower.meters.types import PowerSamples
 
 LARGEST_DISAGREEMENT = 0.05
+"""Counter against ring: beyond this one of the two is wrong, and there is no telling which."""
 
 
 @dataclass(frozen=True)

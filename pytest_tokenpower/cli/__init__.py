@@ -100,6 +100,8 @@ def _main(given: list[str]) -> int:
             subparser = chosen.add_parser(name, help=text, description=text)
             if name == command:
                 _module(name).add_arguments(subparser)
+                if subparser.epilog:
+                    subparser.formatter_class = argparse.RawDescriptionHelpFormatter
         if command == "bless":
             _complain("bless", _BLESS)
             return 4

@@ -27,7 +27,6 @@ count where they rose by no more than what is accepted, and the level begins the
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which test, how far, why, and for how long."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     parser.add_argument(
         "test",
@@ -58,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     repository = place.needs_repository()
     accepted = Acceptance(
         test=place.test_in_repository(arguments.test),
-        up_to=_share(arguments.up_to),
+        up_to=share(arguments.up_to, "--up-to"),
         reason=_reason(arguments.reason),
         expires=_expires(arguments.days),
         since=_since(arguments.since, repository),
@@ -95,13 +94,6 @@ def as_text(accepted: Acceptance, path: Path, repository: Repository) -> list[st
     if run_git(repository.top_level, "check-ignore", "--quiet", os.fspath(path)).code == 0:
         lines.append(f"git ignores {file}: add it with git add --force, or it is never committed.")
     return lines
-
-
-def _share(text: str) -> float:
-    try:
-        return share(text)
-    except UsageError as error:
-        raise UsageError(f"--up-to={text}: {error}") from None
 
 
 def _reason(text: str) -> str:

@@ -10,12 +10,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tabulate import tabulate
-
 from pytest_tokenpower.analysis.calibration import track_of
 from pytest_tokenpower.analysis.replay import RoundPhases, stepped_rounds, window_records
 from pytest_tokenpower.analysis.tracks import EnergyTrack
 from pytest_tokenpower.core.records import RoundRecord
+from pytest_tokenpower.core.text import table_lines
 from pytest_tokenpower.core.windows import BETWEEN, DECODE, MIXED, PREFILL
 from pytest_tokenpower.meters.recording import RecordedWindow, Recording, read_recording
 from pytest_tokenpower.meters.types import Device
@@ -123,8 +122,7 @@ def _text(recording: Recording, result: dict[str, Any]) -> str:
     ]
     header = ["window", "phase", "s", "J", "±95 %", "W", "J/token", ""]
     align = ["left", "left", *["right"] * 5, "left"]
-    table = tabulate(rows, header, tablefmt="simple", disable_numparse=True, colalign=align if rows else None)
-    lines += ["", table if rows else "The recording has no windows."]
+    lines += ["", *(table_lines(rows, header, align) if rows else ["The recording has no windows."])]
     if any(str(window["phase"]).startswith("prefill") for window in shown):
         lines += ["", "J/token: per generated token; of a prefill, per prompt token."]
     return "\n".join(lines)

@@ -25,7 +25,6 @@ otherwise idle, and holds for {STALE_DAYS} days and one driver version: calibrat
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     parser.add_argument(
         "--source",

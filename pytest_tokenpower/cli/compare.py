@@ -7,8 +7,8 @@ from shutil import get_terminal_size
 
 from pytest_tokenpower.cli import compare_service
 from pytest_tokenpower.cli.store_access import add_storage
-from pytest_tokenpower.core.settings import DEFAULT_BASELINE_RUNS, DEFAULT_REGRESSION
-from pytest_tokenpower.core.text import plural
+from pytest_tokenpower.core.settings import DEFAULT_BASELINE_RUNS, DEFAULT_REGRESSION, fraction
+from pytest_tokenpower.core.text import listed, plural
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.gate.compare import Compared, compare
 from pytest_tokenpower.gate.messages import message
@@ -34,7 +34,6 @@ exit codes: 0, or 1 for what --fail-on names, or 4 for a mistake in the argument
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the two sides, the limit, and what makes the command fail."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     parser.add_argument("baseline", metavar="A", help="what is compared with")
     parser.add_argument("candidate", metavar="B", help="what is judged")
@@ -69,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the comparison; 1 where it shows what --fail-on names."""
     fail_on = _fail_on(arguments.fail_on or DEFAULT_FAIL_ON)
-    threshold = _threshold(arguments.regression)
+    threshold = None if arguments.regression is None else fraction("--regression", arguments.regression)
     if arguments.baseline_runs < 1:
         raise UsageError(f"--baseline-runs={arguments.baseline_runs}: must be at least 1")
     service = arguments.candidate.startswith(compare_service.PREFIX)
@@ -110,8 +109,7 @@ def as_text(found: Compared, baseline: Baseline, candidate: Baseline) -> list[st
         (found.only_candidate, candidate.label),
     ):
         if tests:
-            listed = ", ".join(tests[:5]) + (f" and {len(tests) - 5} more" if len(tests) > 5 else "")
-            lines.append(f"Only in {side}: {listed}")
+            lines.append(f"Only in {side}: {listed(tests, 5)}")
     stores: list[Store] = [baseline.store] + ([candidate.store] * (candidate.store is not baseline.store))
     for store in stores:
         lines += [f"Skipped: {problem.path}: {problem.reason}" for problem in store.problems[:5]]
@@ -126,16 +124,3 @@ def _fail_on(text: str) -> frozenset[str]:
     if unknown or not kinds or ("nothing" in kinds and len(kinds) > 1):
         raise UsageError(f"--fail-on={text}: must be {', '.join(FAIL_ON[:-1])} (one or more), or nothing")
     return frozenset(kinds) - {"nothing"}
-
-
-def _threshold(text: str | None) -> float | None:
-    if text is None:
-        return None
-    number = text.strip()
-    try:
-        share = float(number.removesuffix("%")) / (100 if number.endswith("%") else 1)
-    except ValueError:
-        share = 0.0
-    if not 0 < share <= 10 or (share >= 1 and not number.endswith("%")):
-        raise UsageError(f"--regression={text}: must be a share such as 3% or 0.03")
-    return share

@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from pytest_tokenpower.analysis.service_range import ServiceFigure, service_figure
 from pytest_tokenpower.core.denominators import denominator, figure_per, unit_of
 from pytest_tokenpower.core.records import MeasurementRecord
-from pytest_tokenpower.core.text import plural, signed
+from pytest_tokenpower.core.text import plural, with_interval
 from pytest_tokenpower.errors import MeterError, UsageError
 from pytest_tokenpower.gate.compare import measurements_of
 from pytest_tokenpower.meters.adapters.prometheus import DCGM_ENERGY
@@ -168,7 +168,7 @@ def as_text(
         + (f" and {plural(resets, 'reset')} of counters" if resets else ""),
         f"baseline  {value:.4g} ± {1.96 * error:.2g} {unit}  {measured[0].provenance}, {test}",
         f"          {plural(len(measured), 'run')} of {baseline.label}, scope {measured[0].scope}",
-        f"The service takes {signed(change)} [{100 * (change - half):+.1f}, {100 * (change + half):+.1f}] for a token.",
+        f"The service takes {with_interval(change, change - half, change + half)} for a token.",
         "",
         "No verdict: these are not the same thing. The service's figure has its idle time in it, its own lengths, "
         "batches and pauses, and every board of the query; the test's has fixed work and no idle time.",

@@ -8,10 +8,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from tabulate import tabulate
-
 from pytest_tokenpower.cli.store_access import add_storage
-from pytest_tokenpower.core.text import plural
+from pytest_tokenpower.core.text import plural, table_lines
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.errors import StoreError, UsageError
 from pytest_tokenpower.store.access import StoreContext, when
@@ -72,8 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not any(row[-1] for row in rows):
         columns, rows = columns[:-1], [row[:-1] for row in rows]
     print(f"{plural(len(entries), 'run')} in {place.store.path}\n")
-    for line in tabulate(rows, headers=columns, tablefmt="simple", disable_numparse=True).splitlines():
-        print(line.rstrip())
+    print("\n".join(table_lines(rows, columns)))
     for problem in place.store.problems:
         print(f"Left out: {problem.path}: {problem.reason}")
     return 0

@@ -7,12 +7,12 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable
 from typing import Any
 
 from pytest_tokenpower.analysis.meter_quality import report_of
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.meters.probe import Candidate, try_meters
+from pytest_tokenpower.meters.sources import meters_for
 from pytest_tokenpower.meters.types import Meter
 from pytest_tokenpower.reporting.doctor import as_json, exit_code
 
@@ -28,7 +28,6 @@ gives 0 where no real meter is found and the CPU-time model works; it does not e
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EXIT_CODES
     parser.add_argument("--json", action="store_true", help="the same facts as one JSON object")
     parser.add_argument(
@@ -87,79 +86,9 @@ def _nvml(library: Any) -> Meter:
     return NvmlMeter(library, visible=os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
-def _amd(_: Any) -> Meter:
-    from pytest_tokenpower.meters.adapters.amd import AmdMeter
-
-    return AmdMeter()
-
-
-def _intel(_: Any) -> Meter:
-    from pytest_tokenpower.meters.adapters.intel_gpu import IntelGpuMeter
-
-    return IntelGpuMeter()
-
-
-def _jetson(_: Any) -> Meter:
-    from pytest_tokenpower.meters.adapters.jetson import JetsonMeter
-
-    return JetsonMeter()
-
-
-def _rapl(_: Any) -> Meter:
-    from pytest_tokenpower.meters.adapters.rapl import RaplMeter
-
-    return RaplMeter()
-
-
-def _hwmon(_: Any) -> Meter:
-    from pytest_tokenpower.meters.adapters.hwmon import HwmonMeter
-
-    return HwmonMeter()
-
-
-def _ipmi(_: Any) -> Meter:
-    from pytest_tokenpower.meters.adapters.ipmi import IpmiMeter
-
-    return IpmiMeter()
-
-
-def _redfish(_: Any) -> Meter:
-    from pytest_tokenpower.meters.adapters.redfish import RedfishMeter
-
-    return RedfishMeter()
-
-
-def _prometheus(_: Any) -> Meter:
-    from pytest_tokenpower.meters.adapters.prometheus import PrometheusMeter
-
-    return PrometheusMeter()
-
-
-def _trtllm(_: Any) -> Meter:
-    from pytest_tokenpower.meters.adapters.trtllm import TrtllmMeter
-
-    return TrtllmMeter()
-
-
-def _model(_: Any) -> Meter:
-    from pytest_tokenpower.meters.adapters.cpu_model import CpuModelMeter
-
-    return CpuModelMeter()
-
-
-SUBJECTS: dict[str, Callable[[Any], Meter]] = {
-    "nvml": _nvml,
-    "amd": _amd,
-    "intel": _intel,
-    "jetson": _jetson,
-    "rapl": _rapl,
-    "hwmon": _hwmon,
-    "ipmi": _ipmi,
-    "redfish": _redfish,
-    "prometheus": _prometheus,
-    "trtllm": _trtllm,
-    "model": _model,
-}
+SUBJECTS = (
+    "nvml", "amd", "intel", "jetson", "rapl", "hwmon", "ipmi", "redfish", "prometheus", "trtllm", "model"
+)  # fmt: skip
 """The meters of a machine, in the order in which they are shown."""
 
 
@@ -189,4 +118,6 @@ def subjects_of(source: str | None) -> list[Candidate]:
 
 
 def _subject(name: str) -> Candidate:
-    return Candidate(name, SUBJECTS[name], _pynvml if name == "nvml" else None)
+    if name == "nvml":
+        return Candidate(name, _nvml, _pynvml)
+    return Candidate(name, lambda _: meters_for(name)[0])

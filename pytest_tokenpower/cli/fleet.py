@@ -8,10 +8,8 @@ import sys
 from datetime import datetime, timezone
 from typing import Any
 
-from tabulate import tabulate
-
 from pytest_tokenpower.cli.store_access import add_storage
-from pytest_tokenpower.core.text import plural, signed
+from pytest_tokenpower.core.text import plural, signed, table_lines, with_interval
 from pytest_tokenpower.errors import StoreError, UsageError
 from pytest_tokenpower.gate.fleet import CalibrationState, Fleet, FleetBoard, fleets, measurements_on
 from pytest_tokenpower.gate.history import read_line
@@ -31,7 +29,6 @@ exit codes: 0, or 1 where a board is off, or 4 for a mistake in the arguments
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare which runs are read."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     parser.add_argument("--ref", metavar="REF", help="the branch whose runs are read (default: HEAD)")
     parser.add_argument(
@@ -76,12 +73,11 @@ def as_text(fleet: Fleet) -> list[str]:
     """Return the table of a model's boards, and a sentence for each that needs one."""
     columns = ("board", "hosts", "measured", "last run", "offset [95 %]", "drift a month", "calibration")
     rows = [_row(board) for board in fleet.boards]
-    table = tabulate(rows, headers=columns, tablefmt="simple", disable_numparse=True)
     lines = [
         f"{fleet.model}: {plural(len(fleet.boards), 'board')}"
         + (", J/token at one pace" if fleet.at_one_pace else ""),
         "",
-        *(line.rstrip() for line in table.splitlines()),
+        *table_lines(rows, columns),
         "",
     ]
     for board in fleet.boards:
@@ -105,8 +101,7 @@ def _row(board: FleetBoard) -> list[str]:
 
 
 def _interval(change: Change) -> str:
-    low, high = change.change_interval()
-    return f"{signed(change.change)} [{100 * low:+.1f}, {100 * high:+.1f}]"
+    return with_interval(change.change, *change.change_interval())
 
 
 def _calibration(state: CalibrationState | None) -> str:

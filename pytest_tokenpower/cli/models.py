@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tabulate import tabulate
-
+from pytest_tokenpower.core.text import table_lines
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.models.architecture import WEIGHT_BITS, dtype_name
 from pytest_tokenpower.models.fit import gpus, system_memory
@@ -144,7 +143,7 @@ def _table(rows: Sequence[dict[str, Any]], machine: _Machine) -> str:
         for row in rows
     ]
     align = ("left", "right", "right", "left", "right", "right", "right", "right")
-    table = tabulate(lines, head, disable_numparse=True, colalign=align)
+    table = "\n".join(table_lines(lines, head, align))
     beside = (
         f"weights, {CONTEXT_TOKENS} tokens of KV cache in bf16, and {RESERVE:.0%} of the memory kept free"
     )

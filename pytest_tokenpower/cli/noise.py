@@ -50,7 +50,6 @@ _SAID = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """How many runs, of what, and where their records are."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     parser.usage = "tokenpower noise [OPTIONS] [-- PYTEST ARGUMENTS]"
     parser.add_argument(
@@ -86,12 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, or read what was measured, and answer; 1 where a limit cannot be held."""
-    threshold = None
-    if arguments.threshold is not None:
-        try:
-            threshold = fraction(None, arguments.threshold)
-        except UsageError as error:
-            raise UsageError(f"--threshold={arguments.threshold}: {error}") from None
+    threshold = None if arguments.threshold is None else fraction("--threshold", arguments.threshold)
     if arguments.baseline_runs is not None and arguments.baseline_runs < 1:
         raise UsageError(f"--baseline-runs={arguments.baseline_runs}: must be at least 1")
     runs = _kept(arguments) if arguments.kept is not None else _measured(arguments)

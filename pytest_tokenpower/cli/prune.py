@@ -25,7 +25,6 @@ what is younger than DAYS. What was pushed stays on the remote, and pull brings 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what is kept."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     parser.add_argument(
         "--keep",

@@ -21,7 +21,6 @@ tree, those of the earlier name are the test's own, in the gate, in history and 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Both names, and the store."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     parser.add_argument(
         "was",

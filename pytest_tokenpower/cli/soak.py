@@ -33,7 +33,6 @@ PATIENCE_S = 30.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which test, for how long."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     parser.usage = "tokenpower soak TEST [OPTIONS] [-- PYTEST ARGUMENTS]"
     parser.add_argument("test", metavar="TEST", help="a test by its id, or a file *.energy.toml")
@@ -57,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Soak, and say what came of it."""
-    limit = None if arguments.max_drift is None else fraction(None, arguments.max_drift)
+    limit = None if arguments.max_drift is None else fraction("--max-drift", arguments.max_drift)
     if not 0 < arguments.hours < math.inf:
         raise UsageError(f"--hours={arguments.hours:g}: must be above 0")
     test = _test(arguments.test, arguments.cell)

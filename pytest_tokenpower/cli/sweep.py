@@ -53,7 +53,6 @@ PATIENCE_S = 30.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which suite, and where its results go."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     parser.usage = "tokenpower sweep SUITE [OPTIONS] [-- PYTEST ARGUMENTS]"
     parser.add_argument("suite", metavar="SUITE", type=Path, nargs="?", help="a file *.energy.toml")

@@ -22,7 +22,6 @@ may have left it. A job of a pull request or of a merge queue pushes nothing.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the remote and the store."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     parser.add_argument(
         "remote",

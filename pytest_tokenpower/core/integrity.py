@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import msgspec
+
+First = TypeVar("First")
+Further = TypeVar("Further")
 
 _DIGEST = re.compile(rb',\s*"digest"\s*:\s*"([^"]*)"\s*\}\s*\Z')
 
@@ -34,6 +38,32 @@ def is_damaged(data: bytes) -> bool:
         return True
     found = _DIGEST.search(compact, max(0, len(compact) - 200))
     return found is None or not _matches(compact[: found.start()] + b"}", found[1])
+
+
+def read_lines(
+    data: bytes,
+    first: type[First],
+    further: type[Further],
+    sound: Callable[[Further], bool] = lambda entry: True,
+) -> tuple[First | None, tuple[Further, ...], int]:
+    """Return a journal's first line, its further ones up to the first that is not whole or sound, and their bytes."""
+    decode = msgspec.json.Decoder(first | further).decode
+    begun: First | None = None
+    entries: list[Further] = []
+    size = 0
+    for line in whole_lines(data):
+        try:
+            entry = decode(line)
+        except msgspec.MsgspecError:
+            break
+        if isinstance(entry, first) and begun is None:
+            begun = entry
+        elif isinstance(entry, further) and begun is not None and sound(entry):
+            entries.append(entry)
+        else:
+            break
+        size += len(line)
+    return begun, tuple(entries), size
 
 
 def whole_lines(data: bytes) -> Iterator[bytes]:

@@ -185,8 +185,8 @@ class Settings(NamedTuple):
 
 
 def fraction(name: str | None, value: Any) -> float:
-    """Return a share, ``"3%"`` or ``0.03``, as a fraction, above 0 and at most 1000 %."""
-    where = f"ini {name}={value}: " if name else ""
+    """Return a share, ``"3%"`` or ``0.03``, above 0 and at most 1000 %, as a fraction; errors begin with ``name``."""
+    where = f"{name}={value}: " if name else ""
     number: float | None = None
     if isinstance(value, str) and (match := re.fullmatch(r"\s*([0-9.]+)\s*(%?)\s*", value)):
         try:

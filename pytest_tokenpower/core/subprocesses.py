@@ -123,10 +123,7 @@ class ProcessGroup:
         return frozenset(one for one in found if one.pid != self.pid)
 
     def raised(self, offset: int, but: str) -> list[str]:
-        """Return the first few exceptions that the log names from ``offset`` on.
-
-        Without those that ``but`` speaks of.
-        """
+        """Return the first exceptions that the log names from ``offset`` on, without those ``but`` speaks of."""
         try:
             with self.log.open("rb") as stream:
                 stream.seek(max(offset, self.log.stat().st_size - CAUSES_BYTES))

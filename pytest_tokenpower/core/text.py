@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -18,6 +19,33 @@ def signed(share: float) -> str:
 def percent(share: float, digits: int = 3) -> str:
     """Return a share for people: 3 %, 0.35 %, 110 %."""
     return f"{100 * share:.{digits}g} %" if 100 * share < 10.0**digits else f"{100 * share:.0f} %"
+
+
+def with_interval(change: float, low: float, high: float) -> str:
+    """Return a change with its interval, for people: +6.1 % [+4.0, +8.2]."""
+    return f"{signed(change)} {interval(low, high)}"
+
+
+def interval(low: float, high: float) -> str:
+    """Return the interval of a change in percent."""
+    return f"[{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+def listed(names: Sequence[str], most: int) -> str:
+    """Return names with commas between them, the first so many and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def table_lines(
+    rows: Sequence[Sequence[object]], head: Sequence[str], align: Sequence[str] | None = None
+) -> list[str]:
+    """Return the lines of a table under its headings, its cells as they are."""
+    from tabulate import tabulate
+
+    made = tabulate(
+        rows, headers=head, tablefmt="simple", disable_numparse=True, colalign=align if rows else None
+    )
+    return [line.rstrip() for line in made.splitlines()]
 
 
 def short_test_name(test: str) -> str:

@@ -41,7 +41,7 @@ class EventLoop:
 
     def close(self, patience_s: float) -> None:
         """Cancel what runs and end the thread; one that something blocks is left to end with this process."""
-        future = asyncio.run_coroutine_threadsafe(_cancel_others(), self._loop)
+        future = asyncio.run_coroutine_threadsafe(cancel_others(), self._loop)
         with suppress(concurrent.futures.TimeoutError):
             future.result(patience_s)
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -81,7 +81,8 @@ async def _watched(work: Coroutine[Any, Any, T], dead: Callable[[], Exception | 
         await cancel([task])
 
 
-async def _cancel_others() -> None:
+async def cancel_others() -> None:
+    """Cancel every task of this loop but this one, and wait until they have ended."""
     await cancel(task for task in asyncio.all_tasks() if task is not asyncio.current_task())
 
 

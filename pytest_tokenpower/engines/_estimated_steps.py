@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from statistics import median
-from typing import overload
+from typing import Any
 
 from pytest_tokenpower.engines.protocol import Step
 
@@ -76,13 +76,7 @@ class EstimatedSteps(Sequence[Step]):
     def _steps(self) -> tuple[Step, ...]:
         return estimate_steps(self._traces)
 
-    @overload
-    def __getitem__(self, index: int) -> Step: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Step]: ...
-
-    def __getitem__(self, index: int | slice) -> Step | Sequence[Step]:
+    def __getitem__(self, index: Any) -> Any:
         """Return the step, or steps, at this place."""
         return self._steps[index]
 

@@ -96,10 +96,7 @@ def compare(
 
 
 def measurements_of(side: Baseline) -> dict[str, tuple[list[str], list[MeasurementRecord]]]:
-    """Return the comparable measurements of each test under its newest key, newest first.
-
-    With the ids of their runs.
-    """
+    """Return each test's comparable measurements under its newest key, newest first, with their runs' ids."""
     found: dict[str, tuple[list[str], list[MeasurementRecord]]] = {}
     for entry in side.entries[:_MOST_RUNS]:
         try:

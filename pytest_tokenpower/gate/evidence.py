@@ -111,10 +111,7 @@ def _run(one: MeasurementRecord, board: str, host: str, occasion: str) -> Run:
 
 
 def waiting_of(measurements: Sequence[MeasurementRecord], boards: Boards) -> dict[str, Waiting]:
-    """Return the waiting watts of each board.
-
-    Calibrated, as its runs have seen it wait, or guessed from its power limit.
-    """
+    """Return each board's waiting watts: calibrated, as its runs have seen it wait, or guessed from its limit."""
     found: dict[str, Waiting] = {}
     seen: dict[str, list[Waiting]] = {}
     guessed: dict[str, Waiting] = {}

@@ -16,7 +16,8 @@ from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.errors import StoreError, UsageError
 from pytest_tokenpower.gate.verdict import gravest
 from pytest_tokenpower.stats.changepoints import ChangePoint, change_points
-from pytest_tokenpower.stats.runs import RunSummary, summarise_runs
+from pytest_tokenpower.stats.runs import summarise_runs
+from pytest_tokenpower.stats.types import RunSummary
 from pytest_tokenpower.store.acceptances import Acceptances
 from pytest_tokenpower.store.access import StoreContext, choose_test
 from pytest_tokenpower.store.git import first_parents
@@ -64,10 +65,7 @@ class Series:
         return figure_per(denominator(self.key))
 
     def levels(self) -> list[float]:
-        """Return the level that each point belongs to.
-
-        The median between two steps, which a stray run does not move.
-        """
+        """Return each point's level: the median between two steps, which a stray run does not move."""
         edges = [0, *(change.index for change in self.changes), len(self.points)]
         found: list[float] = []
         for start, stop in pairwise(edges):

@@ -78,9 +78,7 @@ def _throttling(new: Sequence[MeasurementRecord], runs: Sequence[MeasurementReco
 
 
 def _clocks(new: Sequence[MeasurementRecord], runs: Sequence[MeasurementRecord]) -> tuple[str, str]:
-    """Return the line about SM clocks, and why it makes the comparison invalid.
-
-    Each empty where there is nothing to say.
+    """Return the line about SM clocks, and why it makes the comparison invalid; each may be empty.
 
     A board at its power limit lowers its clocks by itself: that is the load's doing, and a finding. Clocks that are
     lower in every round without that are somebody's setting: another operating point, with another J/token.

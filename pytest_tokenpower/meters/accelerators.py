@@ -51,19 +51,7 @@ _OTHERS: tuple[tuple[str, str], ...] = (
 )
 """Device files of accelerators for which there is no meter here."""
 
-
-def accelerator(name: str) -> Accelerator:
-    """Return what is known of an accelerator that :func:`find_accelerator` has named."""
-    known = {each.name: each for each in (NVIDIA, NVIDIA_BARE, AMD, INTEL, WSL2)}
-    if name in known:
-        return known[name]
-    if any(name == other for _, other in _OTHERS):
-        return Accelerator(
-            name,
-            None,
-            "There is no meter for it here; where it is scraped, --energy-source=prometheus reads it",
-        )
-    return Accelerator(name, "jetson", "The drivers ina3221 and ina238 give the power of its rails")
+_UNMETERED = "There is no meter for it here; where it is scraped, --energy-source=prometheus reads it"
 
 
 def find_accelerator(
@@ -75,6 +63,9 @@ def find_accelerator(
 ) -> Accelerator | None:
     """Return the accelerator that a driver has brought up here, or that a driver ought to; None without one.
 
+    It tells a machine without GPUs, whose CPU is what inference runs on, from one whose GPU meter is broken or
+    unknown: a driver that breaks must not turn the figure into the CPU's.
+
     Boards that the environment hides (CUDA_VISIBLE_DEVICES="", ROCR_VISIBLE_DEVICES="") do not count, nor GPUs that are
     part of a CPU: AMD's are boards with 8 GiB and more of their own.
     """
@@ -83,7 +74,7 @@ def find_accelerator(
     env = os.environ if environment is None else environment
     hidden = env.get("CUDA_VISIBLE_DEVICES", "all").strip() in _HIDES
     if model := jetson_model(device_tree):
-        return accelerator(model)
+        return Accelerator(model, "jetson", "The drivers ina3221 and ina238 give the power of its rails")
     if not hidden and any(dev.glob("nvidia[0-9]*")):
         return NVIDIA
     if not hidden and _without_driver(pci):
@@ -97,7 +88,7 @@ def find_accelerator(
         return INTEL
     for pattern, name in _OTHERS:
         if any(dev.glob(pattern)):
-            return accelerator(name)
+            return Accelerator(name, None, _UNMETERED)
     return WSL2 if (dev / "dxg").exists() and not hidden else None
 
 

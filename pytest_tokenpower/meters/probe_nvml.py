@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from pytest_tokenpower.meters.adapters.nvml.boards import text
 from pytest_tokenpower.meters.processes import is_in_tree
 
 COST_CALLS = 200
@@ -213,7 +214,7 @@ def _handles(library: Any, device_ids: Sequence[str]) -> dict[str, Any]:
     for index in range(library.nvmlDeviceGetCount()):
         try:
             handle = library.nvmlDeviceGetHandleByIndex(index)
-            uuid = _decoded(library.nvmlDeviceGetUUID(handle))
+            uuid = text(library.nvmlDeviceGetUUID(handle))
         except library.NVMLError:
             # A board of no concern, or lost: then its own readings say so.
             continue
@@ -355,7 +356,3 @@ _READERS: Mapping[str, Callable[[Any, Any], int | None]] = {
 
 def _watts(milliwatts: int | None) -> float | None:
     return None if milliwatts is None else milliwatts / 1000
-
-
-def _decoded(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value

@@ -6,13 +6,13 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from importlib import import_module
 from typing import TYPE_CHECKING, cast
 
 from pytest_tokenpower.core.credentials import without_credentials
 from pytest_tokenpower.core.types import Scope
 from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
-from pytest_tokenpower.meters.accelerators import CPU_ALONE, DEV, DRM, accelerator, find_accelerator
+from pytest_tokenpower.meters.accelerators import CPU_ALONE, find_accelerator
 from pytest_tokenpower.meters.collector import Collector
 from pytest_tokenpower.meters.scopes import SCOPES, default_scope
 from pytest_tokenpower.meters.types import Device, Meter
@@ -58,6 +58,18 @@ MAY_HAVE: Mapping[str, frozenset[Scope]] = {
 _SIDE_BY_SIDE = frozenset({"nvml", "amd", "intel"})
 """Sources whose devices of one scope are different things: boards of several makers."""
 
+_MADE_AS_THEY_ARE = {
+    "amd": "amd.AmdMeter",
+    "intel": "intel_gpu.IntelGpuMeter",
+    "jetson": "jetson.JetsonMeter",
+    "rapl": "rapl.RaplMeter",
+    "hwmon": "hwmon.HwmonMeter",
+    "ipmi": "ipmi.IpmiMeter",
+    "model": "cpu_model.CpuModelMeter",
+}
+_MADE_WITH_URL = {"trtllm": "trtllm.TrtllmMeter", "redfish": "redfish.RedfishMeter"}
+"""The adapters of sources whose meter takes nothing, or a URL."""
+
 _NEXT_PART = re.compile(r",\s*(?=[a-z][\w-]*\s*(?:[:,]|$))")
 
 Extra = Callable[[str], Sequence[Meter] | None]
@@ -95,38 +107,10 @@ def meters_for(source: str) -> Sequence[Meter]:
         from pytest_tokenpower.meters.adapters.nvml.meter import NvmlMeter
 
         return [NvmlMeter(visible=os.environ.get("CUDA_VISIBLE_DEVICES"))]
-    if name == "amd" and not argument:
-        from pytest_tokenpower.meters.adapters.amd import AmdMeter
-
-        return [AmdMeter()]
-    if name == "intel" and not argument:
-        from pytest_tokenpower.meters.adapters.intel_gpu import IntelGpuMeter
-
-        return [IntelGpuMeter()]
-    if name == "jetson" and not argument:
-        from pytest_tokenpower.meters.adapters.jetson import JetsonMeter
-
-        return [JetsonMeter()]
-    if name == "trtllm":
-        from pytest_tokenpower.meters.adapters.trtllm import TrtllmMeter
-
-        return [TrtllmMeter(argument or None)]
-    if name == "rapl" and not argument:
-        from pytest_tokenpower.meters.adapters.rapl import RaplMeter
-
-        return [RaplMeter()]
-    if name == "hwmon" and not argument:
-        from pytest_tokenpower.meters.adapters.hwmon import HwmonMeter
-
-        return [HwmonMeter()]
-    if name == "ipmi" and not argument:
-        from pytest_tokenpower.meters.adapters.ipmi import IpmiMeter
-
-        return [IpmiMeter()]
-    if name == "redfish":
-        from pytest_tokenpower.meters.adapters.redfish import RedfishMeter
-
-        return [RedfishMeter(argument or None)]
+    if name in _MADE_AS_THEY_ARE and not argument:
+        return [_meter(_MADE_AS_THEY_ARE[name])()]
+    if name in _MADE_WITH_URL:
+        return [_meter(_MADE_WITH_URL[name])(argument or None)]
     if name == "prometheus":
         return [_prometheus(argument or None)]
     if name == "remote":
@@ -139,10 +123,6 @@ def meters_for(source: str) -> Sequence[Meter]:
         from pytest_tokenpower.meters.adapters.ray_nodes import ray_meters
 
         return ray_meters(argument or "auto", start)
-    if name == "model" and not argument:
-        from pytest_tokenpower.meters.adapters.cpu_model import CpuModelMeter
-
-        return [CpuModelMeter()]
     if name == "simulated":
         from pytest_tokenpower.meters.adapters.nvml.library import load_nvml
 
@@ -166,6 +146,13 @@ def meters_for(source: str) -> Sequence[Meter]:
         f"--energy-source={without_credentials(source)}: the valid sources are {', '.join(SOURCES)}, or several with a "
         "comma between them"
     )
+
+
+def _meter(place: str) -> Callable[..., Meter]:
+    """Import a meter's class; only the source that is asked for is."""
+    module, _, name = place.partition(".")
+    made: Callable[..., Meter] = getattr(import_module(f"pytest_tokenpower.meters.adapters.{module}"), name)
+    return made
 
 
 def _prometheus(url: str | None) -> Meter:
@@ -269,14 +256,13 @@ def _auto(collector: Collector, scope: Scope | None) -> list[Device]:
     devices: list[Device] = []
     if scope in (None, "gpu", "module", "node"):
         devices += _first(collector, _gpu_sources(scope), reasons)
-    if scope in (None, "gpu") and (devices or scope is None) and (board := unmeasured_gpu()) is not None:
-        known = accelerator(board)
-        own = [each for each in reasons if each.startswith(f"{known.source}: ")]
+    if scope in (None, "gpu") and (devices or scope is None) and (board := find_accelerator()) is not None:
+        own = [each for each in reasons if each.startswith(f"{board.source}: ")]
         # A display card beside it may have a meter that works.
         if own or not devices:
             raise MeterUnavailable(
-                f"this machine has a GPU ({board}) whose energy cannot be measured. "
-                f"{''.join(f'{each}. ' for each in own)}{known.remedy}. {CPU_ALONE}"
+                f"this machine has a GPU ({board.name}) whose energy cannot be measured. "
+                f"{''.join(f'{each}. ' for each in own)}{board.remedy}. {CPU_ALONE}"
             )
     if scope in ("cpu", "dram", "node") or (scope is None and not devices):
         devices += _first(collector, ("rapl",) if scope in (None, "dram") else ("rapl", "hwmon"), reasons)
@@ -323,13 +309,3 @@ def _hwmon_of_the_node() -> tuple[str, ...]:
         return ()
     meter.close()
     return ("hwmon",) if all(device.scope == "node" for device in devices) else ()
-
-
-def unmeasured_gpu(dev: Path = DEV, drm: Path = DRM) -> str | None:
-    """Return the accelerator of this machine that the environment does not hide, in words; None without one.
-
-    It tells a machine without GPUs, whose CPU is what inference runs on, from one whose GPU meter is broken or
-    unknown: a driver that breaks must not turn the figure into the CPU's.
-    """
-    found = find_accelerator(dev, drm)
-    return None if found is None else found.name

@@ -155,11 +155,7 @@ class Timeline:
             return tuple(self._events)
 
     def since(self, start_ns: int) -> Stretch:
-        """Return what was read from a moment on, as it stands now and as it grows.
-
-        What evaluating it costs is not what the
-        session before it has gathered.
-        """
+        """Return what was read from a moment on, now and as it grows: what came before costs nothing to evaluate."""
         return Stretch(self, start_ns)
 
     def power(

@@ -110,17 +110,15 @@ def minimum_gpus(
     memory: int,
     *,
     dtype: str = "bf16",
-    kv_dtype: str = "bf16",
     tokens: int = CONTEXT_TOKENS,
     other: int = 0,
-    reserve: float = RESERVE,
 ) -> int | None:
     """Find the fewest GPUs of ``memory`` bytes that hold weights and cache under tensor parallelism.
 
-    ``reserve`` of each is kept free. None where no size that the architecture divides by is enough.
+    RESERVE of each is kept free. None where no size that the architecture divides by is enough.
     """
     for size in parallel_sizes(architecture):
-        held = need(architecture, size, dtype=dtype, kv_dtype=kv_dtype, tokens=tokens, other=other)
-        if held.total <= memory * (1 - reserve):
+        held = need(architecture, size, dtype=dtype, tokens=tokens, other=other)
+        if held.total <= memory * (1 - RESERVE):
             return size
     return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -11,10 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+import msgspec
 
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.models.architecture import Architecture, dtype_name
@@ -74,9 +70,9 @@ def find_model(name: str, file: str | os.PathLike[str] | None = None) -> Model:
     )
 
 
-def architecture(name: str, file: str | None = None) -> Architecture:
+def architecture(name: str) -> Architecture:
     """Find an architecture by its model's name in the registry; raises UsageError that lists the known ones."""
-    return find_model(name, file).architecture
+    return find_model(name).architecture
 
 
 def read_models(file: str | os.PathLike[str]) -> dict[str, Model]:
@@ -126,8 +122,8 @@ _FILES = (
 
 def _parse(text: str, file: str) -> dict[str, Model]:
     try:
-        tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        tables = msgspec.toml.decode(text)
+    except msgspec.DecodeError as error:
         raise UsageError(f"{file}: no TOML: {error}") from error
     return {name: _model(file, name, table) for name, table in tables.items()}
 

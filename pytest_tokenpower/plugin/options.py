@@ -301,7 +301,7 @@ def read_settings(config: pytest.Config) -> Settings:
         key_ignore=checked_key_ignore(
             [name for each in _ini(config, "energy_key_ignore") for name in each.replace(",", " ").split()]
         ),
-        regression=fraction("energy_regression", _ini(config, "energy_regression")),
+        regression=fraction("ini energy_regression", _ini(config, "energy_regression")),
         length_tolerance=_tolerance(_ini(config, "energy_length_tolerance")),
         alpha=_alpha(_ini(config, "energy_alpha")),
         warmup_rounds=_at_least(0, config, "energy_warmup_rounds"),
@@ -426,11 +426,11 @@ def _seconds(name: str, value: str) -> float:
 
 
 def _tolerance(value: object) -> float:
-    return 0.0 if str(value).strip() in ("0", "0%") else fraction("energy_length_tolerance", value)
+    return 0.0 if str(value).strip() in ("0", "0%") else fraction("ini energy_length_tolerance", value)
 
 
 def _alpha(value: object) -> float:
-    alpha = fraction("energy_alpha", value)
+    alpha = fraction("ini energy_alpha", value)
     if alpha > MOST_ALPHA:
         raise UsageError(f"ini energy_alpha={value}: must be {INI['energy_alpha'][2]}")
     return alpha

@@ -12,11 +12,11 @@ from pytest_tokenpower.core.denominators import PER, denominator, figure_per, un
 from pytest_tokenpower.core.figures import FIGURES
 from pytest_tokenpower.core.records import MeasurementRecord
 from pytest_tokenpower.core.settings import NO_FACTORS, Factors
-from pytest_tokenpower.core.text import EnergyUnit, digits, energy_unit, short_test_name, signed
+from pytest_tokenpower.core.text import EnergyUnit, digits, energy_unit, interval, short_test_name, signed
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.gate.messages import word
 from pytest_tokenpower.gate.verdict import SEVERITY, against_baseline, gravest
-from pytest_tokenpower.reporting.costs import cost_of
+from pytest_tokenpower.reporting.costs import Cost, cost_of
 
 ESTIMATED = "~"
 """Stands before a phase's figure whose marks do not come from the engine itself."""
@@ -103,7 +103,7 @@ def _interval(measured: MeasurementRecord, _: EnergyUnit | None) -> str:
     compared = against_baseline(measured.verdicts)
     if compared is None or compared.change_low is None or compared.change_high is None:
         return ""
-    return f"[{100 * compared.change_low:+.1f}, {100 * compared.change_high:+.1f}]"
+    return interval(compared.change_low, compared.change_high)
 
 
 def status(measured: MeasurementRecord) -> str:
@@ -120,20 +120,20 @@ def _of_figure(name: str) -> _Column:
     return _plain(name, name, ".4g")
 
 
-def _cost(factors: Factors) -> _Column:
+def _priced(heading: str, factors: Factors, amount: Callable[[Cost], float | None]) -> _Column:
     def cell(measured: MeasurementRecord, _: EnergyUnit | None) -> str:
         cost = cost_of(measured, factors)
-        return "" if cost is None or cost.money is None else f"{cost.money:.3g}"
+        found = None if cost is None else amount(cost)
+        return "" if found is None else f"{found:.3g}"
 
-    return _Column(lambda _: f"{factors.currency}/Mtok", cell)
+    return _Column(lambda _: heading, cell)
 
 
-def _carbon(factors: Factors) -> _Column:
-    def cell(measured: MeasurementRecord, _: EnergyUnit | None) -> str:
-        cost = cost_of(measured, factors)
-        return "" if cost is None or cost.grams is None else f"{cost.grams:.3g}"
-
-    return _Column(lambda _: "gCO2e/Mtok", cell)
+def _costs(factors: Factors) -> Mapping[str, _Column]:
+    return {
+        "cost": _priced(f"{factors.currency}/Mtok", factors, lambda cost: cost.money),
+        "carbon": _priced("gCO2e/Mtok", factors, lambda cost: cost.grams),
+    }
 
 
 _DEFAULT: Mapping[str, _Column] = {
@@ -149,8 +149,7 @@ _DEFAULT: Mapping[str, _Column] = {
     "quality": _plain("quality", "quality", ".3g"),
     "change": _Column(lambda _: "change", _change),
     "interval": _Column(lambda _: "95 % interval", _interval),
-    "cost": _cost(NO_FACTORS),
-    "carbon": _carbon(NO_FACTORS),
+    **_costs(NO_FACTORS),
     "verdict": _Column(lambda _: "verdict", lambda measured, _: word(status(measured)), left=True),
 }
 _SPARED = (
@@ -198,7 +197,7 @@ def table(
     """
     ordered = _ordered(measurements, layout)
     names = layout.columns or _default_columns(ordered)
-    columns = {**COLUMNS, "cost": _cost(layout.factors), "carbon": _carbon(layout.factors)}
+    columns = {**COLUMNS, **_costs(layout.factors)}
     text = _aligned(ordered, names, columns)
     spared = [] if layout.columns else list(_SPARED)
     while spared and max(map(len, text)) > width:

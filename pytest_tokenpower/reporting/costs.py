@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import NamedTuple
 
+import msgspec
+
 from pytest_tokenpower.core.records import MeasurementRecord
 from pytest_tokenpower.core.settings import Factors
 from pytest_tokenpower.errors import UsageError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 JOULES_PER_KWH = 3.6e6
 
@@ -96,7 +92,7 @@ class Country(NamedTuple):
 @cache
 def countries() -> tuple[str, Mapping[str, Country]]:
     """Return the table's source, and its countries by ISO 3166 alpha-3 code."""
-    table = tomllib.loads(files(__package__).joinpath("carbon_intensity.toml").read_text("utf-8"))
+    table = msgspec.toml.decode(files(__package__).joinpath("carbon_intensity.toml").read_text("utf-8"))
     return table["source"], {code: Country(*row) for code, row in table["countries"].items()}
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from tabulate import tabulate
-
 from pytest_tokenpower.core.denominators import unit_of
-from pytest_tokenpower.core.text import digits, plural, signed
+from pytest_tokenpower.core.text import digits, plural, table_lines, with_interval
 from pytest_tokenpower.gate.history import LEAST_CHANGE, History, Series
 from pytest_tokenpower.reporting.plot import Point, letter, render
 from pytest_tokenpower.stats.changepoints import FEWEST_RUNS, ChangePoint
@@ -78,9 +76,8 @@ def _changes(history: History, series: Series, place: StoreContext) -> list[str]
     levels = series.levels()
     lines = []
     for number, change in enumerate(series.changes):
-        low, high = change.change_interval()
         lines.append(
-            f"{letter(number)}  {signed(change.change)} [{100 * low:+.1f}, {100 * high:+.1f}]  "
+            f"{letter(number)}  {with_interval(change.change, *change.change_interval())}  "
             f"{digits(levels[change.index - 1])} -> {digits(levels[change.index])} {unit_of(series.figure)}"
         )
         lines += _suspects(history, series, change, place)
@@ -122,10 +119,4 @@ def _table(series: Series) -> list[str]:
             ]
         )
     columns = ("run", "commit", "time (UTC)", unit_of(series.figure), "±95 %", "verdict")
-    return tabulate(
-        rows,
-        headers=columns,
-        tablefmt="simple",
-        disable_numparse=True,
-        colalign=("left", "left", "left", "right", "right", "left"),
-    ).splitlines()
+    return table_lines(rows, columns, ("left", "left", "left", "right", "right", "left"))

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from pytest_tokenpower.core.records import ClaimRecord
 from pytest_tokenpower.core.shown import shown
-from pytest_tokenpower.core.text import plural, readable, short_test_name, signed
+from pytest_tokenpower.core.text import interval, plural, readable, short_test_name, signed
 from pytest_tokenpower.gate.messages import message, word
 from pytest_tokenpower.gate.verdict import FAILING, SEVERITY, against_baseline
 from pytest_tokenpower.reporting.costs import cost_of, explained
@@ -145,7 +145,7 @@ def _table(report: Report, entries: Sequence[Reported]) -> list[str]:
             text,
             "" if figure is None else f"{196 * figure.stderr / figure.value:.1f} %",
             signed(compared.change or 0.0) if compared is not None and changed else "",
-            f"[{100 * (compared.change_low or 0.0):+.1f}, {100 * (compared.change_high or 0.0):+.1f}]"
+            interval(compared.change_low or 0.0, compared.change_high or 0.0)
             if compared is not None and changed
             else "",
             f"**{word(each.kind)}**" if each.kind in FAILING else code(each.kind),

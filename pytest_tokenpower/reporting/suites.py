@@ -16,6 +16,8 @@ from pytest_tokenpower.core.text import (
     readable,
     short_test_name,
     signed,
+    table_lines,
+    with_interval,
 )
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.suites.pareto import AGAINST, MAIN, having, not_beaten, strengths
@@ -34,8 +36,6 @@ def claims_news(claims: Sequence[ClaimRecord]) -> list[str]:
 
 def claims_table(claims: Sequence[ClaimRecord]) -> list[str]:
     """Each claim with what was found; below it what is to be known of them."""
-    from tabulate import tabulate
-
     rows = [
         [
             claim.name,
@@ -48,12 +48,7 @@ def claims_table(claims: Sequence[ClaimRecord]) -> list[str]:
     ]
     head = ["claim", "says", "found [95 %]", "paper", "word"]
     used = [at for at in range(len(head)) if at != 3 or any(row[3] for row in rows)]
-    lines = tabulate(
-        [[row[at] for at in used] for row in rows],
-        headers=[head[at] for at in used],
-        tablefmt="simple",
-        disable_numparse=True,
-    ).splitlines()
+    lines = table_lines([[row[at] for at in used] for row in rows], [head[at] for at in used])
     notes = [
         f"{claim.name}: {claim.word}: {claim.reason}"
         for claim in claims
@@ -124,8 +119,6 @@ _RESULTS = {
 
 def results_table(measurements: Sequence[MeasurementRecord]) -> list[str]:
     """Return the cells in the order of their names, in the units of a run's own table."""
-    from tabulate import tabulate
-
     if not measurements:
         return ["nothing was measured"]
     rows = sorted(cell_rows(measurements), key=lambda row: _natural(str(row["cell"])))
@@ -139,7 +132,7 @@ def results_table(measurements: Sequence[MeasurementRecord]) -> list[str]:
             return digits(value / unit.joules)
         return _short(value)
 
-    return tabulate(
+    return table_lines(
         [
             [
                 row["cell"],
@@ -149,11 +142,9 @@ def results_table(measurements: Sequence[MeasurementRecord]) -> list[str]:
             ]
             for row in rows
         ],
-        headers=["cell", *(_RESULTS[name].replace("J/", f"{unit.name}/") for name in used), *last],
-        tablefmt="simple",
-        disable_numparse=True,
-        colalign=["left", *["right"] * len(used), *["left"] * len(last)],
-    ).splitlines()
+        ["cell", *(_RESULTS[name].replace("J/", f"{unit.name}/") for name in used), *last],
+        ["left", *["right"] * len(used), *["left"] * len(last)],
+    )
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -170,8 +161,6 @@ def frontier(measurements: Sequence[MeasurementRecord], figures: Sequence[str]) 
 
     Raises UsageError for a figure that no cell has.
     """
-    from tabulate import tabulate
-
     for figure in figures:
         if not having(measurements, (MAIN, figure)):
             valid = ", ".join(sorted({name for one in measurements for name in one.figures})) or "no figures"
@@ -181,19 +170,17 @@ def frontier(measurements: Sequence[MeasurementRecord], figures: Sequence[str]) 
     energies, unit = (
         readable("J/token", *(one.figures[MAIN].value for one in best)) if best else ([], "J/token")
     )
-    return tabulate(
+    return table_lines(
         [
             [short_test_name(one.test), energy, *(_short(one.figures[name].value) for name in figures)]
             for one, energy in zip(best, energies, strict=True)
         ],
-        headers=[
+        [
             f"no other cell is as good in all ({len(best)} of {len(known)})",
             unit,
             *(_RESULTS.get(name, name) for name in figures),
         ],
-        tablefmt="simple",
-        disable_numparse=True,
-    ).splitlines()
+    )
 
 
 def trade_offs(measurements: Sequence[MeasurementRecord]) -> list[list[str]]:
@@ -255,8 +242,6 @@ def live_table(progress: Progress, now: float, *, rows: int, width: int) -> list
 
 def objective_lines(outcome: Outcome) -> list[str]:
     """Return the operating points of an SLO, the cheapest first, under what was found."""
-    from tabulate import tabulate
-
     names = [
         f"{name.partition('_')[0].upper()} p{outcome.objective.percentile}" for name, _ in outcome.limits
     ]
@@ -281,7 +266,7 @@ def objective_lines(outcome: Outcome) -> list[str]:
     head = ["cell", "J/token", *(f"{name}, ms" for name in names), ""]
     if not rows:
         return [said]
-    return [said, *tabulate(rows, headers=head, tablefmt="simple", disable_numparse=True).splitlines()]
+    return [said, *table_lines(rows, head)]
 
 
 def drift_line(found: Soaked, limit: float | None) -> str:
@@ -296,14 +281,11 @@ def drift_line(found: Soaked, limit: float | None) -> str:
 
 def soak_lines(cell: str, source: str, found: Soaked, limit: float | None) -> list[str]:
     """Return a soak over its hours, and what drifted or stepped."""
-    from tabulate import tabulate
-
     lines = [f"{cell}: {found.hours:.3g} h of continuous work, --source {source}"]
     if found.drift is not None:
         lines.append(drift_line(found, limit))
     lines += [
-        f"step at {hour:.2f} h: {signed(step.change)} "
-        f"[{100 * step.change_interval()[0]:+.1f}, {100 * step.change_interval()[1]:+.1f}]"
+        f"step at {hour:.2f} h: {with_interval(step.change, *step.change_interval())}"
         for hour, step in found.steps
     ] or ["no step of 1 % and more"]
     if found.dropped:
@@ -324,4 +306,4 @@ def soak_lines(cell: str, source: str, found: Soaked, limit: float | None) -> li
         for part in found.parts
     ]
     head = ["from, h", found.unit, "W", "°C", "SM MHz", *(f"{name} limit" for name in limits), "dropped"]
-    return [*lines, "", *tabulate(rows, headers=head, tablefmt="simple", disable_numparse=True).splitlines()]
+    return [*lines, "", *table_lines(rows, head)]

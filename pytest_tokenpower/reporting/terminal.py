@@ -108,10 +108,7 @@ def summary(
 
 
 def _per(measurements: Sequence[MeasurementRecord]) -> str:
-    """Return what the tests' joules are divided by.
-
-    And by which of it those are compared that have another than usual.
-    """
+    """Return what the tests' joules are divided by, and by which of it those that have another than usual."""
     used = {denominator(measured.key) for measured in measurements}
     if used <= {"token"}:
         return "Per generated token"

@@ -180,9 +180,9 @@ def _own_cache(folder: Path, arguments: Sequence[str]) -> list[str]:
     return ["-o", f"cache_dir={folder}"]
 
 
-def output_of(record: Path, lines: int = 15) -> str:
+def output_of(record: Path) -> str:
     """Return the last lines that the run with this record printed."""
-    return "\n".join(_log_of(record).read_text("utf-8", "replace").splitlines()[-lines:])
+    return "\n".join(_log_of(record).read_text("utf-8", "replace").splitlines()[-15:])
 
 
 def _log_of(record: Path) -> Path:

@@ -132,11 +132,9 @@ def started_async(variant: Callable[[], object] | Startable, stack: ExitStack) -
 
 
 def names_of(baseline: object, candidate: object) -> tuple[str, str] | None:
-    """Return what two variants are called where that tells them apart.
+    """Return what two variants are called: callables by their names, engines by what differs.
 
-    Callables by their names, engines by what differs.
-
-    None where nothing does: lambdas, or two closures of one function.
+    None where nothing tells them apart: lambdas, or two closures of one function.
     """
     names = tuple(_describe(one, other) for one, other in ((baseline, candidate), (candidate, baseline)))
     return (names[0], names[1]) if all(names) and names[0] != names[1] else None
@@ -279,10 +277,7 @@ class Comparison:
     names: tuple[str, str] | None = None
 
     def after(self, earlier: Comparison) -> Comparison:
-        """Return what ``earlier``, a try of the same test, ran, and this one.
-
-        More restarts, or more blocks of the one.
-        """
+        """Return this one with what ``earlier``, a try of the same test, ran: more restarts, or blocks of the one."""
         if self.fresh:
             return replace(self, restarts=(*earlier.restarts, *self.restarts))
         blocks = tuple(block for each in (*earlier.restarts, *self.restarts) for block in each)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+from pytest_tokenpower.engines._arrivals import cancel_others
 from pytest_tokenpower.errors import UsageError
 
 
@@ -81,17 +82,10 @@ def blocking(fn: Callable[..., Any], *, instead: str = "") -> Iterator[Callable[
         yield on_the_loop
     finally:
         # As asyncio.Runner does, which Python 3.10 has not.
-        loop.run_until_complete(_cancel_others())
+        loop.run_until_complete(cancel_others())
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.run_until_complete(loop.shutdown_default_executor())
         loop.close()
-
-
-async def _cancel_others() -> None:
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in others:
-        task.cancel()
-    await asyncio.gather(*others, return_exceptions=True)
 
 
 def refuse_pending(result: object) -> None:

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+import msgspec
 
 _FOR_PIP = re.compile(r"(?:.*requirements.*|constraints.*)\.(?:txt|in)")
 
@@ -75,8 +71,8 @@ def _asks_for(path: Path) -> Any:
     if path.name != "pyproject.toml":
         return text
     try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError:
+        table = msgspec.toml.decode(text)
+    except msgspec.DecodeError:
         return text
     project, tools = table.get("project", {}), table.get("tool", {})
     return (

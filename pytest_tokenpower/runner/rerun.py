@@ -92,10 +92,7 @@ class Rerun:
         baseline: Sequence[MeasurementRecord],
         ignore: Sequence[str],
     ) -> ComparableRuns:
-        """Return the baseline's runs of a test that all of the candidate's can be compared with.
-
-        Or why there are none.
-        """
+        """Return the baseline's runs of a test that all the candidate's compare with, or why there are none."""
         first, name = candidate[0], repository_test(self.root, test)
         for again in candidate[1:]:
             if unlike := unlikeness(first, again, ignore):

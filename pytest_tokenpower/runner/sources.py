@@ -17,6 +17,8 @@ from pathlib import Path
 from types import ModuleType
 from urllib.parse import unquote, urlsplit
 
+from pytest_tokenpower.core.text import listed
+
 _INSTALLED = frozenset({"site-packages", "dist-packages", "node_modules"})
 
 
@@ -114,5 +116,4 @@ def _between(path: Path, top: Path) -> Iterator[Path]:
 def shown(modules: Mapping[str, str]) -> str:
     """Return some of the modules, with their files, for people."""
     tops = {name: file for name, file in modules.items() if name.rpartition(".")[0] not in modules}
-    listed = [f"{name} ({file})" for name, file in sorted(tops.items())]
-    return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")
+    return listed([f"{name} ({file})" for name, file in sorted(tops.items())], 3)

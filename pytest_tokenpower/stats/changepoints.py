@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import stdtr, stdtrit
+from scipy.special import stdtr
 
-from pytest_tokenpower.stats.runs import FloatArray, RunSummary
-from pytest_tokenpower.stats.types import DEFAULT_PRIOR, Prior
+from pytest_tokenpower.stats.change import Change
+from pytest_tokenpower.stats.types import DEFAULT_PRIOR, FloatArray, Prior, RunSummary
 
 FEWEST_RUNS = 2
 """A level has at least so many runs: one run apart from all others is an outlier, not a level."""
@@ -19,29 +19,15 @@ _DECAY = math.sqrt(0.5)
 _MOST_PLACEMENTS = 10
 
 
-@dataclass(frozen=True)
-class ChangePoint:
-    """A step: the run at ``index`` is the first of a new level.
+@dataclass(frozen=True, kw_only=True)
+class ChangePoint(Change):
+    """A step: the run at ``index`` is the first of a new level, and the change is that from the level before it.
 
-    ``delta`` is the log ratio of the new level to the one before it, ``stderr`` and ``df`` its standard error and
-    degrees of freedom, ``p_value`` two-sided and corrected for the places where the step could have been.
+    ``p_value`` is two-sided and corrected for the places where the step could have been.
     """
 
     index: int
-    delta: float
-    stderr: float
-    df: float
     p_value: float
-
-    @property
-    def change(self) -> float:
-        """The step as a fraction: 0.02 is 2 % more."""
-        return math.expm1(self.delta)
-
-    def change_interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Return the two-sided interval of the step, as fractions."""
-        half = float(stdtrit(self.df, (1 + level) / 2)) * self.stderr
-        return math.expm1(self.delta - half), math.expm1(self.delta + half)
 
 
 def change_points(
@@ -104,7 +90,7 @@ class _History:
         if t[at] == 0:
             return None
         p = min(1.0, 2 * tests * float(stdtr(df, -t[at])))
-        return ChangePoint(start + int(left[at]), float(deltas[at]), float(stderr[at]), df, p)
+        return ChangePoint(float(deltas[at]), float(stderr[at]), df, index=start + int(left[at]), p_value=p)
 
 
 def _segmented(history: _History, start: int, stop: int, alpha: float) -> list[ChangePoint]:

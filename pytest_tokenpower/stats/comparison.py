@@ -532,10 +532,7 @@ def _unseen_pace(stored: FloatArray, new: FloatArray) -> float:
 
 
 def _temperature(plan: _Plan, rounds: Sequence[FloatArray]) -> tuple[list[FloatArray], Temperature, float]:
-    """Return what temperature added to each round, on the new runs' board only.
-
-    And the squared error of taking it out.
-    """
+    """Return what temperature added to rounds, on the new runs' board only, and the squared error of taking it out."""
     none = [np.zeros(len(values)) for values in rounds]
     board = plan.runs[-1].board
     old = [

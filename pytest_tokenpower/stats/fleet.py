@@ -148,18 +148,12 @@ def standings(units: Sequence[Unit], noise: Noise = DEFAULT_NOISE) -> dict[str, 
     )
 
 
-def calibrated_standings(
-    log_joules: Mapping[str, float], noise: Noise = DEFAULT_NOISE
-) -> dict[str, Standing]:
+def calibrated_standings(log_joules: Mapping[str, float]) -> dict[str, Standing]:
     """Return where each board's calibration stands among the others'; empty for fewer than two boards."""
     if len(log_joules) < 2:
         return {}
-    return _standings(
-        log_joules,
-        dict.fromkeys(log_joules, 1.0),
-        Scatter(noise.total.sd, MOST_DF),
-        noise.board,
-    )
+    unit = Scatter(DEFAULT_NOISE.total.sd, MOST_DF)
+    return _standings(log_joules, dict.fromkeys(log_joules, 1.0), unit, DEFAULT_NOISE.board)
 
 
 def _standings(

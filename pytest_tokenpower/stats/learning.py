@@ -25,30 +25,30 @@ _WINSOR = 2.5
 def learn_noise(
     tests: Mapping[str, Sequence[Sequence[Run]]],
     waiting: Mapping[str, Waiting] | None = None,
-    base: Noise = DEFAULT_NOISE,
 ) -> dict[str, Noise]:
     """Learn the noise of each test from all the others, and the spread of boards from all.
+
+    DEFAULT_NOISE is believed where the store tells nothing: fewer than three other tests with three occasions.
 
     Args:
         tests: Per test the levels of its history (levels.split_levels); steps are thus no scatter.
         waiting: The waiting watts by board.
-        base: What is believed where the store tells nothing: fewer than three other tests with three occasions.
     """
     spreads = {name: readings(levels, waiting) for name, levels in tests.items() if any(levels)}
     total = {name: _between(groups) for name, (groups, _) in spreads.items()}
     work = {name: _between(groups) for name, (_, groups) in spreads.items() if groups is not None}
-    boards = _boards([groups for groups, _ in spreads.values()], base.board)
+    boards = _boards([groups for groups, _ in spreads.values()], DEFAULT_NOISE.board)
     learned = {}
     for name in tests:
         others = [value for other, value in total.items() if other != name and value]
         found = fit_scatter(others)
-        own = replace(base, board=boards)
+        own = replace(DEFAULT_NOISE, board=boards)
         if found is not None:
             own_work = fit_scatter([v for other, v in work.items() if other != name and v])
             own = replace(
                 own,
                 total=found,
-                work=own_work or base.work,
+                work=own_work or DEFAULT_NOISE.work,
                 learned=True,
                 source=f"run-to-run SD {found.sd:.2%}, from {len(others)} other tests",
             )
@@ -95,9 +95,7 @@ def _between(groups: Groups | None) -> tuple[float, float] | None:
 
 
 def _boards(tests: Sequence[Groups], believed: Scatter) -> Scatter:
-    """Return the SD between boards.
-
-    The means of boards in one level about each other, less what occasions make of them.
+    """Return the SD between boards: of their means in one level, less what occasions make of them.
 
     The boards of one store are the same in each of its tests, so that tests share their degrees of freedom.
     """

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.special import betaincinv, chdtri, stdtrit
 
-from pytest_tokenpower.stats.runs import FloatArray, location_squared_error, summarise_runs
-from pytest_tokenpower.stats.types import DEFAULT_PRIOR
+from pytest_tokenpower.stats.runs import location_squared_error, summarise_runs
+from pytest_tokenpower.stats.types import DEFAULT_PRIOR, FloatArray
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Spread:
         """The upper end of the 95 % interval."""
         return self.sd * math.sqrt(self.df / float(chdtri(self.df, 0.975)))
 
-    def at_most(self, confidence: float = 0.95) -> float:
-        """Return the one-sided upper limit of the SD."""
-        return self.sd * math.sqrt(self.df / float(chdtri(self.df, confidence)))
+    def at_most(self) -> float:
+        """Return the one-sided upper limit of the SD, with 95 % confidence."""
+        return self.sd * math.sqrt(self.df / float(chdtri(self.df, 0.95)))
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,12 @@ LONGEST_SECONDS = 3600.0
 change over hours. Longer stretches would make one occasion of a busy machine's whole week."""
 
 
-def occasions(
-    starts_s: Sequence[float], hosts: Sequence[str], *, longest_seconds: float = LONGEST_SECONDS
-) -> tuple[str, ...]:
+def occasions(starts_s: Sequence[float], hosts: Sequence[str]) -> tuple[str, ...]:
     """Name the occasion of each run.
 
     Args:
         starts_s: When each run began, on one clock, in seconds.
         hosts: The host of each run.
-        longest_seconds: How long after its first run an occasion still takes in another one.
 
     Returns:
         One name per run, in the order given; equal names are one occasion.
@@ -31,7 +28,7 @@ def occasions(
     first: dict[str, float] = {}
     for at in sorted(range(len(starts_s)), key=lambda index: starts_s[index]):
         host = hosts[at]
-        if host not in first or starts_s[at] - first[host] > longest_seconds:
+        if host not in first or starts_s[at] - first[host] > LONGEST_SECONDS:
             first[host] = starts_s[at]
         names[at] = f"{host}@{first[host]:.0f}"
     return tuple(names)

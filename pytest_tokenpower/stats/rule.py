@@ -140,22 +140,13 @@ def decide(comparison: Comparison, policy: Policy) -> Decision:
         beside, reason = False, "slope"
     beside = beside and theta >= 0
     up, down = _ways(total, theta)
-    paced = work is not None and pace is not None
-    if (
-        paced
-        and work is not None
-        and work.delta <= theta
-        and comparison.pace_occasions < FEWEST_PACE_OCCASIONS
-    ):
+    # Of a pace whose scatter is not known, only what work bears out counts.
+    by_work = work if pace is not None and comparison.pace_occasions < FEWEST_PACE_OCCASIONS else None
+    if by_work is not None and by_work.delta <= theta:
         if _sequential(up, policy) * policy.family < DOUBT:
             reason = "pace"
         up = 1.0
-    if (
-        paced
-        and work is not None
-        and work.delta >= -theta
-        and comparison.pace_occasions < FEWEST_PACE_OCCASIONS
-    ):
+    if by_work is not None and by_work.delta >= -theta:
         down = 1.0
     if not beside or work is None or pace is None:
         return _decided(total, "total", up, down, _upper(total, policy) < theta, policy, 1.0, reason)

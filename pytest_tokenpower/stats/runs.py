@@ -10,20 +10,6 @@ import numpy as np
 
 from pytest_tokenpower.stats.types import DEFAULT_PRIOR, FloatArray, Prior, RunSummary
 
-__all__ = [
-    "FloatArray",
-    "RunSummary",
-    "lag1_autocorrelation",
-    "lag_sums",
-    "location_squared_error",
-    "shrunk_variance",
-    "summarise_array",
-    "summarise_blocks",
-    "summarise_runs",
-    "trimmed_mean",
-    "yuen_variance",
-]
-
 TRIM = 0.2
 MOST_LAG1 = 0.8
 _NO_SCATTER = 1e-20
@@ -102,41 +88,24 @@ def shrunk_variance(variance: FloatArray, rounds: int, prior: Prior) -> FloatArr
     return np.asarray((prior.round_df * prior.round_sd**2 + (rounds - 1) * variance) / df)
 
 
-def summarise_array(values: FloatArray, prior: Prior = DEFAULT_PRIOR) -> tuple[FloatArray, FloatArray]:
-    """Locations and squared errors, each (..., runs), of ``values`` (..., runs, rounds).
-
-    The autocorrelation is pooled over the runs axis: give the runs of both sides of a comparison together.
-    """
-    runs, rounds = values.shape[-2:]
-    products, squares = lag_sums(values)
-    lag1 = lag1_autocorrelation(
-        products.sum(axis=-1), squares.sum(axis=-1), rounds, runs * max(rounds - 3, 0), prior
-    )
-    variance = shrunk_variance(yuen_variance(values), rounds, prior)
-    return trimmed_mean(values), location_squared_error(variance, lag1[..., None], rounds)
-
-
 def summarise_runs(
     values_per_run: Sequence[Sequence[float]],
-    temperatures_per_run: Sequence[Sequence[float] | None] | None = None,
     *,
     meter_errors_per_run: Sequence[Sequence[float]] | None = None,
     prior: Prior = DEFAULT_PRIOR,
 ) -> list[RunSummary]:
     """Every run's location and squared error; give the runs of both sides of a comparison in one call.
 
-    ``values_per_run`` are ln(J/token) per round, ``temperatures_per_run`` the rounds' mean GPU temperatures,
-    and ``meter_errors_per_run`` the standard error of each round's value by the meter's own account. The
-    scatter of the rounds already holds the meter's error, so that one is a floor: w² >= mean(e²)/n. A run of
-    one to three rounds takes its spread largely from the prior. Raises ValueError for a run without rounds,
-    lists that do not match, or values that are not finite.
+    ``values_per_run`` are ln(J/token) per round, ``meter_errors_per_run`` the standard error of each round's value by
+    the meter's own account. The scatter of the rounds already holds the meter's error, so that one is a floor: w² >=
+    mean(e²)/n. A run of one to three rounds takes its spread largely from the prior. Raises ValueError for a run
+    without rounds, lists that do not match, or values that are not finite.
     """
     arrays = [np.asarray(values, dtype=np.float64) for values in values_per_run]
     for index, values in enumerate(arrays):
         if values.ndim != 1 or not values.size or not np.isfinite(values).all():
             raise ValueError(f"run {index}: needs at least one round, and every value finite")
-    temperatures = _matched(temperatures_per_run, arrays, "temperatures")
-    meter_errors = _matched(meter_errors_per_run, arrays, "meter errors")
+    floors = _meter_floors(meter_errors_per_run, arrays)
     members: dict[int, list[int]] = {}
     for index, values in enumerate(arrays):
         members.setdefault(len(values), []).append(index)
@@ -148,17 +117,12 @@ def summarise_runs(
         variances = shrunk_variance(yuen_variance(stack), rounds, prior)
         errors = location_squared_error(variances, lag1, rounds)
         for place, index in enumerate(members[rounds]):
-            floor = meter_errors[index]
-            celsius = temperatures[index]
             summaries[index] = RunSummary(
                 location=float(locations[place]),
-                squared_error=max(
-                    float(errors[place]), 0.0 if floor is None else float(np.mean(floor**2)) / rounds
-                ),
+                squared_error=max(float(errors[place]), floors[index]),
                 rounds=rounds,
                 round_sd=math.sqrt(variances[place]),
                 lag1=float(lag1),
-                temperature_celsius=None if celsius is None else float(celsius.mean()),
             )
     return [summaries[index] for index in range(len(arrays))]
 
@@ -186,17 +150,18 @@ def _pooled_lag1(stacks: Mapping[int, FloatArray], prior: Prior) -> FloatArray:
     )
 
 
-def _matched(
-    lists: Sequence[Sequence[float] | None] | None, arrays: Sequence[FloatArray], what: str
-) -> list[FloatArray | None]:
-    if lists is None:
-        return [None] * len(arrays)
-    if len(lists) != len(arrays):
-        raise ValueError(f"{what} for {len(lists)} runs, values for {len(arrays)}")
-    result: list[FloatArray | None] = []
-    for index, (given, values) in enumerate(zip(lists, arrays, strict=True)):
-        array = None if given is None else np.asarray(given, dtype=np.float64)
-        if array is not None and (array.shape != values.shape or not np.isfinite(array).all()):
-            raise ValueError(f"run {index}: needs one finite figure per round in its {what}")
-        result.append(array)
-    return result
+def _meter_floors(
+    errors_per_run: Sequence[Sequence[float]] | None, arrays: Sequence[FloatArray]
+) -> list[float]:
+    """Return the squared error of each run's mean by the meter's own account; 0 where it gives none."""
+    if errors_per_run is None:
+        return [0.0] * len(arrays)
+    if len(errors_per_run) != len(arrays):
+        raise ValueError(f"meter errors for {len(errors_per_run)} runs, values for {len(arrays)}")
+    floors = []
+    for index, (given, values) in enumerate(zip(errors_per_run, arrays, strict=True)):
+        errors = np.asarray(given, dtype=np.float64)
+        if errors.shape != values.shape or not np.isfinite(errors).all():
+            raise ValueError(f"run {index}: needs one finite meter error per round")
+        floors.append(float(np.mean(errors**2)) / len(values))
+    return floors

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pytest_tokenpower.stats.runs import FloatArray, lag1_autocorrelation
-from pytest_tokenpower.stats.types import DEFAULT_PRIOR, Prior
+from pytest_tokenpower.stats.runs import lag1_autocorrelation
+from pytest_tokenpower.stats.types import DEFAULT_PRIOR, FloatArray, Prior
 
 PRIOR_SLOPE = 0.0017
 PRIOR_SLOPE_SD = 0.0010
@@ -77,10 +77,7 @@ def within_run_slope(
 
 
 def shrunk_slope(slope: FloatArray, error: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Return the slope and its variance drawn towards the prior.
-
-    Each weighted by its precision (normal-normal Bayes).
-    """
+    """Return slope and variance drawn towards the prior, each weighted by its precision (normal-normal Bayes)."""
     precision = 1 / error + PRIOR_SLOPE_SD**-2
     return (slope / error + PRIOR_SLOPE * PRIOR_SLOPE_SD**-2) / precision, 1 / precision
 

@@ -17,8 +17,7 @@ class RunSummary:
 
     ``location`` is the 20 % trimmed mean of ln(J/token) over its ``rounds``, ``squared_error`` its squared
     standard error (rounds only: the run effect is not in it), ``round_sd`` the SD of its rounds and ``lag1``
-    the autocorrelation that the squared error allows for. ``temperature_celsius`` is the mean over its
-    rounds.
+    the autocorrelation that the squared error allows for.
     """
 
     location: float
@@ -26,7 +25,6 @@ class RunSummary:
     rounds: int
     round_sd: float = 0.0
     lag1: float = 0.0
-    temperature_celsius: float | None = None
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,8 @@ from pytest_tokenpower.core.records import VerdictRecord
 from pytest_tokenpower.core.settings import fraction
 from pytest_tokenpower.errors import HistoryError, UsageError
 from pytest_tokenpower.store.committed import (
-    TOMLDecodeError,
     committed_file,
     read_committed,
-    read_toml,
     toml_string,
     write_committed,
 )
@@ -63,7 +61,7 @@ def decode_acceptance(text: str, *, source: str) -> Acceptance:
         UsageError: the text is no acceptance; names ``source`` and what is wrong with it.
     """
     try:
-        table = read_toml(text)
+        table = msgspec.toml.decode(text)
         up_to = table.get("up_to")
         if not isinstance(up_to, str):
             raise UsageError('up_to must be a share such as "8%"')
@@ -72,7 +70,7 @@ def decode_acceptance(text: str, *, source: str) -> Acceptance:
         except UsageError as error:
             raise UsageError(f'up_to = "{up_to}" {error}') from None
         found = msgspec.convert(table, Acceptance)
-    except (TOMLDecodeError, msgspec.ValidationError, UsageError) as error:
+    except (msgspec.DecodeError, UsageError) as error:
         raise UsageError(
             f"{source} is no acceptance ({error}): write it with tokenpower accept, or remove it"
         ) from error
@@ -85,9 +83,9 @@ def decode_acceptance(text: str, *, source: str) -> Acceptance:
     return found
 
 
-def share(text: str) -> float:
-    """Return how far a test may rise, 0 % included; raises UsageError."""
-    return 0.0 if text.strip() in ("0", "0%") else fraction(None, text)
+def share(text: str, name: str | None = None) -> float:
+    """Return how far a test may rise, 0 % included; raises UsageError that begins with ``name``."""
+    return 0.0 if text.strip() in ("0", "0%") else fraction(name, text)
 
 
 def encode_acceptance(found: Acceptance) -> str:

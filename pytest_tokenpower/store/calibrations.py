@@ -15,7 +15,7 @@ from pytest_tokenpower.core.integrity import has_digest, is_damaged, with_digest
 from pytest_tokenpower.core.records import Figure, WaitingRecord
 from pytest_tokenpower.errors import StoreError
 from pytest_tokenpower.stats.boards import FORETELLING
-from pytest_tokenpower.store.store import MOST_RUN_BYTES, Store, make_folder
+from pytest_tokenpower.store.store import MOST_RUN_BYTES, Store, make_folder, unwritable
 
 FOLDER = "calibrations"
 
@@ -43,9 +43,9 @@ class CalibrationRecord(msgspec.Struct, frozen=True, tag_field="type", tag="toke
         """When it was made."""
         return datetime.fromisoformat(self.created.replace("Z", "+00:00"))
 
-    def days_old(self, now: datetime | None = None) -> float:
+    def days_old(self) -> float:
         """How many days ago it was made."""
-        return ((now or datetime.now(timezone.utc)) - self.made).total_seconds() / 86_400
+        return (datetime.now(timezone.utc) - self.made).total_seconds() / 86_400
 
     @property
     def possible(self) -> bool:
@@ -91,7 +91,7 @@ def write_calibration(store: Path, found: CalibrationRecord) -> Path:
         make_folder(path.parent)
         write_whole(path, msgspec.json.format(with_digest(msgspec.json.encode(found)), indent=1) + b"\n")
     except OSError as error:
-        raise StoreError(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise unwritable(path, error) from error
     return path
 
 

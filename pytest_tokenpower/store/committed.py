@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-import sys
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -14,21 +12,8 @@ from pytest_tokenpower.core.files import read_bounded, write_whole
 from pytest_tokenpower.errors import StoreError
 from pytest_tokenpower.store.git import Repository
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 MOST_BYTES = 1 << 20
 """No acceptance or rename is larger."""
-
-TOMLDecodeError = tomllib.TOMLDecodeError
-
-
-def read_toml(text: str) -> dict[str, Any]:
-    """Return a TOML text's table; raises TOMLDecodeError."""
-    table: dict[str, Any] = tomllib.loads(text)
-    return table
 
 
 def toml_string(text: str) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pytest_tokenpower.core.records import RunRecord
-from pytest_tokenpower.core.text import plural
+from pytest_tokenpower.core.text import listed, plural
 from pytest_tokenpower.errors import HistoryError
 from pytest_tokenpower.store.acceptances import Acceptances
 from pytest_tokenpower.store.git import Repository, first_parent_history
@@ -198,11 +198,9 @@ def what_was_stored(run: RunRecord, path: Path, repository: Repository | None, n
         reason = no_repository or "the repository has no commit yet"
         return f"{head}no branch's baseline, as {reason}; {by_name}"
     if run.dirty:
-        files = list(repository.changes)
-        more = f" and {len(files) - 3} more" if len(files) > 3 else ""
         return (
             f"{head}no branch's baseline, as the work tree of {run.commit[:7]} has changes that are not committed "
-            f"({', '.join(files[:3])}{more}): commit them, or have git ignore them"
+            f"({listed(repository.changes, 3)}): commit them, or have git ignore them"
             + (f"; {by_name}" if run.name else "")
         )
     out = [one for one in run.measurements if not one.comparable]

@@ -123,6 +123,16 @@ def run_git(
     return GitOutput(done.returncode, os.fsdecode(done.stdout), done.stderr.decode("utf-8", "replace"))
 
 
+def ask_git(
+    folder: Path, *arguments: str, stdin: bytes = b"", timeout_s: float = SCAN_S, may_fetch: bool = False
+) -> str:
+    """Return what git writes, as :func:`run_git` runs it; raises HistoryError where it fails."""
+    done = run_git(folder, *arguments, stdin=stdin, timeout_s=timeout_s, may_fetch=may_fetch)
+    if done.code != 0:
+        raise HistoryError(f"{folder}: git {arguments[0]} failed: {done.complaint}")
+    return done.stdout
+
+
 @dataclass(frozen=True)
 class ResolvedRef:
     """A ref as it was found: ``name`` may be ``origin/main`` where ``main`` was asked for.
@@ -296,10 +306,7 @@ class Repository:
 
     def _renamed(self, *arguments: str, may_fetch: bool) -> list[tuple[str, str]]:
         """Return the earlier and the later path of each rename that ``--name-status -z`` tells of."""
-        shown = run_git(self.top_level, *arguments, "--", *_TEST_FILES, timeout_s=SCAN_S, may_fetch=may_fetch)
-        if shown.code != 0:
-            raise HistoryError(f"{self.top_level}: git {arguments[0]} failed: {shown.complaint}")
-        parts = shown.stdout.split("\0")
+        parts = ask_git(self.top_level, *arguments, "--", *_TEST_FILES, may_fetch=may_fetch).split("\0")
         return list(zip(parts[1::3], parts[2::3], strict=False))
 
     def baseline_commits(self, ref: str) -> tuple[str, ...]:
@@ -333,10 +340,7 @@ class Repository:
             )
         skip_head = base.line == self.head and not self.dirty
         limits = (f"--max-count={HISTORY_LIMIT}", f"--skip={int(skip_head)}")
-        chain = run_git(self.top_level, "rev-list", "--first-parent", *limits, base.line)
-        if chain.code != 0:
-            raise HistoryError(f"{self.top_level}: git rev-list {base.line[:7]} failed: {chain.complaint}")
-        return tuple(chain.stdout.split())
+        return tuple(ask_git(self.top_level, "rev-list", "--first-parent", *limits, base.line).split())
 
     def _remotes(self) -> list[str]:
         names = run_git(self.top_level, "remote").stdout.split()
@@ -492,15 +496,9 @@ def _picked_up(top_level: Path, path: PurePosixPath) -> bool:
 
 def changed_files(repository: Repository, commit: str) -> tuple[str, ...]:
     """Return the tracked files that differ between a commit and the work tree; raises HistoryError."""
-    shown = run_git(
-        repository.top_level,
-        *("diff", "--no-ext-diff", "--no-renames", "--name-only", "--ignore-submodules=none", "-z", commit),
-        timeout_s=SCAN_S,
-        may_fetch=True,
-    )
-    if shown.code != 0:
-        raise HistoryError(f"{repository.top_level}: git diff {commit[:7]} failed: {shown.complaint}")
-    return tuple(filter(None, shown.stdout.split("\0")))
+    options = ("--no-ext-diff", "--no-renames", "--name-only", "--ignore-submodules=none", "-z")
+    shown = ask_git(repository.top_level, "diff", *options, commit, may_fetch=True)
+    return tuple(filter(None, shown.split("\0")))
 
 
 def check_out_submodules(top_level: Path, tree: Path) -> None:
@@ -550,12 +548,8 @@ def first_parents(repository: Repository, ref: str) -> tuple[ResolvedRef, tuple[
 
 def first_parent_history(repository: Repository, commit: str) -> tuple[str, ...]:
     """Return a commit and its first parents, newest first, at most HISTORY_LIMIT; raises HistoryError."""
-    chain = run_git(
-        repository.top_level, "rev-list", "--first-parent", f"--max-count={HISTORY_LIMIT}", commit
-    )
-    if chain.code != 0:
-        raise HistoryError(f"{repository.top_level}: git rev-list {commit[:7]} failed: {chain.complaint}")
-    return tuple(chain.stdout.split())
+    limit = f"--max-count={HISTORY_LIMIT}"
+    return tuple(ask_git(repository.top_level, "rev-list", "--first-parent", limit, commit).split())
 
 
 def default_branch(repository: Repository) -> ResolvedRef | None:

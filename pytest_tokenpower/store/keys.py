@@ -81,9 +81,7 @@ def make_key(
     cached_share: float = 0.0,
     schema: int = KEY_VERSION,
 ) -> dict[str, Fact]:
-    """Return the key of a measurement.
-
-    Flat, in the order of its field names, equal to itself after a trip through JSON.
+    """Return the flat key of a measurement, in its field names' order, equal to itself after a trip through JSON.
 
     ``devices`` of one scope that are alike become one group: ``gpu.count``, ``gpu.name``, ``gpu.meter`` and
     ``gpu.`` with each of their key facts; unlike ones become ``gpu1.``, ``gpu2.``. ``method`` is how the energy was

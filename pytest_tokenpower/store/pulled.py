@@ -11,7 +11,7 @@ import msgspec
 from pytest_tokenpower.core.files import read_bounded
 from pytest_tokenpower.core.integrity import has_digest, is_damaged, with_digest
 from pytest_tokenpower.errors import StoreError
-from pytest_tokenpower.store.store import MOST_RUN_BYTES, Store
+from pytest_tokenpower.store.store import MOST_RUN_BYTES, Store, unwritable
 
 _FILE = "pulled.json"
 
@@ -34,10 +34,7 @@ def write_pulled(store: Store, pulled: Pulled) -> None:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise StoreError(
-            f"{path}: the store cannot be written ({error.strerror or error}): make the folder writable, or "
-            "name another one with --storage=PATH"
-        ) from error
+        raise unwritable(path, error) from error
 
 
 def read_pulled(store: Store) -> Pulled | None:

@@ -20,7 +20,7 @@ from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.errors import HistoryError, StoreError, TokenPowerError, UsageError
 from pytest_tokenpower.store.calibrations import FOLDER as CALIBRATIONS
 from pytest_tokenpower.store.calibrations import calibration_paths, decode_calibration
-from pytest_tokenpower.store.git import GitOutput, Repository, run_git
+from pytest_tokenpower.store.git import GitOutput, Repository, ask_git, run_git
 from pytest_tokenpower.store.pulled import Pulled, read_pulled, write_pulled
 from pytest_tokenpower.store.store import (
     MOST_RUN_BYTES,
@@ -31,6 +31,7 @@ from pytest_tokenpower.store.store import (
     make_folder,
     parse_file_name,
     publish,
+    unwritable,
 )
 
 BRANCH = "tokenpower-store"
@@ -241,10 +242,7 @@ class StoreBranch:
         return run_git(self._top, *arguments, stdin=stdin)
 
     def _must(self, *arguments: str, stdin: bytes = b"") -> str:
-        done = run_git(self._top, *arguments, stdin=stdin, timeout_s=_NETWORK_S)
-        if done.code != 0:
-            raise HistoryError(f"{self._top}: git {arguments[0]} failed: {done.complaint}")
-        return done.stdout
+        return ask_git(self._top, *arguments, stdin=stdin, timeout_s=_NETWORK_S)
 
 
 _FETCHES = 20
@@ -414,10 +412,7 @@ def pull(repository: Repository, store: Store, remote: str, *, job: Job | None =
         except FileExistsError:
             continue  # Another pull was quicker.
         except OSError as error:
-            raise StoreError(
-                f"{folder}: the store cannot be written ({error.strerror or error}): make the folder writable, or "
-                "name another one with --storage=PATH"
-            ) from error
+            raise unwritable(folder, error) from error
         added.append(file)
     if len(taken) < len(wanted) or room < 0:
         reason = (

@@ -15,10 +15,8 @@ import msgspec
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.store.committed import (
-    TOMLDecodeError,
     committed_file,
     read_committed,
-    read_toml,
     toml_string,
     write_committed,
 )
@@ -50,8 +48,8 @@ class Rename(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def decode_rename(text: str, *, source: str) -> Rename:
     """Return a rename from its TOML; raises UsageError that names ``source``."""
     try:
-        found = msgspec.convert(read_toml(text), Rename)
-    except (TOMLDecodeError, msgspec.ValidationError) as error:
+        found = msgspec.toml.decode(text, type=Rename)
+    except msgspec.DecodeError as error:
         raise UsageError(
             f"{source} is no rename ({error}): write it with tokenpower rename, or remove it"
         ) from error

@@ -103,9 +103,7 @@ def file_name(run: RunRecord) -> str:
 
     Raises StoreError where the run's time or commit is malformed, UsageError for its name.
     """
-    entry = describe_run(
-        "", "", run_id=run.id, created=run.created, commit=run.commit, dirty=run.dirty, name=run.name
-    )
+    entry = describe_run("", "", run)
     commit = "nocommit" if entry.commit is None else entry.commit
     name = "" if run.name is None else f"@{validate_name(run.name)}"
     file = f"{entry.created}_{commit}_{entry.state}_{entry.id8}{name}.json"
@@ -125,26 +123,11 @@ def parse_file_name(folder: str, file: str) -> StoredFile | None:
     )
 
 
-def describe_run(
-    folder: str,
-    file: str,
-    *,
-    run_id: str,
-    created: str,
-    commit: str | None,
-    dirty: bool | None,
-    name: str | None,
-) -> StoredFile:
+def describe_run(folder: str, file: str, run: RunRecord | _HeadRun) -> StoredFile:
     """Return the entry of a run whose file has any name; raises StoreError for a malformed time."""
-    return StoredFile(
-        folder,
-        file,
-        _file_time(created),
-        None if commit is None else commit[:COMMIT_LENGTH],
-        "nogit" if dirty is None else "dirty" if dirty else "clean",
-        _id8(run_id),
-        name,
-    )
+    commit = None if run.commit is None else run.commit[:COMMIT_LENGTH]
+    state: State = "nogit" if run.dirty is None else "dirty" if run.dirty else "clean"
+    return StoredFile(folder, file, _file_time(run.created), commit, state, _id8(run.id), run.name)
 
 
 def _file_time(created: str) -> str:
@@ -162,6 +145,14 @@ def _id8(run_id: str) -> str:
     if re.fullmatch(r"[0-9a-f]{8}", digits):
         return digits
     return hashlib.sha256(run_id.encode("utf-8", "backslashreplace")).hexdigest()[:8]
+
+
+def unwritable(place: Path, error: OSError) -> StoreError:
+    """Return the error for a store that cannot be written."""
+    return StoreError(
+        f"{place}: the store cannot be written ({error.strerror or error}). Make the folder writable, or name another "
+        "one with --energy-storage=PATH (--storage=PATH of the commands)"
+    )
 
 
 def make_folder(folder: Path) -> None:
@@ -360,7 +351,7 @@ class Store:
             publish(self.folder, probe, b"probe\n")
             (self.folder / probe).unlink()
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise unwritable(self.folder, error) from error
 
     def write(self, run: RunRecord) -> Path:
         """Store a run and return its file.
@@ -380,7 +371,7 @@ class Store:
         except FileExistsError as error:
             raise StoreError(f"{path}: this run is stored already") from error
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise unwritable(self.folder, error) from error
         return path
 
     def entries(self) -> tuple[StoredFile, ...]:
@@ -406,16 +397,7 @@ class Store:
         folder, file = os.path.split(path)
         entry = parse_file_name(folder, file)
         if entry is None:
-            run = self._head(self._read(os.fspath(path)), os.fspath(path))
-            entry = describe_run(
-                folder,
-                file,
-                run_id=run.id,
-                created=run.created,
-                commit=run.commit,
-                dirty=run.dirty,
-                name=run.name,
-            )
+            entry = describe_run(folder, file, self._head(self._read(os.fspath(path)), os.fspath(path)))
         return entry
 
     def contents(self, entry: StoredFile) -> Contents:
@@ -538,9 +520,3 @@ class Store:
     def _fault(self, path: str, reason: str) -> StoreError:
         self.leave_out(path, reason)
         return StoreError(f"{path}: {reason}")
-
-    def _unwritable(self, error: OSError) -> StoreError:
-        return StoreError(
-            f"{self.folder}: the store cannot be written ({error.strerror or error}). Make the folder writable, "
-            "or name another one with --energy-storage=PATH"
-        )

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from pytest_tokenpower.analysis.figures import meter_errors, round_values
 from pytest_tokenpower.core.records import NOT_MEASURED, ClaimRecord, MeasurementRecord
 from pytest_tokenpower.core.settings import DEFAULT_ALPHA, fraction
-from pytest_tokenpower.core.text import percent, signed
+from pytest_tokenpower.core.text import listed, percent, signed
 from pytest_tokenpower.stats.change import Change
 from pytest_tokenpower.stats.multiplicity import holm
 from pytest_tokenpower.stats.ratio import log_ratio
@@ -99,8 +99,7 @@ def _judge(instance: Instance, runs: Runs, file: str, scatter: float) -> ClaimRe
         runs=tuple(len(runs.get(cell.name, ())) for cell in cells),
     )
     if missing := [cell.name for cell in cells if not runs.get(cell.name)]:
-        more = f" and {len(missing) - 2} more" if len(missing) > 2 else ""
-        return replace(record, reason=f"{NOT_MEASURED}{', '.join(missing[:2])}{more}")
+        return replace(record, reason=f"{NOT_MEASURED}{listed(missing, 2)}")
     measured = [runs[cell.name] for cell in cells]
     kinds = {one.provenance for each in measured for one in each}
     if len(kinds) > 1:

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 
 import msgspec
 
-from pytest_tokenpower.core.integrity import whole_lines, with_digest
+from pytest_tokenpower.core.integrity import read_lines, with_digest
 from pytest_tokenpower.core.records import MeasurementRecord, impossible
 from pytest_tokenpower.suites.schema import SUFFIX
 
@@ -70,29 +70,10 @@ def _short(commit: str | None) -> str:
     return commit[:12] if commit else "none (outside git)"
 
 
-_LINE = msgspec.json.Decoder(Begun | Finished)
-
-
 def read_journal(data: bytes) -> Journal:
     """Return the journal in a file's bytes, up to the first line that is not whole."""
-    begun: Begun | None = None
-    finished: dict[str, Finished] = {}
-    good = 0
-    for line in whole_lines(data):
-        try:
-            entry = _LINE.decode(line)
-        except msgspec.MsgspecError:
-            break
-        if isinstance(entry, Begun):
-            if begun is not None:
-                break
-            begun = entry
-        elif begun is None or impossible(entry.measurement):
-            break
-        else:
-            finished[entry.measurement.test] = entry
-        good += len(line)
-    return Journal(begun, finished, good)
+    begun, lines, good = read_lines(data, Begun, Finished, lambda line: not impossible(line.measurement))
+    return Journal(begun, {line.measurement.test: line for line in lines}, good)
 
 
 def encode_line(entry: Begun | Finished) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args
 
@@ -11,11 +10,6 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from pytest_tokenpower.errors import UsageError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 SUFFIX = ".energy.toml"
 
@@ -286,8 +280,8 @@ def json_schema() -> dict[str, Any]:
 def parse_suite(text: str, file: str) -> SuiteFile:
     """Return the suite in a text; raises UsageError that names ``file``, the line, and what is valid there."""
     try:
-        tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        tables = msgspec.toml.decode(text)
+    except msgspec.DecodeError as error:
         line = re.search(r"line (\d+)", str(error))
         raise UsageError(f"{file}:{line[1] if line else 1}: no TOML: {error}") from None
     try:
@@ -377,10 +371,7 @@ _KEY = re.compile(r"""^\s*((?:[\w-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[\w-]+|"[^"]*
 
 
 def line_of(text: str, place: Sequence[str | int]) -> int:
-    """Return the line on which a value of a TOML text stands, counted from 1.
-
-    That of what it is in, where it is not found.
-    """
+    """Return the line of a value in a TOML text, from 1; that of what it is in, where it is not found."""
     wanted = list(place)
     counts: dict[tuple[str, ...], int] = {}
     at: tuple[str | int, ...] = ()

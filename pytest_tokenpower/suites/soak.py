@@ -13,7 +13,7 @@ import msgspec
 
 from pytest_tokenpower.analysis.rounds import denominator_of, good, joules_per_unit, units_per
 from pytest_tokenpower.core.denominators import figure_per, unit_of
-from pytest_tokenpower.core.integrity import whole_lines, with_digest
+from pytest_tokenpower.core.integrity import read_lines, with_digest
 from pytest_tokenpower.core.records import RoundRecord
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.stats.changepoints import ChangePoint, change_points
@@ -69,9 +69,6 @@ class Stretch(msgspec.Struct, frozen=True, tag_field="type", tag="stretch"):
     round: RoundRecord
 
 
-_LINE = msgspec.json.Decoder(SoakBegun | Stretch)
-
-
 def encode_line(entry: SoakBegun | Stretch) -> bytes:
     """Return a line of the file, ending in a digest of itself."""
     return with_digest(msgspec.json.encode(entry)) + b"\n"
@@ -79,24 +76,7 @@ def encode_line(entry: SoakBegun | Stretch) -> bytes:
 
 def read_soak(data: bytes) -> tuple[SoakBegun | None, tuple[Stretch, ...], int]:
     """Return the lines of a soak's file up to the first that is not whole, and how many bytes these are."""
-    begun: SoakBegun | None = None
-    stretches: list[Stretch] = []
-    size = 0
-    for line in whole_lines(data):
-        try:
-            entry = _LINE.decode(line)
-        except msgspec.MsgspecError:
-            break
-        if isinstance(entry, SoakBegun):
-            if begun is not None:
-                break
-            begun = entry
-        elif begun is None:
-            break
-        else:
-            stretches.append(entry)
-        size += len(line)
-    return begun, tuple(stretches), size
+    return read_lines(data, SoakBegun, Stretch)
 
 
 def goes_on(out: Path, begun: SoakBegun) -> list[Stretch]:

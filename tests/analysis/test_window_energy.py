@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pytest_tokenpower.analysis.tracks import (
@@ -36,6 +36,9 @@ quickly = settings(deadline=None, max_examples=60)
 
 LARGEST_ERRORS = 3.6
 """In standard errors: an edge is off by at most a quarter of sample length x power step, 2.5 of its own."""
+
+LARGEST_TICKING_ERRORS = math.sqrt(2 * (2.5**2 + 3))
+"""A counter's edge is also off by up to half a tick, the square root of 3 of its own; 3.97 was found."""
 
 
 def energy(track: EnergyTrack, *windows: tuple[int, int]) -> WindowEnergy:
@@ -181,6 +184,18 @@ def test_a_gap_spoils_the_windows_that_it_touches_and_no_others(gap_ms: int, dat
 
 
 @quickly
+@example(
+    50,
+    36,
+    [10, 10, 473, 643, 99, 158, 43, 10, 10, 10, 10, 10, 149, 300, 10, 10, 10, 10, 10, 16],
+    (1300, 3712),
+)
+@example(
+    100,
+    65,
+    [160, 85, 67, 258, 21, 83, 1000, 116, 490, 84, 450, 253, 998, 157, 55, 55, 11, 43, 258, 46],
+    (2518, 3530),
+)
 @given(
     st.integers(50, 700),
     st.integers(0, 99),
@@ -199,7 +214,7 @@ def test_a_counter_that_ticks_is_as_near_as_it_says(
     found = energy(counter_track(counters, 100 * MS), (start, end))
     assert found.covered[0]
     off = abs(found.joules[0] - watts * (end - start) / SECOND)
-    assert off <= LARGEST_ERRORS * found.stderr[0] + 1e-5
+    assert off <= LARGEST_TICKING_ERRORS * found.stderr[0] + 1e-5
 
 
 @quickly

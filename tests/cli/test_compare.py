@@ -219,7 +219,7 @@ def test_runs_that_regressed_are_no_baseline_here_either(git: Git, store: Store,
             r"--fail-on=slower: must be regressed, invalid, inconclusive, ",
         ),
         (["main", "HEAD", "--fail-on=nothing,missing"], "--fail-on=nothing,missing: must be"),
-        (["main", "HEAD", "--regression=3"], "--regression=3: must be a share such as 3% or 0.03"),
+        (["main", "HEAD", "--regression=3"], "--regression=3: is 300%: write '3%' for 3 percent"),
         (["main", "HEAD", "--test=test_chat"], "--test says nothing here, as B is no service"),
         (["main", "HEAD", "--since=2h"], "--since says nothing here, as B is no service"),
         (

@@ -13,6 +13,7 @@ import pytest
 
 from pytest_tokenpower.errors import MeterError
 from pytest_tokenpower.meters import sources
+from pytest_tokenpower.meters.accelerators import find_accelerator
 from pytest_tokenpower.meters.adapters.amd import AmdMeter
 from pytest_tokenpower.meters.adapters.hwmon import HwmonMeter
 from pytest_tokenpower.meters.adapters.intel_gpu import IntelGpuMeter
@@ -111,8 +112,7 @@ def of_auto(node: str = "", *faults: Fault, intel: bool = False) -> Said:
         }
         monkeypatch.setitem(sys.modules, "amdsmi", None)
         monkeypatch.setattr(sources, "meters_for", lambda name: [meters[name]])
-        find = sources.unmeasured_gpu
-        monkeypatch.setattr(sources, "unmeasured_gpu", lambda: find(dev, drm))
+        monkeypatch.setattr(sources, "find_accelerator", lambda: find_accelerator(dev, drm))
 
         def begin() -> Sequence[Any]:
             started = sources.begin("auto")

@@ -10,6 +10,7 @@ import pytest
 from pytest_tokenpower.core.types import Scope
 from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
 from pytest_tokenpower.meters import sources
+from pytest_tokenpower.meters.accelerators import AMD, NVIDIA, find_accelerator
 from pytest_tokenpower.meters.clock import Clock
 from pytest_tokenpower.meters.types import CounterReading, Device, Meter, Reading
 
@@ -65,7 +66,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Scope, ...]]:
 
     monkeypatch.setattr(sources, "meters_for", meters_for)
     monkeypatch.setattr(sources, "_hwmon_of_the_node", hwmon_of_the_node)
-    monkeypatch.setattr(sources, "unmeasured_gpu", lambda: None)
+    monkeypatch.setattr(sources, "find_accelerator", lambda: None)
     monkeypatch.delenv("TOKENPOWER_REDFISH_URL", raising=False)
     return found
 
@@ -194,7 +195,7 @@ def test_a_gpu_whose_meter_is_broken_does_not_become_a_cpu_figure(
     machine: dict[str, tuple[Scope, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine.update({"nvml": (), "amd": ()})
-    monkeypatch.setattr(sources, "unmeasured_gpu", lambda: "NVIDIA")
+    monkeypatch.setattr(sources, "find_accelerator", lambda: NVIDIA)
     with pytest.raises(MeterUnavailable, match=r"has a GPU \(NVIDIA\).*nvml is not here.*--energy-scope=cpu"):
         sources.begin("auto")
     assert opened("auto", "cpu")[0] == ["rapl-cpu", "rapl-dram"]
@@ -220,14 +221,14 @@ def test_which_gpus_a_machine_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     memory.parent.mkdir(parents=True)
     (dev / "nvidiactl").touch()
     memory.write_text(f"{512 << 20}\n")
-    assert sources.unmeasured_gpu(dev, drm) is None
+    assert find_accelerator(dev, drm) is None
     memory.write_text(f"{192 << 30}\n")
-    assert sources.unmeasured_gpu(dev, drm) == "AMD"
+    assert find_accelerator(dev, drm) is AMD
     (dev / "nvidia0").touch()
-    assert sources.unmeasured_gpu(dev, drm) == "NVIDIA"
+    assert find_accelerator(dev, drm) is NVIDIA
     memory.unlink()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
-    assert sources.unmeasured_gpu(dev, drm) is None
+    assert find_accelerator(dev, drm) is None
 
 
 @pytest.mark.parametrize(

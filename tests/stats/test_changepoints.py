@@ -11,8 +11,7 @@ import scipy
 from numpy.typing import NDArray
 
 from pytest_tokenpower.stats.changepoints import change_points
-from pytest_tokenpower.stats.runs import RunSummary
-from pytest_tokenpower.stats.types import DEFAULT_PRIOR
+from pytest_tokenpower.stats.types import DEFAULT_PRIOR, RunSummary
 
 NO_PRIOR = replace(DEFAULT_PRIOR, nu0=0.0)
 

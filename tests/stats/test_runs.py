@@ -12,17 +12,15 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from pytest_tokenpower.stats.runs import (
-    FloatArray,
     lag1_autocorrelation,
     lag_sums,
     location_squared_error,
-    summarise_array,
     summarise_blocks,
     summarise_runs,
     trimmed_mean,
     yuen_variance,
 )
-from pytest_tokenpower.stats.types import DEFAULT_PRIOR, Prior
+from pytest_tokenpower.stats.types import DEFAULT_PRIOR, FloatArray, Prior
 
 NO_PRIOR = Prior(tau0=0, nu0=0, round_sd=0, lag1=0, round_df=0, lag1_rounds=0, source="none")
 
@@ -77,16 +75,10 @@ def test_squared_error_is_the_true_variance_of_the_mean(phi: float, n: int) -> N
 def test_whole_summary_is_calibrated_on_autocorrelated_runs() -> None:
     """Six runs of 12 rounds, trimming and estimated phi and all: w² is on the safe side, by a third at most."""
     values = 0.005 * autoregressive(np.random.default_rng(3), (5_000, 6, 12), 0.4)
-    locations, errors = summarise_array(values)
+    runs = [summarise_runs([list(run) for run in group]) for group in values]
+    locations = np.array([run.location for group in runs for run in group])
+    errors = np.array([run.squared_error for group in runs for run in group])
     assert 1.0 < errors.mean() / locations.var() < 1.35
-
-
-def test_array_and_lists_agree() -> None:
-    values = 0.005 * autoregressive(np.random.default_rng(4), (4, 11), 0.4) - 1.8
-    locations, errors = summarise_array(values)
-    runs = summarise_runs([list(run) for run in values])
-    assert [run.location for run in runs] == pytest.approx(list(locations))
-    assert [run.squared_error for run in runs] == pytest.approx(list(errors))
 
 
 def test_runs_of_unequal_length_keep_their_places() -> None:
@@ -121,13 +113,8 @@ def test_meter_error_is_a_floor_and_not_added() -> None:
     assert large.squared_error == pytest.approx(0.05**2 / 6)
 
 
-def test_temperature_is_the_mean_over_the_rounds() -> None:
-    runs = summarise_runs([[0.0, 0.1], [0.0, 0.1]], [[50.0, 54.0], None])
-    assert [run.temperature_celsius for run in runs] == [52.0, None]
-
-
 @pytest.mark.parametrize(
-    ("values", "temperatures"),
+    ("values", "errors"),
     [
         ([[]], None),
         ([[float("nan")]], None),
@@ -136,11 +123,9 @@ def test_temperature_is_the_mean_over_the_rounds() -> None:
         ([[0.0]], [[float("inf")]]),
     ],
 )
-def test_malformed_runs_are_refused(
-    values: list[list[float]], temperatures: list[list[float] | None] | None
-) -> None:
-    with pytest.raises(ValueError, match=r"run 0|temperatures for"):
-        summarise_runs(values, temperatures)
+def test_malformed_runs_are_refused(values: list[list[float]], errors: list[list[float]] | None) -> None:
+    with pytest.raises(ValueError, match=r"run 0|meter errors for"):
+        summarise_runs(values, meter_errors_per_run=errors)
 
 
 @given(rounds_of_a_run, st.floats(-5, 5))

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_tokenpower.stats.runs import FloatArray
 from pytest_tokenpower.stats.temperature import (
     PRIOR_SLOPE,
     PRIOR_SLOPE_SD,
@@ -19,7 +18,7 @@ from pytest_tokenpower.stats.temperature import (
     shrunk_slope,
     within_run_slope,
 )
-from pytest_tokenpower.stats.types import DEFAULT_PRIOR
+from pytest_tokenpower.stats.types import DEFAULT_PRIOR, FloatArray
 
 Side = tuple[list[list[float]], list[list[float] | None]]
 

@@ -53,6 +53,7 @@ LATE_IMPORTS = (
     "pytest_tokenpower.meters.simulation.library",
     "pytest_tokenpower.stats.temperature",
     "scipy.optimize",
+    "httpcore",  # what pytester forgets, httpx holds on to: its errors would be foreign ones
     "tabulate",
 )
 

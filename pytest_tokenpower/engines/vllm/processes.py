@@ -6,24 +6,18 @@ import importlib
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, suppress
 from typing import Any
+
+from pytest_tokenpower.engines._adapter import environment_kept
 
 _START_METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
 
 
-@contextmanager
-def spawning() -> Iterator[None]:
+def spawning() -> AbstractContextManager[None]:
     """Have vLLM spawn its processes, as its own server does: to fork beside other threads may hang the child."""
-    if _START_METHOD in os.environ:
-        yield
-        return
-    os.environ[_START_METHOD] = "spawn"
-    try:
-        yield
-    finally:
-        os.environ.pop(_START_METHOD, None)
+    return environment_kept(**{_START_METHOD: os.environ.get(_START_METHOD, "spawn")})
 
 
 def processes_of(client: Any) -> list[Any]:

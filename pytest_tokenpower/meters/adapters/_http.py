@@ -52,6 +52,14 @@ def checked_url(url: str, what: str, example: str) -> str:
     return url.rstrip("/")
 
 
+def connect(server: str) -> httpx.Client:
+    """Return a client of a server; a query of its URL, as a gateway may want one, goes with each request."""
+    import httpx
+
+    url = httpx.URL(server)
+    return httpx.Client(base_url=url.copy_with(query=None), params=url.params, trust_env=False)
+
+
 def get_json(
     client: httpx.Client,
     path: str,

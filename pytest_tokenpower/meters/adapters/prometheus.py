@@ -16,7 +16,7 @@ import numpy as np
 from pytest_tokenpower.core.credentials import without_credentials
 from pytest_tokenpower.core.types import Fact, Scope
 from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
-from pytest_tokenpower.meters.adapters._http import checked_url, get_json
+from pytest_tokenpower.meters.adapters._http import checked_url, connect, get_json
 from pytest_tokenpower.meters.adapters.no_reading import is_counted, is_watts
 from pytest_tokenpower.meters.clock import Clock
 from pytest_tokenpower.meters.types import CounterReading, Device, PowerSamples, Reading, Samples
@@ -193,14 +193,6 @@ class _Series:
     fault: str | None = None
 
 
-def client_of(url: str) -> httpx.Client:
-    """Return what speaks to a server; a query of its URL, as a gateway may want one, goes with each request."""
-    import httpx
-
-    server = httpx.URL(url)
-    return httpx.Client(base_url=server.copy_with(query=None), params=server.params, trust_env=False)
-
-
 class PrometheusMeter:
     """Samples of a Prometheus server, as counters or as points of power, with the times of their scrapes.
 
@@ -253,7 +245,7 @@ class PrometheusMeter:
         """Find the series and their intervals; raises MeterUnavailable with what is missing."""
         if not self._url:
             raise MeterUnavailable("Prometheus: no server is named; set TOKENPOWER_PROMETHEUS_URL")
-        self._client = client_of(self._server)
+        self._client = connect(self._server)
         try:
             skew_s = self._skew(clock)
             if abs(skew_s) > MAX_SKEW_S:

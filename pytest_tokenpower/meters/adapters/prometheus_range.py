@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from pytest_tokenpower.core.credentials import without_credentials
 from pytest_tokenpower.errors import MeterError, UsageError
-from pytest_tokenpower.meters.adapters._http import checked_url
+from pytest_tokenpower.meters.adapters._http import checked_url, connect
 from pytest_tokenpower.meters.adapters.no_reading import is_counted
 from pytest_tokenpower.meters.adapters.prometheus import (
     DCGM_ENERGY,
@@ -14,7 +14,6 @@ from pytest_tokenpower.meters.adapters.prometheus import (
     Labels,
     ask,
     by_board,
-    client_of,
     identity,
     matrix,
 )
@@ -34,7 +33,7 @@ class Archive:
         if not url:
             raise UsageError("prometheus:URL: name the server, as in prometheus:http://prometheus:9090")
         self.shown = without_credentials(url.rstrip("/"))
-        self._client = client_of(server)
+        self._client = connect(server)
 
     def close(self) -> None:
         """Close the connection."""

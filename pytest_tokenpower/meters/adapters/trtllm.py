@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from pytest_tokenpower.core.credentials import without_credentials
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.errors import MeterError, MeterUnavailable
-from pytest_tokenpower.meters.adapters._http import checked_url, get_json
+from pytest_tokenpower.meters.adapters._http import checked_url, connect, get_json
 from pytest_tokenpower.meters.clock import Clock
 from pytest_tokenpower.meters.types import CounterReading, Device, Reading
 
@@ -48,12 +48,7 @@ class TrtllmMeter:
         """Ask for the counter once; raises MeterUnavailable with what to do."""
         if not self._server:
             raise MeterUnavailable("trtllm-serve: no server is named; set TOKENPOWER_TRTLLM_URL")
-        import httpx
-
-        server = httpx.URL(self._server)
-        self._client = httpx.Client(
-            base_url=server.copy_with(query=None), params=server.params, trust_env=False
-        )
+        self._client = connect(self._server)
         try:
             self._last_uj = self._microjoules()
         except MeterError as error:

@@ -16,9 +16,7 @@ _ROUNDS, _PHASES = 1, 2
 
 
 def trace(report: Report) -> str:
-    """Return the trace of all tests.
-
-    Each is a process, with its rounds and phases as threads and its boards as counters.
+    """Return the trace: tests are processes, with rounds and phases as threads, boards as counters.
 
     Power is drawn where a test's readings are at hand; the mean of a round is in its slice. Times are those of the
     run's own clock.

@@ -13,7 +13,7 @@ from pytest_tokenpower.analysis.rounds import joules_per_unit
 from pytest_tokenpower.core.denominators import denominator, unit_of
 from pytest_tokenpower.core.figures import FIGURES
 from pytest_tokenpower.core.records import MeasurementRecord, RoundRecord, RunRecord, VerdictRecord
-from pytest_tokenpower.core.text import per_token, short_test_name, signed
+from pytest_tokenpower.core.text import per_token, short_test_name, with_interval
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.gate.history import History, Series
 from pytest_tokenpower.gate.messages import message, word
@@ -275,10 +275,9 @@ def _history(each: Reported, history: History, series: Series) -> dict[str, Any]
 
 def _step(history: History, series: Series, change: ChangePoint) -> list[object]:
     """Where a step is, and a sentence on it."""
-    low, high = change.change_interval()
     commits = history.suspects(series, change)
     where = f"commits {commits[0][:7]} to {commits[-1][:7]}" if len(commits) > 1 else "".join(commits)[:7]
     return [
         change.index,
-        f"{signed(change.change)} [{100 * low:+.1f}, {100 * high:+.1f}]{f' by {where}' if where else ''}",
+        with_interval(change.change, *change.change_interval()) + (f" by {where}" if where else ""),
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from pytest_tokenpower.errors import MeterUnavailable
 from pytest_tokenpower.meters.adapters.nvml.boards import (
@@ -33,25 +33,16 @@ def gpu_memories(visible: str | None, nvml: Any = None) -> tuple[GpuMemory, ...]
     Empty where there is no driver, no GPU, or where it cannot be said which one CUDA will take (a MIG slice that is
     not named, different GPUs counted in CUDA's own order). ``nvml`` is the `pynvml` module or anything with its calls.
     """
-    try:
-        nvml = load_nvml() if nvml is None else nvml
-    except MeterUnavailable:
-        return ()
-    try:
-        nvml.nvmlInit()
-    except nvml.NVMLError:
-        return ()
-    try:
+
+    def told(nvml: Any) -> tuple[GpuMemory, ...]:
         return tuple(
             GpuMemory(
                 index, text(nvml.nvmlDeviceGetName(handle)), int(nvml.nvmlDeviceGetMemoryInfo(handle).total)
             )
             for index, handle in enumerate(_handles(nvml, visible))
         )
-    except (nvml.NVMLError, MeterUnavailable):
-        return ()
-    finally:
-        nvml.nvmlShutdown()
+
+    return _ask(nvml, told) or ()
 
 
 def _handles(nvml: Any, visible: str | None) -> list[Any]:
@@ -63,6 +54,8 @@ def _handles(nvml: Any, visible: str | None) -> list[Any]:
 
 
 Uuids = tuple[str, ...]
+
+T = TypeVar("T")
 
 
 def gpus_of(root_pid: int, nvml: Any = None) -> Uuids | None:
@@ -100,7 +93,7 @@ def visible_gpus(visible: str | None, nvml: Any = None) -> Uuids | None:
     return _ask(nvml, seen)
 
 
-def _ask(nvml: Any, question: Callable[[Any], Uuids]) -> Uuids | None:
+def _ask(nvml: Any, question: Callable[[Any], T]) -> T | None:
     """Return the answer from NVML's calls; None where there is no driver, or a call fails."""
     try:
         nvml = load_nvml() if nvml is None else nvml

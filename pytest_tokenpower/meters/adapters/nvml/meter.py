@@ -243,10 +243,7 @@ class NvmlMeter:
         return CounterReading(before_ns, after_ns, microjoules + board.missing_microjoules)
 
     def _usage(self, board: _Board, clock: Clock) -> PowerSamples | None:
-        """Return the averaged power.
-
-        All there is without a ring and a counter, else what the counter is held against.
-        """
+        """Return the averaged power: all there is without ring and counter, else what the counter is held against."""
         before_ns = clock.monotonic_ns()
         milliwatts = (
             optional(self._nvml, "nvmlDeviceGetPowerUsage", board.handle)

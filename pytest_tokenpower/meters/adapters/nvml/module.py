@@ -32,10 +32,7 @@ class Module:
     power_limit_watts: float | None = None
 
     def device(self, gpu: Device, counter: bool) -> Device:
-        """Return the module of ``gpu`` as a device of its own; ``counter``.
-
-        The board's energy counter is there, and its.
-        """
+        """Return the module of ``gpu`` as a device of its own; ``counter``: the board's energy counter is there."""
         facts: dict[str, Fact] = {
             "gpu": gpu.id,
             "driver": gpu.facts.get("driver"),
