@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-import served
+import served  # type: ignore[import-not-found]
 
 from pytest_tokenpower import Energy
 

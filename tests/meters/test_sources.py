@@ -205,12 +205,12 @@ def test_a_gpu_whose_meter_is_broken_does_not_become_a_cpu_figure(
 def test_a_gpu_whose_meter_is_broken_does_not_become_the_figure_of_a_card_beside(
     machine: dict[str, tuple[Scope, ...]], monkeypatch: pytest.MonkeyPatch, scope: Scope | None
 ) -> None:
-    monkeypatch.setattr(sources, "unmeasured_gpu", lambda: "NVIDIA")
+    monkeypatch.setattr(sources, "find_accelerator", lambda: NVIDIA)
     assert opened("auto", scope)[0] == ["nvml-gpu"]
     machine["nvml"] = ()
     with pytest.raises(MeterUnavailable, match=r"has a GPU \(NVIDIA\).*nvml is not here.*hide it"):
         sources.begin("auto", scope)
-    monkeypatch.setattr(sources, "unmeasured_gpu", lambda: "AMD")
+    monkeypatch.setattr(sources, "find_accelerator", lambda: AMD)
     assert opened("auto", scope)[0] == ["amd-gpu"]
 
 
