@@ -117,7 +117,7 @@ def pack(folder: Path, out: Path) -> None:
                         tar.add(path, str(path.relative_to(results)))
         if packed.stat().st_size < MOST_BYTES:
             break
-    for name in ("driver.log", "results/h100-suites.md"):
+    for name in ("driver.log", "results/h200-suites.md"):
         with suppress(FileNotFoundError):
             shutil.copy(folder / name, out)
     print(f"packed {packed.stat().st_size / 1e6:.2f} MB of {len(files)} files", flush=True)

@@ -2,7 +2,7 @@
 
 python benchmarks/gpu_lengths.py run --out results            on the GPU machine (torch, vLLM); 200 s of one board
 python benchmarks/gpu_lengths.py run --out results --fake     vLLM on a CPU under the simulated board: a dry run
-python benchmarks/gpu_lengths.py page results                 writes docs/results/h100-lengths.md
+python benchmarks/gpu_lengths.py page results                 writes docs/results/h200-lengths.md
 
 Random weights have no end of answer of their own. So both variants first answer to the longest, and token ids are drawn
 until they end the texts of both well before that, at mean lengths that differ by a few percent; texts that run in
@@ -39,7 +39,7 @@ from pytest_tokenpower.gate.messages import message
 from pytest_tokenpower.models.random_weights import write_random_model
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "docs" / "results" / "h100-lengths.md"
+PAGE = ROOT / "docs" / "results" / "h200-lengths.md"
 TEST = Path(__file__).parent / "gpu_project" / "test_lengths.py"
 PROMPTS = 32
 ROOM_BYTES = 20e9
@@ -631,7 +631,7 @@ def render(results: Mapping[str, Any]) -> list[str]:
         "greedy" if ends["how"] == "greedy" else "sampled at temperature 1, each request by a seed of its own"
     )
     lines = [
-        "# Answers of another length, on an H100",
+        "# Answers of another length, on an H200",
         "",
         f"Board: {first.key.get('gpu.count')}x {first.key.get('gpu.name')}, power limit "
         f"{first.key.get('gpu.power_limit_watts')} W, driver {driver_of(first.facts)}; {first.provenance} by the "

@@ -186,7 +186,7 @@ def main() -> int:
     weights.add_argument("model")
     table = commands.add_parser("table", help="write the page from results")
     table.add_argument("results", type=Path, nargs="+", help="folders, or what gpu_evidence.py has packed")
-    table.add_argument("--page", type=Path, default=ROOT / "docs" / "results" / "h100-suites.md")
+    table.add_argument("--page", type=Path, default=ROOT / "docs" / "results" / "h200-suites.md")
     arguments = parser.parse_args()
     if arguments.command == "weights":
         print(checkpoint(Suite.read(_file(arguments.suite)), arguments.model))
@@ -255,7 +255,7 @@ def measure(arguments: argparse.Namespace) -> int:
         thread.start()
     for thread in threads:
         thread.join()
-    return conclude([bench.out], bench.out / "h100-suites.md")
+    return conclude([bench.out], bench.out / "h200-suites.md")
 
 
 def keep_machine(bench: Bench) -> None:

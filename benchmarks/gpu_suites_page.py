@@ -1,4 +1,4 @@
-"""docs/results/h100-suites.md, from what gpu_suites.py measured: claims, figures, the SLO's points, and the soak."""
+"""docs/results/h200-suites.md, from what gpu_suites.py measured: claims, figures, the SLO's points, and the soak."""
 
 from __future__ import annotations
 
