@@ -185,6 +185,14 @@ class Feed:
         self._collector.stop()
 
 
+def other_version(name: str, protocol: int) -> MeterUnavailable:
+    """Return the error of a feed that speaks another version of the protocol."""
+    return MeterUnavailable(
+        f"{name}: it speaks version {protocol} of the protocol, and this side version {PROTOCOL}: install the same "
+        "pytest-tokenpower on both"
+    )
+
+
 class Alignment:
     """The offset of a feed's clock, ``offset_ns`` = feed less ours, known to ``error_ns`` at a moment.
 
@@ -238,10 +246,7 @@ class RemoteMeter:
         """Reach the feed, align the clocks and list its devices; raises MeterError, MeterUnavailable."""
         hello = self._transport.hello()
         if hello.protocol != PROTOCOL:
-            raise MeterUnavailable(
-                f"{self.name}: it speaks version {hello.protocol} of the protocol, and this side version {PROTOCOL}: "
-                "install the same pytest-tokenpower on both"
-            )
+            raise other_version(self.name, hello.protocol)
         if not hello.devices:
             raise MeterUnavailable(f"{self.name}: it measures no device")
         self._alignment.ping(PINGS_AT_START)
