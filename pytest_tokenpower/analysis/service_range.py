@@ -114,8 +114,8 @@ def _refuse_standing(name: str, rows: Samples) -> None:
     # What it counted meanwhile is known where it goes on, and not at the end.
     if since == edges[-2] and longest > 3 * max(usual, scraped) + 60_000:
         raise ValueError(
-            f"{name}: its energy counter stands still for the last {longest / 1000:.0f} s, as of an exporter that reads "
-            "no more: its energy there is not known. Name a range that ends before"
+            f"{name}: its energy counter stands still for the last {longest / 1000:.0f} s, as of an exporter that "
+            "reads no more: its energy there is not known. Name a range that ends before"
         )
 
 
