@@ -222,6 +222,9 @@ class MeasurementRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     started: float | None = None
 
 
+UNLIKE_BOARDS = "unlike_boards"
+"""The fact in what the boards of a run's nodes differ, by node."""
+
 NOT_MEASURED = "not measured: "
 """Begins the reason of a claim that lacks cells."""
 
