@@ -35,7 +35,7 @@ class Boards:
     def of(cls, found: Iterable[CalibrationRecord]) -> Boards:
         """Return what stored calibrations tell now."""
         # Of two stores that know a board, the newer calibration tells.
-        every = sorted(found, key=lambda one: one.created)
+        every = sorted(found, key=lambda one: one.made)
         fresh = [one for one in every if one.days_old() <= STALE_DAYS]
         return cls(
             {one.device: one.waiting for one in fresh},

@@ -12,6 +12,8 @@ import msgspec
 import pytest
 
 from pytest_tokenpower.core.records import Figure, WaitingRecord
+from pytest_tokenpower.core.types import Fact
+from pytest_tokenpower.gate.fleet import model_of
 from pytest_tokenpower.store.calibrations import CalibrationRecord, write_calibration
 from pytest_tokenpower.store.store import Store
 from tests.support.commands import Command
@@ -173,3 +175,30 @@ def test_mistakes(tmp_path: Path, tokenpower: Command, monkeypatch: pytest.Monke
     ended = tokenpower("fleet", "--storage=pool")
     assert ended.code == 4
     assert ended.err.startswith("tokenpower fleet: no run is stored in ")
+
+
+def test_what_is_left_out_is_said_in_every_format(
+    tmp_path: Path, tokenpower: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    future = write_calibration(tmp_path / "pool", calibrated(BOARDS[0], 1.0, -40))
+    damaged = write_calibration(tmp_path / "pool", calibrated(BOARDS[1], 1.0, 3))
+    damaged.write_bytes(b"\xff{")
+    ended = tokenpower("fleet", "--storage=pool")
+    assert ended.code == 4
+    assert [line.split(": ")[1] for line in ended.err.splitlines() if line.startswith("Left out: ")] == [
+        str(path) for path in (future, damaged)
+    ]
+    assert "it was made in the future" in ended.err
+    write_calibration(tmp_path / "pool", calibrated(BOARDS[2], 1.0, 3))
+    found = json.loads(tokenpower("fleet", "--storage=pool", "--json").out)
+    assert [Path(each["path"]) for each in found["left_out"]] == [future, damaged]
+    assert [each["board"] for each in found["fleets"][0]["boards"]] == [BOARDS[2]]
+    assert found["fleets"][0]["boards"][0]["uncalibrated"] == []
+
+
+def test_a_run_over_unlike_boards_is_a_model_of_its_own() -> None:
+    unlike: dict[str, Fact] = {"gpu1.name": "H100", "gpu1.count": 2, "gpu2.name": "H200", "gpu2.count": 1}
+    assert model_of(unlike) == "2x H100 + H200"
+    assert model_of({"gpu.name": "H100", "gpu.count": 1}) == "H100"
+    assert model_of({"cpu.name": "EPYC", "cpu.count": 2}) == ""
