@@ -129,10 +129,6 @@ def token_of(text: str, where: str) -> str:
         where: The variable or option that it is from.
     """
     token = text.strip()
-    if not token:
-        raise UsageError(
-            f"{where}: there is no token in it: `openssl rand -hex 16` makes one, and both sides need it"
-        )
     if not (token.isascii() and token.isprintable()):
         raise UsageError(
             f"{where}: a token is of printable ASCII characters, as `openssl rand -hex 16` makes it"
@@ -151,6 +147,10 @@ class HttpTransport:
             raise UsageError("--energy-source=remote: name the service, as in remote:http://gpu-7:9471")
         self.name = f"remote:{without_credentials(self._url)}"
         token = token_of(os.environ.get(TOKEN_VARIABLE, ""), TOKEN_VARIABLE)
+        if not token:
+            raise MeterUnavailable(
+                f"{self.name}: {TOKEN_VARIABLE} is not set: it must be the token that the service was started with"
+            )
         self._client = httpx.Client(
             base_url=self._url,
             headers={"Authorization": f"Bearer {token}"},
