@@ -207,5 +207,7 @@ class HttpTransport:
                 "started with"
             )
         if answer.status != 200:
-            raise MeterError(f"{self.name}: {path} answered {answer.status} {answer.reason}")
+            raise MeterError(
+                f"{self.name}: {path} answered {answer.status} {answer.reason}: is this a tokenpower serve-meter?"
+            )
         return answer.document
