@@ -50,7 +50,7 @@ class CalibrationState:
 class FleetBoard:
     """One board (or the boards of one run): what is stored of it, and how it stands among the others.
 
-    ``uncalibrated`` are those of its devices that no calibration in use is of.
+    ``uncalibrated`` are those of its devices that no calibration in use is of, with the driver of the newest run.
     """
 
     board: str
@@ -176,7 +176,12 @@ def _fleet(
                 stand.get(board),
                 drifting.get(board),
                 states.get(board),
-                tuple(each for each in devices if each not in boards.calibrations),
+                tuple(
+                    each
+                    for each in devices
+                    if each not in boards.calibrations
+                    or any(not boards.holds_for(records[at], each) for at in own[-1:])
+                ),
             )
         )
     return Fleet(model, tuple(sorted(found, key=lambda one: one.board)), at_one_pace)

@@ -165,6 +165,29 @@ def test_several_boards_of_one_run_are_calibrated_one_by_one(
     assert re.search(rf"^{second}\+{third} .* none$", out, re.MULTILINE)
 
 
+def test_after_another_driver_a_board_needs_a_calibration_anew(
+    git: Git, store: Store, tokenpower: Command
+) -> None:
+    commit = git.commit("one")
+    for number, (board, driver) in enumerate(
+        [(BOARDS[0], "580.1"), (BOARDS[1], "580.1"), (BOARDS[0], "600.2")]
+    ):
+        one = at_level(seed=number)
+        rounds = tuple(
+            msgspec.structs.replace(each, device_joules={board: each.joules}) for each in one.rounds
+        )
+        found = msgspec.structs.replace(
+            one, rounds=rounds, host=f"runner-{board[4]}", facts={f"{board}.driver": driver}
+        )
+        store.write(run(number, found, commit=commit))
+    for board in BOARDS[:2]:
+        write_calibration(store.path, calibrated(board, 1.0, 3))
+    out = tokenpower("fleet").out
+    assert [line for line in out.splitlines() if "needs a calibration" in line] == [
+        f"{BOARDS[0]} needs a calibration: tokenpower calibrate, on runner-a."
+    ]
+
+
 def test_mistakes(tmp_path: Path, tokenpower: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pool").mkdir()
