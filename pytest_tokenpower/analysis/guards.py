@@ -52,9 +52,10 @@ def energy_reasons(
             f"(more than {GAP_PERIODS:.0f} periods of {track.period_ns / 1e6:.0f} ms)"
         )
     joules, stderr = float(energy.joules[at]), float(energy.stderr[at])
-    if joules <= 0 and window_ns >= shortest_window_ns(track):
+    long_enough = window_ns >= shortest_window_ns(track)
+    if joules <= 0 and long_enough:
         reasons.append(f"{device.id}: the {track.method} read {joules:.3g} J, which no working device draws")
-    elif joules <= 0 or stderr > LARGEST_RELATIVE_ERROR * joules:
+    elif (joules <= 0 or stderr > LARGEST_RELATIVE_ERROR * joules) and not (long_enough and energy.gap[at]):
         # Right after a fall of the power, a few milliseconds may come out below zero: within the error, not a fault.
         error = f"±{stderr / joules:.0%}" if joules > 0 else f"{joules:.2g} ± {stderr:.2g} J"
         reasons.append(

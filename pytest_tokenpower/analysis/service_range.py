@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -60,7 +61,8 @@ def service_figure(
         joules: how many a unit of the boards' counters is.
 
     Raises:
-        ValueError: There is no board or server, a board's samples end early, or nothing was generated.
+        ValueError: There is no board or server, a board's samples end early or its counter stands still, a server had
+            counted before it was scraped, or nothing was generated.
     """
     for what, series in (("energy", energy), ("token", tokens)):
         if not series:
@@ -79,6 +81,8 @@ def service_figure(
                 f"{name} has samples for {(rows[-1][0] - rows[0][0]) / 1000:.0f} of {(last - first) / 1000:.0f} s: its "
                 "energy of the rest is not known. Name a range in which all boards are there, or the service's boards"
             )
+        _refuse_standing(name, rows)
+    _refuse_counted_before(tokens, start)
     # Servers that are there from the beginning are read from where all of them are.
     begin_late = [
         rows[0][0] for rows in tokens.values() if rows and 0 <= rows[0][0] - start <= 2 * _step_ms(rows)
@@ -91,13 +95,42 @@ def service_figure(
         raise ValueError("the samples of the boards and of the servers do not overlap")
     burnt = _sum([increase(rows, start, end) for rows in energy.values()])
     made = _sum([increase(rows, start, end, from_zero=True) for rows in tokens.values()])
-    if burnt.value <= 0:
-        raise ValueError("the energy counters do not move in this range: missing, not zero")
     if made.value <= 0:
         raise ValueError("no token was generated in this range")
     return ServiceFigure(
         start, end, Increase(burnt.value * joules, burnt.stderr * joules, burnt.resets), made
     )
+
+
+def _refuse_standing(name: str, rows: Samples) -> None:
+    """Raise ValueError for a board whose counter stands still: a board that is idle draws power, too."""
+    moved = [now[0] for before, now in pairwise(rows) if now[1] != before[1]]
+    if not moved:
+        raise ValueError(f"{name}: its energy counter does not move in this range: missing, not zero")
+    edges = [rows[0][0], *moved, rows[-1][0]]
+    usual = float(np.median(np.diff(moved))) if len(moved) > 2 else 0.0
+    longest, since = max((after - before, before) for before, after in pairwise(edges))
+    scraped = max(after[0] - before[0] for before, after in pairwise(rows))
+    # What it counted meanwhile is known where it goes on, and not at the end.
+    if since == edges[-2] and longest > 3 * max(usual, scraped) + 60_000:
+        raise ValueError(
+            f"{name}: its energy counter stands still for the last {longest / 1000:.0f} s, as of an exporter that "
+            "reads no more: its energy there is not known. Name a range that ends before"
+        )
+
+
+def _refuse_counted_before(tokens: Mapping[str, Samples], start_ms: int) -> None:
+    """Raise ValueError for a server that appears in the middle with more than one that just began can have made."""
+    most = max(
+        (now[1] - before[1] for rows in tokens.values() for before, now in pairwise(rows)), default=0.0
+    )
+    for name, rows in tokens.items():
+        if rows and rows[0][0] - start_ms > 2 * _step_ms(rows) and rows[0][1] > 2 * most:
+            raise ValueError(
+                f"{name} appears {(rows[0][0] - start_ms) / 1000:.0f} s after the beginning, and has counted "
+                f"{rows[0][1]:.0f} tokens by then: how many of them in this range is not known (a server that goes on "
+                "under other labels, or was scraped late). Name a range from then on, or the servers by matchers"
+            )
 
 
 def increase(rows: Samples, start_ms: int, end_ms: int, *, from_zero: bool = False) -> Increase:

@@ -51,6 +51,8 @@ def run(arguments: argparse.Namespace) -> int:
     except StoreError as error:
         # A pool may be calibrated before its first run is stored.
         if not kept:
+            for problem in place.store.problems:
+                print(f"Left out: {problem.path}: {problem.reason}", file=sys.stderr)
             raise
         print(f"Calibrations alone: {error}", file=sys.stderr)
         measured = []
@@ -61,7 +63,9 @@ def run(arguments: argparse.Namespace) -> int:
             "(tokenpower calibrate)"
         )
     if arguments.json:
-        print(json.dumps({"fleets": [as_json(each) for each in found]}, indent=1, allow_nan=False))
+        left_out = [{"path": str(each.path), "reason": each.reason} for each in place.store.problems]
+        document = {"fleets": [as_json(each) for each in found], "left_out": left_out}
+        print(json.dumps(document, indent=1, allow_nan=False))
     else:
         print("\n".join(line for each in found for line in as_text(each)).rstrip())
         for problem in place.store.problems:
@@ -157,6 +161,7 @@ def as_json(fleet: Fleet) -> dict[str, Any]:
                 "offset": _change(board.standing.offset, board.standing.p_off) if board.standing else None,
                 "monthly_drift": _change(board.drift.monthly, board.drift.p) if board.drift else None,
                 "calibration": _state(board.calibration),
+                "uncalibrated": list(board.uncalibrated),
             }
             for board in fleet.boards
         ],

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from pytest_tokenpower.errors import UsageError
-from pytest_tokenpower.meters.adapters.served import TOKEN_VARIABLE, MeterServer
+from pytest_tokenpower.meters.adapters.served import TOKEN_VARIABLE, MeterServer, token_of
 from pytest_tokenpower.meters.remote import Feed
 from pytest_tokenpower.meters.sources import start
 
@@ -53,9 +53,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _token(file: Path | None) -> str:
     try:
-        token = file.read_text().strip() if file else os.environ.get(TOKEN_VARIABLE, "")
+        text = file.read_text() if file else os.environ.get(TOKEN_VARIABLE, "")
     except OSError as error:
         raise UsageError(f"--token-file={file}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"--token-file={file}: it is no text") from None
+    token = token_of(text, f"--token-file={file}" if file else f"--token-file or {TOKEN_VARIABLE}")
     if len(token) < LEAST_TOKEN:
         raise UsageError(
             f"a token of at least {LEAST_TOKEN} characters is needed, in --token-file or {TOKEN_VARIABLE}: "

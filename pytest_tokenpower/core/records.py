@@ -198,8 +198,7 @@ class MeasurementRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     in fresh processes, which its verdicts take in; of a doubtful test alone, so that a baseline is made of ``rounds``.
     ``attempts`` is how often the test ran until it was left at that (rerun plugins); ``rounds`` are of all of them.
     ``other_scopes`` were measured along with the figure; ``phase_split`` is None where no step was mixed. ``host`` and
-    ``started`` (seconds since 1970) say where and when its process measured: together they tell occasions. ``waiting``
-    is what its devices were seen to draw while they waited, by device.
+    ``started`` (seconds since 1970) say where and when its process measured: together they tell occasions.
     """
 
     test: str
@@ -221,8 +220,10 @@ class MeasurementRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     gate: GateRecord | None = None
     host: str = ""
     started: float | None = None
-    waiting: dict[str, WaitingRecord] = {}
 
+
+UNLIKE_BOARDS = "unlike_boards"
+"""The fact in what the boards of a run's nodes differ, by node."""
 
 NOT_MEASURED = "not measured: "
 """Begins the reason of a claim that lacks cells."""

@@ -13,7 +13,7 @@ from pytest_tokenpower.core.records import MeasurementRecord, WaitingRecord
 from pytest_tokenpower.stats.boards import Calibration, calibration
 from pytest_tokenpower.stats.comparison import Run
 from pytest_tokenpower.stats.occasions import occasions
-from pytest_tokenpower.stats.pace import Waiting, assumed_waiting, measured_waiting
+from pytest_tokenpower.stats.pace import Waiting, assumed_waiting
 from pytest_tokenpower.store.calibrations import STALE_DAYS, CalibrationRecord
 
 _UUID = re.compile(r"(GPU-)?[0-9a-f]{8}-", re.IGNORECASE)
@@ -35,7 +35,7 @@ class Boards:
     def of(cls, found: Iterable[CalibrationRecord]) -> Boards:
         """Return what stored calibrations tell now."""
         # Of two stores that know a board, the newer calibration tells.
-        every = sorted(found, key=lambda one: one.created)
+        every = sorted(found, key=lambda one: one.made)
         fresh = [one for one in every if one.days_old() <= STALE_DAYS]
         return cls(
             {one.device: one.waiting for one in fresh},
@@ -111,9 +111,8 @@ def _run(one: MeasurementRecord, board: str, host: str, occasion: str) -> Run:
 
 
 def waiting_of(measurements: Sequence[MeasurementRecord], boards: Boards) -> dict[str, Waiting]:
-    """Return each board's waiting watts: calibrated, as its runs have seen it wait, or guessed from its limit."""
+    """Return each board's waiting watts: calibrated, or guessed from its limit."""
     found: dict[str, Waiting] = {}
-    seen: dict[str, list[Waiting]] = {}
     guessed: dict[str, Waiting] = {}
     lacking: set[str] = set()
     for one in measurements:
@@ -124,18 +123,9 @@ def waiting_of(measurements: Sequence[MeasurementRecord], boards: Boards) -> dic
         held = {name: each for name, each in boards.waiting.items() if boards.holds_for(one, name)}
         if (calibrated := _of_devices(devices, held)) is not None:
             found[board] = calibrated
-            continue
-        lacking.add(board)
-        if (own := _of_devices(devices, one.waiting)) is not None:
-            seen.setdefault(board, []).append(own)
-    found = {board: each for board, each in found.items() if board not in lacking}
-    for board, each in seen.items():
-        celsius = [one.celsius for one in each if one.celsius is not None]
-        found.setdefault(
-            board,
-            measured_waiting([one.watts for one in each], celsius if len(celsius) == len(each) else None),
-        )
-    return {**guessed, **found}
+        else:
+            lacking.add(board)
+    return {**guessed, **{board: each for board, each in found.items() if board not in lacking}}
 
 
 def _of_devices(devices: Sequence[str], known: Mapping[str, WaitingRecord]) -> Waiting | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -49,7 +50,7 @@ class CalibrationState:
 class FleetBoard:
     """One board (or the boards of one run): what is stored of it, and how it stands among the others.
 
-    ``uncalibrated`` are those of its devices that no calibration in use is of.
+    ``uncalibrated`` are those of its devices that no calibration in use is of, with the driver of the newest run.
     """
 
     board: str
@@ -101,10 +102,12 @@ def measurements_on(store: Store, line: Line, text: str = "") -> list[tuple[Meas
 
 
 def model_of(key: Mapping[str, Fact]) -> str:
-    """Return the GPUs of a key in words (2x NVIDIA H100); "" where it has none."""
-    name, count = key.get("gpu.name"), key.get("gpu.count")
-    if name is None:
-        return ""
+    """Return the GPUs of a key in words (2x NVIDIA H100; unlike ones with a plus); "" where it has none."""
+    groups = [name.removesuffix(".name") for name in key if re.fullmatch(r"gpu\d*\.name", name)]
+    return " + ".join(_group(key[f"{each}.name"], key.get(f"{each}.count")) for each in groups)
+
+
+def _group(name: Fact, count: Fact) -> str:
     return f"{count}x {name}" if isinstance(count, int) and count > 1 else str(name)
 
 
@@ -173,7 +176,12 @@ def _fleet(
                 stand.get(board),
                 drifting.get(board),
                 states.get(board),
-                tuple(each for each in devices if each not in boards.calibrations),
+                tuple(
+                    each
+                    for each in devices
+                    if each not in boards.calibrations
+                    or any(not boards.holds_for(records[at], each) for at in own[-1:])
+                ),
             )
         )
     return Fleet(model, tuple(sorted(found, key=lambda one: one.board)), at_one_pace)

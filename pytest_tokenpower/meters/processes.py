@@ -103,11 +103,15 @@ def is_this_machine(host: str) -> bool:
 
     Raises OSError where the name does not resolve.
     """
-    addresses = {
-        (family, sockaddr[0])
+    return any(_is_own(family, address) for family, address in addresses_of(host))
+
+
+def addresses_of(host: str) -> set[tuple[int, str]]:
+    """Return the families and addresses of a host name or address; raises OSError where the name does not resolve."""
+    return {
+        (family, str(sockaddr[0]))
         for family, _, _, _, sockaddr in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     }
-    return any(_is_own(family, str(address)) for family, address in addresses)
 
 
 def _is_own(family: int, address: str) -> bool:

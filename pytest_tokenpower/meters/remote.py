@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -185,6 +186,38 @@ class Feed:
         self._collector.stop()
 
 
+def unlike_boards(devices: Sequence[Device]) -> str:
+    """Return by node in what the boards of several nodes differ (model, driver, limits); "" where they do not."""
+    boards = [each for each in devices if each.scope == "gpu" and "node" in each.facts]
+    known = [{"name": each.name, **each.key_facts, "driver": each.facts.get("driver")} for each in boards]
+    # The name and the whole driver say these.
+    names = [name for each in known for name in each if name not in ("model", "driver_major")]
+    differing = [name for name in dict.fromkeys(names) if len({each.get(name) for each in known}) > 1]
+    nodes: dict[str, Counter[str]] = {}
+    for board, facts in zip(boards, known, strict=True):
+        words = [
+            str(facts.get(name))
+            if name == "name"
+            else f"{name.replace('_', ' ')} {facts.get(name) or 'unknown'}"
+            for name in differing
+        ]
+        nodes.setdefault(str(board.facts["node"]), Counter())[", ".join(words)] += 1
+    if not differing or len(nodes) < 2:
+        return ""
+    return "; ".join(
+        f"{node} has {', '.join(f'{count}x {words}' for words, count in each.items())}"
+        for node, each in sorted(nodes.items())
+    )
+
+
+def other_version(name: str, protocol: int) -> MeterUnavailable:
+    """Return the error of a feed that speaks another version of the protocol."""
+    return MeterUnavailable(
+        f"{name}: it speaks version {protocol} of the protocol, and this side version {PROTOCOL}: install the same "
+        "pytest-tokenpower on both"
+    )
+
+
 class Alignment:
     """The offset of a feed's clock, ``offset_ns`` = feed less ours, known to ``error_ns`` at a moment.
 
@@ -238,10 +271,7 @@ class RemoteMeter:
         """Reach the feed, align the clocks and list its devices; raises MeterError, MeterUnavailable."""
         hello = self._transport.hello()
         if hello.protocol != PROTOCOL:
-            raise MeterUnavailable(
-                f"{self.name}: it speaks version {hello.protocol} of the protocol, and this side version {PROTOCOL}: "
-                "install the same pytest-tokenpower on both"
-            )
+            raise other_version(self.name, hello.protocol)
         if not hello.devices:
             raise MeterUnavailable(f"{self.name}: it measures no device")
         self._alignment.ping(PINGS_AT_START)

@@ -7,7 +7,7 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Protocol
 
 from pytest_tokenpower.core.denominators import PER, denominator, unit_of
-from pytest_tokenpower.core.records import ClaimRecord, MeasurementRecord, PhaseSplit
+from pytest_tokenpower.core.records import UNLIKE_BOARDS, ClaimRecord, MeasurementRecord, PhaseSplit
 from pytest_tokenpower.core.text import per_token, short_test_name
 from pytest_tokenpower.gate.messages import below_noise, message, word
 from pytest_tokenpower.gate.verdict import FAILING, SEVERITY
@@ -143,6 +143,11 @@ def header(measurements: Sequence[MeasurementRecord], session: Session) -> list[
     # A test that failed within its first round read nothing; it has no way of measuring to show beside the others'.
     read = [measured for measured in measurements if measured.method] or measurements
     lines = list(dict.fromkeys(map(_source, read)))
+    lines += dict.fromkeys(
+        f"unlike boards in one run: {each.facts[UNLIKE_BOARDS]}"
+        for each in read
+        if UNLIKE_BOARDS in each.facts
+    )
     if session.baselines:
         lines.append(f"baseline {', '.join(baseline.label for baseline in session.baselines)}")
         lines += [

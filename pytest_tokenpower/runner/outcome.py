@@ -16,6 +16,7 @@ from pytest_tokenpower.analysis.figures import figures, nodes_of
 from pytest_tokenpower.analysis.other_scopes import OtherScopes
 from pytest_tokenpower.core.denominators import denominator, followed
 from pytest_tokenpower.core.records import (
+    UNLIKE_BOARDS,
     Figure,
     GateRecord,
     MeasurementRecord,
@@ -28,6 +29,7 @@ from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.engines.phase_marks import PHASES_ABSENT
 from pytest_tokenpower.gate.evidence import board_of, waiting_of
 from pytest_tokenpower.gate.verdict import Policy, judge, judge_ceilings
+from pytest_tokenpower.meters.remote import unlike_boards
 from pytest_tokenpower.runner.checks import declared_config
 from pytest_tokenpower.store.keys import make_key
 
@@ -322,6 +324,8 @@ def _facts(taken: MeasuredTest) -> dict[str, Fact]:
     shown = (*telemetry.devices_of_key(taken.windows), *telemetry.others)
     for device in {device.id: device for device in shown}.values():
         facts |= {f"{device.id}.{name}": value for name, value in device.facts.items()}
+    if unlike := unlike_boards(telemetry.devices_in_use(taken.windows)):
+        facts[UNLIKE_BOARDS] = unlike
     if identity is not None:
         facts["engine_version"] = identity.version
         facts |= {f"engine.{name}": value for name, value in {**identity.facts, **identity.axes}.items()}

@@ -21,6 +21,10 @@ MONTH_S = 30 * 86_400.0
 LEAST_SPAN_S = 14 * 86_400.0
 """A drift is not told from fewer days: a warm week is none."""
 
+DRIFTLESS = 1.0
+"""Months squared: that boards do not drift is believed like one more reading a month away. Where boards share levels in
+a chain only, readings alone tell a drift from a board's place hardly or not at all, and errors add up along it."""
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -66,9 +70,9 @@ class Drifting:
 def deviations(tests: Sequence[Groups], started: Mapping[str, float]) -> list[Unit]:
     """Return how far each board lay from the pool on each occasion, the mean over its tests.
 
-    By least squares of a level for each test and level of its code, and a place and a slope in time for each board:
-    what code did to all boards falls out. Boards that share no level, even by way of others, cannot be compared: only
-    the largest group that can is taken.
+    By least squares of a level for each test and level of its code, and a place and a slope in time for each board,
+    slopes held back by DRIFTLESS: what code did to all boards falls out. Boards that share no level, even by way of
+    others, cannot be compared: only the largest group that can is taken.
 
     Args:
         tests: Per test its readings by level, board and occasion.
@@ -89,15 +93,20 @@ def deviations(tests: Sequence[Groups], started: Mapping[str, float]) -> list[Un
     months = np.array([started[row[2]] for row in rows]) / MONTH_S
     months -= months.mean()
     in_cell, of_board = np.bincount(cell), np.bincount(board)
-    centre = np.bincount(board, months) / of_board
-    moved = months - centre[board]
-    squares = np.maximum(np.bincount(board, moved**2), 1e-12)
-    fitted = np.zeros(len(rows))
-    for _ in range(_SWEEPS):
-        level = np.bincount(cell, values - fitted) / in_cell
-        left = values - level[cell]
-        slope = np.bincount(board, left * moved) / squares
-        fitted = (np.bincount(board, left) / of_board)[board] + slope[board] * moved
+    moved = months - (np.bincount(board, months) / of_board)[board]
+    # The normal equations, with the levels eliminated: each cell's mean is taken out of both sides.
+    boards = len(of_board)
+    sums = np.zeros((len(in_cell), 2 * boards))
+    np.add.at(sums, (cell, board), 1.0)
+    np.add.at(sums, (cell, boards + board), moved)
+    owed = np.bincount(cell, values) / in_cell
+    drifted = np.bincount(board, moved**2) + DRIFTLESS
+    matrix = np.diag(np.concatenate([of_board, drifted])) - sums.T @ (sums / in_cell[:, None])
+    seen = np.concatenate([np.bincount(board, values), np.bincount(board, values * moved)]) - sums.T @ owed
+    # Of the places only differences are told: the shortest solution is the one whose places add up to zero.
+    found_at = np.linalg.lstsq(matrix, seen, rcond=1e-12)[0]
+    fitted = found_at[board] + found_at[boards + board] * moved
+    left = values - (np.bincount(cell, values - fitted) / in_cell)[cell]
     found: dict[tuple[str, str], list[float]] = {}
     for (_, name, occasion, _), each in zip(rows, left, strict=True):
         found.setdefault((name, occasion), []).append(float(each))
@@ -105,9 +114,6 @@ def deviations(tests: Sequence[Groups], started: Mapping[str, float]) -> list[Un
         Unit(name, occasion, started[occasion], sum(each) / len(each))
         for (name, occasion), each in found.items()
     ]
-
-
-_SWEEPS = 100
 
 
 _Row = tuple[str, str, str, float]

@@ -69,6 +69,10 @@ def decode_calibration(data: bytes, file: str) -> CalibrationRecord:
         found = msgspec.json.decode(data, type=CalibrationRecord)
         if found.made.tzinfo is None:
             raise ValueError(f"created has no time zone: {found.created}")
+        if found.days_old() < -1:
+            raise ValueError(
+                f"it was made in the future, {found.created}: a clock was wrong there, or is here"
+            )
         if not found.possible:
             raise ValueError("its figures cannot have been measured")
         if lacking := [name for name in FORETELLING if name not in found.pieces]:

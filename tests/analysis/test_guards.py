@@ -68,6 +68,18 @@ def test_a_gap_in_the_ring() -> None:
     assert reasons(track, 5 * SECOND, 6 * SECOND) == []
 
 
+def test_a_gap_makes_no_window_too_short_however_vague_it_leaves_it() -> None:
+    """Nearly all readings are missing: a longer round would help nothing."""
+    stamps = STAMPS[(STAMPS < 1900 * MS) | (STAMPS > 2950 * MS)]
+    curve = PowerCurve(points=((0.0, 50.0), (2.5, 700.0), (9.0, 50.0)), shape="steps")
+    track = ring_track(ring_samples(curve, stamps))
+    found = energy(track, *WINDOW)
+    assert found.stderr[0] > 0.1 * found.joules[0]
+    assert reasons(track, *WINDOW) == [
+        "GPU-1: readings are missing inside the window (more than 3 periods of 20 ms)"
+    ]
+
+
 def test_a_meter_that_reads_nothing() -> None:
     dead = counter_track(CounterColumns(STAMPS, STAMPS, np.full(len(STAMPS), 123, dtype=np.int64)))
     assert reasons(dead, *WINDOW) == ["GPU-1: the energy counter read 0 J, which no working device draws"]

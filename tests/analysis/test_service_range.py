@@ -93,6 +93,22 @@ def test_servers_come_and_go() -> None:
         ),
         ({"GPU-1": scrapes(0, 100, 1, 0.0)}, {"a": scrapes(0, 100, 1, PACE)}, "missing, not zero"),
         ({"GPU-1": scrapes(0, 100, 1, WATTS)}, {"a": scrapes(0, 100, 1, 0.0)}, "no token was generated"),
+        (
+            {"GPU-1": scrapes(0, 900, 1, WATTS), "GPU-2": scrapes(0, 900, 1, 0.0)},
+            {"a": scrapes(0, 900, 1, PACE)},
+            "GPU-2: its energy counter does not move in this range: missing, not zero",
+        ),
+        (
+            {"GPU-1": [(ms, min(joules, WATTS * 500)) for ms, joules in scrapes(0, 900, 1, WATTS)]},
+            {"a": scrapes(0, 900, 1, PACE)},
+            "GPU-1: its energy counter stands still for the last 400 s",
+        ),
+        (
+            # A server that goes on under another label would be counted twice.
+            {"GPU-1": scrapes(0, 900, 1, WATTS)},
+            {"a": scrapes(0, 400, 1, PACE), "b": scrapes(401, 900, 1, PACE)},
+            "b appears 401 s after the beginning, and has counted 401000 tokens by then",
+        ),
     ],
 )
 def test_what_is_not_known_is_refused(

@@ -205,6 +205,13 @@ def test_two_engines_of_this_process_are_no_others_to_each_other() -> None:
         assert [asked(engine) for engine in (one, other)] == [said, ""]
 
 
+def test_a_server_under_two_names_is_one_server() -> None:
+    with serving() as server, ExitStack() as stack:
+        names = (server.url, server.url.replace("127.0.0.1", "localhost"))
+        one, other = (stack.enter_context(closing(OpenAIEngine("tiny", base_url=url))) for url in names)
+        assert [asked(engine) for engine in (one, other, one)] == [""] * 3
+
+
 def test_where_the_server_tells_its_counts_no_more_nothing_is_sound(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving() as server, closing(OpenAIEngine("tiny", base_url=server.url)) as engine:
         server.tells = False

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_tokenpower.analysis.tracks import ring_track, window_energy
+from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.errors import MeterError, MeterUnavailable
 from pytest_tokenpower.meters.clock import Clock
 from pytest_tokenpower.meters.collector import Collector
@@ -25,6 +26,7 @@ from pytest_tokenpower.meters.remote import (
     Hello,
     Piece,
     RemoteMeter,
+    unlike_boards,
 )
 from pytest_tokenpower.meters.timeline import Event
 from pytest_tokenpower.meters.types import Conditions, CounterReading, Device, PowerSamples, Reading
@@ -244,3 +246,21 @@ def test_a_timeline_of_months_forgets_what_is_old() -> None:
         assert timeline.newest_ns("GPU-1") == many
     finally:
         collector.stop()
+
+
+def test_unlike_boards_of_nodes_are_named_by_what_differs() -> None:
+    def board(node: str, name: str = "H100", driver: str = "580.1", watts: int = 700) -> Device:
+        facts: dict[str, Fact] = {"node": node, "driver": driver}
+        key: dict[str, Fact] = {"model": name, "driver_major": driver[:3], "power_limit_watts": watts}
+        return Device(f"{node}-{name}", "gpu", name, "nvml", "measured", key, facts)
+
+    assert unlike_boards([]) == unlike_boards([board("a"), board("a"), board("b")]) == ""
+    assert unlike_boards([board("a"), board("a", "H200")]) == ""
+    assert (
+        unlike_boards([board("b", driver="600.2"), board("a"), board("a")])
+        == "a has 2x driver 580.1; b has 1x driver 600.2"
+    )
+    assert (
+        unlike_boards([board("a"), board("b", "H200"), board("b", watts=400)])
+        == "a has 1x H100, power limit watts 700; b has 1x H200, power limit watts 700, 1x H100, power limit watts 400"
+    )

@@ -105,3 +105,33 @@ def test_a_calibration_far_from_the_others_is_off() -> None:
     assert [board for board, each in found.items() if each.off] == ["e"]
     assert found["e"].offset.delta == pytest.approx(0.15 - 0.00125)
     assert calibrated_standings({"a": 3.0}) == {}
+
+
+def chain(boards: int, noise: float) -> tuple[dict[str, float], np.ndarray[tuple[int], np.dtype[np.float64]]]:
+    """Each board shares its levels with its two neighbours only; where boards are found, and where they are."""
+    random = np.random.default_rng(18)
+    own = random.normal(0, 0.01, boards)
+    own -= own.mean()
+    values, cells, occasions, started = [], [], [], {}
+    for level in range(boards - 1):
+        for board in (level, level + 1):
+            for at in range(4):
+                occasion = f"b{board:02}@{level}.{at}"
+                started[occasion] = (level + at / 4 + 0.05 * (board > level)) * 5 * DAY_S
+                values.append(0.1 * level + own[board] + random.normal(0, noise))
+                cells.append((str(level), f"b{board:02}"))
+                occasions.append(occasion)
+    groups = Groups.of(values, [1e-6] * len(values), cells, occasions)
+    units = deviations([groups], started)
+    names = sorted({unit.board for unit in units})
+    return {
+        name: float(np.mean([unit.deviation for unit in units if unit.board == name])) for name in names
+    }, own
+
+
+def test_boards_that_share_levels_only_in_a_chain_are_placed_exactly() -> None:
+    found, own = chain(16, 0.0)
+    assert list(found.values()) == pytest.approx(own, abs=1e-9)
+    found, own = chain(16, 0.003)
+    # A step of the chain is known to 0.003 / sqrt(2), and no two boards are more than 15 steps apart.
+    assert np.ptp(np.array(list(found.values())) - own) < 3 * 0.003 * (15 / 2) ** 0.5

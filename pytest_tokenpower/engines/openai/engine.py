@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
 from pytest_tokenpower.core import progress
 from pytest_tokenpower.core.types import Fact
@@ -25,6 +26,7 @@ from pytest_tokenpower.engines.protocol import EngineIdentity, Generation, Timeo
 from pytest_tokenpower.errors import EngineError, UsageError
 from pytest_tokenpower.meters.adapters.nvml.devices import gpus_of
 from pytest_tokenpower.meters.processes import (
+    addresses_of,
     adopt,
     command_of,
     is_in_tree,
@@ -105,6 +107,16 @@ def describe_server(client: Client, endpoint: Endpoint, model: str, *, local: bo
     )
     known = _vllm(client, server) if kind == VLLM else _sglang(client, server) if kind == SGLANG else server
     return _with_weights(known, root) if local and Path(root).is_dir() else known
+
+
+def _server_at(endpoint: Endpoint) -> str:
+    """Name the server behind an endpoint alike under all its names, as localhost and 127.0.0.1 are."""
+    try:
+        addresses = sorted(address for _, address in addresses_of(endpoint.host))
+        hosts = ["this machine"] if is_this_machine(endpoint.host) else addresses
+    except OSError:
+        hosts = [endpoint.host]
+    return f"{' '.join(hosts)} {endpoint.port}{urlsplit(endpoint.root).path}"
 
 
 def unknown_model(endpoint: Endpoint, model: str, models: tuple[Mapping[str, Any], ...]) -> str:
@@ -287,7 +299,7 @@ class OpenAIEngine:
                 self.encode = self._encode
             self._own_process(local=local)
             self._others = (
-                OtherRequests(self._client, self._endpoint.root)
+                OtherRequests(self._client, _server_at(self._endpoint))
                 if shared and self._server.kind == VLLM
                 else None
             )

@@ -18,14 +18,18 @@ import msgspec
 from pytest_tokenpower.core.credentials import without_credentials
 from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
 from pytest_tokenpower.meters.adapters._http import checked_url, get_json
-from pytest_tokenpower.meters.remote import Cursor, Feed, Hello, Piece
+from pytest_tokenpower.meters.remote import PROTOCOL, Cursor, Feed, Hello, Piece, other_version
 
 TOKEN_VARIABLE = "TOKENPOWER_METER_TOKEN"
 
 TIMEOUT_S = 10.0
 
 RATE_PER_S, BURST = 50.0, 200.0
-"""Requests of all clients together: a measurement makes some ten each half minute."""
+"""Requests of all clients together: a measurement makes some ten each half minute. Those without the token have as many
+of their own, so that strangers cannot keep clients out."""
+
+BUSY_S = 2.0
+"""For so long a client that is told to come again later does: nothing is lost, as its cursor stays."""
 
 LATEST_NS = 2**62
 """No machine has run for 146 years; two of these fit into 64 bits."""
@@ -64,7 +68,7 @@ class MeterServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, feed: Feed, host: str, port: int, token: str) -> None:
-        self.feed, self.token, self.budget = feed, token, _Budget()
+        self.feed, self.token, self.budget, self.strangers = feed, token, _Budget(), _Budget()
         try:
             super().__init__((host, port), _Handler)
         except OSError as error:
@@ -81,10 +85,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         given = self.headers.get("Authorization", "").removeprefix("Bearer ")
-        if not self.server.budget.take():
+        known = hmac.compare_digest(given.encode(), self.server.token.encode())
+        if not (self.server.budget if known else self.server.strangers).take():
             self._answer(429, {"error": f"more than {RATE_PER_S:.0f} requests a second"})
             return
-        if not hmac.compare_digest(given.encode(), self.server.token.encode()):
+        if not known:
             self._answer(401, {"error": "a token is needed"})
             return
         url = urlsplit(self.path)
@@ -106,12 +111,29 @@ class _Handler(BaseHTTPRequestHandler):
         body = msgspec.json.encode(document)
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
+        # A clock that a proxy remembers stands still.
+        self.send_header("Cache-Control", "no-store")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing: a line a request would fill a service's log."""
+
+
+def token_of(text: str, where: str) -> str:
+    """Return a token without blanks around it (a file's newline); raises UsageError, which does not show it.
+
+    Args:
+        text: What the user gave.
+        where: The variable or option that it is from.
+    """
+    token = text.strip()
+    if not (token.isascii() and token.isprintable()):
+        raise UsageError(
+            f"{where}: a token is of printable ASCII characters, as `openssl rand -hex 16` makes it"
+        )
+    return token
 
 
 class HttpTransport:
@@ -124,16 +146,29 @@ class HttpTransport:
         if not self._url:
             raise UsageError("--energy-source=remote: name the service, as in remote:http://gpu-7:9471")
         self.name = f"remote:{without_credentials(self._url)}"
+        token = token_of(os.environ.get(TOKEN_VARIABLE, ""), TOKEN_VARIABLE)
+        if not token:
+            raise MeterUnavailable(
+                f"{self.name}: {TOKEN_VARIABLE} is not set: it must be the token that the service was started with"
+            )
         self._client = httpx.Client(
             base_url=self._url,
-            headers={"Authorization": f"Bearer {os.environ.get(TOKEN_VARIABLE, '')}"},
+            headers={"Authorization": f"Bearer {token}"},
             # The token is for the service alone, not for a proxy.
             trust_env=False,
         )
 
     def hello(self) -> Hello:
         """Return the feed and its devices."""
-        return self._get("/v1/hello", Hello)
+        document = self._document("/v1/hello")
+        if (
+            isinstance(document, dict)
+            and isinstance(version := document.get("protocol"), int)
+            and version != PROTOCOL
+        ):
+            # Its other fields may be others, too.
+            raise other_version(self.name, version)
+        return self._as(document, "/v1/hello", Hello)
 
     def now_ns(self) -> int:
         """Return the feed's clock."""
@@ -144,25 +179,35 @@ class HttpTransport:
 
     def piece(self, cursor: Cursor) -> Piece:
         """Return what came since a cursor."""
-        return self._get("/v1/piece", Piece, {"after": msgspec.json.encode(cursor).decode()})
+        document = self._document("/v1/piece", {"after": msgspec.json.encode(cursor).decode()})
+        return self._as(document, "/v1/piece", Piece)
 
     def close(self) -> None:
         """Close the connection."""
         self._client.close()
 
-    def _get(self, path: str, kind: type[_Answer], parameters: dict[str, str] | None = None) -> _Answer:
+    def _as(self, document: object, path: str, kind: type[_Answer]) -> _Answer:
         try:
-            return msgspec.convert(self._document(path, parameters), kind)
+            return msgspec.convert(document, kind)
         except (msgspec.ValidationError, ValueError, OverflowError) as error:
             raise MeterError(f"{self.name}: {path} is no answer of tokenpower serve-meter: {error}") from None
 
     def _document(self, path: str, parameters: dict[str, str] | None = None) -> object:
-        answer = get_json(self._client, path, timeout_s=2 * TIMEOUT_S, where=self.name, parameters=parameters)
+        until = time.monotonic() + BUSY_S
+        while True:
+            answer = get_json(
+                self._client, path, timeout_s=2 * TIMEOUT_S, where=self.name, parameters=parameters
+            )
+            if answer.status != 429 or time.monotonic() > until:
+                break
+            time.sleep(0.1)
         if answer.status == 401:
             raise MeterUnavailable(
                 f"{self.name}: it wants another token: {TOKEN_VARIABLE} must be the one that the service was "
                 "started with"
             )
         if answer.status != 200:
-            raise MeterError(f"{self.name}: {path} answered {answer.status} {answer.reason}")
+            raise MeterError(
+                f"{self.name}: {path} answered {answer.status} {answer.reason}: is this a tokenpower serve-meter?"
+            )
         return answer.document

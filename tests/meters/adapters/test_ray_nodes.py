@@ -116,6 +116,12 @@ def test_a_node_with_another_board_is_told_apart_and_one_whose_clock_steps_is_na
         result, run = project.measure("--energy-source=ray:simulated")
         result.stdout.fnmatch_lines("*1x Simulated H100 80GB, 1x NVIDIA H200*")
         [measured] = run.measurements
+        ours, theirs = (measured.facts[f"{board}.node"] for board in (one, other))
+        result.stdout.fnmatch_lines("*unlike boards in one run: *")
+        said = measured.facts["unlike_boards"]
+        assert isinstance(said, str)
+        assert f"{ours} has 1x Simulated H100 80GB, driver 580" in said
+        assert f"{theirs} has 1x NVIDIA H200, driver 600.10 (simulated)" in said
         assert measured.comparable
         assert {measured.key[f"gpu{at}.name"]: measured.key[f"gpu{at}.driver_major"] for at in (1, 2)} == {
             "NVIDIA H200": "600",

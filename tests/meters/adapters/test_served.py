@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpcore  # noqa: F401 - what pytester sees imported first, it forgets, and httpx holds on to it
 import httpx
@@ -68,6 +69,53 @@ def test_another_token_is_refused_and_neither_is_shown(monkeypatch: pytest.Monke
         transport.close()
 
 
+@pytest.mark.parametrize("given", ["", " \n", "schlüssel-aber-lang-genug", "secret\x07secretsecret"])
+def test_a_token_that_cannot_be_one_is_refused_before_it_is_sent_and_never_shown(
+    given: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv(TOKEN_VARIABLE, given)
+    with pytest.raises(UsageError if given.strip() else MeterUnavailable, match=TOKEN_VARIABLE) as refused:
+        HttpTransport("http://127.0.0.1:9")
+    assert not given.strip() or given not in str(refused.value)
+    assert main(["serve-meter", "--source=simulated"]) == 4
+    assert "openssl rand -hex 16" in capsys.readouterr().err
+    (tmp_path / "token").write_bytes(b"\xff" * 32)
+    assert main(["serve-meter", "--source=simulated", f"--token-file={tmp_path / 'token'}"]) == 4
+    assert "it is no text" in capsys.readouterr().err
+
+
+def test_the_newline_of_a_file_of_secrets_is_no_part_of_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TOKEN_VARIABLE, f"{TOKEN}\n")
+    with served() as url:
+        transport = HttpTransport(url)
+        assert transport.hello().devices
+        transport.close()
+
+
+def test_strangers_do_not_keep_clients_out_and_a_client_that_is_told_to_wait_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with served() as url, httpx.Client(base_url=url) as stranger:
+        monkeypatch.setattr("pytest_tokenpower.meters.adapters.served.RATE_PER_S", 0.001)
+        codes = [stranger.get("/v1/now").status_code for _ in range(210)]
+        assert set(codes) == {401, 429}
+        transport = HttpTransport(url)
+        answer = transport.hello()
+        refusals = iter([False, False])
+        monkeypatch.setattr(_Budget, "take", lambda _: next(refusals, True))
+        assert transport.piece(answer.cursor).feed == answer.feed
+        assert next(refusals, None) is None
+        transport.close()
+
+
+def test_a_version_whose_other_fields_differ_too_is_told_as_a_version(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(HttpTransport, "_document", lambda *_: {"protocol": 7, "boards": 3})
+    with pytest.raises(MeterUnavailable, match=r"version 7 of the protocol.* install the same"):
+        HttpTransport("http://127.0.0.1:9").hello()
+
+
 def test_too_many_requests_and_unknown_paths_are_answered_and_harm_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -81,6 +129,7 @@ def test_too_many_requests_and_unknown_paths_are_answered_and_harm_nothing(
         assert set(codes) == {200, 429}
         transport = HttpTransport(url)
         monkeypatch.setattr(_Budget, "take", lambda _: False)
+        monkeypatch.setattr("pytest_tokenpower.meters.adapters.served.BUSY_S", 0.0)
         with pytest.raises(MeterError, match="429"):
             transport.now_ns()
         transport.close()
