@@ -139,6 +139,17 @@ class Suite:
             if each is not None and each.file is not None and (path := self.folder(each.file)).is_file()
         }
 
+    @cached_property
+    def _checkpoints(self) -> Mapping[str, list[tuple[str, int, int]]]:
+        """The files in each model's own folder: names, sizes and times, as weights are too large to read."""
+        found = {}
+        for name in {cell.values["model"] for cell in self.cells}:
+            path = self.model(name).path
+            if path is not None and (folder := self.folder(path)).is_dir():
+                files = ((each.name, each.stat()) for each in sorted(folder.iterdir()) if each.is_file())
+                found[name] = [(file, stat.st_size, stat.st_mtime_ns) for file, stat in files]
+        return found
+
     def fingerprint(self, cell: Cell) -> str:
         """Digits that stay the same as long as the cell is the same work on the same engine."""
         values = cell.values
@@ -151,6 +162,7 @@ class Suite:
             self.table.variants.get(values.get("variant", "")),
             prompts,
             *([quality] if quality is not None else []),
+            *([self._checkpoints[values["model"]]] if values["model"] in self._checkpoints else []),
             *(self._digests[file] for file in files if file in self._digests),
         ]
         return hashlib.sha256(msgspec.json.encode(what, order="sorted")).hexdigest()[:16]

@@ -283,3 +283,19 @@ def test_arrivals_that_differ_in_their_seed_are_two_cells() -> None:
 def test_what_runs_nowhere_is_foretold_of_a_forecast_too(axes: str, reason: str) -> None:
     found = suite(f'[axes]\nmodel = "llama-3.1-8b"\n{axes}\n')
     assert estimate(found, found.cells[0], this_machine(simulated=True)).skipped == reason
+
+
+def test_another_checkpoint_in_the_same_folder_is_another_model(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"a")
+    text = '[axes]\nmodel = "./mine"\nengine = "vllm"\n'
+
+    def fingerprint() -> str:
+        found = suite(text, str(tmp_path / "s.energy.toml"))
+        return found.fingerprint(found.cells[0])
+
+    before = fingerprint()
+    assert fingerprint() == before
+    (folder / "model.safetensors").write_bytes(b"other weights")
+    assert fingerprint() != before
