@@ -121,9 +121,7 @@ def _run(test: str, arguments: argparse.Namespace, asked: SoakAsked) -> int:
                     _tell(asked)
         except KeyboardInterrupt:
             child.interrupt()
-            raise TokenPowerError(
-                f"interrupted; the same command with --resume goes on with {asked.out}"
-            ) from None
+            raise KeyboardInterrupt(f"the same command with --resume goes on with {asked.out}") from None
         finally:
             how = child.end(PATIENCE_S)
         whole = Path(asked.out).exists() and _done_s(asked) >= asked.seconds
