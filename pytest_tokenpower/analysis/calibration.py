@@ -72,22 +72,18 @@ def fit_scale(track: EnergyTrack, counters: CounterColumns, tick_ns: float) -> S
     read_joules = (counters.microjoules[index] - counters.microjoules[index[0]]) / 1e6
     phases = np.linspace(0.0, tick_ns, 50, endpoint=False) if tick_ns else np.zeros(1)
     relative = (counters.t0_ns[index] - track.t_ns[0]) + (counters.t1_ns - counters.t0_ns)[index] / 2
-    best: tuple[float, float, NDArray[np.float64]] | None = None
     knots = (track.t_ns - track.t_ns[0]).astype(np.float64)
-    for phase in phases:
-        ticks = np.floor((relative - phase) / tick_ns) * tick_ns + phase if tick_ns else relative
-        ring = np.interp(ticks + track.lag_ns, knots, track.joules)
-        spread = ring - ring.mean()
-        denominator = float(spread @ spread)
-        if denominator <= 0:
-            return None
-        slope = float(spread @ read_joules) / denominator
-        rest = read_joules - read_joules.mean() - slope * spread
-        total = float(rest @ rest)
-        if best is None or total < best[0]:
-            best = (total, slope, ring)
-    assert best is not None
-    total, slope, ring = best
+    shifted = relative - phases[:, None]
+    ticks = np.floor(shifted / tick_ns) * tick_ns + phases[:, None] if tick_ns else relative[None, :]
+    rings = np.interp(ticks + track.lag_ns, knots, track.joules)
+    spreads = rings - rings.mean(axis=1, keepdims=True)
+    squares = (spreads**2).sum(axis=1)
+    if np.any(squares <= 0):
+        return None
+    slopes = spreads @ read_joules / squares
+    totals = ((read_joules - read_joules.mean() - slopes[:, None] * spreads) ** 2).sum(axis=1)
+    best = int(np.argmin(totals))
+    total, slope, ring = float(totals[best]), float(slopes[best]), rings[best]
     denominator = float(((ring - ring.mean()) ** 2).sum())
     residual = float(np.sqrt(total / max(len(index) - 2, 1)))
     # Below a handful of readings the phase fits anything: keep the tick's own scatter as the floor then.

@@ -10,6 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from pytest_tokenpower.core.files import write_whole
 from pytest_tokenpower.core.settings import CHILD_VARIABLE, SOAK_VARIABLE, fraction
 from pytest_tokenpower.core.subprocesses import ProcessGroup
 from pytest_tokenpower.errors import TokenPowerError, UsageError
@@ -51,6 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-drift", metavar="SHARE", help="fail where J/token surely drifts by more, such as 2%%"
     )
+    parser.add_argument(
+        "--html", metavar="PATH", type=Path, help="write a page of the soak that opens without a network"
+    )
     parser.add_argument("arguments", metavar="PYTEST ARGUMENTS", nargs="*", help="what pytest is given, too")
 
 
@@ -59,6 +63,10 @@ def run(arguments: argparse.Namespace) -> int:
     limit = None if arguments.max_drift is None else fraction("--max-drift", arguments.max_drift)
     if not 0 < arguments.hours < math.inf:
         raise UsageError(f"--hours={arguments.hours:g}: must be above 0")
+    if arguments.html is not None and (
+        arguments.html.is_dir() or not arguments.html.absolute().parent.is_dir()
+    ):
+        raise UsageError(f"--html={arguments.html}: must be a file in a folder that exists")
     test = _test(arguments.test, arguments.cell)
     name = "".join(each if each.isalnum() or each in ".+-" else "_" for each in test.rpartition("::")[2])
     out = arguments.out or Path(f"soak-{name}.jsonl")
@@ -69,6 +77,10 @@ def run(arguments: argparse.Namespace) -> int:
     asked = SoakAsked(arguments.hours * 3600, str(out.absolute()), arguments.resume, limit)
     code = _run(test, arguments, asked)
     begun, stretches, _ = read_soak(out.read_bytes())
+    if arguments.html is not None and begun is not None:
+        from pytest_tokenpower.reporting.page import soak_page
+
+        write_whole(arguments.html, soak_page(begun, stretches, limit).encode("utf-8", "backslashreplace"))
     print("\n".join(soak_lines(name, begun.source if begun else "", summarise(stretches), limit)))
     return code
 
@@ -109,9 +121,7 @@ def _run(test: str, arguments: argparse.Namespace, asked: SoakAsked) -> int:
                     _tell(asked)
         except KeyboardInterrupt:
             child.interrupt()
-            raise TokenPowerError(
-                f"interrupted; the same command with --resume goes on with {asked.out}"
-            ) from None
+            raise KeyboardInterrupt(f"the same command with --resume goes on with {asked.out}") from None
         finally:
             how = child.end(PATIENCE_S)
         whole = Path(asked.out).exists() and _done_s(asked) >= asked.seconds

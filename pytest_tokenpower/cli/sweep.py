@@ -43,7 +43,7 @@ EPILOG = """\
 It runs pytest on the suite: what follows -- are pytest's own arguments, such as --energy-source=nvml,rapl, -k fp8 or
 --energy-autosave. Interrupted (Ctrl-C, a lost machine), it goes on with --resume.
 
-exit codes: 0, or 1 where a cell or a claim failed, or 4 for a mistake in the suite or the arguments
+exit codes: 0, or 1 where a cell or a claim failed, or 4 for a mistake in the suite or the arguments, or 130 interrupted
 """
 
 POLL_S = 0.2
@@ -127,8 +127,8 @@ def _run(folder: Path, arguments: argparse.Namespace, progress: Progress) -> tup
         child.interrupt()
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         how = child.end(PATIENCE_S)
-        raise TokenPowerError(
-            f"interrupted after {len(progress.ended)} of {len(progress.steps)} cells; --resume goes on with it"
+        raise KeyboardInterrupt(
+            f"after {len(progress.ended)} of {len(progress.steps)} cells; --resume goes on with it"
         ) from None
     finally:
         how = child.end(PATIENCE_S)
@@ -177,8 +177,13 @@ class _Screen:
             return
         size = shutil.get_terminal_size()
         lines = live_table(self._progress, time.monotonic(), rows=size.lines - 3, width=size.columns)
-        up = f"\x1b[{self._lines}F\x1b[J" if self._lines else ""
-        print(up + "\n".join(lines), flush=True)
+        if self._lines:
+            # The one control sequence that is meant: what a test's name has of them is shown, not obeyed.
+            sys.stdout.flush()
+            plain = getattr(sys.stdout, "plain", sys.stdout)
+            plain.write(f"\x1b[{self._lines}F\x1b[J")
+            plain.flush()
+        print("\n".join(lines), flush=True)
         self._lines = len(lines)
 
 

@@ -58,6 +58,9 @@ PACKAGES: Mapping[str, str] = {
 }
 """The package that an adapter needs in its own process."""
 
+WHOLE_BATCHES = frozenset({"transformers", "tensorrt-llm", "deepspeed-mii"})
+"""Adapters whose requests cannot come one after the other (no ``serve`` method)."""
+
 _VLLM = {
     "dtype": "dtype",
     "quantization": "quantization",

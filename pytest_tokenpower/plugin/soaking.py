@@ -48,6 +48,7 @@ def soak_of(item: pytest.Item) -> Soak | None:
         getattr(item, "fingerprint", None) or head or "",
         item.config.stash[SETTINGS].source,
         datetime.now(timezone.utc).isoformat(),
+        session.telemetry().provenance,
     )
     out = Path(what.out)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import pytest
 
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.engines.protocol import Engine
-from pytest_tokenpower.errors import EngineError, UsageError
+from pytest_tokenpower.errors import EngineError, MeterError, UsageError
 from pytest_tokenpower.meters.simulation.virtual_time import VIRTUAL_TIME
 from pytest_tokenpower.models.memory import GIB
 from pytest_tokenpower.plugin.edge import fail, said
@@ -24,7 +24,7 @@ from pytest_tokenpower.suites.estimate import Estimate, Machine, estimate, load_
 from pytest_tokenpower.suites.grid import Cell, Suite
 from pytest_tokenpower.suites.instances import instances
 from pytest_tokenpower.suites.order import Visit, visits
-from pytest_tokenpower.suites.resume import FILE, FINGERPRINT
+from pytest_tokenpower.suites.resume import FILE, FINGERPRINT, measured_here
 from pytest_tokenpower.suites.schema import SUFFIX
 from pytest_tokenpower.workloads.quality import Score
 
@@ -186,6 +186,11 @@ class CellItem(pytest.Item):
         self._finished = None
         if not self.config.stash[SETTINGS].disabled:
             self._finished = journal_of(self.config, self.suite_file).of(test_id(self), self.fingerprint)
+        if self._finished is not None:
+            # On a machine that measures nothing what is finished can still be judged.
+            with suppress(MeterError):
+                if not measured_here(self._finished, session_of(self.config).telemetry().devices):
+                    self._finished = None
         if self._finished is None:
             self._energy = self._open.enter_context(open_energy(self))
             self.engine = self.loaded.get()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 from collections.abc import Generator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -13,13 +15,14 @@ import pytest
 from pytest_tokenpower.core.settings import CHILD_VARIABLE, EVENTS_VARIABLE
 from pytest_tokenpower.errors import StoreError, TokenPowerError, UsageError
 from pytest_tokenpower.plugin.edge import Lines, said
-from pytest_tokenpower.plugin.state import MEASUREMENTS, SESSION, SETTINGS, session_of
+from pytest_tokenpower.plugin.state import MEASUREMENTS, SESSION, SETTINGS, is_worker, session_of
 
 if TYPE_CHECKING:
     from pytest_tokenpower.core.records import ClaimRecord, MeasurementRecord
     from pytest_tokenpower.suites.objectives import Outcome
     from pytest_tokenpower.suites.resume import Begun, Journal
 
+_HELD: pytest.StashKey[set[Path]] = pytest.StashKey()
 _FOUND: pytest.StashKey[dict[str, Journal]] = pytest.StashKey()
 
 
@@ -39,6 +42,8 @@ def journal_of(config: pytest.Config, suite: str) -> Journal:
     found = config.stash.setdefault(_FOUND, {})
     if suite not in found:
         path = journal_path(config, suite)
+        if path.exists():
+            _hold(config, path)
         try:
             journal = read_journal(path.read_bytes())
         except FileNotFoundError:
@@ -49,6 +54,23 @@ def journal_of(config: pytest.Config, suite: str) -> Journal:
             raise UsageError(problem)
         found[suite] = journal
     return found[suite]
+
+
+def _hold(config: pytest.Config, path: Path) -> None:
+    """Keep other runs from writing a journal until this one ends; raises UsageError where one does already."""
+    held = config.stash.setdefault(_HELD, set())
+    if path in held or is_worker(config) or sys.platform == "win32":
+        return
+    import fcntl
+
+    descriptor = os.open(path.with_suffix(".lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise UsageError(f"{path}: another run is measuring this suite now: wait for its end") from None
+    held.add(path)
+    config.add_cleanup(lambda: os.close(descriptor))
 
 
 def _beginning(config: pytest.Config, suite: str) -> Begun:
@@ -77,6 +99,7 @@ class Sweeps:
         self._config = config
         self._open: dict[str, Path] = {}
         self._problems: dict[str, str] = {}
+        self._notes: list[str] = []
         self._taken: dict[str, int] = {}
         self._objectives: list[Outcome] = []
         self._events = os.environ.get(EVENTS_VARIABLE) if CHILD_VARIABLE not in os.environ else None
@@ -136,7 +159,8 @@ class Sweeps:
 
         before = journal_of(self._config, suite)
         fingerprint = str(measured.facts[FINGERPRINT])
-        if before.of(measured.test, fingerprint) is not None:
+        finished = before.of(measured.test, fingerprint)
+        if finished is not None and finished.rounds == measured.rounds:
             self._taken[suite] = self._taken.get(suite, 0) + 1
             return
         if suite not in self._open:
@@ -153,11 +177,23 @@ class Sweeps:
 
         path = journal_path(self._config, suite)
         path.parent.mkdir(parents=True, exist_ok=True)
+        _hold(self._config, path)
+        aside = path.with_suffix(".previous.jsonl")
         if before.begun is not None:
+            if (lost := path.stat().st_size - before.good_bytes) > 0:
+                shutil.copyfile(path, aside)
+                self._notes.append(
+                    f"{path}: {lost} bytes after its last good line are no part of it (a run was killed, or the file "
+                    f"is damaged): their cells were measured anew; {aside.name} is as it was"
+                )
             os.truncate(path, before.good_bytes)
             return path
+        if self._config.stash[SETTINGS].resume and path.exists():
+            self._notes.append(
+                f"{path}: is damaged from its first line: measured anew; {aside.name} is as it was"
+            )
         if path.exists():
-            path.replace(path.with_suffix(".previous.jsonl"))
+            path.replace(aside)
         write_whole(path, encode_line(_beginning(self._config, suite)))
         return path
 
@@ -221,5 +257,7 @@ class Sweeps:
             begun = journal_of(self._config, suite).begun
             since = f" of {begun.created}" if begun is not None else ""
             lines.write_line(f"{suite}: {count} finished cells taken over from the sweep{since}")
+        for note in self._notes:
+            lines.write_line(note)
         for suite, problem in self._problems.items():
             lines.write_line(f"{suite}: this sweep cannot be resumed: {problem}", red=True)

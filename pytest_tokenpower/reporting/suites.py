@@ -281,19 +281,34 @@ def drift_line(found: Soaked, limit: float | None) -> str:
 
 def soak_lines(cell: str, source: str, found: Soaked, limit: float | None) -> list[str]:
     """Return a soak over its hours, and what drifted or stepped."""
-    lines = [f"{cell}: {found.hours:.3g} h of continuous work, --source {source}"]
-    if found.drift is not None:
-        lines.append(drift_line(found, limit))
+    head, rows = soak_rows(found)
+    said = soak_words(found, limit)
+    return [
+        f"{cell}: {found.hours:.3g} h of continuous work, --source {source}",
+        *said,
+        "",
+        *table_lines(rows, head),
+    ]
+
+
+def soak_words(found: Soaked, limit: float | None) -> list[str]:
+    """Say what drifted, stepped and was dropped."""
+    lines = [drift_line(found, limit)] if found.drift is not None else []
     lines += [
         f"step at {hour:.2f} h: {with_interval(step.change, *step.change_interval())}"
         for hour, step in found.steps
     ] or ["no step of 1 % and more"]
     if found.dropped:
         lines.append(f"{found.dropped} stretch{'es' if found.dropped > 1 else ''} dropped by guards")
+    return lines
+
+
+def soak_rows(found: Soaked) -> tuple[list[str], list[list[object]]]:
+    """Return the heads of a soak's parts, and a row for each."""
     limits = list(
         dict.fromkeys(name for part in found.parts for name, share in part.limited.items() if share > 0)
     )
-    rows = [
+    rows: list[list[object]] = [
         [
             f"{part.hour:.2f}",
             f"{part.joules_per_unit:.4g}",
@@ -306,4 +321,4 @@ def soak_lines(cell: str, source: str, found: Soaked, limit: float | None) -> li
         for part in found.parts
     ]
     head = ["from, h", found.unit, "W", "°C", "SM MHz", *(f"{name} limit" for name in limits), "dropped"]
-    return [*lines, "", *table_lines(rows, head)]
+    return head, rows

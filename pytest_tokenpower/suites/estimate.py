@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 from pytest_tokenpower.core.settings import DEFAULT_MIN_ROUNDS, DEFAULT_WARMUP_ROUNDS
-from pytest_tokenpower.engines.registry import OPTION_OF, PACKAGES
+from pytest_tokenpower.engines.registry import OPTION_OF, PACKAGES, WHOLE_BATCHES
 from pytest_tokenpower.models.architecture import Architecture
 from pytest_tokenpower.models.fit import gpus, system_memory
 from pytest_tokenpower.models.memory import GIB, RESERVE, kv_bytes, weight_bytes
@@ -88,7 +88,10 @@ def estimate(suite: Suite, cell: Cell, machine: Machine) -> Estimate:
         least = size if adapter == "transformers" else (held + cache) // used
         seconds = _seconds(suite, shape, cell, adapter, used)
     return Estimate(
-        seconds, size, "" if machine.anything else _skipped(adapter, values, used, least, machine)
+        seconds,
+        size,
+        _impossible(suite, shape, cell, adapter)
+        or ("" if machine.anything else _skipped(adapter, values, used, least, machine)),
     )
 
 
@@ -119,14 +122,27 @@ def _cache(values: Values) -> str:
     return "fp8" if str(values.get("kv_cache_dtype", "")).startswith("fp8") else "bf16"
 
 
-def _skipped(adapter: str, values: Values, used: int, least: int | None, machine: Machine) -> str:
-    package = PACKAGES.get(adapter)
-    if package is not None and not machine.importable(package):
-        return f"the engine {adapter} is not installed (no package {package})"
+def _impossible(suite: Suite, shape: Architecture | None, cell: Cell, adapter: str) -> str:
+    """Why a cell runs nowhere: what its engine does not take, or its model."""
+    values = cell.values
+    if adapter in WHOLE_BATCHES and values["arrivals"] != "all-at-once":
+        return f"the engine {adapter} takes whole batches, no arrivals"
     known: Any = OPTION_OF.get(adapter)
     asked = [name for name in SETTINGS if values.get(name) not in (None, "auto", "none", 1)]
     if known is not None and (missing := [name for name in asked if name not in known]):
         return f"the engine {adapter} takes no {', '.join(missing)}"
+    most = None if shape is None else shape.max_positions
+    if most is not None and (longest := suite.longest_prompt(cell)) is not None:
+        length = longest + values["new_tokens"]
+        if values["prompts"] == "random" and length > most:
+            return f"the model takes {most} tokens, and these are {length}"
+    return ""
+
+
+def _skipped(adapter: str, values: Values, used: int, least: int | None, machine: Machine) -> str:
+    package = PACKAGES.get(adapter)
+    if package is not None and not machine.importable(package):
+        return f"the engine {adapter} is not installed (no package {package})"
     if adapter == "openai":
         return ""
     if used > max(len(machine.boards), 1):

@@ -71,10 +71,12 @@ class Suite:
     def read(cls, path: Path) -> Suite:
         """Read a suite file; raises UsageError that names the file and the line."""
         try:
-            text = path.read_text("utf-8")
+            text = path.read_text("utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"{path}: this suite cannot be read: {error}") from None
-        return cls.parse(text, path)
+        suite = cls.parse(text, path)
+        suite._check_files()
+        return suite
 
     @classmethod
     def parse(cls, text: str, path: Path) -> Suite:
@@ -137,6 +139,17 @@ class Suite:
             if each is not None and each.file is not None and (path := self.folder(each.file)).is_file()
         }
 
+    @cached_property
+    def _checkpoints(self) -> Mapping[str, list[tuple[str, int, int]]]:
+        """The files in each model's own folder: names, sizes and times, as weights are too large to read."""
+        found = {}
+        for name in {cell.values["model"] for cell in self.cells}:
+            path = self.model(name).path
+            if path is not None and (folder := self.folder(path)).is_dir():
+                files = ((each.name, each.stat()) for each in sorted(folder.iterdir()) if each.is_file())
+                found[name] = [(file, stat.st_size, stat.st_mtime_ns) for file, stat in files]
+        return found
+
     def fingerprint(self, cell: Cell) -> str:
         """Digits that stay the same as long as the cell is the same work on the same engine."""
         values = cell.values
@@ -149,6 +162,7 @@ class Suite:
             self.table.variants.get(values.get("variant", "")),
             prompts,
             *([quality] if quality is not None else []),
+            *([self._checkpoints[values["model"]]] if values["model"] in self._checkpoints else []),
             *(self._digests[file] for file in files if file in self._digests),
         ]
         return hashlib.sha256(msgspec.json.encode(what, order="sorted")).hexdigest()[:16]
@@ -165,8 +179,11 @@ class Suite:
         grids = [base, *({**base, **each.given()} for each in table.include)]
         # What any of them names is in the names of all cells.
         shown = frozenset(name for grid in grids for name in grid)
+        drawn = [each for grid in grids for each in grid.get("arrivals", ()) if isinstance(each, Arrival)]
+        if len(set(drawn)) > len({(each.concurrency, each.poisson) for each in drawn}):
+            shown |= {"seed"}
         cells: dict[str, Cell] = {}
-        excluded = set[int]()
+        excluded, limited = set[int](), set[int]()
         for values in _points(grids):
             named = tuple(name for name in AXES if values.get(name) is not None)
             axes = {name: values[name] for name in named}
@@ -176,28 +193,53 @@ class Suite:
             excluded |= out
             if out:
                 continue
-            group, name = _names(axes, shown)
-            cell = Cell(axes, every, group, name, self._limits(every))
-            if cells.setdefault(cell.name, cell).axes != axes:
+            if twice := [name for name in axes if axes[name] != every[name]]:
+                place = ("variants", axes["variant"], twice[0])
                 raise self.wrong(
-                    ("axes",), f"two cells are called {cell.name}: give one of them another name"
+                    place, f"is {every[twice[0]]!r}, and the axis {twice[0]} asks for {axes[twice[0]]!r}"
+                )
+            group, name = _names(axes, shown)
+            here = [at for at, each in enumerate(table.budget) if matches(every, each.where)]
+            limited.update(here)
+            limits = table.limits.given()
+            for at in here:
+                limits |= table.budget[at].given()
+            cell = Cell(axes, every, group, name, limits)
+            if (other := cells.setdefault(cell.name, cell).axes) != axes:
+                axis = next(each for each in AXES if other.get(each) != axes.get(each))
+                raise self.wrong(
+                    ("axes", axis),
+                    f"two cells are called {cell.name}, of {other.get(axis)!r} and of {axes.get(axis)!r}: give one of "
+                    "them another name",
                 )
         for at in range(len(table.exclude)):
             if at not in excluded:
                 raise self.wrong(("exclude", at), "leaves out nothing: no cell has these values")
         if not cells:
             raise self.wrong(("axes",), "no cell is left")
+        for at, budget in enumerate(table.budget):
+            if not budget.given():
+                raise self.wrong(("budget", at), "limits nothing: give it a limit")
+            if at not in limited:
+                raise self.wrong(("budget", at), "limits nothing: no cell has these values")
+        for at, objective in enumerate(table.slo):
+            if not any(matches(cell.values, objective.where) for cell in cells.values()):
+                raise self.wrong(("slo", at), "no cell has these values")
         return tuple(cells.values())
-
-    def _limits(self, values: Values) -> dict[str, Any]:
-        limits = self.table.limits.given()
-        for each in self.table.budget:
-            if matches(values, each.where):
-                limits |= each.given()
-        return limits
 
     def _check_names(self) -> None:
         table = self.table
+        self._check_lists()
+        used = {name for axes in (table.axes, *table.include) for name in axes.given().get("engine", ())}
+        for name in table.engines:
+            if name not in used:
+                raise self.wrong(
+                    ("engines", name), f"no axis names it; of engines there are {', '.join(sorted(used))}"
+                )
+        limited = (("limits",), table.limits), *((("budget", at), one) for at, one in enumerate(table.budget))
+        for where, limits in limited:
+            if "quality" in limits.given() and table.quality is None:
+                raise self.wrong((*where, "quality"), "nothing is scored: there is no [quality]")
         places = [
             (("axes",), table.axes),
             *((("include", at), each) for at, each in enumerate(table.include)),
@@ -219,6 +261,36 @@ class Suite:
                     raise self.wrong(at, str(error)) from None
             for name in axes.given().get("model", ()):
                 self._check_model(name, (*place, "model"))
+
+    def _check_files(self) -> None:
+        quality = self.table.quality
+        for place, file in (
+            *((("prompts", name, "file"), each.file) for name, each in self.table.prompts.items()),
+            (("quality", "file"), None if quality is None else quality.file),
+        ):
+            if file is not None and not self.folder(file).is_file():
+                raise self.wrong(place, f"{self.folder(file)}: there is no such file")
+
+    def _check_lists(self) -> None:
+        table = self.table
+        places: list[tuple[tuple[str | int, ...], Axes | None]] = [
+            (("axes",), table.axes),
+            *((("include", at), each) for at, each in enumerate(table.include)),
+            *((("exclude", at), each) for at, each in enumerate(table.exclude)),
+            *((("budget", at, "where"), each.where) for at, each in enumerate(table.budget)),
+            *((("slo", at, "where"), each.where) for at, each in enumerate(table.slo)),
+            *(
+                (("claim", at, name), getattr(each, name))
+                for at, each in enumerate(table.claim)
+                for name in ("where", "of", "to")
+            ),
+        ]
+        for place, axes in places:
+            for name, values in (axes or Axes()).given().items():
+                if not values:
+                    raise self.wrong((*place, name), "is an empty list: give it a value, or leave it out")
+                if twice := [each for at, each in enumerate(values) if each in values[:at]]:
+                    raise self.wrong((*place, name), f"{twice[0]!r} is there twice")
 
     def _check_model(self, name: str, place: Sequence[str | int]) -> None:
         model = self.model(name)
@@ -257,7 +329,7 @@ def _points(grids: Sequence[Mapping[str, tuple[Any, ...]]]) -> Iterator[dict[str
 def _names(axes: Values, shown: frozenset[str]) -> tuple[str, str]:
     """Return the names of the engine and of the cell: the values of all axes that the suite names."""
     load, work = (
-        [_label(name, axes[name]) for name in names if name in axes and name in shown]
+        [_label(name, axes[name], seeded="seed" in shown) for name in names if name in axes and name in shown]
         for names in (LOAD_AXES, WORK_AXES)
     )
     return "-".join(load), "-".join([*load, *work])
@@ -273,9 +345,10 @@ _PREFIX = {
 }
 
 
-def _label(axis: str, value: Any) -> str:
+def _label(axis: str, value: Any, *, seeded: bool) -> str:
     if isinstance(value, Arrival):
-        value = f"c{value.concurrency}" if value.concurrency else f"rate{value.poisson:g}"
+        drawn = f"s{value.seed}" if seeded else ""
+        value = f"c{value.concurrency}" if value.concurrency else f"rate{value.poisson:g}{drawn}"
     elif axis == "model":
         value = Path(value).name
     return _PREFIX.get(axis, "") + re.sub(r"[^\w.+-]", "_", str(value))

@@ -38,6 +38,8 @@ def _instances(suite: Suite, at: int, claim: Claim) -> list[Instance]:
                 ("claim", at, "figure"),
                 f"{name!r} is no figure; there are {valid}, and quotients of them ('a / b')",
             )
+        if name == "quality" and suite.table.quality is None:
+            raise suite.wrong(("claim", at, "figure"), "nothing is scored: there is no [quality]")
     return _ratios(suite, at, claim) if claim.shape is None else _shapes(suite, at, claim)
 
 
@@ -52,7 +54,7 @@ def _ratios(suite: Suite, at: int, claim: Claim) -> list[Instance]:
     if claim.to is None:
         cells = suite.matching(claim.where, *(axes for _, axes in wanted))
         if not cells:
-            raise suite.wrong(("claim", at), "no cell of the grid is as of has it")
+            raise suite.wrong(("claim", at), f"no cell of the grid is as of has it{_why(suite, claim)}")
         return [Instance(claim, _label(claim, cell, cells, set()), (cell,), _limit(claim)) for cell in cells]
     sides: list[dict[tuple[object, ...], Cell]] = []
     for field_, axes in wanted:
@@ -67,9 +69,12 @@ def _ratios(suite: Suite, at: int, claim: Claim) -> list[Instance]:
             found[rest] = cell
         sides.append(found)
     pairs = [(sides[0][rest], sides[1][rest]) for rest in sides[0] if rest in sides[1]]
+    if pairs and all(of is to for of, to in pairs):
+        raise suite.wrong(("claim", at), f"of and to are the same cell, {pairs[0][0].name}")
     if not pairs:
         raise suite.wrong(
-            ("claim", at), "no two cells of the grid are as of and to have it, and alike otherwise"
+            ("claim", at),
+            f"no two cells of the grid are as of and to have it, and alike otherwise{_why(suite, claim)}",
         )
     return [
         Instance(claim, _label(claim, pair[0], [first for first, _ in pairs], named), pair, _limit(claim))
@@ -92,8 +97,21 @@ def _shapes(suite: Suite, at: int, claim: Claim) -> list[Instance]:
         firsts = [each[0] for each in lines.values()]
         found.append(Instance(claim, _label(claim, cells[0], firsts, {axis}), tuple(cells), _limit(claim)))
     if not found:
-        raise suite.wrong(("claim", at), f"the grid has no {least} cells along {axis} for it")
+        raise suite.wrong(
+            ("claim", at), f"the grid has no {least} cells along {axis} for it{_why(suite, claim)}"
+        )
     return found
+
+
+def _why(suite: Suite, claim: Claim) -> str:
+    """Name the values that no cell has, and a turn that is none."""
+    for axes in (claim.where, claim.of, claim.to):
+        if axes is not None and not suite.matching(axes):
+            asked = ", ".join(f"{name} = {list(among)!r}" for name, among in axes.given().items())
+            return f": none has {asked}"
+    if claim.until is not None:
+        return f", one of them between the first and the last with {claim.along} = {claim.until}"
+    return ""
 
 
 def _has(cells: Sequence[Cell], axis: str, value: int) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
@@ -11,6 +11,8 @@ import msgspec
 
 from pytest_tokenpower.core.integrity import read_lines, with_digest
 from pytest_tokenpower.core.records import MeasurementRecord, impossible
+from pytest_tokenpower.core.types import Fact
+from pytest_tokenpower.meters.types import Device
 from pytest_tokenpower.suites.schema import SUFFIX
 
 FINGERPRINT = "suite.fingerprint"
@@ -84,6 +86,20 @@ def encode_line(entry: Begun | Finished) -> bytes:
 def finishes(measured: MeasurementRecord) -> bool:
     """Tell whether a measurement is of a cell, and good: one that is not to be trusted is tried again."""
     return FINGERPRINT in measured.facts and measured.comparable
+
+
+def measured_here(measured: MeasurementRecord, devices: Sequence[Device]) -> bool:
+    """Tell whether a measurement is of boards and a driver as they are now; what both do not tell is not compared."""
+    now: dict[str, set[Fact]] = {}
+    for device in devices:
+        for name, value in device.key_facts.items():
+            now.setdefault(f"{device.scope}.{name}", set()).add(value)
+    drivers = {device.facts["driver"] for device in devices if "driver" in device.facts}
+    then = {value for name, value in measured.facts.items() if name.endswith(".driver")}
+    same = all(
+        measured.key[name] in known for name, known in now.items() if len(known) == 1 and name in measured.key
+    )
+    return same and (not drivers or then <= drivers)
 
 
 def journal_name(suite: str) -> str:

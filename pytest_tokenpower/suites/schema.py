@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args
@@ -18,7 +19,9 @@ Name = Annotated[
 ]
 Text = Annotated[str, Meta(min_length=1)]
 Count = Annotated[int, Meta(ge=1)]
-Share = Annotated[str, Meta(pattern=r"^\s*[0-9.]+\s*%\s*$", description="a share in percent, such as '3%'")]
+Share = Annotated[
+    str, Meta(pattern=r"^\s*(\d+(\.\d*)?|\.\d+)\s*%\s*$", description="a share in percent, such as '3%'")
+]
 Positive = Annotated[float, Meta(gt=0)]
 Severity = Literal["report", "fail"]
 Trend = Literal["falls", "rises", "flat"]
@@ -216,6 +219,13 @@ class Claim(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True,
             raise ValueError("either a ratio (of, to) or a shape (along, shape) is wanted")
         if ratio and (self.of is None or not (self.at_most or self.at_least)):
             raise ValueError("a ratio wants of, to, and at_most or at_least")
+        unread = ("along", "until", "then") if ratio else ("at_most", "at_least")
+        if said := [name for name in unread if getattr(self, name) is not None]:
+            raise ValueError(f"{' and '.join(said)} is of {'shapes' if ratio else 'ratios'}, not read here")
+        if math.inf in (self.at_most, self.at_least):
+            raise ValueError("inf is no limit")
+        if (self.at_least or 0.0) > (self.at_most or math.inf):
+            raise ValueError("at_least is above at_most: no figure is as it says")
         if shape and self.along is None:
             raise ValueError("a shape wants along, the axis that it is seen on")
         if (self.until is None) != (self.then is None):
@@ -298,9 +308,13 @@ def complain(text: str, file: str, place: Sequence[str | int], what: str) -> Usa
 
 def _complaint(message: str, text: str, file: str, tables: Mapping[str, Any]) -> UsageError:
     what, _, path = message.partition(" - at `")
+    wrong_name = path.startswith("key`")
     place: list[str | int] = []
     for name, number, _any in re.findall(r"\.([^.\[\]`]+)|\[(\d+)\]|(\[\.\.\.\])", path):
         place.append(name if name else int(number) if number else _offending(place, tables))
+    if wrong_name:
+        name = _offending(place, tables)
+        return complain(text, file, [*place, name], "a name is without spaces, colons and brackets")
     if unknown := re.search(r"unknown field `(.+?)`", what):
         valid = ", ".join(_fields(place))
         return complain(text, file, [*place, unknown[1]], f"there is no such field; valid are {valid}")
@@ -311,9 +325,29 @@ def _complaint(message: str, text: str, file: str, tables: Mapping[str, Any]) ->
         found = found[part] if isinstance(part, int) else found.get(part, {})
     valid = _VALID.get(str(next((part for part in reversed(place) if isinstance(part, str)), "")), "")
     said = f"{found!r}: " if isinstance(found, str | int | float) else ""
-    plain = what.replace("`", "'").replace("array", "a list").replace(" | null", "")
-    plain = re.sub(r"^Expected (.+?), got .+$", lambda m: f"is no {m[1].replace(' | ', ' or ')}", plain)
+    plain = what.replace("`", "'").replace(" | null", "")
+    plain = re.sub(
+        r"^Expected '(.+?)'( of length \d+)?, got .+$", lambda m: f"is no {_kinds(m[1])}{m[2] or ''}", plain
+    )
+    plain = re.sub(r"^Expected 'float' > 0\.0$", "must be above 0", plain)
+    plain = re.sub(r"^Expected '(?:int|float)' >= (\d+)(?:\.0)?$", r"must be at least \1", plain)
+    plain = re.sub(r"^Invalid enum value .+$", "is none of the values", plain)
+    plain = re.sub(r"^Expected 'str' matching regex .+$", "is not written as it must be", plain)
     return complain(text, file, place, f"{said}{plain}{'; valid: ' + valid if valid else ''}")
+
+
+_WORDS = {
+    "int": "whole number",
+    "float": "number",
+    "str": "text",
+    "bool": "true or false",
+    "array": "list",
+    "object": "table",
+}
+
+
+def _kinds(types: str) -> str:
+    return " or ".join(dict.fromkeys(_WORDS.get(each, each) for each in types.split(" | ")))
 
 
 def _offending(place: Sequence[str | int], tables: Mapping[str, Any]) -> str:
@@ -361,6 +395,7 @@ _VALID: Mapping[str, str] = {
     "along": ", ".join(get_args(Axis)),
     "score": "exact-match, likelihood",
     "call": "'module:function'",
+    "percentile": "50, 90, 99",
     "tokens": "two whole numbers, such as [2048, 5120]",
     **dict.fromkeys(("regression", "within", "run_scatter"), "a share in quotes, such as '3%'"),
     **dict.fromkeys(("at_most", "at_least"), "a number above 0: a ratio of 0.85 is 15 % less"),

@@ -54,12 +54,16 @@ class SoakAsked(msgspec.Struct, frozen=True):
 
 
 class SoakBegun(msgspec.Struct, frozen=True, tag_field="type", tag="tokenpower-soak"):
-    """The first line of a soak's file: of which test, of which work or commit, with which source of energy."""
+    """The first line of a soak's file: of which test, of which work or commit, with which source of energy.
+
+    ``provenance`` is that of a measurement; empty in files that do not tell it.
+    """
 
     test: str
     fingerprint: str
     source: str
     created: str
+    provenance: str = ""
 
 
 class Stretch(msgspec.Struct, frozen=True, tag_field="type", tag="stretch"):
@@ -93,6 +97,36 @@ def goes_on(out: Path, begun: SoakBegun) -> list[Stretch]:
         )
     os.truncate(out, size)
     return list(stretches)
+
+
+@dataclass(frozen=True)
+class Course:
+    """A soak stretch by stretch: since when (hours), joules per unit of those that are kept, and what the board did.
+
+    ``limited`` are shares of the stretch by limit; None is what is not known.
+    """
+
+    hours: tuple[float, ...]
+    joules_per_unit: tuple[float | None, ...]
+    watts: tuple[float | None, ...]
+    celsius: tuple[float | None, ...]
+    sm_clock_mhz: tuple[float | None, ...]
+    limited: Mapping[str, tuple[float, ...]]
+
+
+def course(stretches: Sequence[Stretch]) -> Course:
+    """Return what there is to draw of a soak."""
+    rounds = [each.round for each in stretches]
+    per = denominator_of(rounds)
+    names = dict.fromkeys(name for one in rounds for name, share in one.limited_shares.items() if share > 0)
+    return Course(
+        tuple(each.at_s / 3600 for each in stretches),
+        tuple(_value(one, per) or None for one in rounds),
+        tuple(one.joules / one.seconds if good([one]) and one.joules is not None else None for one in rounds),
+        tuple(one.temperature_celsius for one in rounds),
+        tuple(one.sm_clock_mhz for one in rounds),
+        {name: tuple(one.limited_shares.get(name, 0.0) for one in rounds) for name in names},
+    )
 
 
 @dataclass(frozen=True)
@@ -133,7 +167,7 @@ def summarise(stretches: Sequence[Stretch], parts: int = 12) -> Soaked:
     size = max(1, math.ceil(len(kept) / MOST_LEVELS))
     groups = [slice(at, at + size) for at in range(0, len(kept) - len(kept) % size, size)]
     levels = [_level(values[group]) for group in groups]
-    steps = change_points(levels, least=math.log1p(LEAST_STEP)) if len(levels) > 2 else ()
+    steps = _whole_steps(change_points(levels, least=math.log1p(LEAST_STEP)) if len(levels) > 2 else ())
     edges = [whole * at / parts for at in range(parts + 1)]
     split = [
         (first, [each.round for each in stretches if first <= each.at_s / 3600 < last])
@@ -149,6 +183,24 @@ def summarise(stretches: Sequence[Stretch], parts: int = 12) -> Soaked:
         tuple((hours[groups[step.index].start], step) for step in steps),
         len(stretches) - len(kept),
     )
+
+
+def _whole_steps(steps: Sequence[ChangePoint]) -> list[ChangePoint]:
+    """Join steps in one direction that follow each other at once: a mean over a step's both sides makes two of it."""
+    found: list[ChangePoint] = []
+    for step in steps:
+        last = found[-1] if found else None
+        if last is None or step.index - last.index > 2 or step.delta * last.delta < 0:
+            found.append(step)
+            continue
+        found[-1] = ChangePoint(
+            last.delta + step.delta,
+            math.hypot(last.stderr, step.stderr),
+            min(last.df, step.df),
+            index=max(last, step, key=lambda each: abs(each.delta)).index,
+            p_value=min(last.p_value, step.p_value),
+        )
+    return found
 
 
 def _level(values: Sequence[float]) -> RunSummary:

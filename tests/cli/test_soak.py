@@ -135,6 +135,11 @@ def test_a_step_and_a_drift_are_found_where_they_are() -> None:
     [(hour, step)] = stepped.steps
     assert hour == pytest.approx(10.0, abs=0.25)
     assert step.change == pytest.approx(0.05, abs=0.002)
+    # Between two means: still one step.
+    between = summarise([stretch(at, 100.0 * wobble(at) * (1.05 if at >= 607 else 1)) for at in range(1440)])
+    [(hour, step)] = between.steps
+    assert hour == pytest.approx(607 / 60, abs=0.5)
+    assert step.change == pytest.approx(0.05, abs=0.004)
     drifting = summarise([stretch(at, 100.0 * wobble(at) * (1 + 0.03 * at / 1439)) for at in range(1440)])
     assert drifting.drift is not None
     low, high = drifting.drift.change.change_interval()

@@ -155,3 +155,34 @@ def _children(pid: int) -> list[int]:
         ["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False
     )
     return [int(word) for word in found.stdout.split()]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
+def test_on_a_terminal_the_table_is_drawn_over_itself_and_ctrl_c_says_how_to_go_on(suite: Path) -> None:
+    import pty
+
+    suite.write_text(
+        '[axes]\nmodel = "llama-3.1-8b"\nengine = "vllm"\nbatch = ['
+        + ", ".join(map(str, range(1, 400)))
+        + "]\n"
+    )
+    child, terminal = pty.fork()
+    if child == 0:
+        command = ("sweep", str(suite), "--", "--energy-source=simulated", "--energy-simulated-engines")
+        os.execv(sys.executable, [sys.executable, "-m", "pytest_tokenpower", *command])
+    shown, asked = b"", False
+    while True:
+        try:
+            data = os.read(terminal, 65536)
+        except OSError:
+            break
+        if not data:
+            break
+        shown += data
+        if not asked and shown.count(b"F\x1b[J") > 2:
+            os.write(terminal, b"\x03")
+            asked = True
+    _, status = os.waitpid(child, 0)
+    assert b"\\u001b" not in shown
+    assert b" of 399 cells; --resume goes on with it)" in shown
+    assert os.waitstatus_to_exitcode(status) == 130

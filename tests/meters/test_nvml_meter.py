@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import pynvml
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from pytest_tokenpower.errors import MeterError, MeterUnavailable
 from pytest_tokenpower.meters.adapters.nvml.boards import visible_indices
 from pytest_tokenpower.meters.adapters.nvml.meter import NvmlMeter
+from pytest_tokenpower.meters.adapters.nvml.ring import PowerRing
 from pytest_tokenpower.meters.clock import Clock
 from pytest_tokenpower.meters.simulation.board import RING_DELAY_NS
 from pytest_tokenpower.meters.simulation.library import SimulatedBoards
@@ -406,3 +408,23 @@ def test_closing_never_raises() -> None:
     meter.open(Clock())
     meter.close()
     meter.close()
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 2**62), st.integers(0, 2**32 - 1)), max_size=50), st.integers(0, 2**62)
+)
+def test_the_samples_of_the_ring_are_read_as_the_driver_gives_them(
+    samples: list[tuple[int, int]], after: int
+) -> None:
+    given_ = (pynvml.c_nvmlSample_t * len(samples))()
+    for one, (t_us, milliwatts) in zip(given_, samples, strict=True):
+        one.timeStamp = t_us
+        # What the driver leaves in the upper half is no part of the value.
+        one.sampleValue.ullVal = 2**63 + milliwatts
+    nvml = SimpleNamespace(
+        NVML_TOTAL_POWER_SAMPLES=0,
+        NVMLError=pynvml.NVMLError,
+        nvmlDeviceGetSamples=lambda *_: (0, given_[0 : len(samples)]),
+    )
+    wanted = [(one.timeStamp, one.sampleValue.uiVal) for one in given_ if one.timeStamp > after]
+    assert [tuple(row) for row in PowerRing(nvml, None, "GPU-1").since(after).tolist()] == wanted

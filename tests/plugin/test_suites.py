@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from pytest_tokenpower.core.records import RunRecord
 from pytest_tokenpower.suites.resume import Finished, encode_line, read_journal
@@ -174,6 +176,55 @@ def test_a_cell_that_is_other_work_now_is_measured_anew(project: Project) -> Non
     project.run(*SIMULATED, "-k", "fp8-b8", "--energy-resume").assert_outcomes(passed=1)
     [new] = read_journal(journal(project).read_bytes()).finished.values()
     assert new.fingerprint != old.fingerprint
+
+
+def test_a_cell_of_another_board_or_driver_is_measured_anew(project: Project) -> None:
+    write(project)
+    project.run(*SIMULATED, "-k", "fp8-b8").assert_outcomes(passed=1)
+    [(test, old)] = read_journal(journal(project).read_bytes()).finished.items()
+    begun, _ = journal(project).read_bytes().splitlines(keepends=True)
+    measured = old.measurement
+    for other in (
+        replace(measured, key={**measured.key, "gpu.power_limit_watts": 350}),
+        replace(measured, facts={**measured.facts, "GPU-x.driver": "1.2"}),
+    ):
+        journal(project).write_bytes(begun + encode_line(replace(old, measurement=other)))
+        result = project.run(*SIMULATED, "-k", "fp8-b8", "--energy-resume")
+        result.assert_outcomes(passed=1)
+        result.stdout.no_fnmatch_line("*taken over*")
+        assert read_journal(journal(project).read_bytes()).finished[test].measurement.key == measured.key
+
+
+def test_a_journal_is_written_by_one_run_at_a_time(project: Project) -> None:
+    write(project)
+    project.run(*SIMULATED, "-k", "fp8-b8").assert_outcomes(passed=1)
+    before = journal(project).read_bytes()
+    with journal(project).with_suffix(".lock").open("r+") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        result = project.run(*SIMULATED, "--energy-resume")
+        result.assert_outcomes(errors=4)
+        result.stdout.fnmatch_lines(["*another run is measuring this suite now: wait for its end*"])
+        result = project.run(*SIMULATED)
+        result.stdout.fnmatch_lines(
+            ["*this sweep cannot be resumed: *another run is measuring this suite now*"]
+        )
+        assert journal(project).read_bytes() == before
+
+
+def test_what_is_damaged_in_a_journal_is_told_and_kept(project: Project) -> None:
+    write(project)
+    project.run(*SIMULATED, "-k", "fp8").assert_outcomes(passed=2)
+    lines = journal(project).read_bytes().splitlines(keepends=True)
+    for damaged, words in (
+        ([lines[0], lines[1].replace(b"joules", b"Joules", 1), lines[2]], "*bytes after its last good line*"),
+        ([b"no journal\n"], "*is damaged from its first line: measured anew*"),
+    ):
+        journal(project).write_bytes(b"".join(damaged))
+        result = project.run(*SIMULATED, "-k", "fp8", "--energy-resume")
+        result.assert_outcomes(passed=2)
+        result.stdout.fnmatch_lines([words])
+        assert journal(project).with_suffix(".previous.jsonl").read_bytes() == b"".join(damaged)
+        assert len(read_journal(journal(project).read_bytes()).finished) == 2
 
 
 def test_a_new_sweep_keeps_the_last_journal_aside(project: Project) -> None:

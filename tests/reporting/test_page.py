@@ -15,10 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from pytest_tokenpower.core.records import ChangeRecord, ClaimRecord
-from pytest_tokenpower.reporting.page import page, script_safe
+from pytest_tokenpower.core.records import ChangeRecord, ClaimRecord, RoundRecord
+from pytest_tokenpower.reporting.page import page, script_safe, soak_page
 from pytest_tokenpower.reporting.page.content import content
 from pytest_tokenpower.reporting.report import Report
+from pytest_tokenpower.suites.soak import SoakBegun, Stretch
 from tests.support.reports import HOSTILE, embedding, hostile, many, measured, ordinary, report, run, verdict
 
 
@@ -166,3 +167,39 @@ def test_claims_of_suites_are_on_the_page() -> None:
     assert on_page["claims_news"] == []
     failing = run(measured(), claims=(claim, msgspec.structs.replace(claim, severity="fail")))
     assert content(Report((failing,)))["claims_news"] == ["1 claim REFUTED"]
+
+
+def test_a_soak_has_a_page_with_its_course_and_what_was_found() -> None:
+    begun = SoakBegun(
+        "test_x.py::test_chat", "0123456789abcdef", "nvml", "2026-11-01T10:00:00+00:00", "measured"
+    )
+    rounds = [
+        RoundRecord(
+            at * 60_000_000_000, 60.0, 100.0 * (1.05 if at >= 60 else 1.0) * (1 + 0.001 * (at % 3)), 1.0, 10, 1000,
+            temperature_celsius=50.0 + at / 10, sm_clock_mhz=None if at == 3 else 1980.0,
+            limited_shares={"power": 0.25, "thermal": 0.0}, reasons=("x",) if at == 4 else (),
+        )
+        for at in range(120)
+    ]  # fmt: skip
+    text = soak_page(begun, [Stretch(60.0 * at, one) for at, one in enumerate(rounds)], 0.02)
+    data = carried(text)
+    soak = data["soak"]
+    assert data["tests"] == []
+    assert data["provenances"] == ["measured"]
+    assert soak["joules"][3:6] == [pytest.approx(0.1), None, pytest.approx(0.1002)]
+    assert soak["watts"][0] == pytest.approx(100 / 60, rel=1e-5)
+    assert soak["mhz"][2:5] == [1980, None, 1980]
+    assert soak["limited"] == {"power": [25.0] * 120}
+    assert soak["steps"] == [pytest.approx(1.0, abs=0.1)]
+    assert soak["said"][0].startswith("drift of J/token from beginning to end: +")
+    assert "1 stretch dropped by guards" in soak["said"]
+    assert len(soak["rows"]) == 12
+
+
+def test_a_hostile_name_of_a_soak_is_no_markup() -> None:
+    begun = SoakBegun(HOSTILE, HOSTILE, HOSTILE, "2026-11-01T10:00:00+00:00", "simulated")
+    text = soak_page(begun, [], None)
+    assert carried(text)["soak"]["test"] == HOSTILE
+    assert [tag for tag, _, _ in Elements(text).found] == [
+        tag for tag, _, _ in Elements(page(ordinary())).found
+    ]

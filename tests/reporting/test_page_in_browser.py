@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
-from pytest_tokenpower.core.records import Figure
-from pytest_tokenpower.reporting.page import page
+from pytest_tokenpower.core.records import Figure, RoundRecord
+from pytest_tokenpower.reporting.page import page, soak_page
 from pytest_tokenpower.reporting.report import Report
+from pytest_tokenpower.suites.soak import SoakBegun, Stretch
 from tests.support.browser import chromium, opened
 from tests.support.reports import hostile, many, measured, odd, ordinary, report
 
@@ -65,6 +67,29 @@ def test_everything_is_drawn_without_a_word_on_the_console(browser: Any, file: P
         # Of five tests each has power and rounds, three have a verdict with an interval; one compares all tests.
         assert len(drawings) == 14
         assert all(drawings)
+        assert not found.page.evaluate("document.documentElement.scrollWidth > innerWidth")
+        assert found.complaints == []
+
+
+@pytest.mark.parametrize("options", [WIDE, PHONE], ids=["wide", "phone"])
+def test_a_soak_is_drawn_over_its_hours(browser: Any, tmp_path: Path, options: Any) -> None:
+    begun = SoakBegun("test_x.py::test_chat", "", "nvml", "2026-11-01T10:00:00+00:00", "measured")
+    one = RoundRecord(0, 60.0, 100.0, 1.0, 10, 1000, temperature_celsius=50.0, sm_clock_mhz=1980.0)
+    rounds = [
+        replace(one, joules=100.0 * (1.05 if at >= 60 else 1.0) + at % 3, limited_shares={"power": 0.1})
+        for at in range(120)
+    ]
+    path = tmp_path / "soak.html"
+    path.write_text(
+        soak_page(begun, [Stretch(60.0 * at, one) for at, one in enumerate(rounds)], 0.02), "utf-8"
+    )
+    with opened(browser, path, **options) as found:
+        found.page.wait_for_function("() => document.querySelectorAll('.plot canvas').length === 5")
+        assert inked(found.page) == [True] * 5
+        text = found.page.inner_text("main")
+        assert "drift of J/token from beginning to end: +" in text
+        assert "step at 1.0" in text
+        assert "Verdicts" not in text
         assert not found.page.evaluate("document.documentElement.scrollWidth > innerWidth")
         assert found.complaints == []
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.suites.build import declared, engine_of, work_of
-from pytest_tokenpower.suites.estimate import Machine, estimate
+from pytest_tokenpower.suites.estimate import Machine, estimate, this_machine
 from pytest_tokenpower.suites.grid import Suite
 from pytest_tokenpower.suites.order import visits
 from pytest_tokenpower.workloads import Concurrency, FixedShape, Poisson, PromptSet
@@ -261,3 +261,41 @@ def test_a_bin_of_length_says_how_long_its_prompts_are_at_most() -> None:
     assert [suite.longest_prompt(cell) for cell in suite.cells] == [10239, None]
     with pytest.raises(UsageError, match="tokens wants the least length and one above the longest"):
         Suite.parse(text.replace("10240", "5120"), Path("s.energy.toml"))
+
+
+def test_arrivals_that_differ_in_their_seed_are_two_cells() -> None:
+    text = '[axes]\nmodel = "llama-3.1-8b"\nengine = "vllm"\n'
+    text += "arrivals = [{ poisson = 4, seed = 1 }, { poisson = 4, seed = 2 }]\n"
+    assert names(text) == ["llama-3.1-8b-vllm-rate4s1", "llama-3.1-8b-vllm-rate4s2"]
+
+
+@pytest.mark.parametrize(
+    ("axes", "reason"),
+    [
+        (
+            'engine = "transformers"\narrivals = { poisson = 4 }',
+            "the engine transformers takes whole batches, no arrivals",
+        ),
+        ('engine = "vllm"\nprompt_tokens = 200_000', "the model takes 131072 tokens, and these are 200128"),
+        ('engine = "transformers"\ntensor_parallel = 2', "the engine transformers takes no tensor_parallel"),
+    ],
+)
+def test_what_runs_nowhere_is_foretold_of_a_forecast_too(axes: str, reason: str) -> None:
+    found = suite(f'[axes]\nmodel = "llama-3.1-8b"\n{axes}\n')
+    assert estimate(found, found.cells[0], this_machine(simulated=True)).skipped == reason
+
+
+def test_another_checkpoint_in_the_same_folder_is_another_model(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"a")
+    text = '[axes]\nmodel = "./mine"\nengine = "vllm"\n'
+
+    def fingerprint() -> str:
+        found = suite(text, str(tmp_path / "s.energy.toml"))
+        return found.fingerprint(found.cells[0])
+
+    before = fingerprint()
+    assert fingerprint() == before
+    (folder / "model.safetensors").write_bytes(b"other weights")
+    assert fingerprint() != before

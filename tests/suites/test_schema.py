@@ -60,7 +60,12 @@ def test_a_plain_suite_is_read() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "line", "words"),
     [
-        ("[8, 64]", '[8, "x"]', 7, "axes.batch[1]: 'x': is no 'int'; valid: a whole number of at least 1"),
+        (
+            "[8, 64]",
+            '[8, "x"]',
+            7,
+            "axes.batch[1]: 'x': is no whole number; valid: a whole number of at least 1",
+        ),
         ("[8, 64]", "0", 7, "axes.batch: 0: "),
         (
             "batch = [8",
@@ -96,6 +101,45 @@ def test_a_plain_suite_is_read() -> None:
         ("[8, 64]", '8\nprompts = "alpaca"', 8, "'alpaca' is no set of prompts; there are random"),
         ("[8, 64]", '8\nvariant = "int4"', 8, "'int4' is no variant; there are bf16, fp8"),
         ("[8, 64]", "8\narrivals = { poisson = 1, concurrency = 2 }", 8, "either concurrency or poisson"),
+        ("[8, 64]", "[]", 7, "axes.batch: is an empty list"),
+        ("[8, 64]", "[8, 8]", 7, "axes.batch: 8 is there twice"),
+        (
+            "[8, 64]",
+            '8\nquantization = "awq"',
+            12,
+            "variants.fp8.quantization: is 'fp8', and the axis quantization",
+        ),
+        (
+            "[variants]",
+            "[engines.vlm]\n[variants]",
+            9,
+            "engines.vlm: no axis names it; of engines there are vllm",
+        ),
+        ("[variants]", '[variants]\n"x y" = {}', 10, "variants.x y: a name is without spaces"),
+        ("[variants]", "[limits]\nquality = 0.5\n[variants]", 10, "limits.quality: nothing is scored"),
+        (
+            "[[claim]]",
+            "[[budget]]\nwhere = { batch = 9 }\njoules = 1\n[[claim]]",
+            13,
+            "no cell has these values",
+        ),
+        ("[[claim]]", "[[budget]]\nwhere = { batch = 8 }\n[[claim]]", 13, "limits nothing: give it a limit"),
+        (
+            "[[claim]]",
+            '[[slo]]\nname = "c"\nttft_ms = 1\nwhere = { batch = 9 }\n[[claim]]',
+            13,
+            "no cell has these values",
+        ),
+        (
+            "[[claim]]",
+            '[[slo]]\nname = "c"\nttft_ms = 1\npercentile = 95\n[[claim]]',
+            16,
+            "valid: 50, 90, 99",
+        ),
+        ("at_most = 0.85", 'at_most = 0.85\nalong = "batch"', 13, "along is of shapes, not read here"),
+        ("at_most = 0.85", "at_most = 0.85\nat_least = 0.9", 13, "at_least is above at_most"),
+        ("at_most = 0.85", "at_most = inf", 13, "inf is no limit"),
+        ("at_most = 0.85", 'at_most = 0.85\nwithin = "1.2.3%"', 18, "valid: a share in quotes"),
         ("[[claim]]", "[[exclude]]\nbatch = 9\n[[claim]]", 13, "exclude[0]: leaves out nothing"),
         ('engine = "vllm"\n', "", 4, "axes: lacks engine"),
     ],
@@ -165,3 +209,15 @@ def test_each_value_is_found_on_its_own_line(tables: list[tuple[bool, str, list[
 def test_axes_are_named_as_the_engines_and_workloads_name_them() -> None:
     assert {"dtype", "quantization", "kv_cache_dtype", "tensor_parallel", "pipeline_parallel"} < set(AXES)
     assert {"batch", "prompt_tokens", "new_tokens", "arrivals"} < set(AXES)
+
+
+def test_a_file_that_is_not_there_is_a_mistake_of_the_suite(tmp_path: Path) -> None:
+    path = tmp_path / "s.energy.toml"
+    path.write_text(PLAIN + '[prompts]\np = { file = "no.jsonl" }\n', "utf-8")
+    with pytest.raises(
+        UsageError, match=r"s\.energy\.toml:19: prompts\.p\.file: .*no\.jsonl: there is no such file"
+    ):
+        Suite.read(path)
+    # As Windows editors write it.
+    path.write_text("\ufeff" + PLAIN, "utf-8")
+    assert len(Suite.read(path).cells) == 4

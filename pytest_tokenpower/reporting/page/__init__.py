@@ -4,19 +4,34 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pytest_tokenpower.reporting.page.content import content
+from pytest_tokenpower.reporting.page.content import content, soak_content
 from pytest_tokenpower.reporting.report import Report
+
+if TYPE_CHECKING:
+    from pytest_tokenpower.suites.soak import SoakBegun, Stretch
 
 _STYLES = ("uplot/uPlot.min.css", "page.css")
 _SCRIPTS = ("uplot/uPlot.iife.min.js", "page.js")
 
 
 def page(report: Report) -> str:
-    """Render the page. Nothing of a record is ever markup: the script writes it as text.
+    """Render the page of a report."""
+    return _filled(content(report))
+
+
+def soak_page(begun: SoakBegun, stretches: Sequence[Stretch], limit: float | None) -> str:
+    """Render the page of a soak, its drift beside the limit where there is one."""
+    return _filled(soak_content(begun, stretches, limit))
+
+
+def _filled(data: Mapping[str, Any]) -> str:
+    """Fill the template. Nothing of a record is ever markup: the script writes it as text.
 
     A content security policy names the page's own scripts and styles by their hashes, and forbids everything else.
     """
@@ -28,7 +43,7 @@ def page(report: Report) -> str:
     blocks = {
         "policy": policy,
         "styles": "\n".join(f"<style>{style}</style>" for style in styles),
-        "data": script_safe(msgspec.json.encode(content(report)).decode()),
+        "data": script_safe(msgspec.json.encode(data).decode()),
         "scripts": "\n".join(f"<script>{script}</script>" for script in scripts),
     }
     text = _asset("page.html")

@@ -13,17 +13,18 @@ from pytest_tokenpower.analysis.rounds import joules_per_unit
 from pytest_tokenpower.core.denominators import denominator, unit_of
 from pytest_tokenpower.core.figures import FIGURES
 from pytest_tokenpower.core.records import MeasurementRecord, RoundRecord, RunRecord, VerdictRecord
-from pytest_tokenpower.core.text import per_token, short_test_name, with_interval
+from pytest_tokenpower.core.text import per_token, plural, short_test_name, with_interval
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.gate.history import History, Series
 from pytest_tokenpower.gate.messages import message, word
 from pytest_tokenpower.gate.verdict import FAILING, against_baseline
 from pytest_tokenpower.reporting.costs import cost_of, explained
 from pytest_tokenpower.reporting.report import Report, Reported, parts_of_change
-from pytest_tokenpower.reporting.suites import claims_news, found, trade_offs
+from pytest_tokenpower.reporting.suites import claims_news, found, soak_rows, soak_words, trade_offs
 from pytest_tokenpower.reporting.terminal import division
 from pytest_tokenpower.stats.changepoints import ChangePoint
 from pytest_tokenpower.store.access import when
+from pytest_tokenpower.suites.soak import SoakBegun, Stretch, course, summarise
 
 STEPS_OF_A_PAGE = 60_000
 """Steps of power in all curves together: a page of 200 tests has 300 for each and stays under 3 MB."""
@@ -59,6 +60,43 @@ def content(report: Report) -> dict[str, Any]:
         "tests": [
             _test(each, report, report.runs.index(each.run), steps=steps, spans=spans) for each in entries
         ],
+    }
+
+
+def soak_content(begun: SoakBegun, stretches: Sequence[Stretch], limit: float | None) -> dict[str, Any]:
+    """Everything on the page of a soak: what it came to in words, and its course over the hours."""
+    found, drawn = summarise(stretches), course(stretches)
+    said = soak_words(found, limit)
+    columns = {
+        "joules": drawn.joules_per_unit,
+        "watts": drawn.watts,
+        "celsius": drawn.celsius,
+        "mhz": drawn.sm_clock_mhz,
+    }
+    return {
+        **content(Report(())),
+        "provenances": begun.provenance.split("+") if begun.provenance else [],
+        "soak": {
+            "test": begun.test,
+            "about": [
+                ["test", begun.test],
+                ["began", begun.created[:16].replace("T", " ") + " UTC"],
+                ["source of energy", begun.source],
+                ["lasted", f"{found.hours:.3g} h in {plural(len(stretches), 'part')}"],
+                *([["commit or work", begun.fingerprint[:12]]] if begun.fingerprint else []),
+            ],
+            "said": said,
+            "unit": found.unit,
+            "hours": [_digits(hour) for hour in drawn.hours],
+            **{name: [_digits(value) for value in values] for name, values in columns.items()},
+            "limited": {
+                name: [_digits(100 * share) for share in shares] for name, shares in drawn.limited.items()
+            },
+            "steps": [_digits(hour) for hour, _ in found.steps],
+            "drift": None if found.drift is None else found.drift.change.change,
+            "head": soak_rows(found)[0],
+            "rows": soak_rows(found)[1],
+        },
     }
 
 

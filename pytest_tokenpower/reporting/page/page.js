@@ -246,9 +246,53 @@
       ? `commit ${run.commit.slice(0, 12)}${run.branch ? ` on ${run.branch}` : ""}${run.dirty ? ", with uncommitted changes" : ""}` : "outside git"}`,
   ])));
 
+  /** A soak: each quantity over the hours, all on one axis of time, and steps as lines. */
+  const soaked = (soak) => {
+    const zoom = soak.hours.length > 1;
+    const over = (title, label, series, y = {}) => chart(title, `${title} over ${figures(soak.hours.at(-1), 3)} hours`, (t) => ({
+      options: {
+        height: 190, scales: { x: { time: false }, y }, axes: axes(t, { label: "hours", size: 36 }, { label, size: 64, values: (_, v) => v.map((x) => figures(x, 5)) }),
+        series: [{ label: "h", value: (_, v) => figures(v, 4) }, ...series(t).map(([name, , more]) => ({ label: name, width: 1, points: { show: false }, value: (_, v) => figures(v), ...more }))],
+        hooks: { draw: [(plot) => {
+          const { ctx, bbox } = plot;
+          ctx.save();
+          ctx.strokeStyle = t.bad;
+          ctx.setLineDash([6, 4]);
+          soak.steps.forEach((hour) => {
+            const x = plot.valToPos(hour, "x", true);
+            if (x >= bbox.left && x <= bbox.left + bbox.width) { ctx.beginPath(); ctx.moveTo(x, bbox.top); ctx.lineTo(x, bbox.top + bbox.height); ctx.stroke(); }
+          });
+          ctx.restore();
+        }] },
+      },
+      data: [soak.hours, ...series(t).map(([, values]) => values)],
+    }), { zoom });
+    const known = (values) => values.some((value) => value !== null);
+    const dots = (stroke) => ({ paths: () => null, stroke, points: { show: true, size: 4, stroke, fill: stroke } });
+    const logs = soak.joules.map((value) => (value === null ? null : Math.log(value)));
+    const kept = logs.map((value, at) => [soak.hours[at], value]).filter(([, value]) => value !== null);
+    const middle = (column) => kept.reduce((sum, row) => sum + row[column], 0) / kept.length;
+    const line = soak.drift === null ? null : (() => {
+      const span = kept.at(-1)[0] - kept[0][0], hour = middle(0), level = middle(1);
+      return soak.hours.map((at) => Math.exp(level + Math.log1p(soak.drift) * (at - hour) / span));
+    })();
+    return [el("h2", {}, `Soak of ${soak.test}`), facts(soak.about), el("ul", {}, soak.said.map((each) => el("li", {}, each))),
+      known(soak.joules) && over(soak.unit, soak.unit, (t) => [[soak.unit, soak.joules, dots(t.level)], ...(line ? [["drift", line, { stroke: t.bad, width: 1.5 }]] : [])]),
+      known(soak.watts) && over("Power", "W", (t) => [["W", soak.watts, { stroke: t.curve }]]),
+      known(soak.celsius) && over("Temperature", "°C", (t) => [["°C", soak.celsius, { stroke: t.warn }]]),
+      known(soak.mhz) && over("SM clock", "MHz", (t) => [["MHz", soak.mhz, { stroke: t.level }]]),
+      Object.keys(soak.limited).length > 0 && over("Time under limits", "%", (t) => Object.entries(soak.limited).map(([name, shares], at) => [name, shares, { stroke: t.devices[at % t.devices.length] }]), { range: [0, 100] }),
+      el("p", { class: "quiet small" }, "A point is a stretch; dropped ones have no figure. Red: the straight line through all of them, and steps of 1 % and more."),
+      table("The soak in twelve parts", soak.head, soak.rows.map((row) => row.map(String)), [])].filter(Boolean);
+  };
+  if (data.soak) {
+    main.append(...soaked(data.soak));
+    document.querySelector(".skip").remove();
+  }
+
   const counts = new Map();
   data.tests.forEach((test) => counts.set(test.kind, [(counts.get(test.kind)?.[0] ?? 0) + 1, test.word]));
-  main.append(el("h2", {}, "Verdicts"), data.tests.length
+  if (!data.soak) main.append(el("h2", {}, "Verdicts"), data.tests.length
     ? el("ul", { class: "counts" }, data.claims_news.map((news) => el("li", { class: kindClass("failed") }, news)), [...counts].map(([kind, [count, word]]) => el("li", {}, `${count} `, el("span", { class: kindClass(kind) }, word))))
     : el("p", {}, "No test measured energy in this run."));
 
@@ -267,7 +311,7 @@
   }
 
   const section = el("section", { id: "tests", "aria-labelledby": "tests-head" }, el("h2", { id: "tests-head" }, "Tests"));
-  main.append(section);
+  if (!data.soak) main.append(section);
   const unit = new Set(data.tests.map((test) => test.unit)).size === 1 ? data.tests[0].unit : "";
   const mainFigure = (test) => (test.main ? `${figures(test.main[0])}${unit ? "" : ` ${test.unit}`}` : "");
   const LATENCIES = { "TTFT ms": "ttft_p50_seconds", "TPOT ms": "tpot_p50_seconds" };
@@ -374,7 +418,7 @@
     "Of cells with the same work: in which pairs with J/token no other is better in both",
     ["cell", "J/token", "tok/s", "TTFT p90, s", "quality", "not beaten in J/token and"], data.trade_offs, [0, 5]));
 
-  main.append(el("h2", {}, "Machine and measurement"));
+  if (!data.soak) main.append(el("h2", {}, "Machine and measurement"));
   const how = new Map();
   data.tests.forEach((test) => {
     const boards = Object.entries(test.key).filter(([name]) => name.endsWith(".name")).map(([name, value]) => `${test.key[name.replace(/name$/, "count")] ?? ""}× ${value}`).join(", ");

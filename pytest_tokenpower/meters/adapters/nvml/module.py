@@ -78,7 +78,7 @@ def find_module(nvml: Any, handle: Any, board: str) -> tuple[Module | None, str 
         raise MeterError(f"{name}: no power of the module (nvmlDeviceGetFieldValues {average} and {instant})")
 
     ring: PowerRing | None = PowerRing(nvml, handle, name, nvml.NVML_MODULE_POWER_SAMPLES)
-    if not _tried(lambda: ring is not None and any(mw for _, mw in ring.since(0))):
+    if not _tried(lambda: ring is not None and bool(ring.since(0)[:, 1].any())):
         ring = None
     if ring is None and not _tried(lambda: watts() > 0):
         return None, None

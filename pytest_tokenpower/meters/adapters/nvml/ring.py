@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pytest_tokenpower.errors import MeterError, MeterLost
 from pytest_tokenpower.meters.clock import STEP_NS, Clock
@@ -13,6 +13,14 @@ from pytest_tokenpower.meters.types import PowerSamples
 
 NO_POWER = 0x7FFFFFFF
 """From here on a sample in milliwatts is no power but a value that was never written (NVML_VALUE_NOT_AVAILABLE)."""
+
+
+_SAMPLE = np.dtype(
+    {"names": ["t_us", "milliwatts"], "formats": ["u8", "u4"], "offsets": [0, 8], "itemsize": 16}
+)
+"""An nvmlSample_t whose value is an unsigned int: read at once, as a read of each costs what the driver's own does."""
+
+_Rows = NDArray[np.int64]
 
 
 class PowerRing:
@@ -29,33 +37,37 @@ class PowerRing:
         self._kind: int = nvml.NVML_TOTAL_POWER_SAMPLES if kind is None else kind
         self._newest_us = 0
         self._offset_ns: int | None = None
-        self._unplaceable: frozenset[int] = frozenset()
+        self._unplaceable: _Rows | None = None
 
-    def since(self, after_us: int) -> list[tuple[int, int]]:
-        """(realtime in us, milliwatts) of the samples that are stamped after a moment, in the ring's order."""
+    def since(self, after_us: int) -> _Rows:
+        """Rows of realtime (us) and milliwatts of the samples stamped after a moment, in the ring's order."""
         nvml = self._nvml
         try:
             _, samples = nvml.nvmlDeviceGetSamples(self._handle, self._kind, after_us)
         except nvml.NVMLError_NotFound:
             # "No samples" since then.
-            return []
+            samples = []
         except nvml.NVMLError_GpuIsLost as error:
             raise MeterLost(f"{self._board}: nvmlDeviceGetSamples failed: {error}") from error
         except nvml.NVMLError as error:
             raise MeterError(f"{self._board}: nvmlDeviceGetSamples failed: {error}") from error
-        return [(t_us, s.sampleValue.uiVal) for s in samples if (t_us := s.timeStamp) > after_us]
+        read = np.frombuffer(b"".join(samples), _SAMPLE)
+        rows = np.stack([read["t_us"], read["milliwatts"]], axis=1).astype(np.int64)
+        return rows[rows[:, 0] > after_us]
 
     def drain(self, clock: Clock) -> PowerSamples | None:
         """Return what is new since the last drain; None where nothing is, or where realtime was set in between."""
         offset_ns = clock.offset_ns
         stepped = self._offset_ns is not None and abs(offset_ns - self._offset_ns) > STEP_NS
-        rows = [row for row in self.since(self._newest_us) if row[0] not in self._unplaceable]
-        stamps = [t_us for t_us, _ in rows]
+        rows = self.since(self._newest_us)
+        if self._unplaceable is not None:
+            rows = rows[~np.isin(rows[:, 0], self._unplaceable)]
+        stamps = rows[:, 0]
         # Set forth and back between two drains, realtime shows only in stamps that are out of order or yet to come.
         now_us = (clock.monotonic_ns() + offset_ns) // 1000
-        odd = any(later < earlier for earlier, later in pairwise(stamps)) or max(stamps, default=0) > now_us
+        odd = bool(np.any(np.diff(stamps) < 0)) or stamps.max(initial=0) > now_us
         if stepped or odd:
-            self._unplaceable = frozenset(t_us for t_us, _ in self.since(0))
+            self._unplaceable = self.since(0)[:, 0]
             self._newest_us = 0
         # Only now: a call that failed above has left the step to the next drain.
         self._offset_ns = offset_ns
@@ -65,14 +77,13 @@ class PowerRing:
             raise MeterError(
                 f"{self._board}: the stamps of the power ring are out of order or ahead of the clock: realtime was set"
             )
-        if not rows:
+        if not len(rows):
             return None
-        self._newest_us = stamps[-1]
-        columns = np.array(rows, dtype=np.int64)
-        milliwatts = columns[:, 1]
+        self._newest_us = int(stamps[-1])
+        milliwatts = rows[:, 1]
         if milliwatts.min() <= 0 or milliwatts.max() >= NO_POWER:
             odd_watts = 0 if milliwatts.min() <= 0 else int(milliwatts.max()) // 1000
             raise MeterError(
                 f"{self._board}: the power ring reads {odd_watts} W, which no powered board draws"
             )
-        return PowerSamples(clock.from_realtime_us(columns[:, 0]), milliwatts)
+        return PowerSamples(clock.from_realtime_us(stamps), milliwatts)
