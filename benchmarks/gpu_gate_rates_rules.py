@@ -184,7 +184,7 @@ def own(*, separate: bool) -> Rule:
                 tuple(_record(each, separate) for each in stored),
                 tuple(str(each.process) for each in stored),
             ),
-            Policy(limit),
+            Policy(limit, boards=_calibrated([new, *stored])),
         )
         return ReplayedGate(
             found.kind == "regressed",
@@ -203,10 +203,9 @@ def own(*, separate: bool) -> Rule:
 @lru_cache(maxsize=4096)
 def _record(run: Run, separate: bool) -> Any:
     """Return the measurement that the plugin stored, as far as it is packed."""
-    from pytest_tokenpower.core.records import MeasurementRecord, RoundRecord, WaitingRecord
+    from pytest_tokenpower.core.records import MeasurementRecord, RoundRecord
 
     started = datetime.fromisoformat(run.created).timestamp() + 86_400.0 * run.process * separate
-    known = math.isfinite(run.waiting_watts)
     repeats = executions(run)
     return MeasurementRecord(
         test=run.test,
@@ -231,8 +230,21 @@ def _record(run: Run, separate: bool) -> Any:
         comparable=True,
         host=f"hold {run.hold}",
         started=started,
-        waiting={run.board: WaitingRecord(run.waiting_watts, 0.0, run.waiting_celsius)} if known else {},
     )
+
+
+def _calibrated(runs: Sequence[Run]) -> Any:
+    """Return what is known of the boards: the waiting watts that the runs' own processes have measured."""
+    from pytest_tokenpower.core.records import WaitingRecord
+    from pytest_tokenpower.gate.evidence import Boards
+
+    waiting = {}
+    for board in {run.board for run in runs}:
+        seen = [run for run in runs if run.board == board and math.isfinite(run.waiting_watts)]
+        if seen:
+            found = _waiting(seen)
+            waiting[board] = WaitingRecord(found.watts, found.stderr, found.celsius)
+    return Boards(waiting)
 
 
 def across_boards(
