@@ -21,7 +21,7 @@ import numpy as np
 from pytest_tokenpower.stats.boards import Calibration
 from pytest_tokenpower.stats.change import MOST_DF, Change
 from pytest_tokenpower.stats.pace import SlopeCheck, Waiting, at_pace, slope_check
-from pytest_tokenpower.stats.runs import location_squared_error, summarise_blocks, summarise_runs
+from pytest_tokenpower.stats.runs import TRIM, location_squared_error, summarise_blocks, summarise_runs
 from pytest_tokenpower.stats.scatter import (
     CAUTION_PER_ROUND_SD,
     CAUTION_SD,
@@ -40,7 +40,7 @@ from pytest_tokenpower.stats.temperature import (
     Refusal,
     adjust_temperature,
 )
-from pytest_tokenpower.stats.types import FloatArray, RunSummary
+from pytest_tokenpower.stats.types import DEFAULT_PRIOR, FloatArray, RunSummary
 
 PACE_SCATTER = Scatter(0.003, 2.0)
 """Believed of the share of J/token that pace moves between runs of a test that is bound by the GPU."""
@@ -624,8 +624,12 @@ def _blocks_change(differences: Sequence[Sequence[float]], noise: Noise) -> tupl
     unit = scatter(squares, count - 1, noise.interleaved, noise.interleaved, most_believed=count - 1)
     known, variance, df = count > FEWEST_DF, unit.sd**2, unit.df
     if not known and error > variance:
-        # The blocks are what the error is known from.
-        variance, df = error, max(df, sum(len(each) - 1 for each in differences))
+        # The blocks are what the error is known from, as many as the trimmed mean keeps (Yuen 1974, Biometrika
+        # 61:165); drawn to quieter blocks it would be too small.
+        kept = sum(each.rounds - 2 * int(TRIM * each.rounds) - 1 for each in summaries)
+        own = sum(max(each.rounds - 1, 1) for each in summaries)
+        variance = error = error * (1 + count * DEFAULT_PRIOR.round_df / own)
+        df = max(kept, 1)
     delta = float(locations.mean())
     return Change(delta, math.sqrt(variance / count), df, math.sqrt(error / count)), known
 
