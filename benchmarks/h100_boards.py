@@ -1,7 +1,7 @@
 """What fixed work foretells of a board: the spread of J/token between four H100s, before and after.
 
-``python benchmarks/h100_boards.py`` writes docs/results/h100-boards.md from docs/results/data/h100-boards.json, the mean
-ln(joules) of each process.
+``python benchmarks/h100_boards.py`` writes docs/results/h100-boards.md from docs/results/data/h100-boards.json, the
+mean ln(joules) of each process.
 """
 
 from __future__ import annotations
