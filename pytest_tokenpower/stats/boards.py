@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 MATMUL, MEMORY = "matmul", "memory"
 FORETELLING = (MATMUL, MEMORY)
-"""The pieces of fixed work whose mean foretells a board's J/token best: over eight H100s 1.48 % of spread become 0.29
-%. Taken as read at their usual temperatures: reduced to one temperature the matmul at the power limit loses its
-worth."""
+"""The pieces of fixed work whose mean foretells a board's J/token best: over four H100s 1.6 % of spread become 0.2 %
+(docs/results/h100-boards.md). Taken as read at their usual temperatures: reduced to one temperature the matmul at the
+power limit loses its worth."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ import numpy as np
 from pytest_tokenpower.stats.boards import Calibration
 from pytest_tokenpower.stats.change import MOST_DF, Change
 from pytest_tokenpower.stats.pace import SlopeCheck, Waiting, at_pace, slope_check
-from pytest_tokenpower.stats.runs import summarise_blocks, summarise_runs
+from pytest_tokenpower.stats.runs import TRIM, location_squared_error, summarise_blocks, summarise_runs
 from pytest_tokenpower.stats.scatter import (
     CAUTION_PER_ROUND_SD,
     CAUTION_SD,
@@ -40,7 +40,7 @@ from pytest_tokenpower.stats.temperature import (
     Refusal,
     adjust_temperature,
 )
-from pytest_tokenpower.stats.types import FloatArray, RunSummary
+from pytest_tokenpower.stats.types import DEFAULT_PRIOR, FloatArray, RunSummary
 
 PACE_SCATTER = Scatter(0.003, 2.0)
 """Believed of the share of J/token that pace moves between runs of a test that is bound by the GPU."""
@@ -389,8 +389,7 @@ class _Plan:
             locations[stored].tolist(), errors[stored], cells, [run.occasion for run in self.runs[stored]]
         )
         fresh = locations[self.first_new :]
-        fresh_error = float(np.mean(errors[self.first_new :]))
-        fresh_df = max(sum(each.rounds - 1 for each in summaries[self.first_new :]), 1)
+        fresh_error, fresh_df = _fresh_error(summaries[stored], summaries[self.first_new :])
         present = [at for at, (level, _) in enumerate(groups.cells) if level == "now"]
         rounds_sd = max((each.round_sd for each in summaries), default=0.0)
         caution = Scatter(max(least_caution, CAUTION_PER_ROUND_SD * rounds_sd), MOST_DF)
@@ -482,6 +481,25 @@ def _summaries(runs: Sequence[Run], rounds: Sequence[FloatArray]) -> list[RunSum
     if any(len(error) != len(values) for error, values in zip(errors or (), rounds, strict=True)):
         errors = None
     return summarise_runs([values.tolist() for values in rounds], meter_errors_per_run=errors)
+
+
+def _fresh_error(stored: Sequence[RunSummary], fresh: Sequence[RunSummary]) -> tuple[float, float]:
+    """Return the mean squared error of the new runs by their rounds, and its degrees of freedom.
+
+    Few rounds hardly tell how they scatter, one not at all: those of the stored runs tell it of any number.
+    """
+    own = float(np.mean([each.squared_error for each in fresh]))
+    own_df = max(sum(each.rounds - 1 for each in fresh), 1)
+    df = sum(each.rounds - 1 for each in stored)
+    if not df:
+        return own, own_df
+    variance = sum((each.rounds - 1) * each.round_sd**2 for each in stored) / df
+    as_stored = float(
+        np.mean(
+            [location_squared_error(np.array(variance), np.array(each.lag1), each.rounds) for each in fresh]
+        )
+    )
+    return (own, own_df) if own >= as_stored else (as_stored, max(df, own_df))
 
 
 def _pace_of(plan: _Plan, waiting: Mapping[str, Waiting]) -> tuple[list[FloatArray] | None, list[Waiting]]:
@@ -606,8 +624,12 @@ def _blocks_change(differences: Sequence[Sequence[float]], noise: Noise) -> tupl
     unit = scatter(squares, count - 1, noise.interleaved, noise.interleaved, most_believed=count - 1)
     known, variance, df = count > FEWEST_DF, unit.sd**2, unit.df
     if not known and error > variance:
-        # The blocks are what the error is known from.
-        variance, df = error, max(df, sum(len(each) - 1 for each in differences))
+        # The blocks are what the error is known from, as many as the trimmed mean keeps (Yuen 1974, Biometrika
+        # 61:165); drawn to quieter blocks it would be too small.
+        kept = sum(each.rounds - 2 * int(TRIM * each.rounds) - 1 for each in summaries)
+        own = sum(max(each.rounds - 1, 1) for each in summaries)
+        variance = error = error * (1 + count * DEFAULT_PRIOR.round_df / own)
+        df = max(kept, 1)
     delta = float(locations.mean())
     return Change(delta, math.sqrt(variance / count), df, math.sqrt(error / count)), known
 

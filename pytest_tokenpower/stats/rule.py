@@ -160,7 +160,9 @@ def decide(comparison: Comparison, policy: Policy) -> Decision:
         work_down = 1.0
     up = min(up / (1 - WORK_SHARE), work_up / WORK_SHARE, 1.0)
     down = min(down / (1 - WORK_SHARE), work_down / WORK_SHARE, 1.0)
-    passes = _upper(work, policy) < theta and not slower and reason != "pace"
+    # A total that is shown to be above the limit is no pass, though neither part is shown to be the cause.
+    risen = total.interval(INTERVAL)[0] > theta
+    passes = _upper(work, policy) < theta and not slower and not risen and reason != "pace"
     return _decided(work, "work", up, down, passes, policy, WORK_SHARE, reason)
 
 

@@ -77,7 +77,7 @@ DEFAULT_NOISE = Noise(
     occasion_share=0.5,
     source="default",
 )
-"""Of eight H100s: boards differ by 1.48 %, which counts for little on other models; calibrated by 0.29 %. On eight
+"""Of four H100s: boards differ by 1.6 %, which counts for little on other models; calibrated by 0.2 %. On eight
 H200s calibration leaves 0.66 %, as J/token differs there by 1.7 times what the fixed work does: both together make 0.5
 %. Runs: see ``types.DEFAULT_PRIOR``. That occasions share half of the variance of runs is assumed."""
 

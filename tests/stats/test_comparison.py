@@ -22,6 +22,7 @@ from pytest_tokenpower.stats.comparison import (
     compare_ceiling,
     compare_figures,
 )
+from pytest_tokenpower.stats.noise import clopper_pearson
 from pytest_tokenpower.stats.pace import Waiting, measured_waiting
 from pytest_tokenpower.stats.rule import Policy, decide
 
@@ -193,9 +194,23 @@ def test_blocks_are_a_t_on_restarts() -> None:
 def test_the_blocks_of_one_restart_are_what_its_error_is_known_from() -> None:
     mine = np.array([[0, 1, 1, 0]] * 12, dtype=float)
     noisy = np.random.default_rng(6).standard_normal((12, 4))
-    assert compare_blocks([Blocks(0.2 * np.exp(0.02 * noisy), mine)]).total.df == 11
+    # A trimmed mean of twelve keeps eight.
+    assert compare_blocks([Blocks(0.2 * np.exp(0.02 * noisy), mine)]).total.df == 7
     # Blocks that agree say nothing of restarts: that is believed.
     assert compare_blocks([Blocks(0.2 * np.exp(1e-4 * noisy), mine)]).total.df == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("blocks", [1, 3, 5, 12])
+def test_few_noisy_blocks_of_one_restart_fail_no_identical_code(blocks: int) -> None:
+    """Rounds scatter by 5 %, ten times what is believed beforehand."""
+    rng = np.random.default_rng(3)
+    mine = np.array([[0, 1, 1, 0]] * blocks, dtype=float)
+    failed = 0
+    for _ in range(1000):
+        values = 0.2 * np.exp(0.05 * rng.standard_normal((blocks, 4)))
+        failed += decide(compare_blocks([Blocks(values, mine)]), Policy(0.0015)).kind == "regressed"
+    assert clopper_pearson(failed, 1000)[0] <= 0.01
 
 
 def test_blocks_part_work_from_pace() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -123,6 +124,14 @@ def test_a_slower_host_fails_only_against_a_known_pace() -> None:
     assert (quiet.kind, quiet.part, quiet.reason) == ("inconclusive", "total", "pace")
 
 
+def test_a_total_that_is_shown_above_the_limit_is_no_pass_though_its_work_is() -> None:
+    """The total's own interval is what is printed: neither part alone need be shown to have risen."""
+    found = parts(0.0, 0.03, work_error=0.001, pace_error=0.03)
+    assert decide(found, Policy(0.01, family=200)).kind == "passed"
+    risen = replace(found, total=change(math.log1p(0.03), 0.005))
+    assert decide(risen, Policy(0.01, family=200)).kind == "inconclusive"
+
+
 def test_slopes_that_contradict_keep_work_from_deciding() -> None:
     from dataclasses import replace
 
@@ -192,6 +201,19 @@ def test_identical_code_fails_at_most_once_in_a_hundred_builds(machine: Machine,
     kinds = rates(lambda rng: (machine.runs(rng, stored), machine.runs(rng, 1, first_occasion=99)), 0.01)
     assert clopper_pearson(kinds["regressed"], 500)[0] <= 0.01
     assert kinds["covered"] >= 0.92 * 500
+
+
+@pytest.mark.parametrize(("stored", "fresh"), [(20, 1), (30, 3)])
+def test_a_run_of_few_rounds_is_as_uncertain_as_the_stored_runs_rounds_tell(stored: int, fresh: int) -> None:
+    """Rounds scatter by 5 %, of which one or three tell nothing; each stored run is the mean of many."""
+    many, few = Machine(round_sd=0.05, rounds=stored), Machine(round_sd=0.05, rounds=fresh)
+
+    def build(rng: np.random.Generator) -> tuple[list[Run], list[Run]]:
+        return many.runs(rng, 5), few.runs(rng, 1, first_occasion=9)
+
+    found = rates(build, 0.01)
+    # By chance one in a hundred may: more than that share of 500 is surely more.
+    assert clopper_pearson(found["regressed"], 500)[0] <= 0.01
 
 
 def test_one_sitting_does_not_fail_another_day() -> None:
