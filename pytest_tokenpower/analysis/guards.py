@@ -193,7 +193,7 @@ def limited_shares(conditions: Sequence[Conditions], start_ns: int, end_ns: int)
 
 
 def mean_condition(conditions: Sequence[Conditions], field: str, start_ns: int, end_ns: int) -> float | None:
-    """Return the mean of ``temperature_celsius`` or ``sm_clock_mhz`` over a window: joined by lines between the polls.
+    """Return the mean of a field of the conditions over a window: joined by lines between the polls.
 
     None where it was not read for long: what a condition was is not made up.
     """

@@ -57,7 +57,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the job that a summary or comment is of: in its heading, and in the marker of its comment",
     )
     parser.add_argument("--price", metavar="NUMBER", help="price of a kWh, as ini energy_price")
-    parser.add_argument("--currency", metavar="CODE", help="the price's currency, as ini energy_currency")
+    parser.add_argument("--currency", metavar="CODE", help="the prices' currency, as ini energy_currency")
+    parser.add_argument(
+        "--token-prices",
+        metavar="'IN OUT'",
+        help="what an API charges per million input and output tokens, as ini energy_token_prices",
+    )
     parser.add_argument(
         "--carbon-intensity", metavar="GRAMS|COUNTRY", help="gCO2e per kWh or a country's three letters"
     )
@@ -107,7 +112,13 @@ def _report(arguments: argparse.Namespace, chosen: str) -> Report:
     reason = ""
     if FORMATS[chosen].looks_back:
         past, reason = histories(place, tests_of(records))
-    factors = read_factors(arguments.price, arguments.currency, arguments.carbon_intensity, arguments.pue)
+    factors = read_factors(
+        arguments.price,
+        arguments.currency,
+        arguments.carbon_intensity,
+        arguments.pue,
+        arguments.token_prices,
+    )
     return Report(tuple(records), curves, past, reason, factors, arguments.title)
 
 

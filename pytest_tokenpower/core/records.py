@@ -65,6 +65,7 @@ class RoundRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     peak_watts: float | None = None
     temperature_celsius: float | None = None
     sm_clock_mhz: float | None = None
+    memory_gib: float | None = None
     latency: dict[str, float] = {}
     limited_shares: dict[str, float] = {}
     reasons: tuple[str, ...] = ()
@@ -453,7 +454,7 @@ def _impossible_round(one: RoundRecord) -> Iterator[str]:
     if not _finite([one.stderr_joules], least=0):
         yield f"a standard error of {one.stderr_joules} joules"
     if not _finite(one.device_joules.values()) or not _finite(
-        [one.peak_watts, one.temperature_celsius, one.sm_clock_mhz]
+        [one.peak_watts, one.temperature_celsius, one.sm_clock_mhz, one.memory_gib]
     ):
         yield "a reading that is no finite number"
     if not _finite(one.limited_shares.values(), least=0):

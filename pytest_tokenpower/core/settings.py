@@ -116,7 +116,7 @@ class Factors(NamedTuple):
     """From kilowatt-hours to money and carbon; None: not asked for. ``carbon_source`` says where the intensity is from.
 
     ``price`` is in ``currency`` per kWh, ``carbon`` in gCO2e per kWh, ``pue`` the data centre's total over its IT
-    energy.
+    energy. ``token_prices`` are what an API charges, in ``currency`` per million input and per million output tokens.
     """
 
     price: float | None = None
@@ -124,10 +124,16 @@ class Factors(NamedTuple):
     carbon: float | None = None
     carbon_source: str = ""
     pue: float | None = None
+    token_prices: tuple[float, float] | None = None
 
     def __bool__(self) -> bool:
         """Whether anything is to be worked out."""
-        return self.price is not None or self.carbon is not None
+        return self.priced or self.carbon is not None
+
+    @property
+    def priced(self) -> bool:
+        """Whether any measurement may have a cost in money."""
+        return self.price is not None or self.token_prices is not None
 
 
 NO_FACTORS = Factors()

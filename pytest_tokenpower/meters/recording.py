@@ -126,6 +126,7 @@ class ConditionsRow(Row, frozen=True, tag="conditions"):
     limited_ns: dict[str, int] = {}
     foreign_pids: tuple[int, ...] | None = None
     own_process: bool | None = None
+    memory_gib: float | None = None
 
 
 class EventRow(Row, frozen=True, tag="event"):

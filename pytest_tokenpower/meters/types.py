@@ -110,7 +110,8 @@ class Conditions:
 
     ``limited_ns`` are cumulative nanoseconds under each limit (``power``, ``thermal``, ``board``, ``sw_thermal``,
     ``hw_thermal``, ``power_brake``: NVML fields 74, 75, 77, 269, 270, 271). ``foreign_pids`` are compute
-    processes outside our process tree; ``own_process`` says whether one of ours was there.
+    processes outside our process tree; ``own_process`` says whether one of ours was there. ``memory_gib`` is what is
+    in use of the device's memory, whoever's it is.
     """
 
     t_ns: int
@@ -119,6 +120,7 @@ class Conditions:
     limited_ns: Mapping[str, int] = field(default_factory=dict)
     foreign_pids: tuple[int, ...] | None = None
     own_process: bool | None = None
+    memory_gib: float | None = None
 
 
 @dataclass(frozen=True)

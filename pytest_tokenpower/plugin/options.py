@@ -215,7 +215,13 @@ INI: dict[str, tuple[_Kind, object, str, str]] = {
         "how many stored runs make the baseline, newest first",
     ),
     "energy_price": ("string", "", "a price per kWh", "what a kWh costs, for the cost of a million tokens"),
-    "energy_currency": ("string", "", "a currency", "the currency of energy_price, such as EUR"),
+    "energy_currency": ("string", "", "a currency", "the currency of the prices, such as EUR"),
+    "energy_token_prices": (
+        "string",
+        "",
+        "two prices per million tokens",
+        'what an API charges per million input and per million output tokens, such as "0.15 0.60"',
+    ),
     "carbon_intensity": (
         "string",
         "",
@@ -351,7 +357,7 @@ def _reports(config: pytest.Config) -> tuple[ReportTarget, ...]:
 
 
 def _factors(config: pytest.Config) -> Factors:
-    names = ("energy_price", "energy_currency", "carbon_intensity", "energy_pue")
+    names = ("energy_price", "energy_currency", "carbon_intensity", "energy_pue", "energy_token_prices")
     values = [str(_ini(config, name)) for name in names]
     if not any(values):
         return NO_FACTORS

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from pytest_tokenpower.analysis.rounds import good
 from pytest_tokenpower.core.records import MeasurementRecord
 from pytest_tokenpower.core.settings import Factors
 from pytest_tokenpower.errors import UsageError
@@ -47,9 +48,24 @@ def cost_of(measured: MeasurementRecord, factors: Factors) -> Cost | None:
     kwh = figure.value * TOKENS / JOULES_PER_KWH * (factors.pue or 1.0)
     return Cost(
         kwh,
-        None if factors.price is None else kwh * factors.price,
+        _money(measured, kwh, factors),
         None if factors.carbon is None else kwh * factors.carbon,
     )
+
+
+def _money(measured: MeasurementRecord, kwh: float, factors: Factors) -> float | None:
+    """Whose hardware is not measured here charges by the token; other work costs its electricity."""
+    if measured.provenance != "estimated":
+        return None if factors.price is None else kwh * factors.price
+    if factors.token_prices is None:
+        return None
+    rounds = [one.record for one in good(measured.rounds)]
+    prompt, generated = (
+        sum(one.prompt_tokens for one in rounds),
+        sum(one.generated_tokens for one in rounds),
+    )
+    read, written = factors.token_prices
+    return read * prompt / generated + written if generated else None
 
 
 def explained(factors: Factors, scopes: Iterable[str]) -> list[str]:
@@ -59,6 +75,12 @@ def explained(factors: Factors, scopes: Iterable[str]) -> list[str]:
     lines = ["Mtok: a million generated tokens."]
     if factors.price is not None:
         lines.append(f"Price: {factors.price:g} {factors.currency}/kWh, as configured (energy_price).")
+    if factors.token_prices is not None:
+        read, written = factors.token_prices
+        lines.append(
+            f"An API's price: {read:g} {factors.currency} per million input tokens, cached ones too, and {written:g} "
+            "per million output tokens, as configured (energy_token_prices)."
+        )
     if factors.carbon is not None:
         lines.append(f"Carbon: {factors.carbon:g} gCO2e/kWh, {factors.carbon_source}.")
     if factors.pue is None:
@@ -96,17 +118,25 @@ def countries() -> tuple[str, Mapping[str, Country]]:
     return table["source"], {code: Country(*row) for code, row in table["countries"].items()}
 
 
-def read_factors(price: str | None, currency: str | None, carbon: str | None, pue: str | None) -> Factors:
+def read_factors(
+    price: str | None,
+    currency: str | None,
+    carbon: str | None,
+    pue: str | None,
+    token_prices: str | None = None,
+) -> Factors:
     """Read the factors as a person writes them; raises UsageError that names the one that is wrong.
 
     Args:
         price: money per kWh.
-        currency: what ``price`` is in; the two go together.
+        currency: what the prices are in; they go together.
         carbon: gCO2e per kWh, or a country's alpha-3 code.
         pue: the data centre's total energy over its IT energy.
+        token_prices: what an API charges per million input and per million output tokens, with a blank between.
     """
-    if bool(price) != bool(currency):
-        given, missing = ("energy_price", "energy_currency") if price else ("energy_currency", "energy_price")
+    prices = [name for name, text in (("energy_price", price), ("energy_token_prices", token_prices)) if text]
+    if bool(prices) != bool(currency):
+        given, missing = (prices[0], "energy_currency") if prices else ("energy_currency", "energy_price")
         raise UsageError(f"{given} is given without {missing}: a price needs both")
     intensity, source = _carbon_intensity(carbon) if carbon else (None, "")
     return Factors(
@@ -115,7 +145,17 @@ def read_factors(price: str | None, currency: str | None, carbon: str | None, pu
         intensity,
         source,
         _number("energy_pue", pue, "a number of at least 1", 1.0) if pue else None,
+        _token_prices(token_prices) if token_prices else None,
     )
+
+
+def _token_prices(text: str) -> tuple[float, float]:
+    valid = 'two prices per million tokens, of input and of output, such as "0.15 0.60"'
+    try:
+        read, written = (_number("energy_token_prices", each, valid, 0.0) for each in text.split())
+    except (UsageError, ValueError):
+        raise UsageError(f"energy_token_prices={text}: must be {valid}") from None
+    return read, written
 
 
 def _number(name: str, text: str, valid: str, least: float) -> float:

@@ -132,7 +132,7 @@ def _table(report: Report, entries: Sequence[Reported]) -> list[str]:
         "95 % interval",
         "verdict",
     ]
-    heads += [f"{code(factors.currency)}/Mtok"] if factors.price is not None else []
+    heads += [f"{code(factors.currency)}/Mtok"] if factors.priced else []
     heads += ["gCO2e/Mtok"] if factors.carbon is not None else []
     lines = [f"| {' | '.join(heads)} |", f"| --- |{' ---: |' * (len(heads) - 1)}"]
     for each, text in zip(entries, shown, strict=True):
@@ -150,7 +150,7 @@ def _table(report: Report, entries: Sequence[Reported]) -> list[str]:
             else "",
             f"**{word(each.kind)}**" if each.kind in FAILING else code(each.kind),
         ]
-        if factors.price is not None:
+        if factors.priced:
             cells.append("" if cost is None or cost.money is None else f"{cost.money:.3g}")
         if factors.carbon is not None:
             cells.append("" if cost is None or cost.grams is None else f"{cost.grams:.3g}")

@@ -315,10 +315,20 @@ def soak_rows(found: Soaked) -> tuple[list[str], list[list[object]]]:
             f"{part.watts:.0f}",
             "" if part.celsius is None else f"{part.celsius:.1f}",
             "" if part.sm_clock_mhz is None else f"{part.sm_clock_mhz:.0f}",
+            "" if part.memory_gib is None else f"{part.memory_gib:.1f}",
             *(f"{100 * part.limited.get(name, 0.0):.0f} %" for name in limits),
             part.dropped or "",
         ]
         for part in found.parts
     ]
-    head = ["from, h", found.unit, "W", "°C", "SM MHz", *(f"{name} limit" for name in limits), "dropped"]
+    head = [
+        "from, h",
+        found.unit,
+        "W",
+        "°C",
+        "SM MHz",
+        "GiB",
+        *(f"{name} limit" for name in limits),
+        "dropped",
+    ]
     return head, rows

@@ -111,6 +111,7 @@ class Course:
     watts: tuple[float | None, ...]
     celsius: tuple[float | None, ...]
     sm_clock_mhz: tuple[float | None, ...]
+    memory_gib: tuple[float | None, ...]
     limited: Mapping[str, tuple[float, ...]]
 
 
@@ -125,6 +126,7 @@ def course(stretches: Sequence[Stretch]) -> Course:
         tuple(one.joules / one.seconds if good([one]) and one.joules is not None else None for one in rounds),
         tuple(one.temperature_celsius for one in rounds),
         tuple(one.sm_clock_mhz for one in rounds),
+        tuple(one.memory_gib for one in rounds),
         {name: tuple(one.limited_shares.get(name, 0.0) for one in rounds) for name in names},
     )
 
@@ -138,6 +140,7 @@ class Hour:
     watts: float
     celsius: float | None
     sm_clock_mhz: float | None
+    memory_gib: float | None
     limited: Mapping[str, float]
     dropped: int
 
@@ -226,6 +229,7 @@ def _part(hour: float, inside: Sequence[RoundRecord], per: str) -> Hour:
         joules / seconds,
         _mean([one.temperature_celsius for one in kept]),
         _mean([one.sm_clock_mhz for one in kept]),
+        _mean([one.memory_gib for one in kept]),
         {name: _mean([one.limited_shares.get(name) for one in kept]) or 0.0 for name in names},
         len(inside) - len(kept),
     )

@@ -286,13 +286,16 @@ def test_a_condition_that_stops_is_not_made_up_from_what_it_was() -> None:
         Fault(kind="error", call="nvmlDeviceGetTemperature", from_s=4),
         Fault(kind="error", call="nvmlDeviceGetFieldValues", from_s=4),
         Fault(kind="error", call="nvmlDeviceGetClockInfo", from_s=4),
+        Fault(kind="error", call="nvmlDeviceGetMemoryInfo", from_s=4),
         seconds=20,
     )
     early, late = measured.records([measured.window(1.5, 1), measured.window(12, 1)])
     assert early.temperature_celsius is not None
     assert early.sm_clock_mhz is not None
     assert early.limited_shares
+    assert early.memory_gib == pytest.approx(0.49, abs=0.01)
     assert (late.temperature_celsius, late.sm_clock_mhz, late.limited_shares) == (None, None, {})
+    assert late.memory_gib is None
     assert (early.reasons, late.reasons) == ((), ())
 
 
@@ -309,6 +312,7 @@ def test_a_zero_is_no_reading(call: str) -> None:
     [device] = measured.devices
     assert None in (record.temperature_celsius, record.sm_clock_mhz, device.key_facts["memory_gib"])
     assert 0 not in (record.temperature_celsius, record.sm_clock_mhz, device.key_facts["memory_gib"])
+    assert (record.memory_gib is None) == (call == "nvmlDeviceGetMemoryInfo")
 
 
 # --- readings that are wrong

@@ -85,7 +85,9 @@ def timelines(draw: st.DrawFn) -> Timeline:
             timeline.append(Reading(device.id, counters=readings))
         if draw(st.booleans()):
             pids = draw(st.one_of(st.none(), st.just(()), st.just((17,))))
-            conditions = Conditions(int(t_ns[50]), 50.0, 1980.0, {"thermal": 3}, pids, own_process=True)
+            conditions = Conditions(
+                int(t_ns[50]), 50.0, 1980.0, {"thermal": 3}, pids, own_process=True, memory_gib=71.5
+            )
             timeline.append(Reading(device.id, conditions=conditions))
     if draw(st.booleans()):
         start_ns = draw(st.integers(0, 10**6)) * US

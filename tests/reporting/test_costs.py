@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 
+import msgspec
 import pytest
 
-from pytest_tokenpower.core.records import Figure, MeasurementRecord
+from pytest_tokenpower.core.records import Figure, MeasurementRecord, RoundRecord
 from pytest_tokenpower.core.settings import NO_FACTORS, Factors
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.reporting.columns import Layout, table
@@ -27,6 +28,34 @@ def test_a_kilowatt_hour_for_a_million_tokens_of_3_6_joules() -> None:
     with_overhead = cost_of(measured(), Factors(0.25, "EUR", None, "", 1.5))
     assert with_overhead is not None
     assert (with_overhead.kwh, with_overhead.money, with_overhead.grams) == (1.5, 0.375, None)
+
+
+def test_an_api_charges_by_the_token_and_nothing_else_does() -> None:
+    factors = read_factors("0.25", "USD", None, None, "0.5 2")
+    rounds = tuple(RoundRecord(at, 1.0, 720.0, 0.0, 300, 200) for at in range(2))
+    dropped = RoundRecord(2, 1.0, 720.0, 0.0, 9000, 200, reasons=("spoilt",))
+    estimated = msgspec.structs.replace(measured(), provenance="estimated", rounds=(*rounds, dropped))
+    cost = cost_of(estimated, factors)
+    assert cost is not None
+    assert cost.money == pytest.approx(2 + 0.5 * 300 / 200)
+    own = cost_of(measured(), factors)
+    assert own is not None
+    assert own.money == 0.25
+    alone = cost_of(measured(), read_factors(None, "USD", None, None, "0.5 2"))
+    assert alone is not None
+    assert alone.money is None
+    assert explained(factors, ["node"])[2] == (
+        "An API's price: 0.5 USD per million input tokens, cached ones too, and 2 per million output tokens, as "
+        "configured (energy_token_prices)."
+    )
+
+
+@pytest.mark.parametrize("text", ["1", "1 2 3", "a b", "-1 2", "1,2"])
+def test_prices_that_are_not_two_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=f"energy_token_prices={text}: must be two prices"):
+        read_factors(None, "USD", None, None, text)
+    with pytest.raises(UsageError, match="energy_token_prices is given without energy_currency"):
+        read_factors(None, None, None, None, "1 2")
 
 
 def test_without_factors_or_without_a_figure_there_is_no_cost() -> None:

@@ -45,7 +45,7 @@ def content(report: Report) -> dict[str, Any]:
         "version": __version__,
         "provenances": report.provenances,
         "runs": [_run(run) for run in report.runs],
-        "currency": report.factors.currency if report.factors.price is not None else "",
+        "currency": report.factors.currency if report.factors.priced else "",
         "carbon": report.factors.carbon is not None,
         "factors": explained(report.factors, scopes),
         "units": dict(FIGURES),
@@ -72,6 +72,7 @@ def soak_content(begun: SoakBegun, stretches: Sequence[Stretch], limit: float | 
         "watts": drawn.watts,
         "celsius": drawn.celsius,
         "mhz": drawn.sm_clock_mhz,
+        "gib": drawn.memory_gib,
     }
     return {
         **content(Report(())),

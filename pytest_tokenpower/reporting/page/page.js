@@ -281,6 +281,7 @@
       known(soak.watts) && over("Power", "W", (t) => [["W", soak.watts, { stroke: t.curve }]]),
       known(soak.celsius) && over("Temperature", "°C", (t) => [["°C", soak.celsius, { stroke: t.warn }]]),
       known(soak.mhz) && over("SM clock", "MHz", (t) => [["MHz", soak.mhz, { stroke: t.level }]]),
+      known(soak.gib) && over("memory in use", "GiB", (t) => [["GiB", soak.gib, { stroke: t.level }]]),
       Object.keys(soak.limited).length > 0 && over("Time under limits", "%", (t) => Object.entries(soak.limited).map(([name, shares], at) => [name, shares, { stroke: t.devices[at % t.devices.length] }]), { range: [0, 100] }),
       el("p", { class: "quiet small" }, "A point is a stretch; dropped ones have no figure. Red: the straight line through all of them, and steps of 1 % and more."),
       table("The soak in twelve parts", soak.head, soak.rows.map((row) => row.map(String)), [])].filter(Boolean);

@@ -83,6 +83,11 @@ BODIES = st.one_of(
 )
 
 
+@pytest.fixture(autouse=True)
+def _token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKENPOWER_METER_TOKEN", "of the service")
+
+
 def _answering(monkeypatch: pytest.MonkeyPatch, bodies: list[Any], statuses: list[int]) -> None:
     asked = iter(range(10**6))
 

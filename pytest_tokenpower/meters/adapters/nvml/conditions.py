@@ -1,4 +1,4 @@
-"""The state of an NVIDIA board beside its energy, through NVML: limits, temperature, clock, processes.
+"""The state of an NVIDIA board beside its energy, through NVML: limits, temperature, clock, memory, processes.
 
 None of it is needed for the energy: what a call does not give, for whatever reason, is absent.
 """
@@ -50,10 +50,12 @@ def conditions_of(nvml: Any, handle: Any, t_ns: int) -> Conditions:
         # A pid that is not in our /proc belongs to another PID namespace: it may well be our own.
         foreign = tuple(sorted(pid for pid, known in inside.items() if known is False))
         ours = any(known for known in inside.values()) if None not in inside.values() else None
+    memory = optional(nvml, "nvmlDeviceGetMemoryInfo", handle)
     return Conditions(
         t_ns=t_ns,
         temperature_celsius=temperature or None,
         sm_clock_mhz=optional(nvml, "nvmlDeviceGetClockInfo", handle, nvml.NVML_CLOCK_SM) or None,
+        memory_gib=(memory.used / 2**30 or None) if memory is not None else None,
         limited_ns=limited,
         foreign_pids=foreign,
         own_process=ours,
