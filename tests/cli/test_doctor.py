@@ -172,7 +172,8 @@ nvml        good: windows from 0.2 s
     processes   none
     calls       median (99 %) of each: GetSamples 2.0 µs (2.0 µs), GetTotalEnergyConsumption 2.0 µs
                 (2.0 µs), GetFieldValues 2.0 µs (2.0 µs), GetTemperatureV 2.0 µs (2.0 µs),
-                GetComputeRunningProcesses_v3 2.0 µs (2.0 µs), GetClockInfo 2.0 µs (2.0 µs)
+                GetComputeRunningProcesses_v3 2.0 µs (2.0 µs), GetMemoryInfo 2.0 µs (2.0 µs),
+                GetClockInfo 2.0 µs (2.0 µs)
     collector   0.40 % of one core, 11 polls of 10 µs (99 %: 10 µs, longest 10 µs), none failed
 clock       stable: realtime moved +0.03 ms against monotonic, 0.02 ms at most at once
 
