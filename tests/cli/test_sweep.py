@@ -168,6 +168,8 @@ def test_on_a_terminal_the_table_is_drawn_over_itself_and_ctrl_c_says_how_to_go_
     )
     child, terminal = pty.fork()
     if child == 0:
+        # This suite may itself run in the background of a shell, which has it ignored.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         command = ("sweep", str(suite), "--", "--energy-source=simulated", "--energy-simulated-engines")
         os.execv(sys.executable, [sys.executable, "-m", "pytest_tokenpower", *command])
     shown, asked = b"", False
