@@ -306,13 +306,17 @@ def _encoder_decoder(rows: Rows, call: Call, ends: Ends) -> tuple[int, int, int]
 
 
 def _embedded(rows: Rows, embeds: Any, call: Call) -> tuple[int, int, int]:
-    """Given embeddings for a prompt, generate() returns new ids alone; given its ids too, those first."""
+    """Given embeddings for a prompt, generate() returns new ids alone; given ids too, those first."""
     mask = _mask(call.arguments.get("attention_mask"))
     prompt = sum(map(sum, mask)) if mask is not None else int(embeds.shape[0] * embeds.shape[1])
-    if any(call.arguments.get(name) is not None for name in ("input_ids", "inputs")):
-        raise TokenCountError(
-            f"given input_ids and inputs_embeds, where new ids begin cannot be told: {_CALL_IT}"
-        )
+    given = [one for one in map(call.arguments.get, ("input_ids", "inputs")) if one is not None]
+    if given:
+        ids = [Prompt(each) for each in map(_rows, given) if each is not None]
+        if len(ids) != 1 or not ids[0].begins(rows):
+            raise TokenCountError(
+                f"given input_ids and inputs_embeds, where new ids begin cannot be told: {_CALL_IT}"
+            )
+        rows = [row[ids[0].width :] for row in rows]
     return prompt, sum(_lengths(rows, call.ends)), len(rows)
 
 

@@ -14,6 +14,9 @@ from typing import Any
 
 from pytest_tokenpower.core.token_ids import SETTINGS, Call
 
+_FIRST_STEP = "_prepare_generation_config"
+"""What each generate() calls on its model first (transformers 4.40 to 5)."""
+
 
 @dataclass(frozen=True)
 class _Ran:
@@ -29,8 +32,10 @@ class GenerateCalls:
     """The calls of each execution that has not been counted yet, in the order of the executions."""
 
     def __init__(self) -> None:
-        self._now: list[_Ran] = []
-        self._ended: deque[tuple[object, list[_Ran]]] = deque()
+        self._now: list[_Ran | None] = []
+        self._ended: deque[tuple[object, list[_Ran | None]]] = deque()
+        # Whether calls are still noted: what has wrapped ours meanwhile keeps it, and would have it hold ids for ever.
+        self.open = True
 
     def noting(self, execute: Callable[[], Any], *, awaited: bool = False) -> Callable[[], Any]:
         """Return the same execution, or the same to be awaited, whose calls are kept until it is counted."""
@@ -50,11 +55,16 @@ class GenerateCalls:
         return noted_async if awaited else noted
 
     def of(self, result: object) -> tuple[tuple[Any, Call], ...]:
-        """Return what the next execution to be counted called, ``result`` being what it returned."""
+        """Return what the next execution to be counted called, ``result`` being what it returned.
+
+        Nothing where a call was not seen: the others are not all that its energy is of.
+        """
         while self._ended:
             ended, calls = self._ended.popleft()
             if ended is result:
-                return tuple((each.ids, Call.of(each.method, each.args, each.settings)) for each in calls)
+                seen = [each for each in calls if each is not None]
+                told = seen if len(seen) == len(calls) else []
+                return tuple((each.ids, Call.of(each.method, each.args, each.settings)) for each in told)
         return ()
 
     def add(
@@ -66,6 +76,10 @@ class GenerateCalls:
             # Their number is all that counts; their values would fill the device's memory.
             settings["inputs_embeds"] = embeds.new_empty((*embeds.shape[:2], 0))
         self._now.append(_Ran(method, args, settings, getattr(result, "sequences", result)))
+
+    def add_unseen(self) -> None:
+        """Note that a call ran of which nothing is known."""
+        self._now.append(None)
 
     def _keep(self, result: object) -> object:
         self._ended.append((result, self._now))
@@ -88,16 +102,31 @@ def generate_calls() -> Iterator[GenerateCalls]:
         __tracebackhide__ = True
         result = original(self, *args, **kwargs)
         # An assistant drafts with a generate() of its own, in that of its model: its tokens are no answer.
-        if not _runs(code, inspect.currentframe()):
+        if calls.open and not _runs(code, inspect.currentframe()):
             calls.add(MethodType(original, self), args, kwargs, result)
         return result
 
-    mixin.generate = generate
+    own = getattr(generate, "__code__", None)
+    prepare: Any = getattr(mixin, _FIRST_STEP, None)
+
+    def prepared(self: Any, *args: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True
+        # A method that was kept from before (g = model.generate) comes by here without us.
+        if calls.open and not _runs(own, inspect.currentframe()):
+            calls.add_unseen()
+        return prepare(self, *args, **kwargs)
+
+    ours = {"generate": generate, **({_FIRST_STEP: prepared} if prepare is not None else {})}
+    before = {name: getattr(mixin, name) for name in ours}
+    for name, each in ours.items():
+        setattr(mixin, name, each)
     try:
         yield calls
     finally:
-        if mixin.generate is generate:
-            mixin.generate = original
+        calls.open = False
+        for name, each in ours.items():
+            if getattr(mixin, name) is each:
+                setattr(mixin, name, before[name])
 
 
 def _runs(code: CodeType | None, frame: FrameType | None) -> bool:

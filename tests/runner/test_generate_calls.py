@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -72,6 +73,14 @@ class Override(_Llama):  # type: ignore[misc]
         return super().generate(*args, **kwargs, **SAMPLED, eos_token_id=7)
 
 
+class Embedding(_Llama):  # type: ignore[misc]
+    """As BLIP-2 and others with a generate() of their own: embeddings, and the ids that the result begins with."""
+
+    def generate(self, ids: Any, **settings: Any) -> Any:
+        embeds = self.get_input_embeddings()(ids)
+        return super().generate(input_ids=ids, inputs_embeds=embeds, **settings)
+
+
 def by_hand(rows: Any, *ends: int) -> int:
     return sum(next((i + 1 for i, t in enumerate(row) if t in ends), len(row)) for row in rows.tolist())
 
@@ -112,6 +121,13 @@ def test_embeddings_that_the_workload_makes_are_its_prompt() -> None:
     embed = LLAMA.get_input_embeddings()
     result, count = seen(lambda ids: LLAMA.generate(inputs_embeds=embed(ids), **SAMPLED), IDS)
     assert count == TokenCount(24, by_hand(result, EOS), 4)
+
+
+def test_ids_beside_embeddings_are_what_the_result_begins_with() -> None:
+    model = Embedding(LLAMA.config).eval()
+    result, count = seen(lambda ids: model.generate(ids, **SAMPLED), IDS)
+    assert result[:, :6].tolist() == IDS.tolist()
+    assert count == TokenCount(24, by_hand(result[:, 6:], EOS), 4)
 
 
 def test_every_call_of_an_execution_counts_whatever_came_back() -> None:
@@ -170,7 +186,7 @@ def test_an_error_of_the_workload_shows_none_of_our_frames(awaited: bool) -> Non
         with pytest.raises(ValueError, match="max_new_tokens") as caught:
             _ = asyncio.run(work()) if awaited else work()
     ours = [entry for entry in caught.traceback if "pytest_tokenpower/" in str(entry.path)]
-    assert len(ours) == 2
+    assert len(ours) == 3
     assert all(entry.frame.f_locals.get("__tracebackhide__") for entry in ours)
 
 
@@ -216,3 +232,26 @@ def test_the_fixture_sees_them_in_every_way_to_run_a_workload() -> None:
         compared.compare(baseline=lambda: chat(IDS), candidate=lambda: chat(IDS))
     assert compared.result.rounds
     assert transformers.generation.utils.GenerationMixin.generate is before
+
+
+def test_beside_a_call_that_was_not_seen_the_seen_ones_are_not_all() -> None:
+    kept = LLAMA.generate
+
+    def turns(ids: Any) -> Any:
+        return LLAMA.generate(kept(ids, **SAMPLED, eos_token_id=None), **SAMPLED, eos_token_id=None)
+
+    _, count = seen(turns, IDS)
+    assert count == TokenCount(24, 2 * 4 * NEW, 4)
+
+
+def test_what_wraps_ours_meanwhile_notes_nothing_later() -> None:
+    mixin = transformers.generation.utils.GenerationMixin
+    before = mixin.generate
+    try:
+        with generate_calls() as calls:
+            mixin.generate = functools.partialmethod(mixin.generate)
+        LLAMA.generate(IDS, **SAMPLED)
+        assert not calls._now
+    finally:
+        mixin.generate = before
+    assert "prepared" not in mixin._prepare_generation_config.__qualname__
