@@ -107,14 +107,13 @@ def _refuse_standing(name: str, rows: Samples) -> None:
     moved = [now[0] for before, now in pairwise(rows) if now[1] != before[1]]
     if not moved:
         raise ValueError(f"{name}: its energy counter does not move in this range: missing, not zero")
-    edges = [rows[0][0], *moved, rows[-1][0]]
+    standing = rows[-1][0] - moved[-1]
     usual = float(np.median(np.diff(moved))) if len(moved) > 2 else 0.0
-    longest, since = max((after - before, before) for before, after in pairwise(edges))
     scraped = max(after[0] - before[0] for before, after in pairwise(rows))
     # What it counted meanwhile is known where it goes on, and not at the end.
-    if since == edges[-2] and longest > 3 * max(usual, scraped) + 60_000:
+    if standing > 3 * max(usual, scraped) + 60_000:
         raise ValueError(
-            f"{name}: its energy counter stands still for the last {longest / 1000:.0f} s, as of an exporter that "
+            f"{name}: its energy counter stands still for the last {standing / 1000:.0f} s, as of an exporter that "
             "reads no more: its energy there is not known. Name a range that ends before"
         )
 

@@ -116,3 +116,11 @@ def test_what_is_not_known_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=said):
         service_figure(energy, tokens, 1.0)
+
+
+def test_a_counter_that_stood_still_before_is_held_to_its_end_too() -> None:
+    at = range(0, 7200, 15)
+    tokens = {"server": [(t * 1000, 10.0 * t) for t in at]}
+    stood = [(t * 1000, 300.0 * (1000 if 1000 <= t < 3000 else min(t, 6000))) for t in at]
+    with pytest.raises(ValueError, match="stands still for the last"):
+        service_figure({"gpu": stood}, tokens, 1.0)
