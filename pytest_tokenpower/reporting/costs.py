@@ -45,7 +45,9 @@ def cost_of(measured: MeasurementRecord, factors: Factors) -> Cost | None:
     figure = measured.figures.get("joules_per_token")
     if not factors or figure is None:
         return None
-    kwh = figure.value * TOKENS / JOULES_PER_KWH * (factors.pue or 1.0)
+    # EcoLogits' estimates hold the overhead of the provider's data centre.
+    pue = 1.0 if measured.provenance == "estimated" else factors.pue or 1.0
+    kwh = figure.value * TOKENS / JOULES_PER_KWH * pue
     return Cost(
         kwh,
         _money(measured, kwh, factors),

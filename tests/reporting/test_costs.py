@@ -30,6 +30,13 @@ def test_a_kilowatt_hour_for_a_million_tokens_of_3_6_joules() -> None:
     assert (with_overhead.kwh, with_overhead.money, with_overhead.grams) == (1.5, 0.375, None)
 
 
+def test_an_estimate_has_the_data_centre_s_overhead_already() -> None:
+    estimated = msgspec.structs.replace(measured(), provenance="estimated")
+    cost = cost_of(estimated, Factors(None, "", 400.0, "as configured", 1.5))
+    assert cost is not None
+    assert (cost.kwh, cost.grams) == (1.0, 400.0)
+
+
 def test_an_api_charges_by_the_token_and_nothing_else_does() -> None:
     factors = read_factors("0.25", "USD", None, None, "0.5 2")
     rounds = tuple(RoundRecord(at, 1.0, 720.0, 0.0, 300, 200) for at in range(2))
