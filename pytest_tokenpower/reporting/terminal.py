@@ -126,7 +126,9 @@ def headline(
     refuted = claims_news(claims)
     news = ", ".join([*refuted, *(f"{count} {word(kind)}" for kind, count in counts.items())])
     if len(news) > width:
-        news = news[: news.rindex(",", 0, width)] + ", …"
+        # The gravest is said, however narrow the terminal.
+        shown = max(news.rfind(",", 0, max(width, 0)), news.find(","))
+        news = news[:shown] + ", …" if shown > 0 else news
     return news, "failed" if refuted else next(iter(counts), None)
 
 

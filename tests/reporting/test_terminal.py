@@ -502,6 +502,13 @@ def test_an_unknown_column_order_or_group_is_named_with_the_valid_ones(
         layout(*asked)
 
 
+@pytest.mark.parametrize("width", [10, 20, 30])
+def test_in_a_narrow_terminal_the_gravest_news_is_said(pytestconfig: pytest.Config, width: int) -> None:
+    tests = [measured("test_a", verdicts=(compared("regressed", 0.1),)), measured("test_b")]
+    assert "1 REGRESSED" in shown(pytestconfig, tests, width=width, verbosity=-2)
+    assert "1 REGRESSED" in shown(pytestconfig, tests[:1], width=width, verbosity=-2)
+
+
 def test_under_qq_the_news_is_one_line_and_what_is_not_measured_is_still_said(
     pytestconfig: pytest.Config,
 ) -> None:
