@@ -80,8 +80,8 @@ def of_reason(found: Comparison, decision: Decision) -> tuple[str, ...]:
     return ()
 
 
-def undecided(kind: str, found: Comparison, decision: Decision, family: int) -> str:
-    """Return what would decide an inconclusive verdict; empty for any other."""
+def undecided(kind: str, found: Comparison, decision: Decision, family: int, remedy: str = "") -> str:
+    """Return what would decide an inconclusive verdict; empty for any other. ``remedy``: where it is no stored run."""
     if kind != "inconclusive":
         return ""
     if reason := of_reason(found, decision):
@@ -95,7 +95,7 @@ def undecided(kind: str, found: Comparison, decision: Decision, family: int) -> 
     return (
         f"{doubtful}{among.strip() + ' ' if among else ''}a rise of {part} fails here from "
         f"{percent(decision.smallest_failing, 2)} on, and {percent(decision.resolvable, 2)} is found in four of five "
-        f"cases; {_remedy(found)}"
+        f"cases; {remedy or _remedy(found)}"
     )
 
 

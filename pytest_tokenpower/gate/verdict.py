@@ -433,6 +433,7 @@ def judge_variants(
     limit = -at_least if at_least is not None else (at_most or 0.0)
     decision = rule.decide(found, policy.of_rule(limit))
     low, high = found.total.change_interval()
+    held = remarks.of_reason(found, decision)
     return VerdictRecord(
         kind="over budget" if at_least is not None and decision.kind == "regressed" else decision.kind,
         against=OTHER_VARIANT,
@@ -450,7 +451,12 @@ def judge_variants(
         runs=found.new_runs,
         blocks=sum(len(each.joules_per_token) for each in restarts),
         names=names,
-        notes=(*remarks.of_waiting(found), *remarks.of_reason(found, decision)),
+        undecided=""
+        if held or limit < 0
+        else remarks.undecided(
+            decision.kind, found, decision, policy.family, "more ABBA blocks, or restarts, tell smaller ones"
+        ),
+        notes=(*remarks.of_waiting(found), *held),
     )
 
 
