@@ -644,10 +644,10 @@ def render(results: Mapping[str, Any]) -> list[str]:
         "A quantization changes the texts, and with them where they end. Here bf16 and FP8 "
         f'(`quantization="fp8"`) answer the same prompts, {how}, and stop where a text comes to one of '
         f"{len(ends['ids'])} token ids. Random weights have no end of answer, so the ids were drawn, by looking at the "
-        f"texts of both: such that mean lengths lie a few percent apart (bf16 {mean['bf16']:.1f}, FP8 "
-        f"{mean['fp8']:.1f} tokens; longest {ends['most']['bf16']} and {ends['most']['fp8']}, of at most "
-        f"{plan['longest']}), with the batch about equally full. So that the lengths lie within the gate's tolerance "
-        "of 10 % is made; what the gate finds is not.",
+        f"texts of both: such that their mean lengths lie a few percent apart (bf16 {mean['bf16']:.1f}, "
+        f"FP8 {mean['fp8']:.1f} tokens; longest {ends['most']['bf16']} and {ends['most']['fp8']}, of at most "
+        f"{plan['longest']}; the runs' own are below), with the batch about equally full. So that the lengths lie "
+        "within the gate's tolerance of 10 % is made; what the gate finds is not.",
         "",
         "The verdicts are the gate's own, from runs that it had stored. J/token is in mJ, as read. The change is at "
         'equal lengths where they differ, and at a common GPU temperature; "as read" is neither.',

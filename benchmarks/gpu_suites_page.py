@@ -89,9 +89,9 @@ def _claims(suites: Suites) -> list[str]:
     told = [
         "## Claims",
         "",
-        "Ratios with 95 % intervals, adjusted over all claims of a suite; of a shape the last point's to the first's. "
-        "Runs: fresh processes of",
-        "each side. ML.ENERGY's figures (v3 data, FP8 against bf16) stand beside the paper's. "
+        "Ratios with 95 % intervals, adjusted over all claims of a suite; of a shape the last point's, or until's, "
+        "to the first's.",
+        "Runs: fresh processes of each side. ML.ENERGY's figures (v3 data, FP8 against bf16) stand beside the paper's. "
         + " ".join(notes),
         "",
     ]

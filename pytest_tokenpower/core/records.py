@@ -239,7 +239,7 @@ class ClaimRecord(msgspec.Struct, frozen=True, omit_defaults=True):
         says: the claim itself, in short.
         word: confirmed, refuted, not told or not testable here.
         figure: what it is about.
-        ratio: of the figures, with its 95 % interval; of a shape the last point's to the first's.
+        ratio: of the figures, with its 95 % interval; of a shape the last point's, or until's, to the first's.
         p_value: two-sided, adjusted to all claims of the suite.
         runs: how many runs each side has.
         points: of a shape, the figure at each value of the axis.

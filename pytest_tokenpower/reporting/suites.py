@@ -65,7 +65,7 @@ def claims_table(claims: Sequence[ClaimRecord]) -> list[str]:
 
 
 def found(claim: ClaimRecord) -> str:
-    """Return the ratio with its interval; of a shape the last point's to the first's."""
+    """Return the ratio with its interval; of a shape the last point's, or until's, to the first's."""
     if claim.ratio is None or claim.low is None or claim.high is None:
         return ""
     return f"{claim.ratio:.3g} [{claim.low:.3g}, {claim.high:.3g}]"
