@@ -226,5 +226,5 @@ def _variants(verdict: VerdictRecord) -> str:
         f"{candidate} {'saves' if saves else 'costs'} {100 * abs(change):.1f} % ± {50 * (high - low):.1f}"
         f"{'' if saves else ' more'}{_of_figure(verdict)}{against} "
         f"(95 % interval {100 * low:+.1f} to {100 * high:+.1f} %{_parts(verdict)}; "
-        f"{plural(verdict.blocks, 'ABBA block')} in {plural(verdict.runs, 'restart')}); {limit}."
+        f"{verdict.blocks} ABBA blocks in {plural(verdict.runs, 'restart')}); {limit}."
     )
