@@ -17,5 +17,6 @@ def test_two_blocks_that_decide_nothing_say_from_where_on_they_would(rise: float
     said = message(verdict, "t.py::test_x", failing=kind == "regressed")
     assert verdict.kind == kind
     assert "2 ABBA blocks in 1 restart" in said
-    assert ("Not decided: a rise of J/token fails here from 1" in said) is (kind == "inconclusive")
+    assert ("Not decided: " in said) is (kind == "inconclusive")
+    assert ("a rise of J/token fails here from 17 % on" in said) is (kind == "inconclusive")
     assert ("more ABBA blocks, or restarts, tell smaller ones" in said) is (kind == "inconclusive")
