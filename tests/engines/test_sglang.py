@@ -40,7 +40,7 @@ class TestSglang(EngineContract, ServingContract):
     def make(cls, models: Path) -> Engine:
         return SglangEngine(write_model(models))
 
-    def test_a_request_that_joins_makes_a_mixed_step(self, engine: Engine) -> None:
+    def test_a_request_joins_while_others_decode(self, engine: Engine) -> None:
         """Not with SGLang: prompts are computed apart from the decodes, which wait."""
         batch = Batch(prompts(3, 24), 200)
         generation = self.serve(engine, batch, Every(0.02))

@@ -88,7 +88,7 @@ class TestSglangOnACpu(EngineContract, ServingContract):
         assert ids(engine.generate(batch)) == expected
         assert len({token for each in expected for token in each}) > 30
 
-    def test_a_request_that_joins_makes_a_mixed_step(self, engine: Engine) -> None:
+    def test_a_request_joins_while_others_decode(self, engine: Engine) -> None:
         """SGLang runs prompts apart from the decodes, which wait, unless ``enable_mixed_chunk`` is given."""
         batch = Batch(prompts(3, 24), 200)
         generation = self.serve(engine, batch, Every(0.3))

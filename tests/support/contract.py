@@ -41,6 +41,8 @@ def check_bookkeeping(batch: Batch, generation: Generation) -> None:
 class Maker:
     """Subclasses define ``make``, which may write models to the folder."""
 
+    steps_exact = True
+
     @classmethod
     def make(cls, models: Path) -> Engine:
         raise NotImplementedError
@@ -50,7 +52,6 @@ class EngineContract(Maker):
     """What holds while an engine is open; ``engine`` is shared by a class's tests."""
 
     batch = Batch(prompts(3, 24), 6)
-    steps_exact = True
     device_ids: tuple[str, ...] | None = ()
 
     def test_satisfies_the_protocol(self, engine: Engine) -> None:
@@ -178,11 +179,16 @@ class ServingContract(Maker):
             assert earlier <= sum(map(len, self.served.prompts[:index]))
         assert generation.steps[-1].end_ns > due_ns[-1]
 
-    def test_a_request_that_joins_makes_a_mixed_step(self, engine: Engine) -> None:
+    def test_a_request_joins_while_others_decode(self, engine: Engine) -> None:
         batch = Batch(prompts(3, 24), 200)
         generation = self.serve(engine, batch, Every(0.01))
         check_bookkeeping(batch, generation)
-        assert any(step.prompt_tokens and step.generated_tokens for step in generation.steps)
+        steps = generation.steps
+        joined = max(at for at, step in enumerate(steps) if step.prompt_tokens)
+        assert any(step.generated_tokens for step in steps[:joined])
+        # Steps worked out from arrivals show the two apart where the client was kept from reading for a while.
+        if self.steps_exact:
+            assert any(step.prompt_tokens and step.generated_tokens for step in steps)
 
     def test_serving_is_refused_what_cannot_run(self, engine: Engine) -> None:
         with pytest.raises(EngineError, match="prompt 0 holds token ids outside 0 to 511"):
