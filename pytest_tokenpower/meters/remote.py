@@ -243,7 +243,8 @@ class Alignment:
             before = self._monotonic_ns()
             theirs = self._ask()
             after = self._monotonic_ns()
-            error = (0.5 + MOST_DRIFT) * (after - before)
+            # Stamps are whole nanoseconds, which adds one to what their difference may be off.
+            error = (0.5 + MOST_DRIFT) * (after - before) + 1
             offset = theirs - (before + after) // 2
             known = self.error_ns()
             jumped = abs(offset - self.offset_ns) > error + known

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pytest_tokenpower.analysis.tracks import ring_track, window_energy
@@ -118,6 +118,7 @@ def test_processes_beside_a_service_are_not_said_to_be_foreign() -> None:
     delays_ns=st.lists(st.tuples(st.integers(0, 10**8), st.integers(0, 10**8)), min_size=1, max_size=12),
     drift=st.floats(-MOST_DRIFT, MOST_DRIFT),
 )
+@example(offset_ns=0, delays_ns=[(1, 0), (0, 0)], drift=-MOST_DRIFT)
 def test_the_clocks_are_aligned_within_the_stated_error_whatever_the_network_does(
     offset_ns: int, delays_ns: list[tuple[int, int]], drift: float
 ) -> None:
@@ -139,7 +140,9 @@ def test_the_clocks_are_aligned_within_the_stated_error_whatever_the_network_doe
     alignment = Alignment(ask, lambda: now)
     for _ in delays_ns:
         assert alignment.ping(1)
-        assert abs(alignment.offset_ns - (theirs() - now)) <= alignment.error_ns() + 2
+        assert (
+            abs(alignment.offset_ns - (theirs() - now)) <= alignment.error_ns() + 1
+        )  # what the stamp of this moment is rounded by
         now += 10**9
 
 

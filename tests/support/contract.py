@@ -38,10 +38,24 @@ def check_bookkeeping(batch: Batch, generation: Generation) -> None:
         assert before.end_ns <= after.start_ns
 
 
+def check_seats(batch: Batch, generation: Generation, seats: int) -> None:
+    """No prompt is prefilled before all but ``seats`` - 1 of the earlier requests have their last token."""
+    begun = prompt = decoded = 0
+    for step in generation.steps:
+        while begun < len(batch.prompts) and prompt + step.prompt_tokens > sum(
+            map(len, batch.prompts[:begun])
+        ):
+            begun += 1
+        assert decoded >= (begun - seats) * (batch.new_tokens - 1)
+        prompt += step.prompt_tokens
+        decoded += step.generated_tokens
+
+
 class Maker:
     """Subclasses define ``make``, which may write models to the folder."""
 
     steps_exact = True
+    """False: they are worked out from when tokens arrived, which on a busy machine shows neighbouring steps as one."""
 
     @classmethod
     def make(cls, models: Path) -> Engine:
@@ -156,17 +170,18 @@ class ServingContract(Maker):
         generation = self.serve(engine, self.served, AllAtOnce())
         check_bookkeeping(self.served, generation)
         assert ids(generation) == ids(engine.generate(self.served))
-        assert max(step.generated_tokens for step in generation.steps) == 6
+        if self.steps_exact:
+            assert max(step.generated_tokens for step in generation.steps) == 6
 
     @pytest.mark.parametrize("requests", [1, 2])
     def test_no_more_at_a_time_than_the_limit(self, engine: Engine, requests: int) -> None:
         generation = self.serve(engine, self.served, Concurrency(requests))
         check_bookkeeping(self.served, generation)
+        check_seats(self.served, generation, requests)
         assert ids(generation) == ids(engine.generate(self.served))
-        # Each unfinished request decodes one token in a step.
-        assert max(step.generated_tokens for step in generation.steps) == requests
-        lengths = [len(prompt) for prompt in self.served.prompts]
-        assert max(step.prompt_tokens for step in generation.steps) <= sum(lengths[-requests:])
+        if self.steps_exact:
+            # Each unfinished request decodes one token in a step.
+            assert max(step.generated_tokens for step in generation.steps) == requests
 
     @pytest.mark.parametrize("arrivals", [Poisson(50.0, seed=3), Every(0.05)])
     def test_requests_are_waited_for(self, engine: Engine, arrivals: Arrivals) -> None:
@@ -181,12 +196,16 @@ class ServingContract(Maker):
 
     def test_a_request_joins_while_others_decode(self, engine: Engine) -> None:
         batch = Batch(prompts(3, 24), 200)
-        generation = self.serve(engine, batch, Every(0.01))
-        check_bookkeeping(batch, generation)
-        steps = generation.steps
-        joined = max(at for at, step in enumerate(steps) if step.prompt_tokens)
-        assert any(step.generated_tokens for step in steps[:joined])
-        # Steps worked out from arrivals show the two apart where the client was kept from reading for a while.
+        # On a busy machine they may all have come before the first of them has a token.
+        for apart_s in (0.01, 0.1, 0.4):
+            generation = self.serve(engine, batch, Every(apart_s))
+            check_bookkeeping(batch, generation)
+            steps = generation.steps
+            last_prefill = max(at for at, step in enumerate(steps) if step.prompt_tokens)
+            if any(step.generated_tokens for step in steps[:last_prefill]):
+                break
+        else:
+            pytest.fail("each request waited until the others had ended")
         if self.steps_exact:
             assert any(step.prompt_tokens and step.generated_tokens for step in steps)
 
