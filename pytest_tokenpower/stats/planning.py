@@ -83,10 +83,7 @@ def smallest_limit(run_sd: float, stored_runs: int, policy: Policy, noise: Noise
 
 
 def noise_floor(run_sd: float, stored_runs: int, policy: Policy, noise: Noise = DEFAULT_NOISE) -> float:
-    """Return the smallest rise that fails, as a fraction.
-
-    The median over what so few stored runs may show of this noise.
-    """
+    """Return the smallest rise that fails (a fraction): the median over what so few stored runs may show."""
     return math.expm1(float(np.median(_margins(run_sd, stored_runs, policy, noise))))
 
 

@@ -112,10 +112,7 @@ _KINDS: dict[str, Kind] = {kind: kind for kind in _MEANINGS}
 
 
 def parse_baseline(text: str) -> tuple[Kind | None, str]:
-    """``ref:``, ``name:`` or ``path:`` and what follows; None where the kind is to be found out.
-
-    Raises UsageError for empty text.
-    """
+    """Return the kind (None: to be found out) and what follows ``ref:``, ``name:`` or ``path:``; raises UsageError."""
     prefix, colon, rest = text.strip().partition(":")
     kind = _KINDS.get(prefix) if colon else None
     value = rest if kind else text.strip()

@@ -75,10 +75,7 @@ def accept_command(test: str, rise: float, since: str = "") -> str:
 
 
 def accepted_percent(rise: float) -> int:
-    """Return the whole percent that a rise is accepted up to.
-
-    A little more than it was, as the next run may read more.
-    """
+    """Return the whole percent that a rise is accepted up to: a little more than it was, as the next may be."""
     return max(0, math.floor(100 * rise) + 2) if rise > 0 else 0
 
 
