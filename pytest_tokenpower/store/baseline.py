@@ -17,7 +17,7 @@ from pytest_tokenpower.core.records import MeasurementRecord
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.errors import HistoryError, StoreError, UsageError
 from pytest_tokenpower.store.acceptances import Acceptances, PlacedAcceptance
-from pytest_tokenpower.store.explain import NoBaseline, measured_commits, why_no_history, why_not_found
+from pytest_tokenpower.store.explain import NoBaseline, measured_before, why_no_history, why_not_found
 from pytest_tokenpower.store.git import Repository, explain_absence, first_parent_history
 from pytest_tokenpower.store.identity import file_of, repository_test
 from pytest_tokenpower.store.keys import LENGTHS, KeyDifference, differences, ignoring, only_lengths
@@ -39,9 +39,9 @@ class ComparableRuns:
 
     ``earlier`` are those of earlier accepted levels, the latest level first: they tell how the test scatters. ``why``
     says why there are none, ``note`` what else the reader should know of them: newer runs that regressed and are not
-    accepted, commits in between that were not measured, an earlier name. ``origin`` names the commits that were
-    measured; ``commits`` are those of the runs, where the baseline is a line of them. ``acceptance`` is the one by
-    which ``test`` (from the repository's top level) may rise over them.
+    accepted, commits in between that were not measured, an earlier name. ``commits``
+    are those of the runs, where the baseline is a line of them. ``acceptance`` is the one by which ``test`` (from the
+    repository's top level) may rise over them.
     ``own``: the candidate is a commit of the baseline's own branch, so that a change is that branch's own.
     ``history``: with which options ``tokenpower history`` shows them, None where they are not stored; ``acceptable``: a
     rise over them can be accepted, for which there must be a repository.
@@ -52,7 +52,6 @@ class ComparableRuns:
     run_ids: tuple[str, ...] = ()
     why: str = ""
     note: str = ""
-    origin: str = ""
     acceptance: PlacedAcceptance | None = None
     test: str = ""
     own: bool = False
@@ -287,18 +286,10 @@ class Baseline:
     ) -> ComparableRuns:
         newest = runs[0].commit
         unaccepted = seen.unaccepted
-        origin = measured_commits(
-            [run.commit for run in runs], self.commits, self.label, unaccepted=bool(unaccepted)
-        )
         notes = [unaccepted] if unaccepted else []
         if self.commits and newest in self.commits[1:]:
-            whose = self.label.rpartition("@")[0]
-            reason = (
-                "those in between count for nothing"
-                if unaccepted
-                else "the commits in between were not measured"
-            )
-            notes.append(f"Compared with {origin}: the difference may be {whose}'s own, as {reason}.")
+            stored = [run.commit for run in runs]
+            notes.append(measured_before(stored, self.commits, self.label, unaccepted=bool(unaccepted)))
         for name, commit in names.items():
             if self.root is not None and name not in (mine, self._node_id(mine)):
                 notes.append(
@@ -309,7 +300,6 @@ class Baseline:
             tuple(run.measurement for run in runs),
             tuple(run.run_id for run in runs),
             note=" ".join(notes),
-            origin=origin,
             acceptance=self.rises.allowance(newest, mine, *names) if self.rises else None,
             test=mine,
             own=self.own,
