@@ -445,11 +445,7 @@ class Worker:
                     "save": session.save,
                     "exit": int(code),
                 }
-                run |= {
-                    "began": began,
-                    "seconds": time.time() - began,
-                    "record": record.read_text("utf-8"),
-                }
+                run |= {"began": began, "seconds": time.time() - began, "record": record.read_text("utf-8")}
                 whole(self.folder / f"run-{self.name}-{at}.json", run)
 
     def _stored(self) -> set[str]:

@@ -72,7 +72,7 @@ ENGINE = {
     # Each worker sees one board, so that they cannot look for the other's memory.
     "disable_custom_all_reduce": True,
     "compilation_config": {
-        **{"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": [32]},
+        **{"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": [32]}
     },
 }
 WATTS = (300, 500)

@@ -119,14 +119,7 @@ def _figures(entries: Sequence[Reported]) -> tuple[list[str], str]:
 def _table(report: Report, entries: Sequence[Reported]) -> list[str]:
     factors = report.factors
     shown, unit = _figures(entries)
-    heads = [
-        "test",
-        unit or "figure",
-        "±95 %",
-        "change",
-        "95 % interval",
-        "verdict",
-    ]
+    heads = ["test", unit or "figure", "±95 %", "change", "95 % interval", "verdict"]
     heads += [f"{code(factors.currency)}/Mtok"] if factors.priced else []
     heads += ["gCO2e/Mtok"] if factors.carbon is not None else []
     lines = [f"| {' | '.join(heads)} |", f"| --- |{' ---: |' * (len(heads) - 1)}"]

@@ -109,13 +109,7 @@ def _margins(run_sd: float, stored_runs: int, policy: Policy, noise: Noise) -> F
     caution = Scatter(CAUTION_SD, MOST_DF)
     margins = []
     for each in squares:
-        unit = scatter(
-            float(each),
-            df,
-            noise.total,
-            caution,
-            most_believed=noise.most_believed(df),
-        )
+        unit = scatter(float(each), df, noise.total, caution, most_believed=noise.most_believed(df))
         most = widest(unit, df, caution) * spread
         margins.append(Change(0.0, unit.sd * spread, unit.df, most=most).margin(policy.level))
     return np.array(margins)

@@ -208,11 +208,7 @@ class Baseline:
         return repository_test(self.root, test)
 
     def find(
-        self,
-        test: str,
-        key: Mapping[str, Fact],
-        ignore: Iterable[str] = (),
-        left_out: Collection[str] = (),
+        self, test: str, key: Mapping[str, Fact], ignore: Iterable[str] = (), left_out: Collection[str] = ()
     ) -> ComparableRuns:
         """Return the newest comparable runs of ``test`` whose key equals ``key``, fields in ``ignore`` left out.
 

@@ -80,10 +80,7 @@ def accepted_percent(rise: float) -> int:
 
 
 def why_not_found(
-    absence: NoBaseline,
-    dirty: StoredFile | None,
-    elsewhere: StoredFile | None,
-    gone: Callable[[str], bool],
+    absence: NoBaseline, dirty: StoredFile | None, elsewhere: StoredFile | None, gone: Callable[[str], bool]
 ) -> str:
     """For a baseline that has runs, none of which fits the test.
 
@@ -129,11 +126,7 @@ def why_not_found(
 
 
 def why_no_history(
-    label: str,
-    commits: Sequence[str],
-    dirty: Sequence[StoredFile],
-    others: Sequence[StoredFile],
-    store: Path,
+    label: str, commits: Sequence[str], dirty: Sequence[StoredFile], others: Sequence[StoredFile], store: Path
 ) -> str:
     """For a ref none of whose ``commits`` has a clean run in ``store``."""
     if not commits:
