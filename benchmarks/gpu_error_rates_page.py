@@ -16,12 +16,7 @@ import msgspec
 import numpy as np
 from reporting import driver_of, versions_line
 
-from pytest_tokenpower.core.records import (
-    MeasurementRecord,
-    RunRecord,
-    VerdictRecord,
-    decode_run,
-)
+from pytest_tokenpower.core.records import MeasurementRecord, RunRecord, VerdictRecord, decode_run
 from pytest_tokenpower.gate.noise import MeasuredNoise, analyse
 from pytest_tokenpower.gate.verdict import Policy, judge, judge_variants
 from pytest_tokenpower.stats.comparison import Blocks, block_differences

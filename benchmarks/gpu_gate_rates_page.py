@@ -286,10 +286,7 @@ def _rules(measured: Measured, outcomes: Outcomes) -> str:
             '"Sets" is the share of all sets of stored runs that fail a run. Rules on rounds take the rounds of the '
             "five stored runs together, one-sided at 5 %, and want a change above the limit.",
             "",
-            _table(
-                rows,
-                ["rule", "limit", "host-bound: failed", "sets", "GPU-bound: failed", "sets"],
-            ),
+            _table(rows, ["rule", "limit", "host-bound: failed", "sets", "GPU-bound: failed", "sets"]),
             "",
             "What the gate says of identical code at a limit of 1 %:",
             "",
@@ -424,10 +421,7 @@ def _coverage(measured: Measured, outcomes: Outcomes) -> str:
             "By how many runs the true change lies inside, in most of their sets and over all sets; waste: extra "
             "decode steps only, whose truth is known. The half-width is the median of identical code.",
             "",
-            _table(
-                rows,
-                ["rule", "test", "part", "identical code", "sets", "waste", "sets", "half-width"],
-            ),
+            _table(rows, ["rule", "test", "part", "identical code", "sets", "waste", "sets", "half-width"]),
         ]
     )
 
@@ -645,8 +639,7 @@ def _beside(measured: Measured) -> str:
             "code in the second hold:",
             "",
             _table(
-                rows,
-                ["test", "beside: runs", "as read", "one pace", "alone: runs", "as read", "one pace"],
+                rows, ["test", "beside: runs", "as read", "one pace", "alone: runs", "as read", "one pace"]
             ),
         ]
     )

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from reporting import now
+from reporting import logger, now
 
 PROJECT = Path(__file__).parent / "gpu_project" / "rates"
 TEST_OF = {"host": "test_host_bound.py", "gpu": "test_gpu_bound.py", "calibrate": "test_calibrate.py"}
@@ -316,15 +316,7 @@ def measure(arguments: argparse.Namespace) -> int:
         for name in MODELS:
             (models / name).mkdir()
             (models / name / "config.json").write_text(json.dumps(architecture(name).hub_config("bfloat16")))
-    lock = threading.Lock()
-
-    def say(line: str) -> None:
-        with lock:
-            stamped = f"{time.monotonic() - began:6.1f} {line}"
-            print(stamped, flush=True)
-            with (arguments.out / "log.txt").open("a") as log:
-                log.write(stamped + "\n")
-
+    say = logger(arguments.out, began)
     found = boards_of(arguments.fake, arguments.boards)
     before = json.loads(arguments.roles.read_text()) if arguments.roles else {}
     roles = roles_of([uuid for _, uuid in found], before)

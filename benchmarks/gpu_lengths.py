@@ -32,7 +32,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
-from reporting import driver_of, now, table, versions_line
+from reporting import driver_of, logger, now, table, versions_line
 
 from pytest_tokenpower.core.records import MeasurementRecord, VerdictRecord, decode_run
 from pytest_tokenpower.gate.messages import message
@@ -167,11 +167,11 @@ def main() -> int:
 
 def measure(arguments: argparse.Namespace) -> int:
     """Write weights, start the processes, give each its turn, and keep what they have measured."""
-    began = time.monotonic()
     until = time.time() + arguments.seconds
     last = time.time() + GRACE * arguments.seconds
     out: Path = arguments.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
+    say = logger(out, time.monotonic())
     roomy = Path("/dev/shm").exists() and shutil.disk_usage("/dev/shm").free > ROOM_BYTES
     folder: Path = arguments.folder or Path("/dev/shm" if roomy else "/tmp") / "gpu-lengths"
     project = folder / "project"
@@ -179,12 +179,6 @@ def measure(arguments: argparse.Namespace) -> int:
     project.mkdir(parents=True)
     boards = [arguments.board] if arguments.board else os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")
     environment = environment_of(folder, arguments, boards[0])
-
-    def say(line: str) -> None:
-        stamped = f"{time.monotonic() - began:6.1f} {line}"
-        print(stamped, flush=True)
-        with (out / "log.txt").open("a") as log:
-            log.write(stamped + "\n")
 
     name = arguments.model or ("tiny" if arguments.fake else "llama-3.1-8b")
     dtype = "float32" if arguments.fake else "bfloat16"
@@ -451,11 +445,7 @@ class Worker:
                     "save": session.save,
                     "exit": int(code),
                 }
-                run |= {
-                    "began": began,
-                    "seconds": time.time() - began,
-                    "record": record.read_text("utf-8"),
-                }
+                run |= {"began": began, "seconds": time.time() - began, "record": record.read_text("utf-8")}
                 whole(self.folder / f"run-{self.name}-{at}.json", run)
 
     def _stored(self) -> set[str]:

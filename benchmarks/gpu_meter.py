@@ -37,7 +37,7 @@ from pytest_tokenpower.core.windows import RoundWindow
 from pytest_tokenpower.meters.adapters.nvml.meter import NvmlMeter
 from pytest_tokenpower.meters.clock import Clock
 from pytest_tokenpower.meters.collector import Collector
-from pytest_tokenpower.runner.rounds import measured_round
+from pytest_tokenpower.runner.rounds import counted_round, executed
 from pytest_tokenpower.runner.telemetry import TelemetrySession
 
 Row = dict[str, Any]
@@ -299,7 +299,7 @@ def record_steps(llm: Any) -> list[int]:
 
 def measure(execute: Callable[[], TokenCount]) -> RoundWindow:
     """One window as the plugin runs a round: two clock readings, and a wait for the GPU before the second."""
-    return measured_round(execute, lambda result: result, lambda _: (), 1, Clock())[1]  # type: ignore[return-value,arg-type]
+    return counted_round(executed(execute, 1, Clock()), lambda result: result, lambda _: ())  # type: ignore[return-value,arg-type]
 
 
 def workload(llm: Any, shape: tuple[int, int, int]) -> Callable[[], TokenCount]:

@@ -53,7 +53,7 @@ from pytest_tokenpower.engines.phase_marks import phases_of
 from pytest_tokenpower.meters.clock import Clock
 from pytest_tokenpower.meters.recording import write_recording
 from pytest_tokenpower.meters.types import Device
-from pytest_tokenpower.runner.rounds import measured_round
+from pytest_tokenpower.runner.rounds import counted_round, executed
 
 Row = dict[str, Any]
 
@@ -321,7 +321,7 @@ class Child:
                 time.sleep(work.pause_s)
             return generation
 
-        _, window = measured_round(once, tokens_of, phases_of, work.repeats, self.telemetry)
+        window = counted_round(executed(once, work.repeats, self.telemetry), tokens_of, phases_of)
         return MeasuredTest(work, tuple(executions), window)
 
     def measure(self, order: Sequence[Work]) -> list[Row]:

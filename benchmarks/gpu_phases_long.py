@@ -17,17 +17,7 @@ from gpu_phases_truths import (
     reduced,
     run_rows,
 )
-from gpu_phases_windows import (
-    Row,
-    account,
-    by_label,
-    each,
-    executions,
-    joules,
-    over,
-    rounds,
-    with_gaps,
-)
+from gpu_phases_windows import Row, account, by_label, each, executions, joules, over, rounds, with_gaps
 from reporting import table
 
 Pair = tuple[list[Row], list[Row]]

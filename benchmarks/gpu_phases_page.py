@@ -141,8 +141,7 @@ def engine_row(name: str, batch: int, found: Sequence[Row]) -> str:
     t = {2: 12.7, 3: 4.3, 4: 3.18}.get(len(found), 2.6)
     prefill = each(found, lambda one: one["phases"].get("prefill", [math.nan])[0] / one["tokens"][0])
     decode = each(
-        found,
-        lambda one: one["phases"].get("decode", [math.nan])[0] / (one["tokens"][1] - one["tokens"][2]),
+        found, lambda one: one["phases"].get("decode", [math.nan])[0] / (one["tokens"][1] - one["tokens"][2])
     )[0]
     speed = each(found, lambda one: one["tokens"][1] / one["seconds"])[0]
     watts, mhz, celsius, limited, *_ = conditions(found).split(" | ")

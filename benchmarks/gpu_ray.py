@@ -29,7 +29,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from reporting import Results, driver_of, now, table, versions_line
+from reporting import Results, driver_of, logger, now, table, versions_line
 
 from pytest_tokenpower.analysis.rounds import round_records
 from pytest_tokenpower.core.records import RunRecord, decode_run
@@ -72,7 +72,7 @@ ENGINE = {
     # Each worker sees one board, so that they cannot look for the other's memory.
     "disable_custom_all_reduce": True,
     "compilation_config": {
-        **{"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": [32]},
+        **{"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": [32]}
     },
 }
 WATTS = (300, 500)
@@ -98,6 +98,7 @@ class Bench:
         self.folder: Path = arguments.folder.resolve()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.began = time.monotonic()
+        self.say = logger(self.out, self.began)
         self.deadline = self.began + arguments.seconds
         self.results = Results(self.out / "results.json")
 
@@ -105,13 +106,6 @@ class Bench:
     def left(self) -> float:
         """Seconds until the end."""
         return float(self.deadline - time.monotonic())
-
-    def say(self, line: str) -> None:
-        """Print a line with the seconds since the beginning, and keep it."""
-        stamped = f"{time.monotonic() - self.began:6.1f} {line}"
-        print(stamped, flush=True)
-        with (self.out / "log.txt").open("a") as log:
-            log.write(stamped + "\n")
 
     def scenario(self, name: str, boards: Sequence[int]) -> str:
         """Return the source of simulated boards that draw a steady power."""

@@ -35,7 +35,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from gpu_suites_page import page
-from reporting import now
+from reporting import logger, now
 
 from pytest_tokenpower.core.records import MeasurementRecord
 from pytest_tokenpower.suites.build import checkpoint
@@ -102,18 +102,11 @@ class Bench:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
-        self.deadline = time.monotonic() + arguments.seconds
-        self.began = time.monotonic()
+        began = time.monotonic()
+        self.deadline = began + arguments.seconds
         self.out: Path = arguments.out.resolve()
+        self.say = logger(self.out, began)
         self.lock = threading.Lock()
-
-    def say(self, line: str) -> None:
-        """Print a line with the seconds since the beginning, and keep it."""
-        with self.lock:
-            stamped = f"{time.monotonic() - self.began:6.1f} {line}"
-            print(stamped, flush=True)
-            with (self.out / "log.txt").open("a") as log:
-                log.write(stamped + "\n")
 
     @property
     def left(self) -> float:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,20 @@ class Results:
                 temporary = path.with_name(f".{path.name}.part")
                 temporary.write_text(text)
                 temporary.replace(path)
+
+
+def logger(folder: Path, began: float) -> Callable[[str], None]:
+    """Return what prints a line with the seconds since ``began``, and keeps it in a folder; threads may share it."""
+    lock = threading.Lock()
+
+    def say(line: str) -> None:
+        stamped = f"{time.monotonic() - began:6.1f} {line}"
+        with lock:
+            print(stamped, flush=True)
+            with (folder / "log.txt").open("a") as log:
+                log.write(stamped + "\n")
+
+    return say
 
 
 def now() -> str:

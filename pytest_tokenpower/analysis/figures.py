@@ -107,10 +107,7 @@ def meter_errors(rounds: Sequence[RoundRecord], figure: str) -> list[float]:
 
 
 def _undivided(rounds: Sequence[RoundRecord], figure: str) -> float:
-    """Return the relative standard error of a phase's figure by undivided steps.
-
-    Alike in all rounds, it does not average.
-    """
+    """Return the relative error of a phase's figure by undivided steps: alike in all rounds, it does not average."""
     phase = "prefill" if figure == "joules_per_prompt_token" else figure.partition("_")[0]
     parts = [one.record.phases[phase] for one in good(rounds) if phase in one.record.phases]
     joules = sum(part.joules for part in parts)

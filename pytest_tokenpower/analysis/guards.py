@@ -22,7 +22,7 @@ from pytest_tokenpower.meters.types import Conditions, Device, PowerSamples
 
 LARGEST_RELATIVE_ERROR = 0.10
 """Above this standard error a window is too short for the method that measured it. A ring's windows below 28 ms are,
-also at steady power: single ones of 33 ms spread by 6 to 9 % on an H100."""
+also at steady power: single ones of 33 ms spread by 6 to 10 % on an H100."""
 
 LARGEST_THERMAL_SHARE = 0.01
 """Thermal or brake slowdown for more than this share of a window makes it invalid; a power cap is information."""

@@ -354,11 +354,7 @@ def qualify(
 
 
 def _unseen(
-    device: Device,
-    power: PowerSamples | None,
-    counters: CounterColumns,
-    declared_ns: float,
-    trial_ns: int,
+    device: Device, power: PowerSamples | None, counters: CounterColumns, declared_ns: float, trial_ns: int
 ) -> Quality:
     """Return a device that gave too few readings for a track."""
     count = max(len(counters), 0 if power is None else len(power.t_ns))

@@ -26,9 +26,7 @@ class OtherScopes:
 
 
 def whole(windows: Sequence[RoundWindow]) -> RoundWindow:
-    """Return the measurement as one round, from the first one's start to the last one's end.
-
-    What a slow meter resolves.
+    """Return the measurement as one round, from the first start to the last end: what a slow meter resolves.
 
     What lies between the rounds is in its energy, and all tokens of the rounds are in its count; phases are not.
     """
@@ -102,10 +100,7 @@ def _records(
 def _figure(
     scope: str, provenance: str, rounds: Sequence[RoundRecord], span: Sequence[RoundWindow]
 ) -> ScopeFigure:
-    """Return the figure of a scope, or why there is none.
-
-    ``span`` are the rounds that a slow meter cannot tell apart.
-    """
+    """Return the figure of a scope, or why there is none; a slow meter cannot tell the rounds of ``span`` apart."""
     seconds = share = None
     if span:
         one = whole(span)

@@ -225,10 +225,7 @@ def _blocks(steps: StepColumns, length_ns: float) -> NDArray[np.intp]:
 
 
 def _block_share(split: Split, steps: StepColumns, blocks: NDArray[np.intp]) -> NDArray[np.float64]:
-    """Return the prefill's share of the energy of each step's block.
-
-    All or nothing where all its steps are of one phase.
-    """
+    """Return the prefill's share of each step's block: all or nothing where all its steps are of one phase."""
     prefill, decode = (np.bincount(blocks, weight) for weight in split.weights(steps))
     both = prefill + decode
     share = np.divide(prefill, both, out=np.zeros_like(both), where=both > 0)
@@ -265,9 +262,7 @@ def _too_vague(
 def _edge_variance(
     tracks: Sequence[EnergyTrack], steps: StepColumns, share: NDArray[np.float64], rounds: int
 ) -> NDArray[np.float64]:
-    """Return the meter's variance of (prefill, decode) in each round.
-
-    Of each stretch of steps of one kind as one window.
+    """Return the meter's variance of (prefill, decode) in each round: each stretch of one kind is one window.
 
     Edges between steps of one kind cancel. A stretch that was split goes to both, for its edges may be anyone's.
     """

@@ -76,10 +76,7 @@ def rounds_of(recording: Recording, test: str) -> tuple[RoundWindow, ...]:
 
 
 def phases_inside(windows: Sequence[RecordedWindow], name: str) -> dict[int, tuple[int, ...]]:
-    """Return the rounds of that name, and the phases of that name inside each, in the order of time.
-
-    All by their index.
-    """
+    """Return, by index, the rounds of that name and the phases inside each, in the order of time."""
     mine = [at for at, window in enumerate(windows) if window.name == name]
     phases = sorted((at for at in mine if windows[at].phase is not None), key=lambda at: windows[at].start_ns)
     starts = [windows[at].start_ns for at in phases]

@@ -175,10 +175,7 @@ def _finite(value: float) -> float | None:
 def _phases(
     tracks: Sequence[EnergyTrack], rounds: Sequence[RoundWindow], reasons: Sequence[Sequence[str]]
 ) -> tuple[list[dict[str, PhaseRecord]], StepPhases]:
-    """Return the phases of each good round, pool by pool, and how the last pool's were found.
-
-    A phase is told by all devices or by none.
-    """
+    """Return the phases of each good round, told by all devices or none, and how the last pool's were found."""
     phases: list[dict[str, PhaseRecord]] = [{} for _ in rounds]
     how = StepPhases({})
     for pool in dict.fromkeys(one.pool for one in rounds):

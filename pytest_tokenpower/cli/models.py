@@ -20,7 +20,7 @@ from pytest_tokenpower.models.memory import (
     kv_bytes,
     kv_bytes_per_token,
     minimum_gpus,
-    need,
+    needed_bytes,
     parallel_sizes,
     weight_bytes,
 )
@@ -108,10 +108,10 @@ def _facts(model: Model, machine: _Machine, dtype: str | None) -> dict[str, Any]
         weights = None
     wanted = None
     if weights is not None and machine.cpu:
-        whole = need(architecture, 1, dtype=chosen, other=model.other)
-        wanted = 1 if whole.total <= machine.memory * (1 - RESERVE) else None
+        whole = needed_bytes(architecture, 1, chosen, model.other)
+        wanted = 1 if whole <= machine.memory * (1 - RESERVE) else None
     elif weights is not None:
-        wanted = minimum_gpus(architecture, machine.memory, dtype=chosen, other=model.other)
+        wanted = minimum_gpus(architecture, machine.memory, chosen, model.other)
     return {
         "name": model.name,
         "hub": model.hub,

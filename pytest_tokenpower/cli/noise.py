@@ -209,7 +209,6 @@ def _shown(figure: str, value: float) -> str:
 
 
 def _as_text(found: MeasuredNoise | NoAnswer) -> Iterator[str]:
-
     if isinstance(found, NoAnswer):
         yield f"{found.test}: no answer: {found.why}"
         return

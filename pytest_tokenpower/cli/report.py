@@ -113,11 +113,7 @@ def _report(arguments: argparse.Namespace, chosen: str) -> Report:
     if FORMATS[chosen].looks_back:
         past, reason = histories(place, tests_of(records))
     factors = read_factors(
-        arguments.price,
-        arguments.currency,
-        arguments.carbon_intensity,
-        arguments.pue,
-        arguments.token_prices,
+        arguments.price, arguments.currency, arguments.carbon_intensity, arguments.pue, arguments.token_prices
     )
     return Report(tuple(records), curves, past, reason, factors, arguments.title)
 

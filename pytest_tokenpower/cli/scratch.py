@@ -51,9 +51,9 @@ class ScratchRepository:
         self._git("commit", "--quiet", "--allow-empty", "--message", message)
         return self._git("rev-parse", "--short", "HEAD")
 
-    def branch(self, name: str, *, start: str = "main") -> None:
-        """Begin a branch at ``start`` and check it out."""
-        self._git("checkout", "--quiet", "--force", "-B", name, start)
+    def branch(self, name: str) -> None:
+        """Begin a branch at ``main`` and check it out."""
+        self._git("checkout", "--quiet", "--force", "-B", name, "main")
 
     def pytest(
         self, *arguments: str, environment: Mapping[str, str] | None = None, echo: bool = False

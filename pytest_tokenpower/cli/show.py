@@ -124,7 +124,8 @@ def _measurement(measured: MeasurementRecord) -> Iterator[str]:
         yield from _row(f"restart {number}", _rounds(rounds))
     if measured.attempts > 1:
         yield from _row("attempts", f"{measured.attempts} in one process, their rounds pooled")
-    for reason, count in _dropped(measured.rounds).most_common():
+    dropped = Counter(reason for one in measured.rounds for reason in one.reasons)
+    for reason, count in dropped.most_common():
         yield from _row("  dropped", f"{count} of {len(measured.rounds)}: {reason}")
     yield from _row("conditions", _conditions(measured.rounds))
     yield from _row("key", stated(measured.key))
@@ -172,10 +173,6 @@ def _rounds(rounds: tuple[RoundRecord, ...]) -> str:
         text += f", {min(repeats)} to {max(repeats)} executions in one"
     tokens = {one.generated_tokens for one in rounds}
     return text + f", {min(tokens)}{f' to {max(tokens)}' if len(tokens) > 1 else ''} generated tokens"
-
-
-def _dropped(rounds: tuple[RoundRecord, ...]) -> Counter[str]:
-    return Counter(reason for one in rounds for reason in one.reasons)
 
 
 def _conditions(rounds: tuple[RoundRecord, ...]) -> str:

@@ -58,13 +58,7 @@ class Limits(NamedTuple):
         return {name: value for name, value in values.items() if value is not None}
 
 
-CEILINGS = (
-    *map(figure_per, PER),
-    "joules",
-    "mean_watts",
-    "peak_watts",
-    "quality",
-)
+CEILINGS = (*map(figure_per, PER), "joules", "mean_watts", "peak_watts", "quality")
 
 HELD_AS_READ = frozenset({"peak_watts", "quality"})
 """Limits of what does not scatter, or is a maximum: without a p-value they are no members of the run's family."""

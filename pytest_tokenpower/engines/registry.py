@@ -19,7 +19,7 @@ _sources: list[Source] = []
 
 
 def register_source(source: Source) -> Callable[[], None]:
-    """Have :func:`others` ask ``source``, the last one that was named here; returns what takes it back."""
+    """Have :func:`plugin_engines` ask ``source``, the last one that was named here; returns what takes it back."""
     _sources.append(source)
     return lambda: _sources.remove(source)
 

@@ -34,7 +34,7 @@ from pytest_tokenpower.stats.lengths import TOLERANCE
 from pytest_tokenpower.stats.levels import split_levels
 from pytest_tokenpower.stats.pace import Waiting
 from pytest_tokenpower.stats.scatter import DEFAULT_NOISE, Noise
-from pytest_tokenpower.store.baseline import Baseline, ComparableRuns, stored_runs
+from pytest_tokenpower.store.baseline import Baseline, ComparableRuns
 from pytest_tokenpower.store.explain import accept_command
 from pytest_tokenpower.store.keys import ignoring
 
@@ -111,7 +111,7 @@ def judge(
         noise: what is believed of the scatter where runs are given; a baseline's other tests tell it.
     """
     if isinstance(baseline, Baseline):
-        stored = stored_runs(baseline, measurement, policy.key_ignore, policy.left_out)
+        stored = baseline.find(measurement.test, measurement.key, policy.key_ignore, policy.left_out)
         noise = policy.priors.of(baseline, measurement, policy.boards)
     else:
         stored = baseline

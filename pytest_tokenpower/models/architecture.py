@@ -364,10 +364,4 @@ class Architecture:
         """Return the checkpoint's ``config.json``."""
         family = self.shape.family
         null = {name: None for name, families in _NULL.items() if family in families}
-        return {
-            "architectures": [FAMILIES[family]],
-            **null,
-            **self.config,
-            "dtype": dtype,
-            "use_cache": True,
-        }
+        return {"architectures": [FAMILIES[family]], **null, **self.config, "dtype": dtype, "use_cache": True}

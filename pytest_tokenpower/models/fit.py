@@ -78,11 +78,7 @@ def stored_weights(model: str) -> StoredWeights | None:
     quantized = WEIGHT_BITS[known.dtype] < 16
     architecture = known.architecture
     return StoredWeights(
-        architecture.parameters,
-        weight_bytes(architecture, known.dtype),
-        known.dtype,
-        quantized,
-        architecture,
+        architecture.parameters, weight_bytes(architecture, known.dtype), known.dtype, quantized, architecture
     )
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.models.architecture import WEIGHT_BITS, Architecture, dtype_name
 
@@ -13,7 +11,7 @@ RESERVE = 0.1
 """Share of a GPU's memory that is kept for activations, graphs and the CUDA context; vLLM's own default is near."""
 
 CONTEXT_TOKENS = 8192
-"""Tokens of key-value cache that have to fit beside the weights, unless the caller says otherwise."""
+"""Tokens of key-value cache that have to fit beside the weights."""
 
 
 def weight_bytes(architecture: Architecture, dtype: str = "bf16") -> int:
@@ -73,52 +71,20 @@ def parallel_sizes(architecture: Architecture) -> list[int]:
     ]
 
 
-@dataclass(frozen=True)
-class Need:
-    """Memory that each of ``gpus`` holds under tensor parallelism, bytes."""
-
-    gpus: int
-    weights: int
-    cache: int
-
-    @property
-    def total(self) -> int:
-        """Weights and cache."""
-        return self.weights + self.cache
-
-
-def need(
-    architecture: Architecture,
-    gpus: int,
-    *,
-    dtype: str = "bf16",
-    kv_dtype: str = "bf16",
-    tokens: int = CONTEXT_TOKENS,
-    other: int = 0,
-) -> Need:
-    """Work out what each of ``gpus`` has to hold; ``other`` are weights outside of the decoder, in bf16."""
+def needed_bytes(architecture: Architecture, gpus: int, dtype: str, other: int = 0) -> int:
+    """Bytes of weights and cache on each of ``gpus``; ``other`` are weights outside of the decoder, in bf16."""
     weights = weight_bytes(architecture, dtype) + 2 * other
-    cache = kv_bytes(architecture, tokens, kv_dtype)
     shape = architecture.shape
     # A latent cache is whole on every GPU; a key-value head is on one or, where there are fewer heads, on several.
     share = 1 if shape.latent is not None else max(1 / gpus, 1 / shape.kv_heads)
-    return Need(gpus, -(-weights // gpus), int(cache * share))
+    return -(-weights // gpus) + int(kv_bytes(architecture, CONTEXT_TOKENS) * share)
 
 
-def minimum_gpus(
-    architecture: Architecture,
-    memory: int,
-    *,
-    dtype: str = "bf16",
-    tokens: int = CONTEXT_TOKENS,
-    other: int = 0,
-) -> int | None:
+def minimum_gpus(architecture: Architecture, memory: int, dtype: str, other: int = 0) -> int | None:
     """Find the fewest GPUs of ``memory`` bytes that hold weights and cache under tensor parallelism.
 
     RESERVE of each is kept free. None where no size that the architecture divides by is enough.
     """
-    for size in parallel_sizes(architecture):
-        held = need(architecture, size, dtype=dtype, tokens=tokens, other=other)
-        if held.total <= memory * (1 - RESERVE):
-            return size
-    return None
+    room = memory * (1 - RESERVE)
+    sizes = parallel_sizes(architecture)
+    return next((size for size in sizes if needed_bytes(architecture, size, dtype, other) <= room), None)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 PLAIN_SOURCES = frozenset({"auto", "nvml", "amd", "rapl", "hwmon", "ipmi", "model", "simulated"})
-"""Values of --energy-source that are right in any project; others name a file or another plugin's meter."""
+"""Values of --energy-source that need no look before the tests; others name a file, a server or a plugin's meter."""
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -43,8 +43,9 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption(
         "--energy-source",
         metavar="SOURCE",
-        help="what measures: auto (default: NVML, then AMD, then RAPL), nvml, amd, rapl, hwmon, ipmi, redfish[:URL], "
-        "prometheus[:URL], model (CPU-time model), simulated, simulated:virtual (on a time of its own) or "
+        help="what measures: auto (default: the GPU's meter, RAPL where there is no accelerator), nvml, amd, intel, "
+        "jetson, rapl, hwmon, ipmi, redfish[:URL], prometheus[:URL], trtllm[:URL], remote:URL, ray[:SOURCE], model "
+        "(CPU-time model), ecologits:PROVIDER/MODEL, simulated, simulated:virtual (on a time of its own), "
         "simulated:SCENARIO.json, replay:RECORDING, or what a plugin adds; several with commas between them, such as "
         "nvml,rapl",
     )
@@ -87,7 +88,8 @@ def add_options(parser: pytest.Parser) -> None:
         metavar="NAMES",
         default="",
         help="columns of the table, with commas between them: test, joules_per_token, error, prefill, decode, watts, "
-        "change, interval, verdict, and every figure by its name (default: as many as the terminal is wide)",
+        "ttft, tpot, change, interval, cost, carbon, verdict, and every figure by its name (default: as many as the "
+        "terminal is wide)",
     )
     group.addoption(
         "--energy-sort",

@@ -24,10 +24,7 @@ if TYPE_CHECKING:
 
 
 def soak_of(item: pytest.Item) -> Soak | None:
-    """Return what a test is soaked by: by `tokenpower soak`, or by its marker; None where nothing asks for it.
-
-    Raises UsageError.
-    """
+    """Return what a test is soaked by (`tokenpower soak`, its marker), None for nothing; raises UsageError."""
     asked, mark = os.environ.get(SOAK_VARIABLE), item.get_closest_marker("energy_soak")
     if asked is None and (mark is None or CHILD_VARIABLE in os.environ):
         return None

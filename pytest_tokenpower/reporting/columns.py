@@ -157,10 +157,7 @@ _SPARED = (
 )  # fmt: skip
 """The columns that go where the terminal is too narrow for all, in this order."""
 
-COLUMNS: Mapping[str, _Column] = {
-    **{name: _of_figure(name) for name in FIGURES},
-    **_DEFAULT,
-}
+COLUMNS: Mapping[str, _Column] = {**{name: _of_figure(name) for name in FIGURES}, **_DEFAULT}
 """Each column that ``--energy-columns`` can name: the table's own and every figure."""
 
 
@@ -260,10 +257,7 @@ def _ordered(measurements: Sequence[MeasurementRecord], layout: Layout) -> list[
             "name": (0.0, measured.test),
             # What is dearest, what rose most and what is gravest comes first; what has no figure last.
             "joules_per_token": (-figure.value if figure else float("inf"), ""),
-            "change": (
-                -compared.change if compared and compared.change is not None else float("inf"),
-                "",
-            ),
+            "change": (-compared.change if compared and compared.change is not None else float("inf"), ""),
             "verdict": (SEVERITY.index(verdict.kind) if verdict else float("inf"), ""),
         }[layout.sort]
 

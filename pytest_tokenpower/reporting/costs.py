@@ -48,11 +48,7 @@ def cost_of(measured: MeasurementRecord, factors: Factors) -> Cost | None:
     # EcoLogits' estimates hold the overhead of the provider's data centre.
     pue = 1.0 if measured.provenance == "estimated" else factors.pue or 1.0
     kwh = figure.value * TOKENS / JOULES_PER_KWH * pue
-    return Cost(
-        kwh,
-        _money(measured, kwh, factors),
-        None if factors.carbon is None else kwh * factors.carbon,
-    )
+    return Cost(kwh, _money(measured, kwh, factors), None if factors.carbon is None else kwh * factors.carbon)
 
 
 def _money(measured: MeasurementRecord, kwh: float, factors: Factors) -> float | None:

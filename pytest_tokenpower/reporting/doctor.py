@@ -86,11 +86,7 @@ def _plain(value: Any) -> Any:
 
 def machine() -> dict[str, Any]:
     """Return the machine, as far as a meter cares."""
-    return {
-        "system": f"{platform.system()} {platform.release()}",
-        "cores": os.cpu_count(),
-        "user": user_id(),
-    }
+    return {"system": f"{platform.system()} {platform.release()}", "cores": os.cpu_count(), "user": user_id()}
 
 
 _NAME = 12

@@ -61,9 +61,7 @@ def _plot(series: Series) -> list[str]:
         for point in (series.points[0], series.points[-1])
     ]
     drawn = render(
-        points,
-        [change.index for change in series.changes],
-        *(ends if len(points) > 1 else (ends[0], "")),
+        points, [change.index for change in series.changes], *(ends if len(points) > 1 else (ends[0], ""))
     )
     return [unit_of(series.figure), *drawn]
 

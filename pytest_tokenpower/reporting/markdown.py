@@ -10,7 +10,6 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from pytest_tokenpower.core.records import ClaimRecord
 from pytest_tokenpower.core.shown import shown
 from pytest_tokenpower.core.text import interval, plural, readable, short_test_name, signed
 from pytest_tokenpower.gate.messages import message, word
@@ -91,8 +90,8 @@ def _summary(report: Report, entries: Sequence[Reported], rows: int) -> str:
         graver = ", none of them graver than these" if rows else ""
         parts.append(f"… and {plural(len(entries) - rows, 'test')} more{graver}: this text may be no longer.")
     parts += [block(said) for each in entries[:rows] if (said := _said(each))]
-    if claims := _claims(report):
-        parts.append(block("\n".join(claims_table(claims))))
+    if report.claims:
+        parts.append(block("\n".join(claims_table(report.claims))))
     scopes = tuple(dict.fromkeys(each.measured.scope for each in entries))
     if lines := explained(report.factors, scopes):
         parts.append(block("\n".join(lines)))
@@ -100,16 +99,12 @@ def _summary(report: Report, entries: Sequence[Reported], rows: int) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _claims(report: Report) -> list[ClaimRecord]:
-    return [claim for run in report.runs for claim in run.claims]
-
-
 def headline(report: Report, entries: Sequence[Reported]) -> str:
     """How many tests came out how, the gravest first, after the claims that fail the run."""
     counts = Counter(each.kind for each in entries)
     known = [f"{counts[kind]} {word(kind)}" for kind in _ORDER if counts[kind]]
     other = sum(count for kind, count in counts.items() if kind not in _ORDER)
-    found = [*claims_news(_claims(report)), *known, *([f"{other} other"] if other else [])]
+    found = [*claims_news(report.claims), *known, *([f"{other} other"] if other else [])]
     return f"Energy per token: {', '.join(found) or 'no test measured'}"
 
 
@@ -124,14 +119,7 @@ def _figures(entries: Sequence[Reported]) -> tuple[list[str], str]:
 def _table(report: Report, entries: Sequence[Reported]) -> list[str]:
     factors = report.factors
     shown, unit = _figures(entries)
-    heads = [
-        "test",
-        unit or "figure",
-        "±95 %",
-        "change",
-        "95 % interval",
-        "verdict",
-    ]
+    heads = ["test", unit or "figure", "±95 %", "change", "95 % interval", "verdict"]
     heads += [f"{code(factors.currency)}/Mtok"] if factors.priced else []
     heads += ["gCO2e/Mtok"] if factors.carbon is not None else []
     lines = [f"| {' | '.join(heads)} |", f"| --- |{' ---: |' * (len(heads) - 1)}"]
@@ -186,7 +174,7 @@ def annotation(report: Report) -> str:
     """One workflow command for the whole run: an error where a test fails, else a notice."""
     entries = list(report)
     failing = [_short(each) for each in entries if each.failing]
-    failing += [claim_line(claim) for claim in _claims(report) if claim.fails]
+    failing += [claim_line(claim) for claim in report.claims if claim.fails]
     said = "; ".join(failing[:MOST_NAMED])
     if len(failing) > MOST_NAMED:
         said += f"; and {len(failing) - MOST_NAMED} more"

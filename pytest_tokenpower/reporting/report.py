@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from pytest_tokenpower.analysis.power_curves import PowerCurves
 from pytest_tokenpower.core.denominators import unit_of
-from pytest_tokenpower.core.records import Figure, MeasurementRecord, RunRecord, VerdictRecord
+from pytest_tokenpower.core.records import ClaimRecord, Figure, MeasurementRecord, RunRecord, VerdictRecord
 from pytest_tokenpower.core.settings import NO_FACTORS, Factors
 from pytest_tokenpower.errors import TokenPowerError
 from pytest_tokenpower.gate.history import History, Series, collect, read_line
@@ -87,6 +87,11 @@ class Report:
                 yield Reported(
                     run, measured, self.curves.get((run.id, measured.test)), self.histories.get(test)
                 )
+
+    @property
+    def claims(self) -> tuple[ClaimRecord, ...]:
+        """The claims of all runs."""
+        return tuple(claim for run in self.runs for claim in run.claims)
 
     @property
     def provenances(self) -> tuple[str, ...]:

@@ -210,10 +210,7 @@ def duration(seconds: float) -> str:
 
 
 def live_table(progress: Progress, now: float, *, rows: int, width: int) -> list[str]:
-    """Return what a terminal shows of a sweep that runs.
-
-    How far it is, and the cells around the one that is running.
-    """
+    """Return what a terminal shows of a sweep: how far it is, and the cells around the one that is running."""
     left = progress.seconds_left(now)
     counts = ", ".join(f"{count} {outcome}" for outcome, count in progress.outcomes.items())
     head = f"{len(progress.ended)} of {len(progress.steps)} cells{f' ({counts})' if counts else ''}, "

@@ -10,7 +10,7 @@ from pytest_tokenpower.engines.protocol import EngineIdentity
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.meters.types import Device
 
-LOCAL_METERS = frozenset({"nvml", "amd", "rapl", "hwmon", "ipmi", "cpu-model"})
+LOCAL_METERS = frozenset({"nvml", "amd", "intel", "jetson", "rapl", "hwmon", "ipmi", "cpu-model"})
 """Meters (``Device.meter``) of the machine that the tests run on. Others are named by their user, or added by a hook,
 and may be any machine's."""
 
@@ -31,7 +31,7 @@ def require_local_meter(test: str, workload: object, devices: Sequence[Device]) 
     if here:
         raise UsageError(
             f"{test}: the endpoint {host} is another machine, and {', '.join(here)} measures this one: name a meter of "
-            "that machine (--energy-source=prometheus:URL or redfish:URL)"
+            "that machine (--energy-source=remote:URL of a tokenpower serve-meter there, prometheus:URL or redfish:URL)"
         )
 
 

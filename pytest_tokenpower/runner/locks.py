@@ -200,10 +200,7 @@ def _folder() -> tuple[Path, bool]:
 
 
 def _base() -> Path:
-    """Return a folder of this user that can be written to.
-
-    The cache, the runtime directory, else one in the temporary one.
-    """
+    """Return a folder of this user that can be written to: the cache, the runtime directory, or a temporary one."""
     home = os.environ.get("HOME", "")
     candidates = (
         os.environ.get("XDG_CACHE_HOME", ""),

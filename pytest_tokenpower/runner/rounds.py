@@ -299,19 +299,6 @@ def counted_round(
     )
 
 
-def measured_round(
-    execute: Callable[[], object],
-    count: Callable[[object], TokenCount],
-    phases: Callable[[object], Sequence[PhaseWindow]],
-    repeats: int,
-    bench: RoundEvaluator,
-) -> tuple[object, RoundWindow]:
-    """One round: ``repeats`` executions in one window, counted after it has closed; the last result goes along."""
-    __tracebackhide__ = True
-    ran = executed(execute, repeats, bench)
-    return ran.results[-1], counted_round(ran, count, phases)
-
-
 def device_wait() -> Callable[[], object] | None:
     """Return what waits for the GPU's queued work, if this process has one under way; never creates a CUDA context."""
     torch = sys.modules.get("torch")

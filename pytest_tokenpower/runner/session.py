@@ -146,7 +146,6 @@ class Session:
         # The store may lie inside the work tree: whether that is clean is read before anything is written.
         if self.settings.stores or self.settings.baselines:
             _ = self.repository
-        if self.settings.stores or self.settings.baselines:
             _ = self.store
         if self.settings.stores:
             self.store.check_writable()

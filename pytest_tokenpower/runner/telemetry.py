@@ -130,10 +130,7 @@ class TelemetrySession:
         return any(device in used for device in failed)
 
     def resolved(self, windows: Sequence[RoundWindow]) -> tuple[RoundWindow, ...]:
-        """Return the windows of a test as the figure's meter can tell them apart.
-
-        To a slow one they are a single one.
-        """
+        """Return the windows that the figure's meter can tell apart: to a slow one they are a single one."""
         return (whole(windows),) if self.slow and windows else tuple(windows)
 
     @property
@@ -161,17 +158,11 @@ class TelemetrySession:
         return other_scopes(self.collector.timeline, devices, others, windows, rounds)
 
     def devices_in_use(self, windows: Sequence[RoundWindow]) -> tuple[Device, ...]:
-        """Return the figure's devices, of the GPUs those that processes of ours ran on or may have.
-
-        All where none did.
-        """
+        """Return the figure's devices; of GPUs only those that processes of ours ran on, or may have, if any did."""
         return self._in_use(self.devices, windows)
 
     def devices_of_key(self, windows: Sequence[RoundWindow]) -> tuple[Device, ...]:
-        """Return what must be the same for two measurements to be compared.
-
-        The figure's devices, and in any case the GPUs.
-        """
+        """Return what two comparable measurements have in common: the figure's devices, and the GPUs in any case."""
         gpus = [device for device in self._in_use(self.others, windows) if device.scope == "gpu"]
         return (*self.devices_in_use(windows), *gpus)
 

@@ -31,11 +31,7 @@ class ChangePoint(Change):
 
 
 def change_points(
-    runs: Sequence[RunSummary],
-    prior: Prior = DEFAULT_PRIOR,
-    *,
-    alpha: float = 0.01,
-    least: float = 0.0,
+    runs: Sequence[RunSummary], prior: Prior = DEFAULT_PRIOR, *, alpha: float = 0.01, least: float = 0.0
 ) -> tuple[ChangePoint, ...]:
     """Return the steps in the locations of ``runs`` (in the order of history), oldest first.
 

@@ -163,10 +163,7 @@ def calibrated_standings(log_joules: Mapping[str, float]) -> dict[str, Standing]
 
 
 def _standings(
-    places: Mapping[str, float],
-    shares: Mapping[str, float],
-    unit: Scatter,
-    believed: Scatter,
+    places: Mapping[str, float], shares: Mapping[str, float], unit: Scatter, believed: Scatter
 ) -> dict[str, Standing]:
     """Judge each board's distance from the others' mean; ``shares`` of the squared errors are in each own mean."""
     p_values = []
@@ -192,11 +189,7 @@ def _standings(
 
 
 def _offset(
-    board: str,
-    rest: Sequence[str],
-    places: Mapping[str, float],
-    shares: Mapping[str, float],
-    unit: Scatter,
+    board: str, rest: Sequence[str], places: Mapping[str, float], shares: Mapping[str, float], unit: Scatter
 ) -> Change:
     """Return how far a board lies from the mean of others."""
     share = shares[board] + sum(shares[each] for each in rest) / len(rest) ** 2
@@ -227,11 +220,7 @@ def drifts(units: Sequence[Unit]) -> dict[str, Drifting]:
         parts = [(stderr, df), *((each[1] / len(rest), each[2]) for each in rest)]
         squared = sum(one**2 for one, _ in parts)
         worth = squared**2 / sum(one**4 / d for one, d in parts) if squared else MOST_DF
-        changes[board] = Change(
-            slope - sum(each[0] for each in rest) / len(rest),
-            math.sqrt(squared),
-            worth,
-        )
+        changes[board] = Change(slope - sum(each[0] for each in rest) / len(rest), math.sqrt(squared), worth)
     adjusted = holm([_two_sided(each) for each in changes.values()])
     return {
         board: Drifting(change, slopes[board][3], float(p))

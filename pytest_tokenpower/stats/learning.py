@@ -23,8 +23,7 @@ _WINSOR = 2.5
 
 
 def learn_noise(
-    tests: Mapping[str, Sequence[Sequence[Run]]],
-    waiting: Mapping[str, Waiting] | None = None,
+    tests: Mapping[str, Sequence[Sequence[Run]]], waiting: Mapping[str, Waiting] | None = None
 ) -> dict[str, Noise]:
     """Learn the noise of each test from all the others, and the spread of boards from all.
 

@@ -83,10 +83,7 @@ def smallest_limit(run_sd: float, stored_runs: int, policy: Policy, noise: Noise
 
 
 def noise_floor(run_sd: float, stored_runs: int, policy: Policy, noise: Noise = DEFAULT_NOISE) -> float:
-    """Return the smallest rise that fails, as a fraction.
-
-    The median over what so few stored runs may show of this noise.
-    """
+    """Return the smallest rise that fails (a fraction): the median over what so few stored runs may show."""
     return math.expm1(float(np.median(_margins(run_sd, stored_runs, policy, noise))))
 
 
@@ -112,13 +109,7 @@ def _margins(run_sd: float, stored_runs: int, policy: Policy, noise: Noise) -> F
     caution = Scatter(CAUTION_SD, MOST_DF)
     margins = []
     for each in squares:
-        unit = scatter(
-            float(each),
-            df,
-            noise.total,
-            caution,
-            most_believed=noise.most_believed(df),
-        )
+        unit = scatter(float(each), df, noise.total, caution, most_believed=noise.most_believed(df))
         most = widest(unit, df, caution) * spread
         margins.append(Change(0.0, unit.sd * spread, unit.df, most=most).margin(policy.level))
     return np.array(margins)

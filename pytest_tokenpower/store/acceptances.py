@@ -18,12 +18,7 @@ import msgspec
 from pytest_tokenpower.core.records import VerdictRecord
 from pytest_tokenpower.core.settings import fraction
 from pytest_tokenpower.errors import HistoryError, UsageError
-from pytest_tokenpower.store.committed import (
-    committed_file,
-    read_committed,
-    toml_string,
-    write_committed,
-)
+from pytest_tokenpower.store.committed import committed_file, read_committed, toml_string, write_committed
 from pytest_tokenpower.store.git import ACCEPTED_FOLDER, SCAN_S, Repository, merged_by, run_git
 from pytest_tokenpower.store.store import COMMIT_LENGTH
 

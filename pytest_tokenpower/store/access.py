@@ -38,10 +38,7 @@ class StoreContext:
 
     @classmethod
     def of(cls, arguments: argparse.Namespace, *, may_be_new: bool = False) -> StoreContext:
-        """Return the store that the command line names.
-
-        Raises UsageError for one that does not exist, unless it may.
-        """
+        """Return the store that the command line names; raises UsageError for a missing one unless it may be new."""
         folder = Path.cwd()
         repository = Repository.discover(folder)
         if arguments.storage is None:
@@ -170,10 +167,7 @@ class StoreContext:
 
 
 def choose_test(text: str, tests: Collection[str]) -> str:
-    """Return the test that ``text`` names: exactly, or as a part of one name only.
-
-    Raises UsageError that lists tests.
-    """
+    """Return the test that ``text`` names: exactly, or as a part of one name only; raises UsageError."""
     if text in tests:
         return text
     fitting = sorted(test for test in tests if text in test)

@@ -17,7 +17,7 @@ from pytest_tokenpower.core.records import MeasurementRecord
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.errors import HistoryError, StoreError, UsageError
 from pytest_tokenpower.store.acceptances import Acceptances, PlacedAcceptance
-from pytest_tokenpower.store.explain import NoBaseline, measured_commits, why_no_history, why_not_found
+from pytest_tokenpower.store.explain import NoBaseline, measured_before, why_no_history, why_not_found
 from pytest_tokenpower.store.git import Repository, explain_absence, first_parent_history
 from pytest_tokenpower.store.identity import file_of, repository_test
 from pytest_tokenpower.store.keys import LENGTHS, KeyDifference, differences, ignoring, only_lengths
@@ -33,43 +33,15 @@ from pytest_tokenpower.store.store import (
 )
 
 
-def stored_runs(
-    baseline: Baseline,
-    measured: MeasurementRecord,
-    ignore: Sequence[str],
-    left_out: Collection[str] = (),
-) -> ComparableRuns:
-    """Return what a baseline holds that a measurement can be compared with.
-
-    Key fields in ``ignore`` may differ; runs whose ids are in ``left_out`` are those that are judged.
-    """
-    found = baseline.find(measured.test, measured.key, ignore, left_out)
-    runs = found.runs
-    return ComparableRuns(
-        label=baseline.label,
-        runs=tuple(run.measurement for run in runs),
-        run_ids=tuple(run.run_id for run in runs),
-        commits=tuple(run.commit for run in runs) if baseline.accepted else (),
-        why=found.why,
-        earlier=tuple(tuple(run.measurement for run in level) for level in found.earlier),
-        note=found.note,
-        origin=found.origin,
-        acceptance=found.acceptance,
-        test=baseline.identity(measured.test),
-        own=baseline.own,
-        history=baseline.history_options,
-        acceptable=baseline.repository is not None,
-    )
-
-
 @dataclass(frozen=True)
 class ComparableRuns:
     """The comparable runs of a baseline, newest first, and what the baseline is called.
 
     ``earlier`` are those of earlier accepted levels, the latest level first: they tell how the test scatters. ``why``
-    says why there are none, ``note`` what else the reader should know of them, ``origin`` which commits were
-    measured; ``commits`` are those of the runs, where the baseline is a line of them. ``acceptance`` is the one by
-    which ``test`` (from the repository's top level) may rise over them.
+    says why there are none, ``note`` what else the reader should know of them: newer runs that regressed and are not
+    accepted, commits in between that were not measured, an earlier name. ``commits``
+    are those of the runs, where the baseline is a line of them. ``acceptance`` is the one by which ``test`` (from the
+    repository's top level) may rise over them.
     ``own``: the candidate is a commit of the baseline's own branch, so that a change is that branch's own.
     ``history``: with which options ``tokenpower history`` shows them, None where they are not stored; ``acceptable``: a
     rise over them can be accepted, for which there must be a repository.
@@ -80,7 +52,6 @@ class ComparableRuns:
     run_ids: tuple[str, ...] = ()
     why: str = ""
     note: str = ""
-    origin: str = ""
     acceptance: PlacedAcceptance | None = None
     test: str = ""
     own: bool = False
@@ -139,45 +110,20 @@ _MEANINGS: dict[Kind, str] = {"ref": "a git ref", "name": "a saved run", "path":
 _KINDS: dict[str, Kind] = {kind: kind for kind in _MEANINGS}
 
 
-class BaselineRun(NamedTuple):
-    """One stored run of one test: a unit of evidence. ``commit`` is None for a run outside git."""
-
-    run_id: str
-    commit: str | None
-    measurement: MeasurementRecord
-
-
-@dataclass(frozen=True)
-class Found:
-    """The comparable runs of a test, newest first; without any, ``why`` says what is in the way.
-
-    ``earlier`` are the runs of earlier accepted levels, the latest level first.
-    ``differences`` is how the nearest stored key differs, where a different key is the reason. ``origin`` names the
-    commits that were measured. ``note`` tells what the reader must know of them: newer runs that regressed and are
-    not accepted, commits in between that were not measured, an earlier name. ``acceptance`` is what the test may rise
-    by over these runs.
-    """
-
-    runs: tuple[BaselineRun, ...] = ()
-    why: str = ""
-    differences: tuple[KeyDifference, ...] = ()
-    note: str = ""
-    origin: str = ""
-    acceptance: PlacedAcceptance | None = None
-    earlier: tuple[tuple[BaselineRun, ...], ...] = ()
-
-
 def parse_baseline(text: str) -> tuple[Kind | None, str]:
-    """``ref:``, ``name:`` or ``path:`` and what follows; None where the kind is to be found out.
-
-    Raises UsageError for empty text.
-    """
+    """Return the kind (None: to be found out) and what follows ``ref:``, ``name:`` or ``path:``; raises UsageError."""
     prefix, colon, rest = text.strip().partition(":")
     kind = _KINDS.get(prefix) if colon else None
     value = rest if kind else text.strip()
     if not value:
         raise UsageError(f"baseline {text!r} is empty: give a git ref, the name of a saved run, or a path")
     return kind, value
+
+
+class _Run(NamedTuple):
+    run_id: str
+    commit: str | None
+    measurement: MeasurementRecord
 
 
 @dataclass(frozen=True)
@@ -262,12 +208,8 @@ class Baseline:
         return repository_test(self.root, test)
 
     def find(
-        self,
-        test: str,
-        key: Mapping[str, Fact],
-        ignore: Iterable[str] = (),
-        left_out: Collection[str] = (),
-    ) -> Found:
+        self, test: str, key: Mapping[str, Fact], ignore: Iterable[str] = (), left_out: Collection[str] = ()
+    ) -> ComparableRuns:
         """Return the newest comparable runs of ``test`` whose key equals ``key``, fields in ``ignore`` left out.
 
         Runs whose ids are in ``left_out`` are passed over: those before them count.
@@ -280,8 +222,8 @@ class Baseline:
         patterns = (ignore,) if isinstance(ignore, str) else tuple(ignore)
         wanted = ignoring(key, patterns)
         known: dict[int, tuple[KeyDifference, ...]] = {}
-        runs: list[BaselineRun] = []
-        earlier: dict[int, list[BaselineRun]] = {}
+        runs: list[_Run] = []
+        earlier: dict[int, list[_Run]] = {}
         names: dict[str, str | None] = {}
         newest = 0
         met = False
@@ -318,45 +260,50 @@ class Baseline:
             if not level:
                 names.setdefault(name, commit)
             newest = newest if runs else began
-            before.append(BaselineRun(run_id, commit, measurement))
+            before.append(_Run(run_id, commit, measurement))
             if len(before) == self.limit_runs:
                 break
         if runs:
-            complete = self._found(mine, runs, names, seen)
-            return replace(
-                complete, earlier=tuple(tuple(earlier[at]) for at in sorted(earlier) if earlier[at])
-            )
+            return self._found(mine, runs, [earlier[at] for at in sorted(earlier)], names, seen)
         if only_lengths(seen.nearest):
             # None is exact: those of other lengths are compared at equal ones.
             return self.find(test, key, (*patterns, *LENGTHS), left_out)
-        if met and not (seen.regressed or seen.nearest or seen.invalid):
-            return Found((), "the only runs there are those that are compared")
-        return Found((), self._why(test, seen), seen.nearest)
+        only_judged = met and not (seen.regressed or seen.nearest or seen.invalid)
+        why = "the only runs there are those that are compared" if only_judged else self._why(test, seen)
+        return ComparableRuns(self.label, (), why=why, test=mine)
 
     def _found(
-        self, mine: str, runs: list[BaselineRun], names: Mapping[str, str | None], seen: NoBaseline
-    ) -> Found:
+        self,
+        mine: str,
+        runs: Sequence[_Run],
+        earlier: Sequence[Sequence[_Run]],
+        names: Mapping[str, str | None],
+        seen: NoBaseline,
+    ) -> ComparableRuns:
         newest = runs[0].commit
         unaccepted = seen.unaccepted
-        origin = measured_commits(
-            [run.commit for run in runs], self.commits, self.label, unaccepted=bool(unaccepted)
-        )
         notes = [unaccepted] if unaccepted else []
         if self.commits and newest in self.commits[1:]:
-            whose = self.label.rpartition("@")[0]
-            reason = (
-                "those in between count for nothing"
-                if unaccepted
-                else "the commits in between were not measured"
-            )
-            notes.append(f"Compared with {origin}: the difference may be {whose}'s own, as {reason}.")
+            stored = [run.commit for run in runs]
+            notes.append(measured_before(stored, self.commits, self.label, unaccepted=bool(unaccepted)))
         for name, commit in names.items():
             if self.root is not None and name not in (mine, self._node_id(mine)):
                 notes.append(
                     f"Its runs of {(commit or '')[:7]} and before are those of {name}, as it was called then."
                 )
-        acceptance = self.rises.allowance(newest, mine, *names) if self.rises else None
-        return Found(tuple(runs), note=" ".join(notes), origin=origin, acceptance=acceptance)
+        return ComparableRuns(
+            self.label,
+            tuple(run.measurement for run in runs),
+            tuple(run.run_id for run in runs),
+            note=" ".join(notes),
+            acceptance=self.rises.allowance(newest, mine, *names) if self.rises else None,
+            test=mine,
+            own=self.own,
+            earlier=tuple(tuple(run.measurement for run in level) for level in earlier if level),
+            history=self.history_options,
+            acceptable=self.repository is not None,
+            commits=tuple(run.commit for run in runs) if self.accepted else (),
+        )
 
     def _node_id(self, mine: str) -> str:
         """Return a test of ours as pytest calls it."""

@@ -75,18 +75,12 @@ def accept_command(test: str, rise: float, since: str = "") -> str:
 
 
 def accepted_percent(rise: float) -> int:
-    """Return the whole percent that a rise is accepted up to.
-
-    A little more than it was, as the next run may read more.
-    """
+    """Return the whole percent that a rise is accepted up to: a little more than it was, as the next may be."""
     return max(0, math.floor(100 * rise) + 2) if rise > 0 else 0
 
 
 def why_not_found(
-    absence: NoBaseline,
-    dirty: StoredFile | None,
-    elsewhere: StoredFile | None,
-    gone: Callable[[str], bool],
+    absence: NoBaseline, dirty: StoredFile | None, elsewhere: StoredFile | None, gone: Callable[[str], bool]
 ) -> str:
     """For a baseline that has runs, none of which fits the test.
 
@@ -132,11 +126,7 @@ def why_not_found(
 
 
 def why_no_history(
-    label: str,
-    commits: Sequence[str],
-    dirty: Sequence[StoredFile],
-    others: Sequence[StoredFile],
-    store: Path,
+    label: str, commits: Sequence[str], dirty: Sequence[StoredFile], others: Sequence[StoredFile], store: Path
 ) -> str:
     """For a ref none of whose ``commits`` has a clean run in ``store``."""
     if not commits:
@@ -155,29 +145,26 @@ def why_no_history(
     return f"no run is stored in {store}: save runs of {label} first (--energy-autosave)"
 
 
-def measured_commits(
+def measured_before(
     runs: Sequence[str | None], commits: Sequence[str], label: str, *, unaccepted: bool
 ) -> str:
-    """Return the commits that stored runs measured, and how far back on the line of ``label`` they are.
+    """Say that stored runs are of earlier commits than ``label``, and how far back on its line.
 
     Args:
         runs: the commit of each run, newest first; None for a run outside git.
-        commits: the line, newest first; empty where there is none.
+        commits: the line, newest first.
         label: what the baseline is called.
         unaccepted: newer runs regressed and do not count, as the reader is told elsewhere.
     """
-    known = list(dict.fromkeys(commit for commit in runs if commit))
-    if not known:
-        return f"{plural(len(runs), 'run')} of {label}"
-    of = known[0][:7]
-    if len(known) > 1:
-        of += f" and {plural(len(known) - 1, 'commit')} before"
-    words = f"{plural(len(runs), 'run')} of {of}"
-    back = commits.index(known[0]) if known[0] in commits else 0
-    if back:
-        words += f", {plural(back, 'commit')} before {label}"
-        words += "" if unaccepted else ", of which no comparable run is stored"
-    return words
+    newest, *older = dict.fromkeys(commit for commit in runs if commit)
+    words = f"Compared with {plural(len(runs), 'run')} of {newest[:7]}"
+    words += f" and {plural(len(older), 'commit')} before" if older else ""
+    words += f", {plural(commits.index(newest), 'commit')} before {label}"
+    words += "" if unaccepted else ", of which no comparable run is stored"
+    between = (
+        "those in between count for nothing" if unaccepted else "the commits in between were not measured"
+    )
+    return f"{words}: the difference may be {label.rpartition('@')[0]}'s own, as {between}."
 
 
 def what_was_stored(run: RunRecord, path: Path, repository: Repository | None, no_repository: str) -> str:

@@ -75,11 +75,7 @@ class GitOutput:
 
 
 def run_git(
-    folder: Path,
-    *arguments: str,
-    stdin: bytes = b"",
-    timeout_s: float = _QUICK_S,
-    may_fetch: bool = False,
+    folder: Path, *arguments: str, stdin: bytes = b"", timeout_s: float = _QUICK_S, may_fetch: bool = False
 ) -> GitOutput:
     """Run ``git -C folder arguments``: no prompt, no pager, no lock that is optional, messages in English.
 

@@ -171,10 +171,7 @@ class StoreBranch:
         return found
 
     def commit(self, tip: str | None, added: Mapping[str, Path]) -> str:
-        """Return a commit on top of ``tip`` that has ``added`` (path on the branch to local file) too.
-
-        Returns its hash.
-        """
+        """Return the hash of a commit on top of ``tip`` with ``added`` (path on the branch to local file)."""
         paths = list(added)
         hashed = self._must(
             "hash-object",

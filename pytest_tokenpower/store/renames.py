@@ -14,12 +14,7 @@ import msgspec
 
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.errors import UsageError
-from pytest_tokenpower.store.committed import (
-    committed_file,
-    read_committed,
-    toml_string,
-    write_committed,
-)
+from pytest_tokenpower.store.committed import committed_file, read_committed, toml_string, write_committed
 from pytest_tokenpower.store.git import RENAMED_FOLDER, Repository
 from pytest_tokenpower.store.identity import file_of, in_file
 from pytest_tokenpower.store.keys import LENGTHS, differences, ignoring

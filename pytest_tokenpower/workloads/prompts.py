@@ -29,7 +29,7 @@ class PromptSet(Workload):
     """Texts as prompts, and ``new_tokens`` generated for each.
 
     A prompt of more than ``max_prompt_tokens`` loses its middle, as LongBench does it: instructions stand at both
-    ends. Without a tokenizer a token is a byte (``tokenizing.byte_ids``), which the key then says. ``tokens`` are the
+    ends. Without a tokenizer a token is a byte (``tokenizers.byte_ids``), which the key then says. ``tokens`` are the
     lengths of a bin, from the first to below the second: ``count`` prompts of these lengths are taken.
     """
 

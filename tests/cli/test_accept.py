@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from pytest_tokenpower.core.records import VerdictRecord
-from pytest_tokenpower.store.baseline import Baseline, Found, stored_runs
+from pytest_tokenpower.store.baseline import Baseline, ComparableRuns
 from pytest_tokenpower.store.committed import committed_file
 from pytest_tokenpower.store.git import ACCEPTED_FOLDER, Repository
 from pytest_tokenpower.store.store import Store
@@ -28,7 +28,7 @@ def repository(git: Git) -> Repository:
     return found
 
 
-def find(git: Git, store: Store, test: str = TEST) -> Found:
+def find(git: Git, store: Store, test: str = TEST) -> ComparableRuns:
     """Return what a change on top of HEAD would be compared with."""
     return Baseline.resolve("HEAD", store, repository(git), at_ref=True).find(test, KEY)
 
@@ -37,7 +37,7 @@ def gate(git: Git, store: Store, number: int, level: float, ref: str = "main") -
     """Return what the gate does on HEAD: judge a run of it by the baseline, and store it with the verdict."""
     baseline = Baseline.resolve(ref, store, repository(git))
     measured = at_level(level, seed=number)
-    stored = stored_runs(baseline, measured, ())
+    stored = baseline.find(measured.test, measured.key)
     decided = judge_stored(measured, stored, LIMIT)
     store.write(run(number, msgspec.structs.replace(measured, verdicts=(decided,)), commit=git.head))
     return decided
@@ -88,7 +88,7 @@ def test_a_change_is_accepted_in_its_pull_request_and_main_goes_on_from_there(
     assert following.baseline_runs == (run(13).id,)
     git.commit("another rise")
     assert gate(git, store, 15, 1.14).kind == "regressed"
-    assert numbers(find(git, store).runs) == [14, 13]
+    assert numbers(find(git, store).run_ids) == [14, 13]
     baseline = Baseline.resolve("main", store, repository(git), at_ref=True)
     assert baseline.accepted is not None
     assert baseline.accepted.steps(TEST) == (merged,)
@@ -113,7 +113,7 @@ def test_it_follows_the_file_however_it_comes_to_main(
         git("switch", "--quiet", "main")
         git("merge", "--quiet", "--ff-only", "change")
     assert gate(git, store, 10, 1.07).kind == "passed"
-    assert numbers(find(git, store).runs) == [10]
+    assert numbers(find(git, store).run_ids) == [10]
 
 
 def test_other_tests_and_other_branches_have_nothing_of_it(
@@ -196,7 +196,7 @@ def test_accepted_once_more_is_a_new_level(git: Git, store: Store, tokenpower: C
     accept(git, tokenpower, "14%")
     again = gate(git, store, 11, 1.14)
     assert (again.kind, again.baseline_runs) == ("passed", (run(10).id,))
-    assert numbers(find(git, store).runs) == [11]
+    assert numbers(find(git, store).run_ids) == [11]
 
 
 def test_a_merged_regression_keeps_main_red_until_it_is_accepted_since(
@@ -211,14 +211,14 @@ def test_a_merged_regression_keeps_main_red_until_it_is_accepted_since(
     assert "This is main itself: an acceptance is due" in text(kinds[0])
     worse = git("rev-parse", "HEAD~5")
     found = find(git, store)
-    assert numbers(found.runs) == [3, 2, 1, 0]
+    assert numbers(found.run_ids) == [3, 2, 1, 0]
     assert f"--since {worse[:10]}" in found.note
     assert "6 stored runs" in found.note
     told = accept(git, tokenpower, "8%", "--since", worse)
     assert "holds no run" not in told
     assert f"runs from {worse[:7]} on count" in told
     # The runs of that level count, nothing from before it, and not the one that rose by more.
-    assert numbers(find(git, store).runs) == [9, 8, 7, 6, 5]
+    assert numbers(find(git, store).run_ids) == [9, 8, 7, 6, 5]
     assert gate(git, store, 20, 1.06).kind == "passed"
 
 
@@ -233,7 +233,7 @@ def test_since_a_commit_of_a_merged_branch_is_since_its_merge(
     git.commit("later")
     assert gate(git, store, 11, 1.06).kind == "regressed"
     accept(git, tokenpower, "8%", "--since", dear)
-    assert numbers(find(git, store).runs) == [11, 10]
+    assert numbers(find(git, store).run_ids) == [11, 10]
 
 
 def test_an_improvement_may_begin_a_level(git: Git, store: Store, tokenpower: Command) -> None:
@@ -243,7 +243,7 @@ def test_an_improvement_may_begin_a_level(git: Git, store: Store, tokenpower: Co
     assert better.kind == "improved"
     assert "--up-to 0%" in text(better)
     accept(git, tokenpower, "0%", "--since", "HEAD")
-    assert numbers(find(git, store).runs) == [10]
+    assert numbers(find(git, store).run_ids) == [10]
 
 
 def test_another_machine_keeps_what_it_has(git: Git, store: Store, tokenpower: Command) -> None:
@@ -254,17 +254,17 @@ def test_another_machine_keeps_what_it_has(git: Git, store: Store, tokenpower: C
     gate(git, store, 21, 1.07)
     git.commit("next")
     baseline = Baseline.resolve("main", store, repository(git))
-    assert numbers(baseline.find(TEST, KEY).runs) == [21]
+    assert numbers(baseline.find(TEST, KEY).run_ids) == [21]
     assert baseline.find(TEST, KEY).acceptance is None
     elsewhere = baseline.find(TEST, other)
-    assert numbers(elsewhere.runs) == [20]
+    assert numbers(elsewhere.run_ids) == [20]
     assert elsewhere.acceptance is not None
 
 
 def test_names_and_paths_are_taken_at_their_word(git: Git, store: Store) -> None:
     store.write(run(1, at_level(verdicts=regressed("main@0000000")), commit=git.commit("one"), name="v1"))
     for name in ("name:v1", f"path:{store.path}"):
-        assert numbers(Baseline.resolve(name, store, repository(git)).find(TEST, KEY).runs) == [1]
+        assert numbers(Baseline.resolve(name, store, repository(git)).find(TEST, KEY).run_ids) == [1]
 
 
 def test_the_nearest_baseline_decides(git: Git, store: Store) -> None:
@@ -272,15 +272,15 @@ def test_the_nearest_baseline_decides(git: Git, store: Store) -> None:
     pinned, rolling = f"v1.0@{commits[0][:7]}", f"main@{commits[2][:7]}"
     crept = (verdict("regressed", pinned), verdict("passed", rolling))
     store.write(run(10, at_level(verdicts=crept), commit=git.commit("crept")))
-    assert numbers(find(git, store).runs)[0] == 10
+    assert numbers(find(git, store).run_ids)[0] == 10
     stepped = (verdict("passed", pinned), verdict("regressed", rolling))
     store.write(run(11, at_level(verdicts=stepped), commit=git.commit("stepped")))
-    assert numbers(find(git, store).runs)[0] == 10
+    assert numbers(find(git, store).run_ids)[0] == 10
     store.write(run(12, at_level(verdicts=(verdict("regressed", pinned),)), commit=git.commit("alone")))
-    assert numbers(find(git, store).runs)[0] == 10
+    assert numbers(find(git, store).run_ids)[0] == 10
     over = (VerdictRecord("over budget", "over.", "joules_per_token"), verdict("passed", rolling))
     store.write(run(13, at_level(verdicts=over), commit=git.commit("over")))
-    assert numbers(find(git, store).runs)[0] == 13
+    assert numbers(find(git, store).run_ids)[0] == 13
 
 
 def test_a_test_that_is_not_stored_is_named_by_its_id(git: Git, tokenpower: Command) -> None:

@@ -81,7 +81,7 @@ def test_every_branch_and_tag_keeps_its_baseline(git: Git, store: Store, tokenpo
     for ref in ("v1.0", "v2.0", "topic"):
         repository = Repository.discover(git.path)
         found = Baseline.resolve(ref, store, repository, 1, at_ref=True).find(TEST, KEY)
-        wanted[ref] = numbers(found.runs)
+        wanted[ref] = numbers(found.run_ids)
     tokenpower("prune", "--keep=1", *NOW)
     assert wanted == {"v1.0": [1], "v2.0": [3], "topic": [5]}
     assert left(store) == [1, 3, 5, 7]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.gate.history import collect, read_line
 from pytest_tokenpower.store.access import StoreContext
-from pytest_tokenpower.store.baseline import Baseline, Found
+from pytest_tokenpower.store.baseline import Baseline, ComparableRuns
 from pytest_tokenpower.store.git import RENAMED_FOLDER, Repository
 from pytest_tokenpower.store.renames import (
     EarlierNames,
@@ -34,7 +34,7 @@ def here(git: Git) -> Repository:
     return found
 
 
-def find(git: Git, store: Store, test: str = NEW, ref: str = "main") -> Found:
+def find(git: Git, store: Store, test: str = NEW, ref: str = "main") -> ComparableRuns:
     return Baseline.resolve(ref, store, here(git), root="", folder=git.path).find(test, KEY)
 
 
@@ -97,9 +97,9 @@ def test_a_renamed_test_is_followed_once_it_is_said(
     assert find(git, store).runs == ()
     assert tokenpower("rename", OLD, NEW).code == 0
     found = find(git, store)
-    assert numbers(found.runs) == [0]
+    assert numbers(found.run_ids) == [0]
     assert f"runs of {stored[:7]} and before are those of {OLD}" in found.note
-    assert numbers(find(git, store, f"{NEW}[int8]").runs) == [2]
+    assert numbers(find(git, store, f"{NEW}[int8]").run_ids) == [2]
     assert find(git, store, "tests/test_a.py::test_newer").runs == ()
     [change] = here(git).changes
     assert change.startswith(RENAMED_FOLDER)
@@ -109,7 +109,7 @@ def test_runs_of_both_names_are_one_history(git: Git, store: Store, stored: str,
     tokenpower("rename", OLD, NEW)
     git("add", "--all")
     store.write(run(9, measurement(NEW), commit=git.commit("renamed"), root=""))
-    assert numbers(find(git, store, ref="topic~0").runs) == [0]  # Of the commits before this one.
+    assert numbers(find(git, store, ref="topic~0").run_ids) == [0]  # Of the commits before this one.
     place = StoreContext(store, here(git), git.path)
     for text in ("test_new", NEW):
         history = collect(place, text, read_line(place, None, 200))
@@ -123,9 +123,9 @@ def test_a_file_that_was_moved_twice_and_rewritten_is_followed(git: Git, store: 
     git.write("tests/test_b.py", BODY.replace("line", "rewritten, so that nothing is alike"))
     git.commit("rewritten")
     git("mv", "tests/test_b.py", "tests/test_c.py")
-    assert numbers(find(git, store, "tests/test_c.py::test_old").runs) == [0]  # In the work tree.
+    assert numbers(find(git, store, "tests/test_c.py::test_old").run_ids) == [0]  # In the work tree.
     git.commit("moved again")
-    assert numbers(find(git, store, "tests/test_c.py::test_old").runs) == [0]
+    assert numbers(find(git, store, "tests/test_c.py::test_old").run_ids) == [0]
 
 
 def test_a_test_may_move_with_its_file_and_be_renamed(
@@ -134,7 +134,7 @@ def test_a_test_may_move_with_its_file_and_be_renamed(
     git("mv", "tests/test_a.py", "tests/test_b.py")
     git.commit("moved")
     assert tokenpower("rename", "tests/test_b.py::test_old", "tests/test_b.py::test_new").code == 0
-    assert numbers(find(git, store, "tests/test_b.py::test_new").runs) == [0]
+    assert numbers(find(git, store, "tests/test_b.py::test_new").run_ids) == [0]
 
 
 def test_a_level_that_was_accepted_ends_the_runs_of_the_old_name(
@@ -149,8 +149,11 @@ def test_a_level_that_was_accepted_ends_the_runs_of_the_old_name(
     git("switch", "--quiet", "--create", "next")
     git.commit("next")
     found = find(git, store)
-    assert numbers(found.runs) == [9]
-    assert [numbers(level) for level in found.earlier] == [[0]]
+    assert numbers(found.run_ids) == [9]
+    # The runs of these numbers are two hours apart.
+    assert [[one.started for one in level] for level in found.earlier] == [
+        [(found.runs[0].started or 0) - 9 * 7200]
+    ]
 
 
 def test_who_may_have_become_whom() -> None:

@@ -118,7 +118,10 @@ def anyio_backend():
 """What the examples leave to the reader: an engine, a model and a client."""
 
 SUBSTITUTED = {
-    'EngineSpec("vllm", "meta-llama/Llama-3.1-8B"': 'EngineSpec("stand_in:Engine", "m", isolated=False',
+    **dict.fromkeys(
+        (f'EngineSpec("{engine}", "meta-llama/Llama-3.1-8B"' for engine in ("vllm", "openai")),
+        'EngineSpec("stand_in:Engine", "m", isolated=False',
+    ),
     "with measure()": 'llm = LLM()\nwith measure("simulated:virtual")',
     "return pytest_tokenpower.TokenCount": "pytest_tokenpower.TokenCount",
 }

@@ -17,6 +17,7 @@ from pytest_tokenpower.core.types import Provenance
 from pytest_tokenpower.engines.openai.engine import OpenAIEngine
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.meters.processes import adopted, is_in_tree, is_this_machine, listener_on
+from pytest_tokenpower.meters.sources import SOURCES, meters_for
 from pytest_tokenpower.meters.types import Device
 from pytest_tokenpower.runner.checks import require_local_meter
 from tests.support.http_stub import StubServer, serving
@@ -169,7 +170,7 @@ def test_an_endpoint_elsewhere_is_not_measured_here(
     result.assert_outcomes(failed=3)
     assert (
         f"the endpoint 127.0.0.1 is another machine, and {meter} measures this one: name a meter of that machine "
-        "(--energy-source=prometheus:URL or redfish:URL)"
+        "(--energy-source=remote:URL of a tokenpower serve-meter there, prometheus:URL or redfish:URL)"
     ) in said(result)
     assert not any(measured.comparable for measured in run.measurements)
     assert server.bodies == []
@@ -187,6 +188,15 @@ def test_an_endpoint_elsewhere_with_a_meter_that_somebody_added(project: Project
 
 def device(meter: str, provenance: Provenance = "measured") -> Device:
     return Device("one", "gpu", "board", meter, provenance)
+
+
+@pytest.mark.parametrize(
+    "source", [name for name in SOURCES if name.isalpha() and name not in ("auto", "simulated")]
+)
+def test_a_meter_of_this_machine_is_not_another_machines(source: str) -> None:
+    [meter] = meters_for(source)
+    with pytest.raises(UsageError, match=f"{meter.name} measures this one"):
+        require_local_meter("t", SimpleNamespace(remote_host="gpu7"), [device(meter.name)])
 
 
 def test_which_meters_reach_another_machine() -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_tokenpower.store.baseline import Baseline, Found
+from pytest_tokenpower.store.baseline import Baseline, ComparableRuns
 from pytest_tokenpower.store.git import Repository
 from pytest_tokenpower.store.identity import repository_test, root_in
 from pytest_tokenpower.store.store import Store
@@ -28,7 +28,7 @@ def here(git: Git) -> Repository:
     return found
 
 
-def find(git: Git, store: Store, root: str | None, test: str = TEST, ref: str = "main") -> Found:
+def find(git: Git, store: Store, root: str | None, test: str = TEST, ref: str = "main") -> ComparableRuns:
     return Baseline.resolve(ref, store, here(git), root=root, at_ref=True).find(test, KEY)
 
 
@@ -58,17 +58,17 @@ def test_packages_of_a_monorepo_never_judge_each_other(git: Git, store: Store) -
     commit = packages(git, *PACKAGES)
     for number in range(6):
         store.write(run(number, measurement(TEST), commit=commit, root=PACKAGES[number % 2]))
-    assert numbers(find(git, store, "chat").runs) == [4, 2, 0]
-    assert numbers(find(git, store, "summarise").runs) == [5, 3, 1]
+    assert numbers(find(git, store, "chat").run_ids) == [4, 2, 0]
+    assert numbers(find(git, store, "summarise").run_ids) == [5, 3, 1]
     # From the top level it is the same file, so the same test.
-    assert numbers(find(git, store, "", f"chat/{TEST}").runs) == [4, 2, 0]
+    assert numbers(find(git, store, "", f"chat/{TEST}").run_ids) == [4, 2, 0]
     assert find(git, store, "", TEST).runs == ()
 
 
 def test_runs_without_a_root_count_where_one_file_only_can_be_meant(git: Git, store: Store) -> None:
     store.write(run(1, measurement(TEST), commit=packages(git, "chat")))
     store.write(run(2, measurement(TEST), commit=packages(git, *PACKAGES)))
-    assert numbers(find(git, store, "chat").runs) == [1]
+    assert numbers(find(git, store, "chat").run_ids) == [1]
     found = find(git, store, "summarise")
     assert found.runs == ()
     assert "2 stored runs on main" in found.why
@@ -78,7 +78,7 @@ def test_runs_without_a_root_count_where_one_file_only_can_be_meant(git: Git, st
 def test_runs_without_a_root_of_a_plain_repository_go_on_counting(git: Git, store: Store) -> None:
     git.write("tests/test_chat.py", "")
     store.write(run(1, measurement(TEST), commit=git.commit("one")))
-    assert numbers(find(git, store, "").runs) == [1]
+    assert numbers(find(git, store, "").run_ids) == [1]
 
 
 @pytest.mark.parametrize("edited", [False, True])
@@ -91,7 +91,7 @@ def test_a_renamed_file_and_a_moved_root_are_followed(git: Git, store: Store, ed
             file.write("# moved\n")
     git.commit("moved")
     found = find(git, store, "conversation")
-    assert numbers(found.runs) == [1]
+    assert numbers(found.run_ids) == [1]
     assert f"runs of {commit[:7]} and before are those of chat/{TEST}" in found.note
     assert find(git, store, "conversation", "tests/test_chat.py::test_other").runs == ()
 
@@ -111,14 +111,12 @@ def test_the_words_name_the_commits_that_were_measured(git: Git, store: Store) -
     found = find(git, store, None)
     label = f"main@{commits[3][:7]}"
     words = f"4 runs of {commits[1][:7]} and 1 commit before, 2 commits before {label}"
-    assert found.origin == f"{words}, of which no comparable run is stored"
     assert found.note == (
-        f"Compared with {found.origin}: the difference may be main's own, as the commits in between were not measured."
+        f"Compared with {words}, of which no comparable run is stored: the difference may be main's own, as the "
+        "commits in between were not measured."
     )
     store.write(run(10, measurement(TEST), commit=commits[3]))
-    newest = find(git, store, None)
-    assert newest.origin == f"5 runs of {commits[3][:7]} and 2 commits before"
-    assert newest.note == ""
+    assert find(git, store, None).note == ""
 
 
 def test_history_that_was_rewritten_is_no_history(git: Git, store: Store) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from pytest_tokenpower.errors import HistoryError
 from pytest_tokenpower.store import git as git_module
-from pytest_tokenpower.store.baseline import Baseline, Found
+from pytest_tokenpower.store.baseline import Baseline, ComparableRuns
 from pytest_tokenpower.store.git import Repository, explain_absence
 from pytest_tokenpower.store.store import Store, default_store_path
 from tests.support.repositories import KEY, TEST, Git, measurement, numbers, run
@@ -22,7 +22,7 @@ def here(git: Git) -> Repository:
     return repository
 
 
-def find(git: Git, store: Store, ref: str = "main", test: str = TEST) -> Found:
+def find(git: Git, store: Store, ref: str = "main", test: str = TEST) -> ComparableRuns:
     return Baseline.resolve(ref, store, here(git), folder=git.path).find(test, KEY)
 
 
@@ -43,12 +43,12 @@ def test_topic_branch_is_judged_by_main_newest_first(git: Git, store: Store) -> 
     assert baseline.label == f"main@{commits[-1][:7]}"
     assert baseline.commits == tuple(reversed(commits))
     found = baseline.find(TEST, KEY)
-    assert numbers(found.runs) == [6, 5, 4, 3, 2]
-    assert [found_run.commit for found_run in found.runs] == commits[:1:-1]
-    newest = found.runs[0].measurement
+    assert numbers(found.run_ids) == [6, 5, 4, 3, 2]
+    assert found.commits == tuple(commits[:1:-1])
+    newest = found.runs[0]
     assert msgspec.structs.replace(newest, started=None) == measurement()
     # When it was measured is known from the run where it does not say so itself.
-    assert [each.measurement.started for each in found.runs[:2]] == [
+    assert [each.started for each in found.runs[:2]] == [
         newest.started,
         (newest.started or 0) - 7200,
     ]
@@ -61,7 +61,7 @@ def test_runs_follow_commits_and_then_time(git: Git, store: Store) -> None:
         store.write(run(number, commit=commit))
     git("switch", "--quiet", "--create", "topic")
     git.commit("topic")
-    assert numbers(find(git, store).runs) == [3, 1, 4, 2]
+    assert numbers(find(git, store).run_ids) == [3, 1, 4, 2]
 
 
 def test_what_main_got_after_the_branch_left_does_not_count(git: Git, store: Store) -> None:
@@ -71,7 +71,7 @@ def test_what_main_got_after_the_branch_left_does_not_count(git: Git, store: Sto
     git("switch", "--quiet", "main")
     store.write(run(9, commit=git.commit("later")))
     git("switch", "--quiet", "topic")
-    assert numbers(find(git, store).runs) == [1, 0]
+    assert numbers(find(git, store).run_ids) == [1, 0]
 
 
 def test_runs_of_a_merged_topic_do_not_count(git: Git, store: Store) -> None:
@@ -83,20 +83,20 @@ def test_runs_of_a_merged_topic_do_not_count(git: Git, store: Store) -> None:
     store.write(run(6, commit=git.head))
     git("switch", "--quiet", "--create", "next")
     git.commit("next")
-    assert numbers(find(git, store).runs) == [6, 0]
+    assert numbers(find(git, store).run_ids) == [6, 0]
 
 
 def test_on_main_itself_the_baseline_begins_at_the_first_parent(git: Git, store: Store) -> None:
     commits = history(git, store, 3)
     baseline = Baseline.resolve("main", store, here(git))
     assert baseline.label == f"main@{commits[1][:7]}"
-    assert numbers(baseline.find(TEST, KEY).runs) == [1, 0]
+    assert numbers(baseline.find(TEST, KEY).run_ids) == [1, 0]
 
 
 def test_behind_main_the_baseline_begins_at_the_first_parent(git: Git, store: Store) -> None:
     commits = history(git, store, 4)
     git("switch", "--quiet", "--detach", commits[2])
-    assert numbers(find(git, store).runs) == [1, 0]
+    assert numbers(find(git, store).run_ids) == [1, 0]
 
 
 def test_on_main_after_a_merge_the_first_parent_is_the_old_main(git: Git, store: Store) -> None:
@@ -105,7 +105,7 @@ def test_on_main_after_a_merge_the_first_parent_is_the_old_main(git: Git, store:
     store.write(run(5, commit=git.commit("topic")))
     git("switch", "--quiet", "main")
     git("merge", "--quiet", "--no-ff", "--no-edit", "topic")
-    assert numbers(find(git, store).runs) == [0]
+    assert numbers(find(git, store).run_ids) == [0]
 
 
 def test_on_main_with_changes_head_itself_counts(git: Git, store: Store) -> None:
@@ -113,7 +113,7 @@ def test_on_main_with_changes_head_itself_counts(git: Git, store: Store) -> None
     git.write("workload.py", "slower")
     baseline = Baseline.resolve("main", store, here(git))
     assert baseline.label == f"main@{commits[2][:7]}"
-    assert numbers(baseline.find(TEST, KEY).runs) == [2, 1, 0]
+    assert numbers(baseline.find(TEST, KEY).run_ids) == [2, 1, 0]
 
 
 def test_the_first_commit_has_nothing_before_it(git: Git, store: Store) -> None:
@@ -128,7 +128,7 @@ def test_a_tag_pins_the_baseline(git: Git, store: Store) -> None:
     git("tag", "v1.0")
     history_later = [git.commit(f"later {number}") for number in range(2)]
     store.write(run(9, commit=history_later[0]))
-    assert numbers(find(git, store, "v1.0").runs) == [1, 0]
+    assert numbers(find(git, store, "v1.0").run_ids) == [1, 0]
 
 
 def test_detached_head(git: Git, store: Store) -> None:
@@ -136,7 +136,7 @@ def test_detached_head(git: Git, store: Store) -> None:
     git("switch", "--quiet", "--detach")
     git.commit("elsewhere")
     assert here(git).branch is None
-    assert numbers(find(git, store).runs) == [1, 0]
+    assert numbers(find(git, store).run_ids) == [1, 0]
 
 
 def test_pull_request_checked_out_as_a_merge_commit(git: Git, store: Store, tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_pull_request_checked_out_as_a_merge_commit(git: Git, store: Store, tmp_
     checkout("checkout", "--quiet", "--force", "refs/remotes/pull/1")
     baseline = Baseline.resolve("main", store, here(checkout), folder=checkout.path)
     assert baseline.label == f"origin/main@{git('rev-parse', 'main')[:7]}"
-    assert numbers(baseline.find(TEST, KEY).runs) == [3, 1, 0]
+    assert numbers(baseline.find(TEST, KEY).run_ids) == [3, 1, 0]
 
 
 def test_no_local_main(git: Git, store: Store, tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_no_local_main(git: Git, store: Store, tmp_path: Path) -> None:
     clone = git.clone(tmp_path / "clone", "--branch=topic")
     clone.commit("topic")
     assert here(clone).resolve("main").name == "origin/main"
-    assert numbers(find(clone, store).runs) == [1, 0]
+    assert numbers(find(clone, store).run_ids) == [1, 0]
 
 
 def test_main_of_another_remote(git: Git, store: Store, tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_main_of_another_remote(git: Git, store: Store, tmp_path: Path) -> None:
     clone = git.clone(tmp_path / "clone", "--branch=topic", "--origin=upstream")
     clone.commit("topic")
     assert here(clone).resolve("main").name == "upstream/main"
-    assert numbers(find(clone, store, "upstream/main").runs) == [1, 0]
+    assert numbers(find(clone, store, "upstream/main").run_ids) == [1, 0]
 
 
 def test_shallow_clone_says_what_to_set(git: Git, store: Store, tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_shallow_clone_says_what_to_set(git: Git, store: Store, tmp_path: Path) 
     with pytest.raises(HistoryError, match=r"shallow clone.*`fetch-depth: 0`.*git fetch --unshallow"):
         Baseline.resolve("main", store, here(clone))
     clone("fetch", "--quiet", "--unshallow")
-    assert numbers(find(clone, store, "origin/main").runs) == [2, 1, 0]
+    assert numbers(find(clone, store, "origin/main").run_ids) == [2, 1, 0]
 
 
 def test_shallow_clone_of_a_topic_does_not_know_main(git: Git, store: Store, tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_worktrees_share_a_store_and_have_their_own_head(git: Git, tmp_path: Pat
     repository = here(tree)
     assert (repository.head, repository.branch, repository.top_level) == (topic, "topic", tree.path)
     assert default_store_path(repository, tree.path) == store.path
-    assert numbers(find(tree, store).runs) == [1, 0]
+    assert numbers(find(tree, store).run_ids) == [1, 0]
     tree("clean", "-ffdxq")
     git("clean", "-ffdxq")
     assert len(store.entries()) == 2
@@ -274,7 +274,7 @@ def test_in_a_submodule_the_inner_repository_counts(git: Git, tmp_path: Path) ->
     assert store.path == outer.path / ".git" / "modules" / "inner" / "tokenpower"
     store.write(run(1, commit=inner.head))
     inner.commit("topic")
-    assert numbers(find(inner, store, "origin/main").runs) == [1]
+    assert numbers(find(inner, store, "origin/main").run_ids) == [1]
 
 
 def test_a_folder_below_the_top_level(git: Git) -> None:
@@ -294,7 +294,7 @@ def test_no_git_at_all(tmp_path: Path, store: Store) -> None:
             Baseline.resolve(text, store, None, folder=tmp_path)
     store.write(run(1, name="before"))
     store.write(run(2, name="before"))
-    assert numbers(Baseline.resolve("before", store, None, folder=tmp_path).find(TEST, KEY).runs) == [2, 1]
+    assert numbers(Baseline.resolve("before", store, None, folder=tmp_path).find(TEST, KEY).run_ids) == [2, 1]
 
 
 def test_git_is_not_installed(git: Git, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from pytest_tokenpower.core.records import Figure, MeasurementRecord, PhaseRecord, RoundRecord, RunRecord
@@ -84,9 +83,9 @@ def plain_git(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         monkeypatch.setenv(f"GIT_{role}_EMAIL", "developer@example.org")
 
 
-def numbers(runs: object) -> list[int]:
+def numbers(run_ids: Iterable[str]) -> list[int]:
     """Return the numbers of the runs that a baseline found."""
-    return [int(str(found[0])[:8], 16) for found in msgspec.to_builtins(runs)]
+    return [int(run_id[:8], 16) for run_id in run_ids]
 
 
 def write_many(path: str, first: int, count: int) -> None:

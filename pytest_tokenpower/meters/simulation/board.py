@@ -299,10 +299,7 @@ class BoardPhysics:
         return self._mean_watts(now_ns, SECOND_NS) < self.board.idle_watts
 
     def temperature_celsius(self, now_ns: int) -> int:
-        """Return the GPU's temperature in whole degrees.
-
-        The scenario's points, or a first-order lag behind the power.
-        """
+        """Return the whole degrees that the scenario's points say, or a first-order lag behind the power."""
         if self.board.temperature_points is not None:
             return round(_interpolated(self.board.temperature_points, now_ns))
         back_ns, weights = self._past

@@ -57,10 +57,7 @@ def bencher(report: Report) -> str:
 
 
 def smaller_is_better(report: Report) -> str:
-    """Return the array that github-action-benchmark reads with ``tool: customSmallerIsBetter``.
-
-    The figures compared.
-    """
+    """Return the figures compared, as github-action-benchmark reads ``tool: customSmallerIsBetter``."""
     found = []
     for name, each in series_names(report):
         measured = each.measured

@@ -80,11 +80,7 @@ def _help(name: str, report: Report) -> str:
 
 def _labels(each: Reported) -> dict[str, Fact]:
     measured = each.measured
-    labels: dict[str, Fact] = {
-        "test": each.test,
-        "provenance": measured.provenance,
-        "scope": measured.scope,
-    }
+    labels: dict[str, Fact] = {"test": each.test, "provenance": measured.provenance, "scope": measured.scope}
     return {**labels, **{name: measured.key[name] for name in _KEY_LABELS if name in measured.key}}
 
 

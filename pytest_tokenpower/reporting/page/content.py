@@ -50,11 +50,10 @@ def content(report: Report) -> dict[str, Any]:
         "factors": explained(report.factors, scopes),
         "units": dict(FIGURES),
         "no_history": report.no_history,
-        "claims_news": claims_news([claim for run in report.runs for claim in run.claims]),
+        "claims_news": claims_news(report.claims),
         "claims": [
             [claim.name, claim.says, found(claim), claim.paper, claim.word, claim.reason]
-            for run in report.runs
-            for claim in run.claims
+            for claim in report.claims
         ],
         "trade_offs": [row for run in report.runs for row in trade_offs(run.measurements)],
         "tests": [
