@@ -32,14 +32,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until Ctrl-C or TERM."""
+    if not 0 <= arguments.port <= 65_535:
+        raise UsageError(f"--port={arguments.port}: must be 0 to 65535")
     token = _token(arguments.token_file)
     collector, devices = start(arguments.source)
     feed = Feed(collector, devices)
     try:
         with MeterServer(feed, arguments.host, arguments.port, token) as server:
-            port = server.server_address[1]
+            host, port = map(str, server.server_address[:2])
+            host = f"[{host}]" if ":" in host else host
             print(
-                f"serving {', '.join(device.id for device in devices)} on http://{arguments.host}:{port}; "
+                f"serving {', '.join(device.id for device in devices)} on http://{host}:{port}; "
                 f"tests use --energy-source=remote:http://HOST:{port}",
                 flush=True,
             )

@@ -45,6 +45,9 @@ MOST_ROWS = 100_000
 KEPT_S = 3600.0
 """For so long a feed keeps what nobody has fetched."""
 
+BEFORE_NS = 5_000_000_000
+"""Of readings from before a reader came: how a meter reads is told by them, as by a ring of a board that is here."""
+
 
 class Cursor(msgspec.Struct, frozen=True):
     """Up to where a reader has a feed's rows: for each device the newest stamps, and how many events."""
@@ -109,10 +112,16 @@ class Feed:
     """The side where the meters are: a running collector, handed out in pieces.
 
     ``ours`` says whether processes there are the run's: the workers of a Ray cluster are, what runs beside a service
-    is not known to be.
+    is not known to be. Raises MeterUnavailable for meters on a clock that nobody elsewhere can know.
     """
 
     def __init__(self, collector: Collector, devices: Sequence[Device], *, ours: bool = False) -> None:
+        if collector.clock.every is not None:
+            collector.stop()
+            raise MeterUnavailable(
+                "boards that are simulated on a virtual clock cannot be handed out: no other process lives on it "
+                '(leave "clock": "virtual" out of the scenario)'
+            )
         self._collector = collector
         self._devices = list(devices)
         self._ours = ours
@@ -120,11 +129,12 @@ class Feed:
         self._forgotten_s = time.monotonic()
 
     def hello(self) -> Hello:
-        """Return who this is, and a cursor for what comes from now on."""
+        """Return who this is, and a cursor for what was read just now and comes from now on."""
         now_ns = time.monotonic_ns()
-        since = {device.id: now_ns for device in self._devices}
+        since = {device.id: max(now_ns - BEFORE_NS, 0) for device in self._devices}
+        now = dict.fromkeys(since, now_ns)
         return Hello(
-            self._name, socket.gethostname(), self._devices, Cursor(since, since, since, event_ns=now_ns)
+            self._name, socket.gethostname(), self._devices, Cursor(since, since, now, event_ns=now_ns)
         )
 
     def now_ns(self) -> int:

@@ -142,6 +142,11 @@ def meters_for(source: str) -> Sequence[Meter]:
             # As rarely as a ring of 2.36 s allows: on this time nobody comes late, and days are to pass.
             meter.poll_interval_s = 2.0
         return [meter]
+    if name == "replay":
+        raise UsageError(
+            f"--energy-source={without_credentials(source)}: a recording is replayed by pytest alone; here something "
+            "has to measure"
+        )
     raise UsageError(
         f"--energy-source={without_credentials(source)}: the valid sources are {', '.join(SOURCES)}, or several with a "
         "comma between them"
