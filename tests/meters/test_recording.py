@@ -103,8 +103,12 @@ def rounds_in(draw: st.DrawFn, longest_us: int) -> list[RoundWindow]:
     tokens = TokenCount(prompt, draw(st.integers(1, 99)), draw(st.integers(1, 9)), cached)
     reasons = draw(st.sampled_from([(), ("others used the server",)]))
     latencies = draw(st.sampled_from([(), (Latency(0.125, 0.01), Latency(0.5, None))]))
+    several = frozenset([TokenCount(9, 1, 2, 3), TokenCount(9, 2, 2, 3)])
+    executions = draw(st.sampled_from([frozenset[TokenCount](), frozenset([tokens]), several]))
     return [
-        RoundWindow(start * US, end * US, tokens, 2, latencies=latencies, reasons=reasons)
+        RoundWindow(
+            start * US, end * US, tokens, 2, executions=executions, latencies=latencies, reasons=reasons
+        )
         for start, end in zip(edges[::2], edges[1::2], strict=False)
     ]
 
@@ -143,8 +147,8 @@ def test_what_is_written_is_read_back(
     )
     live = round_records(timeline, devices, rounds)
     again = window_records(recording)
-    assert [(each.tokens, each.latencies) for each in rounds_of(recording, "a test")] == [
-        (each.tokens, each.latencies) for each in rounds
+    assert [(each.tokens, each.latencies, each.executions) for each in rounds_of(recording, "a test")] == [
+        (each.tokens, each.latencies, each.executions) for each in rounds
     ]
     for before, after in zip(live, again, strict=True):
         assert close(after.joules, before.joules)
