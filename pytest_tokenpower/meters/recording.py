@@ -101,7 +101,13 @@ class WindowRow(Row, frozen=True, tag="window"):
             raise ValueError(
                 f"cached_prompt_tokens ({self.cached_prompt_tokens}) is above prompt_tokens ({self.prompt_tokens})"
             )
-        for each in self.executions:
+        whole = (
+            self.prompt_tokens or 0,
+            self.generated_tokens or 0,
+            self.responses,
+            self.cached_prompt_tokens,
+        )
+        for each in (whole, *self.executions):
             TokenCount(*each)
 
 

@@ -251,6 +251,14 @@ BAD_ROWS = {
         json.dumps(window(1, 2, prompt_tokens=-1)),
         "malformed row: Expected `int` >= 0 - at `$.prompt_tokens`",
     ),
+    "more tokens than any work has": (
+        json.dumps(window(1, 2, prompt_tokens=10**18)),
+        "malformed row: TokenCount(prompt=1000000000000000000): more than any execution has",
+    ),
+    "executions": (
+        json.dumps(window(1, 2, executions=[[1, 2, 1, 4]])),
+        "malformed row: TokenCount(cached_prompt=4): more than the 1 prompt tokens",
+    ),
     "cached tokens": (
         json.dumps(window(1, 2, prompt_tokens=3, cached_prompt_tokens=4)),
         "malformed row: cached_prompt_tokens (4) is above prompt_tokens (3)",
