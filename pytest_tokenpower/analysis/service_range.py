@@ -11,6 +11,9 @@ import numpy as np
 
 from pytest_tokenpower.meters.types import Samples
 
+MOST_FALLS = 0.2
+"""Of a counter's changes: a server that is restarted at every fifth scrape counts nothing that could be told."""
+
 
 @dataclass(frozen=True)
 class Increase:
@@ -61,12 +64,14 @@ def service_figure(
         joules: how many a unit of the boards' counters is.
 
     Raises:
-        ValueError: There is no board or server, a board's samples end early or its counter stands still, a server had
+        ValueError: There is no board or server, a series is no counter, a board's samples end early or its
+            counter stands still, a server had
             counted before it was scraped, or nothing was generated.
     """
     for what, series in (("energy", energy), ("token", tokens)):
         if not series:
             raise ValueError(f"no {what} counter has samples in this range")
+        _refuse_what_falls(series)
     short = [name for name, rows in energy.items() if len(rows) < 3]
     if short:
         raise ValueError(f"{', '.join(short)}: fewer than three samples in this range")
@@ -100,6 +105,18 @@ def service_figure(
     return ServiceFigure(
         start, end, Increase(burnt.value * joules, burnt.stderr * joules, burnt.resets), made
     )
+
+
+def _refuse_what_falls(series: Mapping[str, Samples]) -> None:
+    """Raise ValueError for a series that goes down as often as a reading of power does: no counter."""
+    for name, rows in series.items():
+        steps = np.diff([row[1] for row in rows])
+        fell, moved = int((steps < 0).sum()), int((steps != 0).sum())
+        if fell > 1 and fell > MOST_FALLS * moved:
+            raise ValueError(
+                f"{name} falls {fell} times in {moved} changes: it is no counter, or begins anew so often that what it "
+                "counted is not known"
+            )
 
 
 def _refuse_standing(name: str, rows: Samples) -> None:

@@ -106,8 +106,10 @@ class Timeline:
     def add_device(self, device: Device) -> None:
         """Announce a device before its first reading; raises ValueError for an id that is taken."""
         with self._lock:
-            if device.id in self._devices:
-                raise ValueError(f"two meters list the device {device.id}")
+            if (known := self._devices.get(device.id)) is not None:
+                nodes = [str(node) for each in (known, device) if (node := each.facts.get("node"))]
+                at = f" (of {' and '.join(nodes)}, which must not see each other's boards)" if nodes else ""
+                raise ValueError(f"two meters list the device {device.id}{at}")
             self._devices[device.id] = device
             self._power[device.id] = _Columns(_POWER)
             self._counters[device.id] = _Columns(_COUNTER)
