@@ -19,7 +19,7 @@ import numpy as np
 
 from pytest_tokenpower.errors import MeterError, MeterUnavailable
 from pytest_tokenpower.meters.clock import Clock
-from pytest_tokenpower.meters.collector import Collector
+from pytest_tokenpower.meters.collector import OPEN_TIMEOUT_S, Collector
 from pytest_tokenpower.meters.timeline import Event
 from pytest_tokenpower.meters.types import Conditions, CounterReading, Device, PowerSamples, Reading
 
@@ -268,8 +268,9 @@ class RemoteMeter:
 
     poll_interval_s = POLL_S
 
-    def __init__(self, name: str, transport: Transport) -> None:
+    def __init__(self, name: str, transport: Transport, open_timeout_s: float = OPEN_TIMEOUT_S) -> None:
         self.name = name
+        self.open_timeout_s = open_timeout_s
         self._transport = transport
         self._alignment = Alignment(transport.now_ns)
         self._feed = ""

@@ -178,10 +178,13 @@ def _prometheus(url: str | None) -> Meter:
 
 
 def check(source: str, extra: Extra = lambda source: None) -> None:
-    """Raise UsageError for a source that nobody knows, or whose file is wrong; opens no meter."""
+    """Raise UsageError for a source that nobody knows, or whose file is wrong; opens no meter.
+
+    A cluster is not asked: a process joins one only once, and a test may be about to.
+    """
     if extra(source) is None:
         for part in parts_of(source):
-            if part != "auto" and extra(part) is None:
+            if part != "auto" and part.partition(":")[0] != "ray" and extra(part) is None:
                 meters_for(part)
 
 

@@ -282,3 +282,13 @@ def test_a_device_that_two_meters_list_is_a_usage_error() -> None:
     meters = {part: FakeMeter("same", "rack") for part in ("first", "second")}
     with pytest.raises(UsageError, match="two meters list the device same-rack"):
         sources.begin("first,second", None, lambda part: [meters[part]] if part in meters else None)
+
+
+def test_a_cluster_is_not_joined_to_check_how_a_source_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    def joined(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("pytest_tokenpower.meters.adapters.ray_nodes.ray_meters", joined)
+    sources.check("ray:rapl")
+    with pytest.raises(AssertionError):
+        sources.meters_for("ray:rapl")

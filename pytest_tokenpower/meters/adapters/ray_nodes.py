@@ -182,6 +182,7 @@ def ray_meters(source: str, start: Start) -> Sequence[RemoteMeter]:
                 ).remote(source, start, socket.gethostname(), os.getpid()),
                 names[node["NodeID"]],
             ),
+            START_TIMEOUT_S + ANSWER_TIMEOUT_S,
         )
         for node in nodes
     ]
