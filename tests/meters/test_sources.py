@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -264,6 +265,26 @@ def test_only_a_meter_that_the_figure_does_not_need_may_be_absent(
 def test_two_meters_of_one_scope_are_not_added_up(machine: dict[str, tuple[Scope, ...]], source: str) -> None:
     with pytest.raises(UsageError, match="measure the scope node, which would be counted twice"):
         sources.begin(source)
+
+
+def test_meters_of_two_nodes_are_added_up_and_those_of_one_node_are_not() -> None:
+    class Elsewhere(FakeMeter):
+        def open(self, clock: Clock) -> Sequence[Device]:
+            node = self.name.partition(":")[2]
+            return [replace(each, facts={"node": node} if node else {}) for each in super().open(clock)]
+
+    def extra(part: str) -> Sequence[Meter] | None:
+        return None if "," in part else [Elsewhere(part, "gpu")]
+
+    def ids(source: str) -> list[str]:
+        started = sources.begin(source, None, extra)
+        started.collector.stop()
+        return [device.id for device in started.devices]
+
+    assert ids("one:a,two:b") == ["one:a-gpu", "two:b-gpu"]
+    for source in ("one:a,two:a", "one:a,here"):
+        with pytest.raises(UsageError, match="measure the scope gpu, which would be counted twice"):
+            ids(source)
 
 
 def test_boards_of_two_makers_are_added_up(machine: dict[str, tuple[Scope, ...]]) -> None:

@@ -200,8 +200,11 @@ def test_a_service_without_a_token_or_on_a_port_in_use_does_not_start(
         assert f"--port={port}: must be 0 to 65535" in capsys.readouterr().err
     assert main(["serve-meter", "--source=simulated:virtual"]) == 4
     assert "virtual clock cannot be handed out" in capsys.readouterr().err
-    assert main(["serve-meter", "--source=replay:run.jsonl"]) == 4
-    assert "replayed by pytest alone" in capsys.readouterr().err
+    for source in ("replay:run.jsonl", "ecologits:openai/gpt-4o"):
+        assert main(["serve-meter", f"--source={source}"]) == 4
+        assert "measures nothing, and is for pytest alone" in capsys.readouterr().err
+    assert main(["serve-meter", "--source=simulated,model"]) == 4
+    assert "modelled come from the CPU time of the process that measures, here" in capsys.readouterr().err
     monkeypatch.setenv(TOKEN_VARIABLE, "short")
     assert main(["serve-meter", "--source=simulated"]) == 4
     assert "openssl rand -hex 16" in capsys.readouterr().err
