@@ -205,14 +205,13 @@ class Timeline:
     def newest_ns(self, device_id: str) -> int | None:
         """Up to when the energy of a device is known; None before its first sample."""
         with self._lock:
-            newest = [
-                int(columns.last("t_ns"))
-                for columns in (self._power[device_id], self._counters[device_id])
-                if len(columns)
-            ]
             if len(self._power[device_id]):
-                return newest[0]
-            return newest[-1] if newest else None
+                return int(self._power[device_id].last("t_ns"))
+            if len(self._counters[device_id]):
+                # What was read is taken for that of half a tick before.
+                tick_ns = self._devices[device_id].counter_tick_ns
+                return int(self._counters[device_id].last("t_ns")) - tick_ns // 2
+            return None
 
 
 @dataclass(frozen=True)
