@@ -303,8 +303,9 @@ class RemoteMeter:
             replace(
                 each,
                 id=self._ids[each.id],
-                facts={**each.facts, "node": hello.host},
-                clock_error_ns=self._clock_error_ns,
+                # What a feed has from another one is placed less surely than by either.
+                facts={"node": hello.host, **each.facts},
+                clock_error_ns=self._clock_error_ns + each.clock_error_ns,
                 latency_s=each.latency_s + 1.0,
             )
             for each in hello.devices

@@ -207,6 +207,14 @@ def test_stamps_are_placed_on_this_machines_clock_and_devices_carry_the_node() -
         assert abs(one.counters[0].t0_ns - at) <= gpu.clock_error_ns
 
 
+def test_a_feed_of_a_feed_keeps_the_node_and_adds_the_errors_of_both_clocks() -> None:
+    there = replace(GPU, facts={"node": "node-c"}, clock_error_ns=3_000_000)
+    with feed_of(Scripted(devices=(there,))) as feed:
+        [gpu] = RemoteMeter("remote:node-b", Direct(feed)).open(Clock())
+    assert gpu.facts["node"] == "node-c"
+    assert gpu.clock_error_ns >= 3_000_000 + LEAST_CLOCK_ERROR_NS
+
+
 def test_what_goes_wrong_on_a_node_names_it() -> None:
     meter = Scripted()
     with feed_of(meter) as feed:
