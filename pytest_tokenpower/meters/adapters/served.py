@@ -208,6 +208,13 @@ class HttpTransport:
                 f"{self.name}: it wants another token: {TOKEN_VARIABLE} must be the one that the service was "
                 "started with"
             )
+        if answer.status == 429:
+            raise MeterError(
+                f"{self.name}: its clients ask too often (429 Too Many Requests for {BUSY_S:g} s): all of them together "
+                f"may ask {RATE_PER_S:.0f} times a second"
+            )
+        if answer.status == 200 and answer.document is None:
+            raise MeterError(f"{self.name}: {path} answered no JSON: is this a tokenpower serve-meter?")
         if answer.status != 200:
             raise MeterError(
                 f"{self.name}: {path} answered {answer.status} {answer.reason}: is this a tokenpower serve-meter?"

@@ -23,7 +23,7 @@ from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
 from pytest_tokenpower.meters.adapters.served import TOKEN_VARIABLE, HttpTransport, MeterServer, _Budget
 from pytest_tokenpower.meters.remote import Feed
 from pytest_tokenpower.meters.sources import start
-from tests.support.loopback import self_signed
+from tests.support.loopback import self_signed, serving
 from tests.support.projects import Project
 
 pytestmark = pytest.mark.slow
@@ -170,7 +170,7 @@ def test_too_many_requests_and_unknown_paths_are_answered_and_harm_nothing(
         transport = HttpTransport(url)
         monkeypatch.setattr(_Budget, "take", lambda _: False)
         monkeypatch.setattr("pytest_tokenpower.meters.adapters.served.BUSY_S", 0.0)
-        with pytest.raises(MeterError, match="429"):
+        with pytest.raises(MeterError, match=r"its clients ask too often \(429 .*together may ask"):
             transport.now_ns()
         transport.close()
 
@@ -181,6 +181,9 @@ def test_what_is_no_such_service_is_said(monkeypatch: pytest.MonkeyPatch) -> Non
     transport = HttpTransport("http://127.0.0.1:9")
     with pytest.raises(MeterError, match=r"remote:http://127\.0\.0\.1:9: "):
         transport.hello()
+    no_json = pytest.raises(MeterError, match=r"/v1/hello answered no JSON: is this a tokenpower serve-meter")
+    with serving(lambda request: request.answer(200, b"<html>")) as url, no_json:
+        HttpTransport(url).hello()
     monkeypatch.setattr(HttpTransport, "_document", lambda *_: {"status": "ok"})
     with pytest.raises(MeterError, match="no answer of tokenpower serve-meter"):
         transport.hello()
