@@ -210,8 +210,8 @@ class HttpTransport:
             )
         if answer.status == 429:
             raise MeterError(
-                f"{self.name}: its clients ask too often (429 Too Many Requests for {BUSY_S:g} s): all of them together "
-                f"may ask {RATE_PER_S:.0f} times a second"
+                f"{self.name}: its clients ask too often (429 Too Many Requests for {BUSY_S:g} s): all of them "
+                f"together may ask {RATE_PER_S:.0f} times a second"
             )
         if answer.status == 200 and answer.document is None:
             raise MeterError(f"{self.name}: {path} answered no JSON: is this a tokenpower serve-meter?")
