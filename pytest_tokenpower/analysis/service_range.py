@@ -12,7 +12,10 @@ import numpy as np
 from pytest_tokenpower.meters.types import Samples
 
 MOST_FALLS = 0.2
-"""Of a counter's changes: a server that is restarted at every fifth scrape counts nothing that could be told."""
+"""Of a counter's changes, where they are not restarts."""
+
+NEAR_ZERO = 0.05
+"""Of what a counter had, at most this share is there when it is first scraped after a restart; idle power is more."""
 
 
 @dataclass(frozen=True)
@@ -108,14 +111,14 @@ def service_figure(
 
 
 def _refuse_what_falls(series: Mapping[str, Samples]) -> None:
-    """Raise ValueError for a series that goes down as often as a reading of power does: no counter."""
+    """Raise ValueError for a series that goes down often, and not to zero, as a reading of power does: no counter."""
     for name, rows in series.items():
-        steps = np.diff([row[1] for row in rows])
-        fell, moved = int((steps < 0).sum()), int((steps != 0).sum())
-        if fell > 1 and fell > MOST_FALLS * moved:
+        falls = [now[1] / before[1] for before, now in pairwise(rows) if now[1] < before[1]]
+        moved = sum(now[1] != before[1] for before, now in pairwise(rows))
+        if len(falls) > max(1, MOST_FALLS * moved) and float(np.median(falls)) > NEAR_ZERO:
             raise ValueError(
-                f"{name} falls {fell} times in {moved} changes: it is no counter, or begins anew so often that what it "
-                "counted is not known"
+                f"{name} falls {len(falls)} times in {moved} changes, and not to zero as a counter that begins anew: "
+                "it is no counter"
             )
 
 
