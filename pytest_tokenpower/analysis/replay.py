@@ -37,6 +37,12 @@ def recorded_windows(
             cached_prompt_tokens=one.tokens.cached_prompt,
             latencies=tuple((each.first_token_s, each.per_token_s) for each in one.latencies),
             reasons=one.reasons,
+            executions=tuple(
+                sorted(
+                    (each.prompt, each.generated, each.responses, each.cached_prompt)
+                    for each in one.executions
+                )
+            ),
         )
         kinds = Counter(phase.phase for phase in one.phases)
         for phase in one.phases:
@@ -113,6 +119,7 @@ def _round(one: RecordedWindow, phases: Sequence[RecordedWindow] = ()) -> RoundW
             for each in phases
             if each.phase is not None
         ),
+        executions=frozenset(TokenCount(*each) for each in one.executions),
         devices=one.devices,
         latencies=tuple(Latency(*each) for each in one.latencies),
         reasons=one.reasons,

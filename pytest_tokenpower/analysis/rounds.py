@@ -94,6 +94,8 @@ def evaluate(timeline: Timeline, devices: Sequence[Device], rounds: Sequence[Rou
     # The sum over no device is no energy of 0 J.
     reasons: list[list[str]] = [[*one.reasons] if devices else [NO_DEVICE] for one in rounds]
     for device in devices:
+        for each, one in zip(reasons, rounds, strict=True):
+            each.extend(guards.event_reasons(device, readings.events(device.id, one.start_ns, one.end_ns)))
         track = track_of(readings, device)
         if track is None:
             for each in reasons:
@@ -108,7 +110,6 @@ def evaluate(timeline: Timeline, devices: Sequence[Device], rounds: Sequence[Rou
         counters = counters_of(readings, device)
         for at, one in enumerate(rounds):
             found = reasons[at]
-            found += guards.event_reasons(device, readings.events(device.id, one.start_ns, one.end_ns))
             if device.slow:
                 found += slow_meters.age_reasons(device, aged, one.start_ns, one.end_ns, at)
             else:

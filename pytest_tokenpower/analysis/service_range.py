@@ -11,6 +11,12 @@ import numpy as np
 
 from pytest_tokenpower.meters.types import Samples
 
+MOST_FALLS = 0.2
+"""Of a counter's changes, where they are not restarts."""
+
+NEAR_ZERO = 0.05
+"""Of what a counter had, at most this share is there when it is first scraped after a restart; idle power is more."""
+
 
 @dataclass(frozen=True)
 class Increase:
@@ -61,12 +67,14 @@ def service_figure(
         joules: how many a unit of the boards' counters is.
 
     Raises:
-        ValueError: There is no board or server, a board's samples end early or its counter stands still, a server had
+        ValueError: There is no board or server, a series is no counter, a board's samples end early or its
+            counter stands still, a server had
             counted before it was scraped, or nothing was generated.
     """
     for what, series in (("energy", energy), ("token", tokens)):
         if not series:
             raise ValueError(f"no {what} counter has samples in this range")
+        _refuse_what_falls(series)
     short = [name for name, rows in energy.items() if len(rows) < 3]
     if short:
         raise ValueError(f"{', '.join(short)}: fewer than three samples in this range")
@@ -100,6 +108,18 @@ def service_figure(
     return ServiceFigure(
         start, end, Increase(burnt.value * joules, burnt.stderr * joules, burnt.resets), made
     )
+
+
+def _refuse_what_falls(series: Mapping[str, Samples]) -> None:
+    """Raise ValueError for a series that goes down often, and not to zero, as a reading of power does: no counter."""
+    for name, rows in series.items():
+        falls = [now[1] / before[1] for before, now in pairwise(rows) if now[1] < before[1]]
+        moved = sum(now[1] != before[1] for before, now in pairwise(rows))
+        if len(falls) > max(1, MOST_FALLS * moved) and float(np.median(falls)) > NEAR_ZERO:
+            raise ValueError(
+                f"{name} falls {len(falls)} times in {moved} changes, and not to zero as a counter that begins anew: "
+                "it is no counter"
+            )
 
 
 def _refuse_standing(name: str, rows: Samples) -> None:

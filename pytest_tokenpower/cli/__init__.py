@@ -43,7 +43,7 @@ COMMANDS = {
 }
 """Name and help of each subcommand; its module offers ``add_arguments(parser)`` and ``run(arguments) -> int``."""
 
-_MODULES = {"serve-meter": "serve_meter", "push": "sync", "pull": "sync", "list": "contents"}
+_MODULES = {"serve-meter": "serve_meter", "list": "contents"}
 """The module of a subcommand, where it has another name."""
 
 _BLESS = (

@@ -28,6 +28,9 @@ TOKENS = {"token": "vllm:generation_tokens_total", "prompt_token": "vllm:prompt_
 
 UNITS = {"joules": 1.0, "millijoules": 1e-3}
 
+LONGEST_S = 732 * 86_400
+"""It is read six hours at a time: of more, nobody would wait for the end."""
+
 OPTIONS = ("test", "since", "until", "energy", "unit", "tokens")
 """Of a service alone."""
 
@@ -53,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="METRIC",
         help=f"the boards' energy counter, with matchers (default: {DCGM_ENERGY})",
     )
-    group.add_argument("--unit", choices=tuple(UNITS), help="its unit (default: millijoules)")
+    group.add_argument("--unit", choices=tuple(UNITS), help=f"its unit (millijoules for {DCGM_ENERGY})")
     group.add_argument(
         "--tokens",
         metavar="METRIC",
@@ -66,9 +69,14 @@ def run(arguments: argparse.Namespace) -> int:
     now = time.time()
     since, until = arguments.since or "1h", arguments.until or "0s"
     metric = arguments.energy or DCGM_ENERGY
+    unit = arguments.unit or ("millijoules" if metric.partition("{")[0].strip() == DCGM_ENERGY else None)
+    if unit is None:
+        raise UsageError(f"--unit: name what {metric} counts, {' or '.join(UNITS)}")
     start, end = (moment(text, now) for text in (since, until))
     if end <= start:
         raise UsageError(f"--since={since} is not before --until={until}")
+    if end - start > LONGEST_S:
+        raise UsageError(f"--since={since}: a range is at most {LONGEST_S / 86_400:.0f} days long")
     place = StoreContext.of(arguments)
     baseline = place.runs(arguments.baseline, arguments.baseline_runs)
     test, measured = chosen(baseline, arguments.test or "")
@@ -85,7 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
         found = service_figure(
             by_device(energy, metric),
             {repr(labels): rows for labels, rows in made.items()},
-            UNITS[arguments.unit or "millijoules"],
+            UNITS[unit],
         )
     except ValueError as error:
         raise MeterError(f"Prometheus: {archive.shown}, {metric} and {tokens}: {error}") from error

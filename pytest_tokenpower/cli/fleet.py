@@ -56,6 +56,11 @@ def run(arguments: argparse.Namespace) -> int:
             raise
         print(f"Calibrations alone: {error}", file=sys.stderr)
         measured = []
+    if arguments.test and not measured:
+        raise StoreError(
+            f"{place.store.path}: no comparable measurement here is of a test whose id holds "
+            f"{arguments.test!r} (--test)"
+        )
     found = fleets(measured, kept)
     if not found:
         raise StoreError(
@@ -112,13 +117,13 @@ def _calibration(state: CalibrationState | None) -> str:
     if state is None:
         return "none"
     words = [
-        f"{state.days_old:.0f} days old" + (" (too old)" if state.stale else ""),
+        f"{plural(round(max(state.days_old, 0)), 'day')} old" + (" (too old)" if state.stale else ""),
         f"driver {state.driver}",
     ]
     if state.standing is not None:
         words.append(signed(state.standing.offset.change) + (" OFF" if state.standing.off else ""))
     if state.change is not None:
-        words.append(f"{signed(state.change)} in {state.change_days:.0f} days")
+        words.append(f"{signed(state.change)} in {plural(round(state.change_days), 'day')}")
     return ", ".join(words)
 
 

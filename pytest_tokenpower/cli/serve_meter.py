@@ -6,6 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
+from pytest_tokenpower.core.credentials import without_credentials
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.meters.adapters.served import TOKEN_VARIABLE, MeterServer, token_of
 from pytest_tokenpower.meters.remote import Feed
@@ -32,14 +33,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until Ctrl-C or TERM."""
+    if not 0 <= arguments.port <= 65_535:
+        raise UsageError(f"--port={arguments.port}: must be 0 to 65535")
     token = _token(arguments.token_file)
     collector, devices = start(arguments.source)
     feed = Feed(collector, devices)
     try:
+        if any(device.provenance == "modelled" for device in devices):
+            raise UsageError(
+                f"--source={without_credentials(arguments.source)}: joules that are modelled come from the CPU time of "
+                "the process that measures, here the service's own: name a meter of this machine, such as rapl"
+            )
         with MeterServer(feed, arguments.host, arguments.port, token) as server:
-            port = server.server_address[1]
+            host, port = map(str, server.server_address[:2])
+            host = f"[{host}]" if ":" in host else host
             print(
-                f"serving {', '.join(device.id for device in devices)} on http://{arguments.host}:{port}; "
+                f"serving {', '.join(device.id for device in devices)} on http://{host}:{port}; "
                 f"tests use --energy-source=remote:http://HOST:{port}",
                 flush=True,
             )

@@ -176,8 +176,9 @@ def poll_once(
 
 def _opened(poller: _Poller) -> Sequence[Device]:
     """Return the devices of a poller that was started; raises what its meter's ``open`` raised."""
-    if not poller.opened.wait(OPEN_TIMEOUT_S):
-        raise MeterError(f"the meter {poller.meter.name} did not answer within {OPEN_TIMEOUT_S:.0f} s")
+    patience_s: float = getattr(poller.meter, "open_timeout_s", OPEN_TIMEOUT_S)
+    if not poller.opened.wait(patience_s):
+        raise MeterError(f"the meter {poller.meter.name} did not answer within {patience_s:.0f} s")
     error = poller.error
     # A ValueError is the timeline's: two meters list one device.
     if isinstance(error, Exception) and not isinstance(error, (TokenPowerError, ValueError)):

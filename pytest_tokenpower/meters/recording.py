@@ -18,6 +18,7 @@ import numpy as np
 from msgspec import Meta
 
 from pytest_tokenpower.core.files import replacing
+from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.core.types import Fact, Scope
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.meters.clock import STEP_NS
@@ -93,12 +94,21 @@ class WindowRow(Row, frozen=True, tag="window"):
     cached_prompt_tokens: _Tokens = 0
     latencies: tuple[tuple[_Seconds, _Seconds | None], ...] = ()
     reasons: tuple[str, ...] = ()
+    executions: tuple[tuple[_Tokens, _Tokens, _Tokens, _Tokens], ...] = ()
 
     def __post_init__(self) -> None:
         if self.cached_prompt_tokens > (self.prompt_tokens or 0):
             raise ValueError(
                 f"cached_prompt_tokens ({self.cached_prompt_tokens}) is above prompt_tokens ({self.prompt_tokens})"
             )
+        whole = (
+            self.prompt_tokens or 0,
+            self.generated_tokens or 0,
+            self.responses,
+            self.cached_prompt_tokens,
+        )
+        for each in (whole, *self.executions):
+            TokenCount(*each)
 
 
 class DeviceRow(Row, frozen=True, tag="device"):
@@ -166,7 +176,8 @@ class RecordedWindow:
     The tokens are those of all ``repeats`` together; None: not recorded. ``devices`` are the ids of the devices
     whose energy is the window's (None: all). ``cached_prompt_tokens`` of the prompt's came from a prefix cache.
     ``latencies`` are of its requests, in seconds: to the first token, and for each further one (None: no such).
-    ``reasons`` are what makes it invalid, whatever its meters say.
+    ``reasons`` are what makes it invalid, whatever its meters say. ``executions`` are the different counts (prompt,
+    generated, responses, cached prompt) that its repeats had; empty: not recorded.
     """
 
     name: str
@@ -182,6 +193,7 @@ class RecordedWindow:
     cached_prompt_tokens: int = 0
     latencies: tuple[tuple[float, float | None], ...] = ()
     reasons: tuple[str, ...] = ()
+    executions: tuple[tuple[int, int, int, int], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import numpy as np
 
 from pytest_tokenpower.errors import MeterError, MeterUnavailable
 from pytest_tokenpower.meters.clock import Clock
-from pytest_tokenpower.meters.collector import Collector
+from pytest_tokenpower.meters.collector import OPEN_TIMEOUT_S, Collector
 from pytest_tokenpower.meters.timeline import Event
 from pytest_tokenpower.meters.types import Conditions, CounterReading, Device, PowerSamples, Reading
 
@@ -44,6 +44,9 @@ MOST_ROWS = 100_000
 
 KEPT_S = 3600.0
 """For so long a feed keeps what nobody has fetched."""
+
+BEFORE_NS = 5_000_000_000
+"""Of readings from before a reader came: how a meter reads is told by them, as by a ring of a board that is here."""
 
 
 class Cursor(msgspec.Struct, frozen=True):
@@ -109,10 +112,16 @@ class Feed:
     """The side where the meters are: a running collector, handed out in pieces.
 
     ``ours`` says whether processes there are the run's: the workers of a Ray cluster are, what runs beside a service
-    is not known to be.
+    is not known to be. Raises MeterUnavailable for meters on a clock that nobody elsewhere can know.
     """
 
     def __init__(self, collector: Collector, devices: Sequence[Device], *, ours: bool = False) -> None:
+        if collector.clock.every is not None:
+            collector.stop()
+            raise MeterUnavailable(
+                "boards that are simulated on a virtual clock cannot be handed out: no other process lives on it "
+                '(leave "clock": "virtual" out of the scenario)'
+            )
         self._collector = collector
         self._devices = list(devices)
         self._ours = ours
@@ -120,11 +129,12 @@ class Feed:
         self._forgotten_s = time.monotonic()
 
     def hello(self) -> Hello:
-        """Return who this is, and a cursor for what comes from now on."""
+        """Return who this is, and a cursor for what was read just now and comes from now on."""
         now_ns = time.monotonic_ns()
-        since = {device.id: now_ns for device in self._devices}
+        since = {device.id: max(now_ns - BEFORE_NS, 0) for device in self._devices}
+        now = dict.fromkeys(since, now_ns)
         return Hello(
-            self._name, socket.gethostname(), self._devices, Cursor(since, since, since, event_ns=now_ns)
+            self._name, socket.gethostname(), self._devices, Cursor(since, since, now, event_ns=now_ns)
         )
 
     def now_ns(self) -> int:
@@ -259,8 +269,9 @@ class RemoteMeter:
 
     poll_interval_s = POLL_S
 
-    def __init__(self, name: str, transport: Transport) -> None:
+    def __init__(self, name: str, transport: Transport, open_timeout_s: float = OPEN_TIMEOUT_S) -> None:
         self.name = name
+        self.open_timeout_s = open_timeout_s
         self._transport = transport
         self._alignment = Alignment(transport.now_ns)
         self._feed = ""
@@ -293,8 +304,9 @@ class RemoteMeter:
             replace(
                 each,
                 id=self._ids[each.id],
-                facts={**each.facts, "node": hello.host},
-                clock_error_ns=self._clock_error_ns,
+                # What a feed has from another one is placed less surely than by either.
+                facts={"node": hello.host, **each.facts},
+                clock_error_ns=self._clock_error_ns + each.clock_error_ns,
                 latency_s=each.latency_s + 1.0,
             )
             for each in hello.devices

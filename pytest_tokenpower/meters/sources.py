@@ -142,6 +142,11 @@ def meters_for(source: str) -> Sequence[Meter]:
             # As rarely as a ring of 2.36 s allows: on this time nobody comes late, and days are to pass.
             meter.poll_interval_s = 2.0
         return [meter]
+    if name in ("replay", "ecologits"):
+        raise UsageError(
+            f"--energy-source={without_credentials(source)}: that measures nothing, and is for pytest alone; here "
+            "something has to measure"
+        )
     raise UsageError(
         f"--energy-source={without_credentials(source)}: the valid sources are {', '.join(SOURCES)}, or several with a "
         "comma between them"
@@ -173,10 +178,13 @@ def _prometheus(url: str | None) -> Meter:
 
 
 def check(source: str, extra: Extra = lambda source: None) -> None:
-    """Raise UsageError for a source that nobody knows, or whose file is wrong; opens no meter."""
+    """Raise UsageError for a source that nobody knows, or whose file is wrong; opens no meter.
+
+    A cluster is not asked: a process joins one only once, and a test may be about to.
+    """
     if extra(source) is None:
         for part in parts_of(source):
-            if part != "auto" and extra(part) is None:
+            if part != "auto" and part.partition(":")[0] != "ray" and extra(part) is None:
                 meters_for(part)
 
 
@@ -242,7 +250,10 @@ def _once_each(source: str, found: Mapping[str, Sequence[Device]]) -> None:
     """Raise UsageError where one scope would be counted twice."""
     for scope in SCOPES:
         owners = [part for part, devices in found.items() if any(each.scope == scope for each in devices)]
-        if len(owners) > 1 and not _SIDE_BY_SIDE.issuperset(owners):
+        places = [{each.facts.get("node") for each in found[part] if each.scope == scope} for part in owners]
+        everywhere = set().union(*places)
+        apart = None not in everywhere and sum(map(len, places)) == len(everywhere)
+        if len(owners) > 1 and not apart and not _SIDE_BY_SIDE.issuperset(owners):
             several = " and ".join(without_credentials(owner) for owner in owners)
             raise UsageError(
                 f"--energy-source={without_credentials(source)}: {several} all measure the scope {scope}, which would "

@@ -106,8 +106,10 @@ class Timeline:
     def add_device(self, device: Device) -> None:
         """Announce a device before its first reading; raises ValueError for an id that is taken."""
         with self._lock:
-            if device.id in self._devices:
-                raise ValueError(f"two meters list the device {device.id}")
+            if (known := self._devices.get(device.id)) is not None:
+                nodes = [str(node) for each in (known, device) if (node := each.facts.get("node"))]
+                at = f" (of {' and '.join(nodes)}, which must not see each other's boards)" if nodes else ""
+                raise ValueError(f"two meters list the device {device.id}{at}")
             self._devices[device.id] = device
             self._power[device.id] = _Columns(_POWER)
             self._counters[device.id] = _Columns(_COUNTER)
@@ -203,14 +205,13 @@ class Timeline:
     def newest_ns(self, device_id: str) -> int | None:
         """Up to when the energy of a device is known; None before its first sample."""
         with self._lock:
-            newest = [
-                int(columns.last("t_ns"))
-                for columns in (self._power[device_id], self._counters[device_id])
-                if len(columns)
-            ]
             if len(self._power[device_id]):
-                return newest[0]
-            return newest[-1] if newest else None
+                return int(self._power[device_id].last("t_ns"))
+            if len(self._counters[device_id]):
+                # What was read is taken for that of half a tick before.
+                tick_ns = self._devices[device_id].counter_tick_ns
+                return int(self._counters[device_id].last("t_ns")) - tick_ns // 2
+            return None
 
 
 @dataclass(frozen=True)

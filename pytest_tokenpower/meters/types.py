@@ -145,7 +145,7 @@ class Meter(Protocol):
     and the call; the collector records it and goes on polling.
 
     A meter that does not live on this machine's clocks has the :class:`Clock` of its own as ``clock``; windows are
-    then on that one.
+    then on that one. One that may take long to open says how long as ``open_timeout_s``.
     """
 
     name: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from copy import copy
 from functools import cached_property
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from pytest_tokenpower.analysis import guards, slow_meters
@@ -173,17 +174,26 @@ class TelemetrySession:
         used = {gpu for name, gpu in boards.items() if name in named} or self._gpus
         if used is None and len({*boards.values()}) > 1 and windows:
             start_ns, end_ns = windows[0].start_ns, windows[-1].end_ns
-            said = {
-                gpu: {
-                    condition.own_process
-                    for condition in self.collector.timeline.conditions(name)
-                    if start_ns <= condition.t_ns <= end_ns + AFTER_NS * 2
-                }
-                for name, gpu in boards.items()
-            }
+            said = {gpu: self._said_of_ours(name, start_ns, end_ns) for name, gpu in boards.items()}
             # A GPU of which nothing is known, since it was lost, may be ours: left out, it would make the figure small.
             used = {gpu for gpu, own in said.items() if True in own or False not in own} or None
         return tuple(device for device in devices if used is None or boards.get(device.id) in (None, *used))
+
+    def _said_of_ours(self, device_id: str, start_ns: int, end_ns: int) -> set[bool | None]:
+        """Return what was read of our processes on a board in a stretch, or else nearest to it.
+
+        A node of a cluster that is asked last is asked too late for a short stretch. Empty for a board that was lost.
+        """
+        timeline = self.collector.timeline
+        read = [
+            (max(start_ns - one.t_ns, one.t_ns - end_ns - AFTER_NS * 2, 0), one.own_process)
+            for one in timeline.conditions(device_id, start_ns - guards.STALE_NS)
+        ]
+        inside = {own for off_ns, own in read if off_ns == 0}
+        if inside or timeline.events(device_id, start_ns, end_ns):
+            return inside
+        near = min(read, key=itemgetter(0), default=None)
+        return {near[1]} if near and near[0] <= guards.STALE_NS else set()
 
     @cached_property
     def provenance(self) -> str:

@@ -17,10 +17,11 @@ from pytest_tokenpower.core.types import Provenance
 from pytest_tokenpower.core.windows import RoundWindow
 from pytest_tokenpower.errors import MeterUnavailable
 from pytest_tokenpower.meters.collector import Collector
-from pytest_tokenpower.meters.types import Device
+from pytest_tokenpower.meters.types import Conditions, Device, Reading
 from pytest_tokenpower.runner.telemetry import TelemetrySession
 
 ONE, TWO = "GPU-10000000-aaaa-0000-0000-000000000000", "GPU-20000000-aaaa-0000-0000-000000000000"
+SECOND = 10**9
 AMD = "7cff74a1-0000-1000-8042-000000000000"
 
 
@@ -278,3 +279,29 @@ def test_a_recorded_round_is_of_the_gpus_that_it_names(
     for device in telemetry.devices:
         telemetry.collector.timeline.add_device(device)
     assert [device.id for device in telemetry.devices_in_use([window(*recorded)])] == expected
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "expected"),
+    [
+        # Of the second board, on a node that is asked last, was read too late for a short window.
+        ((SECOND, False), (3 * SECOND, False), [ONE, TWO]),
+        ((SECOND, True), (3 * SECOND, False), [ONE]),
+        ((SECOND, False), (3 * SECOND, True), [TWO]),
+        # Long ago is no word on now, nor is a process that cannot be seen from here a foreign one.
+        ((100 * SECOND, True), (0, False), [ONE, TWO]),
+        ((SECOND, False), (SECOND, None), [TWO]),
+    ],
+)
+def test_the_boards_in_use_are_told_by_what_was_read_nearest_to_the_window(
+    one: tuple[int, bool], two: tuple[int, bool | None], expected: Sequence[str]
+) -> None:
+    telemetry = bench(ONE, TWO)
+    timeline = telemetry.collector.timeline
+    for device in telemetry.devices:
+        timeline.add_device(device)
+    start_ns = max(one[0] - SECOND // 2, 0)
+    for name, (t_ns, own) in ((ONE, one), (TWO, two)):
+        timeline.append(Reading(name, conditions=Conditions(t_ns, own_process=own)))
+    measured = RoundWindow(start_ns, start_ns + SECOND, TokenCount(1, 1))
+    assert [device.id for device in telemetry.devices_in_use([measured])] == expected

@@ -13,6 +13,7 @@ import pytest
 
 from pytest_tokenpower.cli import main
 from pytest_tokenpower.meters.recording import read_recording
+from pytest_tokenpower.store.keys import VARY
 from tests.support.projects import ALONE, Project
 
 RECORDINGS = Path(__file__).parents[1] / "data/recordings"
@@ -408,6 +409,25 @@ def test_a_run_is_recorded_and_replayed(project: Project, capsys: pytest.Capture
         assert [one.joules for one in after.rounds] == pytest.approx(
             [one.joules for one in before.rounds], rel=0.01
         )
+
+
+def test_a_replay_knows_that_the_work_varied_within_a_round(project: Project) -> None:
+    project.tests(
+        """
+from itertools import cycle
+
+@quick
+def test_chat(energy):
+    lengths = cycle([100, 300])
+    energy(lambda: generate(0.02, generated=next(lengths)))
+"""
+    )
+    _, live = project.measure("--energy-record=run.jsonl")
+    _, replayed = project.measure("--energy-source=replay:run.jsonl")
+    for run in (live, replayed):
+        [measured] = run.measurements
+        assert measured.key["generated_tokens"] == VARY
+        assert measured.facts["token_counts"] == "differ between executions"
 
 
 RUN_ON_ENGINE = """

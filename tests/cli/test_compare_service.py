@@ -130,14 +130,45 @@ def test_what_cannot_be_compared_is_said(tokenpower: Command) -> None:
         assert ended.code == 4
         assert re.search(r"GPU-1 has samples for 1[78]\d0 of 3[56]\d0 s", ended.err)
         ended = tokenpower("compare", "main", f"prometheus:{url}", "--energy=nothing")
+        assert (ended.code, "--unit: name what nothing counts, joules or millijoules" in ended.err) == (
+            4,
+            True,
+        )
+        ended = tokenpower("compare", "main", f"prometheus:{url}", "--energy=nothing", "--unit=joules")
         assert "no energy counter has samples in this range" in ended.err
-        ended = tokenpower("compare", "main", f"prometheus:{url}", "--energy=sum(x)")
+        ended = tokenpower("compare", "main", f"prometheus:{url}", "--energy=sum(x)", "--unit=joules")
         assert "sum(x): must be a metric with its matchers" in ended.err
+        ended = tokenpower("compare", "main", f"prometheus:{url}", "--since=99999999d")
+        assert "--since=99999999d: a range is at most 732 days long" in ended.err
         ended = tokenpower("compare", "main", f"prometheus:{url}", "--until=2h")
         assert "--since=1h is not before --until=2h" in ended.err
     ended = tokenpower("compare", "main", "prometheus:http://127.0.0.1:9")
     assert (ended.code, "http://127.0.0.1:9" in ended.err) == (4, True)
     assert "prometheus:URL: " in tokenpower("compare", "main", "prometheus:").err
+
+
+def test_a_reading_of_power_is_no_counter(tokenpower: Command) -> None:
+    now = time.time()
+    watts = [(t, 300.0 + 7 * (at % 3)) for at, (t, _) in enumerate(counted(now - 3600, now, 1))]
+    series: dict[str, list[tuple[dict[str, str], list[tuple[float, float]]]]] = {
+        "power": [({"UUID": "GPU-1"}, watts)],
+        TOKENS: [({}, counted(now - 3600, now, 1000))],
+    }
+    with serving(answering(series)) as url:
+        ended = tokenpower("compare", "main", f"prometheus:{url}", "--energy=power", "--unit=joules")
+    assert (ended.code, ended.out) == (4, "")
+    assert re.search(r"GPU-1 falls (19|20) times in (59|60) changes, .*: it is no counter", ended.err)
+    # A server that is hardly used and restarted twice.
+    made = [
+        (now - 3600 + 60 * at, float((0, 900, 900, 0, 0, 700, 0, 0, 800, 800)[at * 10 // 61]))
+        for at in range(61)
+    ]
+    series = {ENERGY: [({"UUID": "GPU-1"}, counted(now - 3600, now, 3e5))], TOKENS: [({}, made)]}
+    with serving(answering(series)) as url:
+        ended = tokenpower("compare", "main", f"prometheus:{url}")
+    assert (ended.code, ended.err) == (0, "")
+    assert " 2400 tokens, " in ended.out
+    assert "2 resets of counters" in ended.out
 
 
 def test_times() -> None:

@@ -198,6 +198,14 @@ def test_mistakes(tmp_path: Path, tokenpower: Command, monkeypatch: pytest.Monke
     ended = tokenpower("fleet", "--storage=pool")
     assert ended.code == 4
     assert ended.err.startswith("tokenpower fleet: no run is stored in ")
+    write_calibration(tmp_path / "pool", calibrated(BOARDS[0], 1.0, -0.01))
+    write_calibration(tmp_path / "pool", calibrated(BOARDS[1], 1.0, 1))
+    assert re.findall(r"\S+ days? old", tokenpower("fleet", "--storage=pool").out) == [
+        "0 days old",
+        "1 day old",
+    ]
+    ended = tokenpower("fleet", "--storage=pool", "--test=chat")
+    assert (ended.code, "of a test whose id holds 'chat' (--test)" in ended.err) == (4, True)
 
 
 def test_what_is_left_out_is_said_in_every_format(

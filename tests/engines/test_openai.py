@@ -95,7 +95,7 @@ def test_a_server_that_gives_counts_alone() -> None:
         assert engine.identity.engine == "openai"
         assert engine.identity.version == "unknown"
         assert engine.identity.axes == {}
-        assert engine.identity.facts == {"endpoint": "127.0.0.1", "other_requests": "not told by the server"}
+        assert engine.identity.facts == {"endpoint": "127.0.0.1", "other_requests": "not watched"}
         assert not hasattr(engine, "encode")
     # Honest: nobody said which tokens they were.
     assert generation.token_ids == ()

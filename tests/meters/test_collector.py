@@ -305,6 +305,20 @@ def test_a_meter_that_hangs_when_it_is_opened_is_given_up(
         Collector([Hanging()]).start()
 
 
+def test_a_meter_that_says_that_it_opens_slowly_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(Scripted):
+        open_timeout_s = PATIENCE_S
+
+        def open(self, clock: Clock) -> Sequence[Device]:
+            time.sleep(0.2)
+            return super().open(clock)
+
+    monkeypatch.setattr(module, "OPEN_TIMEOUT_S", 0.01)
+    collector = Collector([Slow()])
+    assert collector.start()
+    collector.stop()
+
+
 def test_stopping_may_be_done_at_any_time_and_again(gate: threading.Event) -> None:
     meter = Scripted()
     collector = Collector([meter])

@@ -103,8 +103,12 @@ def rounds_in(draw: st.DrawFn, longest_us: int) -> list[RoundWindow]:
     tokens = TokenCount(prompt, draw(st.integers(1, 99)), draw(st.integers(1, 9)), cached)
     reasons = draw(st.sampled_from([(), ("others used the server",)]))
     latencies = draw(st.sampled_from([(), (Latency(0.125, 0.01), Latency(0.5, None))]))
+    several = frozenset([TokenCount(9, 1, 2, 3), TokenCount(9, 2, 2, 3)])
+    executions = draw(st.sampled_from([frozenset[TokenCount](), frozenset([tokens]), several]))
     return [
-        RoundWindow(start * US, end * US, tokens, 2, latencies=latencies, reasons=reasons)
+        RoundWindow(
+            start * US, end * US, tokens, 2, executions=executions, latencies=latencies, reasons=reasons
+        )
         for start, end in zip(edges[::2], edges[1::2], strict=False)
     ]
 
@@ -143,8 +147,8 @@ def test_what_is_written_is_read_back(
     )
     live = round_records(timeline, devices, rounds)
     again = window_records(recording)
-    assert [(each.tokens, each.latencies) for each in rounds_of(recording, "a test")] == [
-        (each.tokens, each.latencies) for each in rounds
+    assert [(each.tokens, each.latencies, each.executions) for each in rounds_of(recording, "a test")] == [
+        (each.tokens, each.latencies, each.executions) for each in rounds
     ]
     for before, after in zip(live, again, strict=True):
         assert close(after.joules, before.joules)
@@ -246,6 +250,14 @@ BAD_ROWS = {
     "tokens": (
         json.dumps(window(1, 2, prompt_tokens=-1)),
         "malformed row: Expected `int` >= 0 - at `$.prompt_tokens`",
+    ),
+    "more tokens than any work has": (
+        json.dumps(window(1, 2, prompt_tokens=10**18)),
+        "malformed row: TokenCount(prompt=1000000000000000000): more than any execution has",
+    ),
+    "executions": (
+        json.dumps(window(1, 2, executions=[[1, 2, 1, 4]])),
+        "malformed row: TokenCount(cached_prompt=4): more than the 1 prompt tokens",
     ),
     "cached tokens": (
         json.dumps(window(1, 2, prompt_tokens=3, cached_prompt_tokens=4)),

@@ -12,8 +12,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from pytest_tokenpower.analysis.rounds import evaluate
 from pytest_tokenpower.analysis.tracks import ring_track, window_energy
+from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.core.types import Fact
+from pytest_tokenpower.core.windows import RoundWindow
 from pytest_tokenpower.errors import MeterError, MeterUnavailable
 from pytest_tokenpower.meters.clock import Clock
 from pytest_tokenpower.meters.collector import Collector
@@ -28,7 +31,7 @@ from pytest_tokenpower.meters.remote import (
     RemoteMeter,
     unlike_boards,
 )
-from pytest_tokenpower.meters.timeline import Event
+from pytest_tokenpower.meters.timeline import FAILED, Event, Timeline
 from pytest_tokenpower.meters.types import Conditions, CounterReading, Device, PowerSamples, Reading
 
 GPU = Device("GPU-1", "gpu", "Board", "fake", "simulated", counter_tick_ns=100_000_000)
@@ -97,6 +100,22 @@ def test_every_row_is_handed_out_once_in_pieces_of_bounded_size(monkeypatch: pyt
         assert counters == 1
         assert pieces == 4
         assert feed.piece(cursor).power == {}
+
+
+def test_what_was_read_just_before_comes_along_so_that_it_is_known_at_once_how_a_meter_reads() -> None:
+    meter = Scripted()
+    now_ns = Clock().monotonic_ns()
+    meter.queue = [
+        Reading("GPU-1", power(now_ns - 60 * 10**9, 5)),
+        Reading("GPU-1", power(now_ns - 2 * 10**9, 50), conditions=Conditions(now_ns - 10**9, 40.0)),
+    ]
+    with feed_of(meter) as feed:
+        remote = RemoteMeter("ray:node-b", Direct(feed))
+        remote.open(Clock())
+        read = remote.poll(Clock())
+        [one] = [each.power for each in read if each.power is not None]
+        assert len(one.t_ns) == 50
+        assert all(each.conditions is None for each in read)
 
 
 def test_processes_beside_a_service_are_not_said_to_be_foreign() -> None:
@@ -191,6 +210,14 @@ def test_stamps_are_placed_on_this_machines_clock_and_devices_carry_the_node() -
         assert abs(one.counters[0].t0_ns - at) <= gpu.clock_error_ns
 
 
+def test_a_feed_of_a_feed_keeps_the_node_and_adds_the_errors_of_both_clocks() -> None:
+    there = replace(GPU, facts={"node": "node-c"}, clock_error_ns=3_000_000)
+    with feed_of(Scripted(devices=(there,))) as feed:
+        [gpu] = RemoteMeter("remote:node-b", Direct(feed)).open(Clock())
+    assert gpu.facts["node"] == "node-c"
+    assert gpu.clock_error_ns >= 3_000_000 + LEAST_CLOCK_ERROR_NS
+
+
 def test_what_goes_wrong_on_a_node_names_it() -> None:
     meter = Scripted()
     with feed_of(meter) as feed:
@@ -209,6 +236,18 @@ def test_what_goes_wrong_on_a_node_names_it() -> None:
         transport.fault, transport.restarted = "", True
         with pytest.raises(MeterError, match="ray:node-b: it was restarted"):
             remote.poll(Clock())
+
+
+def test_a_round_that_has_no_readings_says_why() -> None:
+    timeline = Timeline()
+    timeline.add_device(GPU)
+    timeline.note(Event(0, 2 * 10**9, FAILED, "GPU-1: the meter ray:node-b failed: its actor died", "GPU-1"))
+    window = RoundWindow(10**9, 2 * 10**9, TokenCount(1, 1))
+    [record] = evaluate(timeline, [GPU], [window]).records
+    assert record.reasons == (
+        "GPU-1: the meter ray:node-b failed: its actor died",
+        "GPU-1: the meter fake gave no readings",
+    )
 
 
 def test_another_version_or_no_device_is_refused_with_the_remedy() -> None:

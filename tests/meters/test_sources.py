@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -266,6 +267,26 @@ def test_two_meters_of_one_scope_are_not_added_up(machine: dict[str, tuple[Scope
         sources.begin(source)
 
 
+def test_meters_of_two_nodes_are_added_up_and_those_of_one_node_are_not() -> None:
+    class Elsewhere(FakeMeter):
+        def open(self, clock: Clock) -> Sequence[Device]:
+            node = self.name.partition(":")[2]
+            return [replace(each, facts={"node": node} if node else {}) for each in super().open(clock)]
+
+    def extra(part: str) -> Sequence[Meter] | None:
+        return None if "," in part else [Elsewhere(part, "gpu")]
+
+    def ids(source: str) -> list[str]:
+        started = sources.begin(source, None, extra)
+        started.collector.stop()
+        return [device.id for device in started.devices]
+
+    assert ids("one:a,two:b") == ["one:a-gpu", "two:b-gpu"]
+    for source in ("one:a,two:a", "one:a,here"):
+        with pytest.raises(UsageError, match="measure the scope gpu, which would be counted twice"):
+            ids(source)
+
+
 def test_boards_of_two_makers_are_added_up(machine: dict[str, tuple[Scope, ...]]) -> None:
     assert opened("nvml,amd")[0] == ["nvml-gpu", "amd-gpu"]
 
@@ -282,3 +303,13 @@ def test_a_device_that_two_meters_list_is_a_usage_error() -> None:
     meters = {part: FakeMeter("same", "rack") for part in ("first", "second")}
     with pytest.raises(UsageError, match="two meters list the device same-rack"):
         sources.begin("first,second", None, lambda part: [meters[part]] if part in meters else None)
+
+
+def test_a_cluster_is_not_joined_to_check_how_a_source_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    def joined(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("pytest_tokenpower.meters.adapters.ray_nodes.ray_meters", joined)
+    sources.check("ray:rapl")
+    with pytest.raises(AssertionError):
+        sources.meters_for("ray:rapl")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pytest_tokenpower.analysis.calibration import track_of
+from pytest_tokenpower.analysis.tracks import window_energy
 from pytest_tokenpower.meters import timeline as module
 from pytest_tokenpower.meters.timeline import CounterColumns, Event, Timeline
 from pytest_tokenpower.meters.types import Conditions, CounterReading, Device, PowerSamples, Reading
@@ -148,6 +151,20 @@ def test_the_energy_is_known_as_far_as_the_ring_or_else_the_counter(timeline: Ti
     assert timeline.newest_ns("GPU-1") == 50
     timeline.append(power([10]))
     assert timeline.newest_ns("GPU-1") == 10
+
+
+def test_a_window_is_covered_up_to_where_a_counter_with_a_tick_is_known_and_no_further() -> None:
+    timeline, tick_ns = Timeline(), 10**9
+    scraped = replace(GPU, counter_tick_ns=tick_ns)
+    timeline.add_device(scraped)
+    timeline.append(
+        Reading("GPU-1", counters=[CounterReading(at * tick_ns, at * tick_ns, at) for at in range(10)])
+    )
+    newest_ns, track = timeline.newest_ns("GPU-1"), track_of(timeline, scraped)
+    assert newest_ns is not None
+    assert track is not None
+    start = np.array([2 * tick_ns] * 2)
+    assert window_energy(track, start, np.array([newest_ns, newest_ns + 1])).covered.tolist() == [True, False]
 
 
 def test_a_device_is_listed_once(timeline: Timeline) -> None:

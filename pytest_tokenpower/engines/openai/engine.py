@@ -307,7 +307,7 @@ class OpenAIEngine:
                 told = self._others is not None and self._others.told
                 facts = {
                     **self.identity.facts,
-                    "other_requests": "watched" if told else "not told by the server",
+                    "other_requests": "watched" if told else "not watched",
                 }
                 self._server = replace(self._server, identity=replace(self.identity, facts=facts))
         except BaseException:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,9 +12,11 @@ from urllib.parse import urlsplit
 import msgspec
 
 from pytest_tokenpower.core.credentials import without_credentials
-from pytest_tokenpower.errors import MeterError, UsageError
+from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
 
 if TYPE_CHECKING:
+    import ssl
+
     import httpx
 
 
@@ -52,12 +55,35 @@ def checked_url(url: str, what: str, example: str) -> str:
     return url.rstrip("/")
 
 
-def connect(server: str) -> httpx.Client:
-    """Return a client of a server; a query of its URL, as a gateway may want one, goes with each request."""
+def connect(server: str, headers: Mapping[str, str] | None = None) -> httpx.Client:
+    """Return a client of a server; a query of its URL, as a gateway may want one, goes with each request.
+
+    Raises MeterUnavailable where SSL_CERT_FILE or SSL_CERT_DIR name no certificates.
+    """
     import httpx
 
     url = httpx.URL(server)
-    return httpx.Client(base_url=url.copy_with(query=None), params=url.params, trust_env=False)
+    return httpx.Client(
+        base_url=url.copy_with(query=None),
+        params=url.params,
+        headers=headers,
+        verify=trusted(),
+        # Credentials are for the server alone, not for a proxy.
+        trust_env=False,
+    )
+
+
+def trusted() -> ssl.SSLContext:
+    """Return the certificates to trust: those that SSL_CERT_FILE or SSL_CERT_DIR name, or the public ones."""
+    import httpx
+
+    try:
+        return httpx.create_ssl_context()
+    except OSError as error:
+        raise MeterUnavailable(
+            f"no certificates can be read from {os.environ.get('SSL_CERT_FILE') or os.environ.get('SSL_CERT_DIR')} "
+            f"(SSL_CERT_FILE, SSL_CERT_DIR): {error.strerror or error}"
+        ) from error
 
 
 def get_json(
@@ -105,7 +131,10 @@ def get_json(
     except httpx.TimeoutException as error:
         raise MeterError(f"{where}: no answer within {timeout_s / 2:g} s") from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise MeterError(f"{where}: {without_credentials(str(error)) or type(error).__name__}") from error
+        words = without_credentials(str(error)) or type(error).__name__
+        if "CERTIFICATE_VERIFY_FAILED" in words:
+            words += "; SSL_CERT_FILE names a file of certificates to trust"
+        raise MeterError(f"{where}: {words}") from error
 
 
 def _document(response: httpx.Response, end: float, timeout_s: float, where: str) -> Any:

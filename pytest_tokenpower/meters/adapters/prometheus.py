@@ -376,7 +376,18 @@ class PrometheusMeter:
         if self._unit == "watts" and len(good) < len(rows):
             what = "zero" if any(value == 0 for _, value in rows) else "nothing"
             return Reading(series.device_id, fault=f"Prometheus: {series.device_id} reads {what} {source}")
-        return self._reading(clock, series.device_id, good) if good else None
+        if not good:
+            return None
+        reading = self._reading(clock, series.device_id, good)
+        falls = [] if self._unit == "watts" else [(a, b) for (_, a), (_, b) in pairwise(before) if b < a]
+        if falls:
+            before_j, now_j = (value * self._microjoules / 1e6 for value in falls[0])
+            fault = (
+                f"Prometheus: the energy counter of {series.device_id} went backwards, from {before_j:.1f} J to "
+                f"{now_j:.1f} J: its driver or exporter was restarted {source}"
+            )
+            reading = replace(reading, fault=fault)
+        return reading
 
     def _first(self, clock: Clock) -> Mapping[Labels, Samples]:
         """Return the last minutes of each series; settles the query, its unit and the scrape interval."""

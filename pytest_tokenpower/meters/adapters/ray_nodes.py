@@ -79,7 +79,7 @@ class RayTransport:
 
     def hello(self) -> Hello:
         """Return the feed and its devices, under the node's name in the cluster."""
-        found = self._get(self._actor.hello.remote(), START_TIMEOUT_S)
+        found = self._get("hello", timeout_s=START_TIMEOUT_S)
         if isinstance(found, str):
             raise MeterUnavailable(f"node {self._node}: {found}")
         hello: Hello = found
@@ -87,11 +87,11 @@ class RayTransport:
 
     def now_ns(self) -> int:
         """Return the node's clock."""
-        return int(self._get(self._actor.now_ns.remote()))
+        return int(self._get("now_ns"))
 
     def piece(self, cursor: Cursor) -> Piece:
         """Return what came since a cursor."""
-        answer = self._get(self._actor.piece.remote(msgspec.msgpack.encode(cursor)))
+        answer = self._get("piece", msgspec.msgpack.encode(cursor))
         if isinstance(answer, str):
             raise MeterError(f"node {self._node}: {answer}")
         return msgspec.msgpack.decode(answer, type=Piece)
@@ -103,11 +103,18 @@ class RayTransport:
         if ray.is_initialized():
             ray.kill(self._actor)
 
-    def _get(self, reference: Any, timeout_s: float = ANSWER_TIMEOUT_S) -> Any:
+    def _get(self, method: str, *arguments: object, timeout_s: float = ANSWER_TIMEOUT_S) -> Any:
         import ray
 
+        gone = (
+            f"node {self._node}: Ray was shut down in this process (ray.shutdown), and the node's telemetry actor with "
+            "it: leave it connected until the tests are over"
+        )
+        # Ray would begin anew by itself.
+        if not ray.is_initialized():
+            raise MeterError(gone)
         try:
-            return ray.get(reference, timeout=timeout_s)
+            return ray.get(getattr(self._actor, method).remote(*arguments), timeout=timeout_s)
         except ray.exceptions.GetTimeoutError:
             raise MeterError(
                 f"node {self._node}: its telemetry actor gave no answer within {timeout_s:.0f} s"
@@ -121,6 +128,11 @@ class RayTransport:
                 f"node {self._node}: its telemetry actor failed: {_first_line(error)} (pytest-tokenpower must be "
                 "installed on every node)"
             ) from None
+        except Exception as error:
+            # A Ray that was begun anew does not know the actor, and raises no error of its own.
+            if type(error) is not Exception:
+                raise
+            raise MeterError(f"{gone}: {_first_line(error)}") from None
 
 
 def ray_meters(source: str, start: Start) -> Sequence[RemoteMeter]:
@@ -170,6 +182,7 @@ def ray_meters(source: str, start: Start) -> Sequence[RemoteMeter]:
                 ).remote(source, start, socket.gethostname(), os.getpid()),
                 names[node["NodeID"]],
             ),
+            START_TIMEOUT_S + ANSWER_TIMEOUT_S,
         )
         for node in nodes
     ]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_tokenpower.core.credentials import without_credentials
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
-from pytest_tokenpower.meters.adapters._http import checked_url, get_json
+from pytest_tokenpower.meters.adapters._http import checked_url, get_json, trusted
 from pytest_tokenpower.meters.adapters.ipmi import BMC_RESOLUTION_MS
 from pytest_tokenpower.meters.adapters.no_reading import is_watts
 from pytest_tokenpower.meters.clock import Clock
@@ -161,8 +161,10 @@ class RedfishMeter:
         self._source = None
 
     def _trust(self) -> bool | ssl.SSLContext:
-        if not self._verify or not self._ca:
-            return self._verify
+        if not self._verify:
+            return False
+        if not self._ca:
+            return trusted()
         import ssl
 
         try:
@@ -237,8 +239,7 @@ class RedfishMeter:
             if "CERTIFICATE_VERIFY_FAILED" not in str(error):
                 raise
             raise MeterError(
-                f"{error}; if the BMC signed its own certificate, put it in a file and name that in"
-                " TOKENPOWER_REDFISH_CA"
+                f"{error}, and TOKENPOWER_REDFISH_CA one for the BMC alone, which may have signed its own"
             ) from error
         if answer.status in (401, 403):
             raise MeterError(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hmac
 import os
+import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,7 +18,7 @@ import msgspec
 
 from pytest_tokenpower.core.credentials import without_credentials
 from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
-from pytest_tokenpower.meters.adapters._http import checked_url, get_json
+from pytest_tokenpower.meters.adapters._http import checked_url, connect, get_json
 from pytest_tokenpower.meters.remote import PROTOCOL, Cursor, Feed, Hello, Piece, other_version
 
 TOKEN_VARIABLE = "TOKENPOWER_METER_TOKEN"
@@ -70,7 +71,10 @@ class MeterServer(ThreadingHTTPServer):
     def __init__(self, feed: Feed, host: str, port: int, token: str) -> None:
         self.feed, self.token, self.budget, self.strangers = feed, token, _Budget(), _Budget()
         try:
-            super().__init__((host, port), _Handler)
+            found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            # Of a name that has both, as localhost, the address of old.
+            self.address_family, *_, address = min(found, key=lambda each: each[0] != socket.AF_INET)
+            super().__init__((str(address[0]), port), _Handler)
         except OSError as error:
             raise UsageError(f"{host}:{port}: cannot listen there: {error.strerror or error}") from None
 
@@ -140,23 +144,21 @@ class HttpTransport:
     """Reads a feed that ``tokenpower serve-meter`` serves; the token is the variable's, and is never shown."""
 
     def __init__(self, url: str | None) -> None:
-        import httpx
-
-        self._url = checked_url(url or "", "--energy-source=remote", "http://gpu-7:9471")
-        if not self._url:
+        server = checked_url(url or "", "--energy-source=remote", "http://gpu-7:9471")
+        if not server:
             raise UsageError("--energy-source=remote: name the service, as in remote:http://gpu-7:9471")
-        self.name = f"remote:{without_credentials(self._url)}"
+        self.name = f"remote:{without_credentials(server)}"
+        if "@" in urlsplit(server).netloc:
+            raise UsageError(
+                f"--energy-source={self.name}: name it without a user and a password, which would go in the token's "
+                f"place (Authorization): the token alone, in {TOKEN_VARIABLE}, says who asks"
+            )
         token = token_of(os.environ.get(TOKEN_VARIABLE, ""), TOKEN_VARIABLE)
         if not token:
             raise MeterUnavailable(
                 f"{self.name}: {TOKEN_VARIABLE} is not set: it must be the token that the service was started with"
             )
-        self._client = httpx.Client(
-            base_url=self._url,
-            headers={"Authorization": f"Bearer {token}"},
-            # The token is for the service alone, not for a proxy.
-            trust_env=False,
-        )
+        self._client = connect(server, {"Authorization": f"Bearer {token}"})
 
     def hello(self) -> Hello:
         """Return the feed and its devices."""
@@ -206,6 +208,13 @@ class HttpTransport:
                 f"{self.name}: it wants another token: {TOKEN_VARIABLE} must be the one that the service was "
                 "started with"
             )
+        if answer.status == 429:
+            raise MeterError(
+                f"{self.name}: its clients ask too often (429 Too Many Requests for {BUSY_S:g} s): all of them "
+                f"together may ask {RATE_PER_S:.0f} times a second"
+            )
+        if answer.status == 200 and answer.document is None:
+            raise MeterError(f"{self.name}: {path} answered no JSON: is this a tokenpower serve-meter?")
         if answer.status != 200:
             raise MeterError(
                 f"{self.name}: {path} answered {answer.status} {answer.reason}: is this a tokenpower serve-meter?"

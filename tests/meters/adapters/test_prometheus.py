@@ -153,6 +153,27 @@ def test_dcgm_energy_counters_come_with_the_times_of_their_scrapes() -> None:
         assert meter.poll(store.clock) == []
 
 
+def test_a_counter_that_begins_anew_is_said() -> None:
+    store = Store()
+    times = scrapes(START_S - 100, START_S + 60, 10)
+    store.add(
+        ENERGY, gpu(0), [(t_s, 9e9 + 1e6 * t_s - (9e9 + 1e6 * START_S) * (t_s > START_S)) for t_s in times]
+    )
+    with reading(store) as meter:
+        meter.open(store.clock)
+        store.now_s += 5
+        assert meter.poll(store.clock) == []
+        store.now_s += 30
+        [reading_] = meter.poll(store.clock)
+        assert len(reading_.counters) == 3
+        assert re.search(
+            r"the energy counter of prometheus:GPU-0 went backwards, from [\d.]+ J to 10000.0 J",
+            reading_.fault or "",
+        )
+        store.now_s += 20
+        assert [one.fault for one in meter.poll(store.clock)] == [None]
+
+
 def test_values_that_the_exporter_repeats_are_no_new_readings() -> None:
     """A scrape each 10 s of an exporter that collects each 30 s: the resolution is the exporter's."""
     store = Store()

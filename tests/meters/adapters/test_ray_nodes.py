@@ -40,6 +40,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         initialize_head=True, head_node_args={**QUIET, "env_vars": {"TOKENPOWER_SOURCE": one}}
     )
     try:
+        made.first = one
         made.second = made.add_node(**QUIET, env_vars={"TOKENPOWER_SOURCE": other})
         yield made
     finally:
@@ -67,6 +68,30 @@ def test_a_workload_is_measured_on_all_nodes_and_a_dead_node_is_named(
     nodes = {value for name, value in measured.facts.items() if name.endswith("node")}
     assert len(nodes) == 2
 
+    project.tests("@quick\ndef test_chat(energy): energy(lambda: generate(0.3))")
+    for _ in range(4):
+        _, run = project.measure("--energy-source=ray:simulated")
+        assert {*run.measurements[0].rounds[0].device_joules} == {*BOARDS}
+
+    project.tests(
+        """
+import ray
+
+@quick
+def test_chat(energy): energy(lambda: generate(0.3)); ray.shutdown()
+@quick
+def test_after(energy): energy(lambda: generate(0.3))
+"""
+    )
+    result = project.run("--energy-source=ray:simulated")
+    result.assert_outcomes(passed=1, failed=1)
+    assert re.search(r"node \S+: Ray was shut down in this process", " ".join(result.stdout.str().split()))
+    twice = cluster.add_node(**QUIET, env_vars={"TOKENPOWER_SOURCE": cluster.first})
+    result = project.run("--energy-source=ray:simulated")
+    cluster.remove_node(twice)
+    assert re.search(r"two meters list the device GPU-a\S+ \(of \S+ and \S+, ", result.stdout.str())
+
+    project.tests("def test_chat(energy): energy(generate)")
     poor = cluster.add_node(**QUIET, env_vars={"TOKENPOWER_SOURCE": "redfish:http://127.0.0.1:9"})
     result = project.run("--energy-source=ray:simulated")
     cluster.remove_node(poor)

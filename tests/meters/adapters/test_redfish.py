@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import shutil
-import ssl
-import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +17,7 @@ from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
 from pytest_tokenpower.meters.adapters import redfish
 from pytest_tokenpower.meters.adapters.redfish import RedfishMeter
 from pytest_tokenpower.meters.clock import Clock
-from tests.support.loopback import Request, serving
+from tests.support.loopback import Request, self_signed, serving
 
 DATA = Path(__file__).parents[2] / "data" / "redfish"
 TOKEN = base64.b64encode(b"monitor:secret").decode()
@@ -279,18 +277,7 @@ def test_a_bmc_that_is_off() -> None:
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl to make a certificate")
 def test_certificates_are_checked(tmp_path: Path) -> None:
-    certificate, key = tmp_path / "bmc.pem", tmp_path / "bmc.key"
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"),
-            *("-days", "2", "-subj", "/CN=bmc", "-addext", "subjectAltName=IP:127.0.0.1"),
-            *("-keyout", str(key), "-out", str(certificate)),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
+    certificate, context = self_signed(tmp_path)
     resources = bmc("hpe_dl380a_gen11")
 
     def answer(request: Request) -> None:

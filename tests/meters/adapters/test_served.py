@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -20,6 +23,7 @@ from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
 from pytest_tokenpower.meters.adapters.served import TOKEN_VARIABLE, HttpTransport, MeterServer, _Budget
 from pytest_tokenpower.meters.remote import Feed
 from pytest_tokenpower.meters.sources import start
+from tests.support.loopback import self_signed, serving
 from tests.support.projects import Project
 
 pytestmark = pytest.mark.slow
@@ -33,13 +37,15 @@ def token(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def served(source: str = "simulated") -> Iterator[str]:
-    feed = Feed(*start(source))
+def served(tls: ssl.SSLContext | None = None) -> Iterator[str]:
+    feed = Feed(*start("simulated"))
     with MeterServer(feed, "127.0.0.1", 0, TOKEN) as server:
+        if tls is not None:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
-            yield f"http://127.0.0.1:{server.server_address[1]}"
+            yield f"{'https' if tls else 'http'}://127.0.0.1:{server.server_address[1]}"
         finally:
             server.shutdown()
             thread.join()
@@ -108,6 +114,40 @@ def test_strangers_do_not_keep_clients_out_and_a_client_that_is_told_to_wait_wai
         transport.close()
 
 
+def test_a_user_in_the_url_would_take_the_tokens_place_and_is_refused() -> None:
+    with pytest.raises(
+        UsageError, match=f"remote:http://gpu-7: .*without a user.*{TOKEN_VARIABLE}"
+    ) as refused:
+        HttpTransport("http://me:s3cret@gpu-7")
+    assert "s3cret" not in str(refused.value)
+
+
+def test_what_a_gateway_wants_in_the_query_goes_along() -> None:
+    with served() as url:
+        transport = HttpTransport(f"{url}?team=llm")
+        answer = transport.hello()
+        assert transport.piece(answer.cursor).feed == answer.feed
+        transport.close()
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl to make a certificate")
+def test_a_certificate_of_ones_own_is_trusted_where_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate, tls = self_signed(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    with served(tls) as url:
+        transport = HttpTransport(url)
+        assert transport.hello().devices
+        transport.close()
+        monkeypatch.delenv("SSL_CERT_FILE")
+        with pytest.raises(MeterError, match=r"CERTIFICATE_VERIFY_FAILED.*; SSL_CERT_FILE names a file"):
+            HttpTransport(url).hello()
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "absent.pem"))
+    with pytest.raises(MeterUnavailable, match=r"absent.pem \(SSL_CERT_FILE, SSL_CERT_DIR\): No such file"):
+        HttpTransport(url)
+
+
 def test_a_version_whose_other_fields_differ_too_is_told_as_a_version(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -130,7 +170,7 @@ def test_too_many_requests_and_unknown_paths_are_answered_and_harm_nothing(
         transport = HttpTransport(url)
         monkeypatch.setattr(_Budget, "take", lambda _: False)
         monkeypatch.setattr("pytest_tokenpower.meters.adapters.served.BUSY_S", 0.0)
-        with pytest.raises(MeterError, match="429"):
+        with pytest.raises(MeterError, match=r"its clients ask too often \(429 .*together may ask"):
             transport.now_ns()
         transport.close()
 
@@ -141,6 +181,9 @@ def test_what_is_no_such_service_is_said(monkeypatch: pytest.MonkeyPatch) -> Non
     transport = HttpTransport("http://127.0.0.1:9")
     with pytest.raises(MeterError, match=r"remote:http://127\.0\.0\.1:9: "):
         transport.hello()
+    no_json = pytest.raises(MeterError, match=r"/v1/hello answered no JSON: is this a tokenpower serve-meter")
+    with serving(lambda request: request.answer(200, b"<html>")) as url, no_json:
+        HttpTransport(url).hello()
     monkeypatch.setattr(HttpTransport, "_document", lambda *_: {"status": "ok"})
     with pytest.raises(MeterError, match="no answer of tokenpower serve-meter"):
         transport.hello()
@@ -155,13 +198,35 @@ def test_a_service_without_a_token_or_on_a_port_in_use_does_not_start(
         port = url.rpartition(":")[2]
         assert main(["serve-meter", "--source=simulated", f"--port={port}"]) == 4
         assert f"127.0.0.1:{port}: cannot listen there" in capsys.readouterr().err
+    for port in ("65536", "-1"):
+        assert main(["serve-meter", "--source=simulated", f"--port={port}"]) == 4
+        assert f"--port={port}: must be 0 to 65535" in capsys.readouterr().err
+    assert main(["serve-meter", "--source=simulated:virtual"]) == 4
+    assert "virtual clock cannot be handed out" in capsys.readouterr().err
+    for source in ("replay:run.jsonl", "ecologits:openai/gpt-4o"):
+        assert main(["serve-meter", f"--source={source}"]) == 4
+        assert "measures nothing, and is for pytest alone" in capsys.readouterr().err
+    assert main(["serve-meter", "--source=simulated,model"]) == 4
+    assert "modelled come from the CPU time of the process that measures, here" in capsys.readouterr().err
     monkeypatch.setenv(TOKEN_VARIABLE, "short")
     assert main(["serve-meter", "--source=simulated"]) == 4
     assert "openssl rand -hex 16" in capsys.readouterr().err
 
 
-def test_the_command_serves_until_it_is_ended() -> None:
+def has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", pytest.param("::1", marks=pytest.mark.skipif(not has_ipv6(), reason="no IPv6"))]
+)
+def test_the_command_serves_until_it_is_ended(host: str) -> None:
     command = [sys.executable, "-m", "pytest_tokenpower", "serve-meter", "--source=simulated", "--port=0"]
+    command += ["--host", host]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ}) as service:
         assert service.stdout is not None
         line = service.stdout.readline()
