@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import overload
 
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.core.windows import Latency
@@ -62,6 +63,7 @@ class SimulatedEngine:
             "pipeline_parallel": pipeline_parallel,
             "weights": "none",
         }
+        self._forecasts: dict[tuple[int, int, int], Forecast] = {}
         self._identity = EngineIdentity("simulated", "1", Path(name).name, axes, {"stands_for": stands_for})
 
     @property
@@ -98,16 +100,19 @@ class SimulatedEngine:
         """Nothing is held."""
 
     def _foretold(self, batch: Batch, under_way: int) -> Forecast:
-        return forecast(
-            self._shape,
-            batch=under_way,
-            prompt_tokens=max(map(len, batch.prompts)),
-            new_tokens=batch.new_tokens,
-            dtype=self._weights,
-            kv_dtype=self._cache,
-            boards=self._boards,
-            speed=self._host,
-        )
+        asked = under_way, max(map(len, batch.prompts)), batch.new_tokens
+        if asked not in self._forecasts:
+            self._forecasts[asked] = forecast(
+                self._shape,
+                batch=asked[0],
+                prompt_tokens=asked[1],
+                new_tokens=asked[2],
+                dtype=self._weights,
+                kv_dtype=self._cache,
+                boards=self._boards,
+                speed=self._host,
+            )
+        return self._forecasts[asked]
 
     def _after(
         self, batch: Batch, took: Forecast, arrived_s: float, latencies: Sequence[Latency]
@@ -118,10 +123,30 @@ class SimulatedEngine:
         # Stretched to what the clock says: the system may wake late.
         stretch = (self._clock.monotonic_ns() - at) / (arrived_s + took.seconds)
         at += round(arrived_s * stretch)
-        steps = []
-        lengths = [took.prefill_seconds, *[took.step_seconds] * took.steps]
-        for index, length in enumerate(lengths):
-            end = at + round(length * stretch)
-            steps.append(Step(at, end, 0 if index else batch.tokens.prompt, count if index else 0))
-            at = end
+        prefill = Step(at, at + round(took.prefill_seconds * stretch), batch.tokens.prompt, 0)
+        steps = _Steps(prefill, round(took.step_seconds * stretch), count, took.steps)
         return Generation([[1] * batch.new_tokens] * count, batch.tokens, steps, latencies=latencies)
+
+
+class _Steps(Sequence[Step]):
+    """A prefill and the equal steps after it, made when somebody looks: a day's soak has some ten million of them."""
+
+    def __init__(self, prefill: Step, step_ns: int, generated: int, steps: int) -> None:
+        self._prefill, self._step_ns, self._generated = prefill, step_ns, generated
+        self._places = range(steps + 1)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, at: int) -> Step: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Step]: ...
+    def __getitem__(self, at: int | slice) -> Step | Sequence[Step]:
+        if isinstance(at, slice):
+            return [self[place] for place in self._places[at]]
+        place = self._places[at]
+        if not place:
+            return self._prefill
+        start_ns = self._prefill.end_ns + (place - 1) * self._step_ns
+        return Step(start_ns, start_ns + self._step_ns, 0, self._generated)
