@@ -212,7 +212,7 @@ def _trend(
         return f"{claim.along} {values[before]} to {values[after]}"
 
     if kind == "flat":
-        limit = math.log1p(fraction("within", claim.within))
+        limit = math.log1p(fraction("within", claim.flat_within))
         found = []
         for place in places[1:]:
             one = change(place, places[0])
