@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import random
@@ -55,6 +56,7 @@ def test_a_sweep_shows_each_cell_and_keeps_its_results(suite: Path, tokenpower: 
     assert [line.partition(" ")[0] for line in lines[:2]] == ["1/2", "2/2"]
     assert "J/token, about" in lines[0]
     assert "left" in lines[0]
+    assert "SIMULATED, not measured: 1x Simulated H100 80GB, power ring (gpu energy)" in lines
     # The table has the progress lines' figures, in their unit.
     [shown] = re.findall(r" passed ([\d.]+) J/token", lines[0])
     [cell] = [line.split() for line in lines if line.startswith("llama-3.1-8b-vllm-b1 ")][:1]
@@ -72,6 +74,24 @@ def test_a_sweep_shows_each_cell_and_keeps_its_results(suite: Path, tokenpower: 
     kept = json.loads(Path("c.json").read_text())
     assert [claim["word"] for claim in kept["claims"]] == ["confirmed"]
     assert {cell["cell"] for cell in kept["cells"]} == set(rows)
+
+
+def test_results_that_find_no_room_name_their_file_and_keep_what_was_there(
+    suite: Path, tokenpower: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("c.csv").write_text("old")
+
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("pytest_tokenpower.cli.sweep.write_whole", full)
+    ended = tokenpower("sweep", suite.name, "--csv", "c.csv", *PYTEST)
+    assert ended.code == 4
+    assert ended.err == (
+        "tokenpower sweep: --csv=c.csv: No space left on device: the same command with --resume writes it without "
+        "measuring again\n"
+    )
+    assert Path("c.csv").read_text() == "old"
 
 
 def test_a_claim_that_fails_is_its_exit_code(suite: Path, tokenpower: Command) -> None:

@@ -357,6 +357,46 @@ def test_claims_are_judged_when_all_cells_are_measured(project: Project) -> None
     result.stdout.fnmatch_lines(["1 claim not testable here, as not all their cells were measured"])
 
 
+def test_claims_of_two_suites_are_told_apart_and_so_are_their_cells(project: Project) -> None:
+    write(project, SUITE + CLAIMS)
+    project.file("suites/again.energy.toml", SUITE + CLAIMS)
+    result, run = project.measure(*SIMULATED, "--energy-report=page.html")
+    assert len(run.claims) == 6
+    result.stdout.fnmatch_lines(
+        [
+            "suites/again.energy.toml::llama-3.1-8b-vllm-*-b* * measured",
+            "suites/precision.energy.toml::llama-3.1-8b-vllm-*-b* * measured",
+            "again: FP8 costs * REFUTED",
+            "precision: FP8 costs * REFUTED",
+        ]
+    )
+    assert '"precision: FP8 costs"' in (project.path / "page.html").read_text()
+
+
+CHANGES = """
+import pathlib
+
+def pytest_runtest_teardown():
+    path = pathlib.Path("suites/precision.energy.toml")
+    if path.exists():
+        {change}
+"""
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["path.unlink()", "path.write_text('[axes')", "path.write_text(path.read_text() + 'at_most = 9')"],
+)
+def test_a_suite_that_is_edited_while_it_is_measured_is_judged_as_it_was(
+    project: Project, change: str
+) -> None:
+    write(project, SUITE + CLAIMS)
+    project.file("conftest.py", CHANGES.format(change=change))
+    result, run = project.measure(*SIMULATED)
+    result.assert_outcomes(passed=4)
+    assert [claim.word for claim in run.claims] == ["confirmed", "confirmed", "refuted"]
+
+
 def test_a_claim_can_fail_the_run(project: Project) -> None:
     write(project, SUITE + CLAIMS.replace("at_least = 9", 'at_least = 9\nseverity = "fail"'))
     reports = [f"--energy-report={name}" for name in ("annotation:said.txt", "summary.md")]
