@@ -12,15 +12,14 @@ from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.core.windows import Latency
 from pytest_tokenpower.engines._adapter import require_batch
 from pytest_tokenpower.engines.protocol import EngineIdentity, Generation, Step
-from pytest_tokenpower.errors import EngineError
+from pytest_tokenpower.errors import EngineError, UsageError
 from pytest_tokenpower.meters.clock import Clock
 from pytest_tokenpower.models.fit import architecture_of
+from pytest_tokenpower.models.memory import cache_of, weights_of
 from pytest_tokenpower.models.registry import load_models
 from pytest_tokenpower.models.roofline import H100, HOST_SECONDS, Forecast, forecast
 from pytest_tokenpower.workloads.arrivals import Arrivals
 from pytest_tokenpower.workloads.base import Batch
-
-_WEIGHTS = {"fp8": "fp8", "bitsandbytes": "int8", "torchao": "int8"}
 
 
 class SimulatedEngine:
@@ -51,8 +50,11 @@ class SimulatedEngine:
             )
         self._shape = shape
         self._clock = clock or Clock()
-        self._weights = _WEIGHTS.get(str(quantization), "bf16")
-        self._cache = "fp8" if kv_cache_dtype.startswith("fp8") else "bf16"
+        try:
+            self._weights = weights_of(quantization, dtype, experts=shape.shape.experts is not None)
+            self._cache = cache_of(kv_cache_dtype)
+        except UsageError as error:
+            raise EngineError(f"{name}: its speed cannot be foretold: {error}") from None
         self._boards = tensor_parallel * pipeline_parallel
         self._host = replace(H100, step_seconds=HOST_SECONDS.get(stands_for, H100.step_seconds))
         axes: dict[str, Fact] = {

@@ -373,6 +373,26 @@ def test_claims_of_two_suites_are_told_apart_and_so_are_their_cells(project: Pro
     assert '"precision: FP8 costs"' in (project.path / "page.html").read_text()
 
 
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ('dtype = "bf61"', "dtype 'bf61' is not known: use one of fp32, bf16,"),
+        ('kv_cache_dtype = "fp9"', "dtype 'fp9' is not known: use one of fp32, bf16,"),
+        ('quantization = "fp9"', "quantization 'fp9' is not known: use one of none, fp8,"),
+    ],
+)
+def test_what_is_not_known_is_not_foretold_as_if_it_were_not_there(
+    project: Project, setting: str, words: str
+) -> None:
+    write(project, f'[axes]\nmodel = "llama-3.1-8b"\nengine = "vllm"\n{setting}\n')
+    shown = project.run("--collect-only", *SIMULATED)
+    shown.stdout.fnmatch_lines(["*<Cell llama-3.1-8b-vllm-*[!B]>"])
+    assert "GiB" not in shown.stdout.str()
+    result = project.run(*SIMULATED)
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines([f"llama-3.1-8b: its speed cannot be foretold: {words}*"])
+
+
 CHANGES = """
 import pathlib
 
