@@ -194,6 +194,8 @@ class CellItem(pytest.Item):
                     self._finished = None
         if self._finished is None:
             self._energy = self._open.enter_context(open_energy(self))
+            # A mistake in the prompts is told before an engine is loaded for it.
+            self.work = work_of(self.parent.suite, self.cell)
             self.engine = self.loaded.get()
 
     def runtest(self) -> None:
@@ -217,7 +219,7 @@ class CellItem(pytest.Item):
         if suite.table.quality is not None and self.config.stash[SETTINGS].simulated_engines:
             self._energy.note(**{"quality.absent": "a simulated engine answers nothing that could be scored"})
         try:
-            self._energy.run(self.engine, work_of(suite, self.cell))
+            self._energy.run(self.engine, self.work)
             if self.loaded.score is not None:
                 self._energy.quality(self.loaded.score)
         except EngineError:

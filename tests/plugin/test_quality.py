@@ -209,6 +209,13 @@ def score(engine):
     result.assert_outcomes(errors=4)
     result.stdout.fnmatch_lines(["*ValueError: no judge is there*"])
     assert (echo.path / "loaded.txt").read_text() == "once once "
+    # Nor is one loaded for prompts that are not there.
+    suite = suite.partition("[quality]")[0] + '[prompts]\nfew = { file = "questions.jsonl" }\n'
+    echo.file("quality.energy.toml", suite.replace("batch = [1, 2]", 'batch = 5\nprompts = "few"'))
+    result = echo.run()
+    result.assert_outcomes(errors=2)
+    result.stdout.fnmatch_lines(["*prompts.few: there are 4 prompts, and batch = 5 asks for more"])
+    assert (echo.path / "loaded.txt").read_text() == "once once "
 
 
 def test_a_simulated_engine_has_no_quality(project: Project) -> None:
