@@ -18,6 +18,7 @@ from pathlib import Path
 
 import msgspec
 
+from pytest_tokenpower.core.figures import FIGURES
 from pytest_tokenpower.core.files import write_whole
 from pytest_tokenpower.core.records import RunRecord, decode_run
 from pytest_tokenpower.core.settings import EVENTS_VARIABLE
@@ -86,6 +87,9 @@ def run(arguments: argparse.Namespace) -> int:
     for option, path in (("--csv", arguments.csv), ("--json", arguments.json)):
         if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
             raise UsageError(f"{option}={path}: must be a file in a folder that exists")
+    for figure in arguments.pareto or ():
+        if figure not in FIGURES:
+            raise UsageError(f"--pareto={figure}: is no figure; there are {', '.join(FIGURES)}")
     suite = Suite.read(arguments.suite)
     instances(suite)
     simulated = "--energy-simulated-engines" in arguments.arguments
@@ -93,15 +97,14 @@ def run(arguments: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="tokenpower-sweep-") as folder:
         record, code = _run(Path(folder), arguments, progress)
     sources = dict.fromkeys(source(one) for one in record.measurements if one.method)
-    print("\n".join(("", *sources, "", *results_table(record.measurements))))
+    print("\n".join(("", *sources, *([""] if sources else []), *results_table(record.measurements))))
     if record.claims:
         print("\n".join(("", *claims_table(record.claims))))
     for outcome in judge_objectives(suite, runs_of(suite, record.measurements)):
         print("\n".join(("", *objective_lines(outcome))))
-    rows = cell_rows(record.measurements)
+    _export(arguments, cell_rows(record.measurements), record)
     if figures := arguments.pareto or usual_figures(record.measurements):
         print("\n".join(("", *frontier(record.measurements, figures))))
-    _export(arguments, rows, record)
     return code
 
 

@@ -107,6 +107,11 @@ class Sweeps:
         self._suites: dict[str, Suite | UsageError] = {}
         self._events = os.environ.get(EVENTS_VARIABLE) if CHILD_VARIABLE not in os.environ else None
 
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        selected = tuple(item.name for item in session.items if _is_cell(item.nodeid))
+        if selected:
+            self._tell("", selected=selected)
+
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         if _is_cell(nodeid):
             self._look(nodeid.partition("::")[0])

@@ -94,6 +94,15 @@ def test_results_that_find_no_room_name_their_file_and_keep_what_was_there(
     assert Path("c.csv").read_text() == "old"
 
 
+def test_the_cells_that_are_not_selected_are_not_counted(suite: Path, tokenpower: Command) -> None:
+    ended = tokenpower("sweep", suite.name, "--csv", "c.csv", "--pareto", "quality", *PYTEST, "-k", "b64")
+    assert ended.out.startswith("1/1 llama-3.1-8b-vllm-b64: passed")
+    # What was measured is kept where what it is asked for besides is not there.
+    assert ended.code == 4
+    assert "--pareto=quality: no good measurement of a cell has it" in ended.err
+    assert Path("c.csv").read_text().count("\n") == 2
+
+
 def test_a_claim_that_fails_is_its_exit_code(suite: Path, tokenpower: Command) -> None:
     suite.write_text(suite.read_text().replace('"falls"', '"rises"'))
     ended = tokenpower("sweep", suite.name, *PYTEST)
@@ -107,6 +116,11 @@ def test_mistakes_are_said_before_anything_runs(suite: Path, tokenpower: Command
     ended = tokenpower("sweep", "nowhere.energy.toml")
     assert ended.code == 4
     assert "nowhere.energy.toml: this suite cannot be read" in ended.err
+    ended = tokenpower("sweep", suite.name, "--pareto", "tokens_per_sec")
+    assert ended.code == 4
+    assert ended.err.startswith(
+        "tokenpower sweep: --pareto=tokens_per_sec: is no figure; there are joules_per_token,"
+    )
     ended = tokenpower("sweep", suite.name, "--csv", "no/folder.csv")
     assert ended.code == 4
     assert "--csv=no/folder.csv: must be a file in a folder that exists" in ended.err
