@@ -417,5 +417,7 @@ def _label(axis: str, value: Any, *, seeded: bool) -> str:
         drawn = f"s{value.seed}" if seeded else ""
         value = f"c{value.concurrency}" if value.concurrency else f"rate{value.poisson:g}{drawn}"
     elif axis == "model":
-        value = Path(value).name
+        name = Path(value).name
+        # A folder that is only pointed at has no name ("."), and one of dots would be none.
+        value = name if name.strip(".") else "model"
     return _PREFIX.get(axis, "") + re.sub(r"[^\w.+-]", "_", str(value))
