@@ -161,6 +161,8 @@ class Sweeps:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if _is_cell(report.nodeid):
             self._tell_end(report)
+            if report.when == "setup" and report.passed and CHILD_VARIABLE not in os.environ:
+                self._anew(report.nodeid.partition("::")[0])
         if report.when != "call" or not hasattr(report, "energy") or CHILD_VARIABLE in os.environ:
             return
         if not _is_cell(report.energy["test"]):
@@ -177,6 +179,21 @@ class Sweeps:
                 self._write(suite, measured)
             except (OSError, TokenPowerError) as error:
                 self._problems[suite] = str(error)
+
+    def _anew(self, suite: str) -> None:
+        """Have a sweep that goes on with nothing begin with its first cell that can be measured.
+
+        Interrupted before that is finished, it would else be resumed from the sweep before it.
+        """
+        chosen = self._config.stash[SETTINGS]
+        if chosen.resume or chosen.disabled or suite in self._open or suite in self._problems:
+            return
+        from pytest_tokenpower.suites.resume import Journal
+
+        try:
+            self._open[suite] = self._begin(suite, Journal())
+        except (OSError, TokenPowerError) as error:
+            self._problems[suite] = str(error)
 
     def _write(self, suite: str, measured: MeasurementRecord) -> None:
         from pytest_tokenpower.suites.resume import FINGERPRINT, Finished, encode_line
@@ -197,7 +214,7 @@ class Sweeps:
     def _begin(self, suite: str, before: Journal) -> Path:
         """Begin the suite's journal, or go on with it after its last whole line."""
         from pytest_tokenpower.core.files import write_whole
-        from pytest_tokenpower.suites.resume import encode_line
+        from pytest_tokenpower.suites.resume import encode_line, read_journal
 
         path = journal_path(self._config, suite)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -216,8 +233,12 @@ class Sweeps:
             self._notes.append(
                 f"{path}: is damaged from its first line: measured anew; {aside.name} is as it was"
             )
+        # A sweep of no cell leaves the one before it where it is kept.
         if path.exists():
-            path.replace(aside)
+            data = path.read_bytes()
+            kept = read_journal(data)
+            if kept.finished or kept.good_bytes < len(data):
+                path.replace(aside)
         write_whole(path, encode_line(_beginning(self._config, suite)))
         return path
 

@@ -237,6 +237,35 @@ def test_a_new_sweep_keeps_the_last_journal_aside(project: Project) -> None:
     assert "bf16" in test
 
 
+INTERRUPTED = """
+import os, pytest
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item):
+    if os.environ.get("INTERRUPT"):
+        pytest.exit("stop", returncode=2)
+"""
+
+
+def test_a_sweep_that_is_interrupted_in_its_first_cell_is_resumed_as_itself(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(project)
+    project.run(*SIMULATED).assert_outcomes(passed=4)
+    before = journal(project).read_bytes()
+    project.file("conftest.py", INTERRUPTED)
+    monkeypatch.setenv("INTERRUPT", "1")
+    for _ in range(2):
+        assert project.run(*SIMULATED).ret == pytest.ExitCode.INTERRUPTED
+        assert read_journal(journal(project).read_bytes()).finished == {}
+        # However often it begins anew, the last one with cells is kept.
+        assert journal(project).with_suffix(".previous.jsonl").read_bytes() == before
+    monkeypatch.delenv("INTERRUPT")
+    result = project.run(*SIMULATED, "--energy-resume")
+    result.assert_outcomes(passed=4)
+    assert "taken over" not in result.stdout.str()
+
+
 def test_a_sweep_with_another_source_is_not_gone_on_with(project: Project) -> None:
     write(project)
     scenario = project.file("board.json", json.dumps({"seed": 1}))
