@@ -181,9 +181,9 @@ class Sweeps:
                 self._problems[suite] = str(error)
 
     def _anew(self, suite: str) -> None:
-        """Have a sweep that goes on with nothing begin with its first cell that can be measured.
+        """Set the sweep before this one aside as the first cell can be measured.
 
-        Interrupted before that is finished, it would else be resumed from the sweep before it.
+        Interrupted before that is finished, this one would else be resumed from the one before.
         """
         chosen = self._config.stash[SETTINGS]
         if chosen.resume or chosen.disabled or suite in self._open or suite in self._problems:
@@ -191,7 +191,8 @@ class Sweeps:
         from pytest_tokenpower.suites.resume import Journal
 
         try:
-            self._open[suite] = self._begin(suite, Journal())
+            if journal_path(self._config, suite).exists():
+                self._open[suite] = self._begin(suite, Journal())
         except (OSError, TokenPowerError) as error:
             self._problems[suite] = str(error)
 
