@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
 import os
 import shutil
@@ -12,10 +13,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
+from pytest_tokenpower.core.figures import FIGURES
+from pytest_tokenpower.core.files import write_whole
 from pytest_tokenpower.core.records import RunRecord, decode_run
 from pytest_tokenpower.core.settings import EVENTS_VARIABLE
 from pytest_tokenpower.core.subprocesses import ProcessGroup
@@ -30,6 +34,7 @@ from pytest_tokenpower.reporting.suites import (
     objective_lines,
     results_table,
 )
+from pytest_tokenpower.reporting.terminal import source
 from pytest_tokenpower.suites.claims import runs_of
 from pytest_tokenpower.suites.estimate import this_machine
 from pytest_tokenpower.suites.grid import Suite
@@ -82,21 +87,24 @@ def run(arguments: argparse.Namespace) -> int:
     for option, path in (("--csv", arguments.csv), ("--json", arguments.json)):
         if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
             raise UsageError(f"{option}={path}: must be a file in a folder that exists")
+    for figure in arguments.pareto or ():
+        if figure not in FIGURES:
+            raise UsageError(f"--pareto={figure}: is no figure; there are {', '.join(FIGURES)}")
     suite = Suite.read(arguments.suite)
     instances(suite)
     simulated = "--energy-simulated-engines" in arguments.arguments
     progress = Progress(plan(suite, this_machine(simulated=simulated)), time.monotonic())
     with tempfile.TemporaryDirectory(prefix="tokenpower-sweep-") as folder:
         record, code = _run(Path(folder), arguments, progress)
-    print("\n".join(("", *results_table(record.measurements))))
+    sources = dict.fromkeys(source(one) for one in record.measurements if one.method)
+    print("\n".join(("", *sources, *([""] if sources else []), *results_table(record.measurements))))
     if record.claims:
         print("\n".join(("", *claims_table(record.claims))))
     for outcome in judge_objectives(suite, runs_of(suite, record.measurements)):
         print("\n".join(("", *objective_lines(outcome))))
-    rows = cell_rows(record.measurements)
+    _export(arguments, cell_rows(record.measurements), record)
     if figures := arguments.pareto or usual_figures(record.measurements):
         print("\n".join(("", *frontier(record.measurements, figures))))
-    _export(arguments, rows, record)
     return code
 
 
@@ -150,7 +158,10 @@ class _Tail:
             data = stream.read()
         whole = data[: data.rfind(b"\n") + 1]
         self._at += len(whole)
-        yield from map(self._decoder.decode, whole.splitlines())
+        for line in whole.splitlines():
+            # On a disk that was full for a while lines are cut off.
+            with suppress(msgspec.DecodeError):
+                yield self._decoder.decode(line)
 
 
 class _Screen:
@@ -190,11 +201,21 @@ class _Screen:
 def _export(arguments: argparse.Namespace, rows: Sequence[dict[str, object]], record: RunRecord) -> None:
     if arguments.csv is not None:
         fields = list(dict.fromkeys(name for row in rows for name in row))
-        with arguments.csv.open("w", encoding="utf-8", newline="") as stream:
-            writer = csv.DictWriter(stream, fields)
-            writer.writeheader()
-            writer.writerows(rows)
+        stream = io.StringIO(newline="")
+        writer = csv.DictWriter(stream, fields)
+        writer.writeheader()
+        writer.writerows(rows)
+        _write("--csv", arguments.csv, stream.getvalue())
     if arguments.json is not None:
         claims = msgspec.to_builtins(record.claims)
         whole = {"suite": str(arguments.suite), "commit": record.commit, "cells": rows, "claims": claims}
-        arguments.json.write_text(json.dumps(whole, indent=1) + "\n", "utf-8")
+        _write("--json", arguments.json, json.dumps(whole, indent=1) + "\n")
+
+
+def _write(option: str, path: Path, text: str) -> None:
+    try:
+        write_whole(path, text.encode("utf-8", "backslashreplace"))
+    except OSError as error:
+        raise TokenPowerError(
+            f"{option}={path}: {error.strerror}: the same command with --resume writes it without measuring again"
+        ) from None

@@ -56,6 +56,18 @@ def short_test_name(test: str) -> str:
     return " ".join(f"{path.rpartition('::')[2]}{bracket}{parameters}".splitlines())
 
 
+def names_told_apart(tests: Sequence[str]) -> list[str]:
+    """Return the short names of tests; those that tests of several files share begin with their file's."""
+    files: dict[str, set[str]] = {}
+    for test in tests:
+        files.setdefault(short_test_name(test), set()).add(test.partition("::")[0])
+    names = []
+    for test in tests:
+        name = short_test_name(test)
+        names.append(name if len(files[name]) == 1 else f"{test.partition('::')[0]}::{name}")
+    return names
+
+
 class EnergyUnit(NamedTuple):
     """A unit of energy that is easy to read: its name, and its size in joules."""
 

@@ -47,12 +47,13 @@ class TokenCount:
     def __post_init__(self) -> None:
         for name in ("prompt", "generated", "responses", "cached_prompt"):
             value = getattr(self, name)
-            number = whole(value)
+            number = value if type(value) is int else whole(value)
             if number is None or number < 0:
                 raise ValueError(f"TokenCount({name}={value!r}): must be an integer of at least 0")
             if number > MOST_TOKENS:
                 raise ValueError(f"TokenCount({name}={value!r}): more than any execution has")
-            object.__setattr__(self, name, number)
+            if number is not value:
+                object.__setattr__(self, name, number)
         if self.cached_prompt > self.prompt:
             raise ValueError(
                 f"TokenCount(cached_prompt={self.cached_prompt}): more than the {self.prompt} prompt tokens"

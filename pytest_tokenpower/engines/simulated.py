@@ -6,20 +6,20 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import overload
 
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.core.windows import Latency
 from pytest_tokenpower.engines._adapter import require_batch
 from pytest_tokenpower.engines.protocol import EngineIdentity, Generation, Step
-from pytest_tokenpower.errors import EngineError
+from pytest_tokenpower.errors import EngineError, UsageError
 from pytest_tokenpower.meters.clock import Clock
 from pytest_tokenpower.models.fit import architecture_of
+from pytest_tokenpower.models.memory import cache_of, weights_of
 from pytest_tokenpower.models.registry import load_models
 from pytest_tokenpower.models.roofline import H100, HOST_SECONDS, Forecast, forecast
 from pytest_tokenpower.workloads.arrivals import Arrivals
 from pytest_tokenpower.workloads.base import Batch
-
-_WEIGHTS = {"fp8": "fp8", "bitsandbytes": "int8", "torchao": "int8"}
 
 
 class SimulatedEngine:
@@ -50,8 +50,11 @@ class SimulatedEngine:
             )
         self._shape = shape
         self._clock = clock or Clock()
-        self._weights = _WEIGHTS.get(str(quantization), "bf16")
-        self._cache = "fp8" if kv_cache_dtype.startswith("fp8") else "bf16"
+        try:
+            self._weights = weights_of(quantization, dtype, experts=shape.shape.experts is not None)
+            self._cache = cache_of(kv_cache_dtype)
+        except UsageError as error:
+            raise EngineError(f"{name}: its speed cannot be foretold: {error}") from None
         self._boards = tensor_parallel * pipeline_parallel
         self._host = replace(H100, step_seconds=HOST_SECONDS.get(stands_for, H100.step_seconds))
         axes: dict[str, Fact] = {
@@ -62,6 +65,7 @@ class SimulatedEngine:
             "pipeline_parallel": pipeline_parallel,
             "weights": "none",
         }
+        self._forecasts: dict[tuple[int, int, int], Forecast] = {}
         self._identity = EngineIdentity("simulated", "1", Path(name).name, axes, {"stands_for": stands_for})
 
     @property
@@ -98,16 +102,19 @@ class SimulatedEngine:
         """Nothing is held."""
 
     def _foretold(self, batch: Batch, under_way: int) -> Forecast:
-        return forecast(
-            self._shape,
-            batch=under_way,
-            prompt_tokens=max(map(len, batch.prompts)),
-            new_tokens=batch.new_tokens,
-            dtype=self._weights,
-            kv_dtype=self._cache,
-            boards=self._boards,
-            speed=self._host,
-        )
+        asked = under_way, max(map(len, batch.prompts)), batch.new_tokens
+        if asked not in self._forecasts:
+            self._forecasts[asked] = forecast(
+                self._shape,
+                batch=asked[0],
+                prompt_tokens=asked[1],
+                new_tokens=asked[2],
+                dtype=self._weights,
+                kv_dtype=self._cache,
+                boards=self._boards,
+                speed=self._host,
+            )
+        return self._forecasts[asked]
 
     def _after(
         self, batch: Batch, took: Forecast, arrived_s: float, latencies: Sequence[Latency]
@@ -118,10 +125,30 @@ class SimulatedEngine:
         # Stretched to what the clock says: the system may wake late.
         stretch = (self._clock.monotonic_ns() - at) / (arrived_s + took.seconds)
         at += round(arrived_s * stretch)
-        steps = []
-        lengths = [took.prefill_seconds, *[took.step_seconds] * took.steps]
-        for index, length in enumerate(lengths):
-            end = at + round(length * stretch)
-            steps.append(Step(at, end, 0 if index else batch.tokens.prompt, count if index else 0))
-            at = end
+        prefill = Step(at, at + round(took.prefill_seconds * stretch), batch.tokens.prompt, 0)
+        steps = _Steps(prefill, round(took.step_seconds * stretch), count, took.steps)
         return Generation([[1] * batch.new_tokens] * count, batch.tokens, steps, latencies=latencies)
+
+
+class _Steps(Sequence[Step]):
+    """A prefill and the equal steps after it, made when somebody looks: a day's soak has some ten million of them."""
+
+    def __init__(self, prefill: Step, step_ns: int, generated: int, steps: int) -> None:
+        self._prefill, self._step_ns, self._generated = prefill, step_ns, generated
+        self._places = range(steps + 1)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, at: int) -> Step: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Step]: ...
+    def __getitem__(self, at: int | slice) -> Step | Sequence[Step]:
+        if isinstance(at, slice):
+            return [self[place] for place in self._places[at]]
+        place = self._places[at]
+        if not place:
+            return self._prefill
+        start_ns = self._prefill.end_ns + (place - 1) * self._step_ns
+        return Step(start_ns, start_ns + self._step_ns, 0, self._generated)

@@ -23,7 +23,13 @@ WEIGHT_BITS: Mapping[str, float] = {
 group), mxfp4 one of 8 bits for 32 (OCP Microscaling Formats 1.0). Scales of whole rows or of blocks of 128 × 128
 (fp8, int8) are under 0.1 % and left out."""
 
-_ALIASES: Mapping[str, str] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "half": "fp16"}
+_ALIASES: Mapping[str, str] = {
+    "float32": "fp32",
+    "float": "fp32",
+    "bfloat16": "bf16",
+    "float16": "fp16",
+    "half": "fp16",
+}
 
 
 def dtype_name(dtype: str) -> str:

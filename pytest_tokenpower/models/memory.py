@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.models.architecture import WEIGHT_BITS, Architecture, dtype_name
 
@@ -12,6 +15,38 @@ RESERVE = 0.1
 
 CONTEXT_TOKENS = 8192
 """Tokens of key-value cache that have to fit beside the weights."""
+
+
+_QUANTIZED: Mapping[str, str] = {
+    **dict.fromkeys(
+        ("fp8", "fp8_per_tensor", "fp8_per_block", "fp8_per_channel", "fbgemm_fp8", "ptpc_fp8"), "fp8"
+    ),
+    **dict.fromkeys(("modelopt", "mxfp8", "w8a8_fp8"), "fp8"),
+    **dict.fromkeys(("int8", "experts_int8", "w8a8_int8", "torchao", "bitsandbytes"), "int8"),
+    **dict.fromkeys(("int4", "nf4", "awq", "awq_marlin", "gptq", "gptq_marlin"), "int4"),
+    "mxfp4": "mxfp4",
+}
+
+
+def weights_of(quantization: str | None, dtype: str | None, *, experts: bool) -> str:
+    """Return the dtype in which an engine's settings hold the weights, roughly.
+
+    Raises UsageError for a setting that is not known.
+    """
+    if quantization in (None, "none"):
+        return "bf16" if dtype in (None, "auto") else dtype_name(str(dtype))
+    if quantization not in _QUANTIZED:
+        raise UsageError(
+            f"quantization {quantization!r} is not known: use one of none, {', '.join(_QUANTIZED)}"
+        )
+    held = _QUANTIZED[quantization]
+    return held if held != "mxfp4" or experts else "int4"
+
+
+def cache_of(kv_cache_dtype: str | None) -> str:
+    """Return the same for the key-value cache, such as ``fp8`` of ``fp8_e4m3``."""
+    name = re.sub(r"^fp8_(e4m3|e5m2|inc|ds_mla)$", "fp8", kv_cache_dtype or "auto")
+    return "bf16" if name == "auto" else _cache_dtype(name)
 
 
 def weight_bytes(architecture: Architecture, dtype: str = "bf16") -> int:
@@ -46,12 +81,17 @@ def kv_bytes(architecture: Architecture, tokens: int, dtype: str = "bf16") -> in
 
 
 def _layer_bytes(architecture: Architecture, dtype: str) -> int:
-    bits = WEIGHT_BITS[dtype_name(dtype)]
-    if bits not in (8, 16, 32):
-        raise UsageError(f"a key-value cache in {dtype}: use one of fp32, bf16, fp16, fp8, int8")
+    bits = WEIGHT_BITS[_cache_dtype(dtype)]
     shape = architecture.shape
     values = shape.latent.cached if shape.latent is not None else 2 * shape.kv_heads * shape.head_dim
     return int(values * bits) // 8
+
+
+def _cache_dtype(dtype: str) -> str:
+    name = dtype_name(dtype)
+    if WEIGHT_BITS[name] not in (8, 16, 32):
+        raise UsageError(f"a key-value cache in {dtype}: use one of fp32, bf16, fp16, fp8, int8")
+    return name
 
 
 def parallel_sizes(architecture: Architecture) -> list[int]:

@@ -52,7 +52,7 @@ def forecast(
     """Foretell a batch of prompts of one length on ``boards`` that share the work evenly.
 
     Weights are read once a step, of a mixture those of the experts that some token is sent to; the cache is read for
-    each sequence. Weights of 8 bits and fewer are multiplied at twice the rate of 16.
+    each sequence. FP8 is multiplied at twice the rate of 16 bits, other small weights at theirs.
     """
     rate = speed.operations_per_second * (2 if dtype == "fp8" else 1) * boards
     reads = speed.bytes_per_second * boards

@@ -6,7 +6,8 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_tokenpower.core.settings import CHILD_VARIABLE, SOAK_VARIABLE, fraction
-from pytest_tokenpower.errors import UsageError
+from pytest_tokenpower.errors import StoreError, UsageError
 from pytest_tokenpower.plugin.state import SETTINGS, session_of, test_id
 
 if TYPE_CHECKING:
@@ -48,8 +49,9 @@ def soak_of(item: pytest.Item) -> Soak | None:
         session.telemetry().provenance,
     )
     out = Path(what.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    stretches = goes_on(out, begun) if what.resume else []
+    with _writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        stretches = goes_on(out, begun) if what.resume else []
     done_s = stretches[-1].at_s + stretches[-1].round.seconds if stretches else 0.0
     return Soak(
         what.seconds - done_s,
@@ -88,14 +90,25 @@ def _keeper(
     from pytest_tokenpower.suites.soak import Stretch, encode_line
 
     if not stretches:
-        out.write_bytes(encode_line(begun))
+        with _writing(out):
+            out.write_bytes(encode_line(begun))
 
     def keep(at_s: float, record: RoundRecord) -> None:
         stretches.append(Stretch(done_s + at_s, record))
-        with out.open("ab") as stream:
+        with _writing(out), out.open("ab") as stream:
             stream.write(encode_line(stretches[-1]))
 
     return keep
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"{out}: the soak cannot be written: {error.strerror} (resumed, it goes on with what is there)"
+        ) from None
 
 
 def _ended(

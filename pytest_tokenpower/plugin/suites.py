@@ -83,7 +83,7 @@ class LoadedEngine:
     def __init__(self, suite: Suite, visit: Visit, config: pytest.Config) -> None:
         self.suite, self.visit, self._config = suite, visit, config
         self._engine: Engine | None = None
-        self._broken: EngineError | None = None
+        self._broken: Exception | None = None
         self.score: Score | None = None
 
     @property
@@ -92,7 +92,7 @@ class LoadedEngine:
         return str(self.suite.engine(self.visit.cells[0].values["engine"]).adapter)
 
     def get(self) -> Engine:
-        """Return the running engine; raises EngineError, for each of its cells, where it does not load."""
+        """Return the running engine; raises, for each of its cells, why it does not load or cannot be scored."""
         if self._broken is not None:
             raise self._broken
         if self._engine is None:
@@ -115,7 +115,8 @@ class LoadedEngine:
                         engine.close()
                         raise
                 self._engine = engine
-            except EngineError as error:
+            except Exception as error:
+                # Loading it once more, for the next cell, would end no better.
                 self._broken = error
                 raise
         return self._engine
@@ -193,6 +194,8 @@ class CellItem(pytest.Item):
                     self._finished = None
         if self._finished is None:
             self._energy = self._open.enter_context(open_energy(self))
+            # A mistake in the prompts is told before an engine is loaded for it.
+            self.work = work_of(self.parent.suite, self.cell)
             self.engine = self.loaded.get()
 
     def runtest(self) -> None:
@@ -216,7 +219,7 @@ class CellItem(pytest.Item):
         if suite.table.quality is not None and self.config.stash[SETTINGS].simulated_engines:
             self._energy.note(**{"quality.absent": "a simulated engine answers nothing that could be scored"})
         try:
-            self._energy.run(self.engine, work_of(suite, self.cell))
+            self._energy.run(self.engine, self.work)
             if self.loaded.score is not None:
                 self._energy.quality(self.loaded.score)
         except EngineError:

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Generator, Sequence
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from pytest_tokenpower.plugin.state import MEASUREMENTS, SESSION, SETTINGS, is_w
 
 if TYPE_CHECKING:
     from pytest_tokenpower.core.records import ClaimRecord, MeasurementRecord
+    from pytest_tokenpower.suites.grid import Suite
     from pytest_tokenpower.suites.objectives import Outcome
     from pytest_tokenpower.suites.resume import Begun, Journal
 
@@ -102,11 +104,32 @@ class Sweeps:
         self._notes: list[str] = []
         self._taken: dict[str, int] = {}
         self._objectives: list[Outcome] = []
+        self._suites: dict[str, Suite | UsageError] = {}
         self._events = os.environ.get(EVENTS_VARIABLE) if CHILD_VARIABLE not in os.environ else None
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        selected = tuple(item.name for item in session.items if _is_cell(item.nodeid))
+        if selected:
+            self._tell("", selected=selected)
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         if _is_cell(nodeid):
+            self._look(nodeid.partition("::")[0])
             self._tell(nodeid)
+
+    def _look(self, file: str) -> None:
+        """Read a suite as its first cell begins: who changes the file during a sweep means the next one."""
+        if file in self._suites or CHILD_VARIABLE in os.environ:
+            return
+        from pytest_tokenpower.suites.grid import Suite
+        from pytest_tokenpower.suites.instances import instances
+
+        try:
+            suite = Suite.read(self._config.rootpath / file)
+            instances(suite)
+            self._suites[file] = suite
+        except UsageError as error:
+            self._suites[file] = error
 
     def _tell(self, test: str, **what: Any) -> None:
         """Tell whoever shows this run."""
@@ -116,7 +139,8 @@ class Sweeps:
 
         from pytest_tokenpower.suites.progress import Event
 
-        with open(self._events, "ab") as stream:
+        # Who shows it can do without a line; the sweep must not end by it.
+        with suppress(OSError), open(self._events, "ab") as stream:
             stream.write(msgspec.json.encode(Event(test.rpartition("::")[2], **what)) + b"\n")
 
     def _tell_end(self, report: pytest.TestReport) -> None:
@@ -137,6 +161,8 @@ class Sweeps:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if _is_cell(report.nodeid):
             self._tell_end(report)
+            if report.when == "setup" and report.passed and CHILD_VARIABLE not in os.environ:
+                self._anew(report.nodeid.partition("::")[0])
         if report.when != "call" or not hasattr(report, "energy") or CHILD_VARIABLE in os.environ:
             return
         if not _is_cell(report.energy["test"]):
@@ -153,6 +179,22 @@ class Sweeps:
                 self._write(suite, measured)
             except (OSError, TokenPowerError) as error:
                 self._problems[suite] = str(error)
+
+    def _anew(self, suite: str) -> None:
+        """Set the sweep before this one aside as the first cell can be measured.
+
+        Interrupted before that is finished, this one would else be resumed from the one before.
+        """
+        chosen = self._config.stash[SETTINGS]
+        if chosen.resume or chosen.disabled or suite in self._open or suite in self._problems:
+            return
+        from pytest_tokenpower.suites.resume import Journal
+
+        try:
+            if journal_path(self._config, suite).exists():
+                self._open[suite] = self._begin(suite, Journal())
+        except (OSError, TokenPowerError) as error:
+            self._problems[suite] = str(error)
 
     def _write(self, suite: str, measured: MeasurementRecord) -> None:
         from pytest_tokenpower.suites.resume import FINGERPRINT, Finished, encode_line
@@ -173,7 +215,7 @@ class Sweeps:
     def _begin(self, suite: str, before: Journal) -> Path:
         """Begin the suite's journal, or go on with it after its last whole line."""
         from pytest_tokenpower.core.files import write_whole
-        from pytest_tokenpower.suites.resume import encode_line
+        from pytest_tokenpower.suites.resume import encode_line, read_journal
 
         path = journal_path(self._config, suite)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -192,8 +234,12 @@ class Sweeps:
             self._notes.append(
                 f"{path}: is damaged from its first line: measured anew; {aside.name} is as it was"
             )
+        # A sweep of no cell leaves the one before it where it is kept.
         if path.exists():
-            path.replace(aside)
+            data = path.read_bytes()
+            kept = read_journal(data)
+            if kept.finished or kept.good_bytes < len(data):
+                path.replace(aside)
         write_whole(path, encode_line(_beginning(self._config, suite)))
         return path
 
@@ -207,14 +253,20 @@ class Sweeps:
 
     def _judge(self, measurements: Sequence[MeasurementRecord]) -> None:
         """Judge the claims of every suite of which something was measured; a claim may fail the run."""
+        from pytest_tokenpower.reporting.suites import claim_line
         from pytest_tokenpower.suites.claims import judge_claims, runs_of
-        from pytest_tokenpower.suites.grid import Suite
         from pytest_tokenpower.suites.objectives import judge_objectives
 
         files = dict.fromkeys(one.test.partition("::")[0] for one in measurements if _is_cell(one.test))
         claims: list[ClaimRecord] = []
         for file in files:
-            suite = Suite.read(self._config.rootpath / file)
+            self._look(file)
+            suite = self._suites[file]
+            if isinstance(suite, UsageError):
+                self._fail(
+                    file, "all", f"the file was changed as the sweep began, and no claim is judged: {suite}"
+                )
+                continue
             inside = [one for one in measurements if one.test.partition("::")[0] == file]
             runs = runs_of(suite, inside)
             claims += judge_claims(suite, runs, file, self._config.stash[SETTINGS].alpha)
@@ -222,18 +274,16 @@ class Sweeps:
         session_of(self._config).claims = tuple(claims)
         for claim in claims:
             if claim.fails:
-                self._fail(claim)
+                self._fail(claim.suite, claim.name, claim_line(claim))
 
-    def _fail(self, claim: ClaimRecord) -> None:
-        from pytest_tokenpower.reporting.suites import claim_line
-
+    def _fail(self, suite: str, claim: str, words: str) -> None:
         self._config.hook.pytest_runtest_logreport(
             report=pytest.TestReport(
-                nodeid=f"{claim.suite}::{CLAIM}{claim.name}",
-                location=(claim.suite, None, f"{CLAIM}{claim.name}"),
+                nodeid=f"{suite}::{CLAIM}{claim}",
+                location=(suite, None, f"{CLAIM}{claim}"),
                 keywords={},
                 outcome="failed",
-                longrepr=said(claim_line(claim)),
+                longrepr=said(words),
                 when="call",
             )
         )

@@ -12,7 +12,15 @@ from pytest_tokenpower.core.denominators import PER, denominator, figure_per, un
 from pytest_tokenpower.core.figures import FIGURES
 from pytest_tokenpower.core.records import MeasurementRecord
 from pytest_tokenpower.core.settings import NO_FACTORS, Factors
-from pytest_tokenpower.core.text import EnergyUnit, digits, energy_unit, interval, short_test_name, signed
+from pytest_tokenpower.core.text import (
+    EnergyUnit,
+    digits,
+    energy_unit,
+    interval,
+    names_told_apart,
+    short_test_name,
+    signed,
+)
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.gate.messages import word
 from pytest_tokenpower.gate.verdict import SEVERITY, against_baseline, gravest
@@ -224,6 +232,8 @@ def _aligned(
 
     units = {name: _shared_unit(ordered, columns[name].scale) for name in names}
     cells = {name: [columns[name].cell(measured, units[name]) for measured in ordered] for name in names}
+    if "test" in cells:
+        cells["test"] = names_told_apart([measured.test for measured in ordered])
     compared = {"test", *map(compared_figure, ordered)}
     used = [name for name in names if name in compared or any(cells[name])]
     # As a row of their own, headings are not padded, and more columns fit.

@@ -15,12 +15,12 @@ from pytest_tokenpower.core.text import (
     plural,
     readable,
     short_test_name,
-    signed,
     table_lines,
     with_interval,
 )
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.suites.pareto import AGAINST, MAIN, having, not_beaten, strengths
+from pytest_tokenpower.suites.schema import SUFFIX
 
 if TYPE_CHECKING:
     from pytest_tokenpower.suites.objectives import Outcome
@@ -36,22 +36,23 @@ def claims_news(claims: Sequence[ClaimRecord]) -> list[str]:
 
 def claims_table(claims: Sequence[ClaimRecord]) -> list[str]:
     """Each claim with what was found; below it what is to be known of them."""
+    names = claim_names(claims)
     rows = [
         [
-            claim.name,
+            name,
             claim.says,
             found(claim),
             claim.paper,
             claim.word.upper() if claim.word == "refuted" else claim.word,
         ]
-        for claim in claims
+        for name, claim in zip(names, claims, strict=True)
     ]
     head = ["claim", "says", "found [95 %]", "paper", "word"]
     used = [at for at in range(len(head)) if at != 3 or any(row[3] for row in rows)]
     lines = table_lines([[row[at] for at in used] for row in rows], [head[at] for at in used])
     notes = [
-        f"{claim.name}: {claim.word}: {claim.reason}"
-        for claim in claims
+        f"{name}: {claim.word}: {claim.reason}"
+        for name, claim in zip(names, claims, strict=True)
         if claim.reason and not claim.reason.startswith(NOT_MEASURED)
     ]
     if lacking := sum(claim.reason.startswith(NOT_MEASURED) for claim in claims):
@@ -62,6 +63,14 @@ def claims_table(claims: Sequence[ClaimRecord]) -> list[str]:
         *notes,
         *dict.fromkeys(note for claim in claims for note in claim.notes),
     ]
+
+
+def claim_names(claims: Sequence[ClaimRecord]) -> list[str]:
+    """Return the claims' names, those of several suites after their file's."""
+    paths = {claim.suite for claim in claims}
+    files = {path: path.rpartition("/")[2].removesuffix(SUFFIX) for path in paths}
+    files = files if len(set(files.values())) == len(paths) else {path: path for path in paths}
+    return [f"{files[claim.suite]}: {claim.name}" if len(paths) > 1 else claim.name for claim in claims]
 
 
 def found(claim: ClaimRecord) -> str:
@@ -270,9 +279,8 @@ def drift_line(found: Soaked, limit: float | None) -> str:
     """Say how a soak's joules per token, or other unit, drifted."""
     if found.drift is None:
         return f"too short to tell a drift of {found.unit}"
-    low, high = found.drift.change.change_interval()
-    line = f"drift of {found.unit} from beginning to end: {signed(found.drift.change.change)} "
-    line += f"[{100 * low:+.2f}, {100 * high:+.2f}]"
+    change = found.drift.change
+    line = f"drift of {found.unit} from beginning to end: {with_interval(change.change, *change.change_interval())}"
     return line + (f", limit {percent(limit)}" if limit is not None else "")
 
 

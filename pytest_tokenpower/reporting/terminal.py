@@ -66,7 +66,7 @@ def summary(
     if verbosity < -1:
         for measured in measurements:
             if measured.provenance != "measured":
-                reporter.write_line(_source(measured))
+                reporter.write_line(source(measured))
                 break
         return
     for line in header(measurements, session):
@@ -144,7 +144,7 @@ def header(measurements: Sequence[MeasurementRecord], session: Session) -> list[
     """Return what measured, and what it is compared with. A figure that was not measured says so first."""
     # A test that failed within its first round read nothing; it has no way of measuring to show beside the others'.
     read = [measured for measured in measurements if measured.method] or measurements
-    lines = list(dict.fromkeys(map(_source, read)))
+    lines = list(dict.fromkeys(map(source, read)))
     lines += dict.fromkeys(
         f"unlike boards in one run: {each.facts[UNLIKE_BOARDS]}"
         for each in read
@@ -158,7 +158,8 @@ def header(measurements: Sequence[MeasurementRecord], session: Session) -> list[
     return lines
 
 
-def _source(measured: MeasurementRecord) -> str:
+def source(measured: MeasurementRecord) -> str:
+    """Say what measured a test; what did not measure says so first."""
     names = [
         f"{count}x {measured.key.get(field.removesuffix('count') + 'name')}"
         for field, count in measured.key.items()

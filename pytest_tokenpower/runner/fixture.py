@@ -601,7 +601,10 @@ class Energy:
                     f"the hook pytest_tokenpower_count_tokens returned {counted!r}: it must return a TokenCount, or "
                     "None for what it does not know"
                 )
-            tokens = count_tokens(result if counted is None else counted, args, kwargs, fn, ran)
+            given = result if counted is None else counted
+            # A Generation says itself what it holds; seeing through what was called takes time, which a soak has not.
+            called = () if isinstance(given, Generation) else (args, kwargs, fn, ran)
+            tokens = count_tokens(given, *called)
             if tokens.cached_prompt and isinstance(result, Generation) and not self._budget.prefix_cache:
                 raise TokenCountError(
                     f"{tokens.cached_prompt} of {tokens.prompt} prompt tokens came from the engine's prefix cache and "

@@ -109,6 +109,7 @@ def _judge(instance: Instance, runs: Runs, file: str, scatter: float) -> ClaimRe
     except _Unknown as error:
         return replace(record, reason=str(error))
     notes = []
+    alone = f"One process each: what processes differ by is not in its rounds; {percent(scatter)} is allowed for it."
     boards = [
         {name for one in each for part in one.rounds for name in part.device_joules} for each in measured
     ]
@@ -116,9 +117,7 @@ def _judge(instance: Instance, runs: Runs, file: str, scatter: float) -> ClaimRe
         scatter = math.hypot(scatter, BOARD_SCATTER)
         notes.append("Measured on different boards: what boards differ by is in the interval.")
     if max(record.runs) == 1:
-        notes.append(
-            f"One process each: what processes differ by is not in its rounds; {percent(scatter)} is allowed for it."
-        )
+        notes.append(alone)
 
     def change(of: int, to: int | None) -> Change:
         return log_ratio(summaries[of], () if to is None else summaries[to], scatter)
@@ -212,7 +211,7 @@ def _trend(
         return f"{claim.along} {values[before]} to {values[after]}"
 
     if kind == "flat":
-        limit = math.log1p(fraction("within", claim.within))
+        limit = math.log1p(fraction("within", claim.flat_within))
         found = []
         for place in places[1:]:
             one = change(place, places[0])

@@ -10,9 +10,10 @@ from typing import Any
 
 from pytest_tokenpower.core.settings import DEFAULT_MIN_ROUNDS, DEFAULT_WARMUP_ROUNDS
 from pytest_tokenpower.engines.registry import OPTION_OF, PACKAGES, WHOLE_BATCHES
+from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.models.architecture import Architecture
 from pytest_tokenpower.models.fit import gpus, system_memory
-from pytest_tokenpower.models.memory import GIB, RESERVE, kv_bytes, weight_bytes
+from pytest_tokenpower.models.memory import GIB, RESERVE, cache_of, kv_bytes, weight_bytes, weights_of
 from pytest_tokenpower.models.roofline import HOST_SECONDS, Speed, forecast
 from pytest_tokenpower.suites.grid import Cell, Suite, Values
 from pytest_tokenpower.suites.schema import SETTINGS
@@ -23,16 +24,6 @@ SHORTEST_ROUND_S = 0.5
 LOAD_S = {"transformers": 15.0}
 LOAD_OTHERS_S = 60.0
 """What an engine takes to start, its weights being at hand."""
-
-_WEIGHTS = {
-    "fp8": "fp8",
-    "bitsandbytes": "int8",
-    "torchao": "int8",
-    "awq": "int4",
-    "gptq": "int4",
-    "mxfp4": "mxfp4",
-}
-"""What a quantization makes of the weights, roughly."""
 
 
 @dataclass(frozen=True)
@@ -77,16 +68,17 @@ def estimate(suite: Suite, cell: Cell, machine: Machine) -> Estimate:
     values = cell.values
     adapter = str(suite.engine(values["engine"]).adapter)
     shape = suite.architecture(values["model"])
+    formats = _formats(shape, values)
     used = values.get("tensor_parallel", 1) * values.get("pipeline_parallel", 1)
     seconds = size = least = None
-    if shape is not None:
-        held = weight_bytes(shape, _weights(shape, values))
+    if shape is not None and formats is not None:
+        held = weight_bytes(shape, formats[0])
         length = (suite.longest_prompt(cell) or 1024) + values["new_tokens"]
-        cache = kv_bytes(shape, length, _cache(values))
+        cache = kv_bytes(shape, length, formats[1])
         size = (held + values["batch"] * cache) // used
         # An engine with pages has sequences wait for room; the others hold the whole batch.
         least = size if adapter == "transformers" else (held + cache) // used
-        seconds = _seconds(suite, shape, cell, adapter, used)
+        seconds = _seconds(suite, shape, formats, cell, adapter, used)
     return Estimate(
         seconds,
         size,
@@ -95,15 +87,17 @@ def estimate(suite: Suite, cell: Cell, machine: Machine) -> Estimate:
     )
 
 
-def _seconds(suite: Suite, shape: Architecture, cell: Cell, adapter: str, used: int) -> float:
+def _seconds(
+    suite: Suite, shape: Architecture, formats: tuple[str, str], cell: Cell, adapter: str, used: int
+) -> float:
     values = cell.values
     once = forecast(
         shape,
         batch=values["batch"],
         prompt_tokens=suite.longest_prompt(cell) or 1024,
         new_tokens=values["new_tokens"],
-        dtype=_weights(shape, values),
-        kv_dtype=_cache(values),
+        dtype=formats[0],
+        kv_dtype=formats[1],
         boards=used,
         speed=Speed(step_seconds=HOST_SECONDS.get(adapter, Speed.step_seconds)),
     ).seconds
@@ -113,13 +107,16 @@ def _seconds(suite: Suite, shape: Architecture, cell: Cell, adapter: str, used: 
     return float(rounds * max(once, SHORTEST_ROUND_S))
 
 
-def _weights(shape: Architecture, values: Values) -> str:
-    name = _WEIGHTS.get(str(values.get("quantization")), "bf16")
-    return name if name != "mxfp4" or shape.shape.experts is not None else "int4"
-
-
-def _cache(values: Values) -> str:
-    return "fp8" if str(values.get("kv_cache_dtype", "")).startswith("fp8") else "bf16"
+def _formats(shape: Architecture | None, values: Values) -> tuple[str, str] | None:
+    """Return how weights and cache are held; None where that is not known, and the engine has the word."""
+    experts = shape is not None and shape.shape.experts is not None
+    try:
+        return (
+            weights_of(values.get("quantization"), values.get("dtype"), experts=experts),
+            cache_of(values.get("kv_cache_dtype")),
+        )
+    except UsageError:
+        return None
 
 
 def _impossible(suite: Suite, shape: Architecture | None, cell: Cell, adapter: str) -> str:

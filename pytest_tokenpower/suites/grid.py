@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from pytest_tokenpower.core.settings import DEFAULT_MIN_ROUNDS
 from pytest_tokenpower.engines.registry import reference
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.models.architecture import Architecture
 from pytest_tokenpower.models.fit import architecture_of
 from pytest_tokenpower.models.registry import load_models
+from pytest_tokenpower.suites.lines import Place
 from pytest_tokenpower.suites.schema import (
     AXES,
     LOAD_AXES,
@@ -39,6 +42,9 @@ DEFAULTS: Mapping[str, Any] = {
     "arrivals": "all-at-once",
 }
 """Of the work, where a suite does not say."""
+
+MOST_CELLS = 100_000
+"""A longer sweep is a mistake in its file, and would not even be listed in any time."""
 
 Values = Mapping[str, Any]
 
@@ -71,11 +77,18 @@ class Suite:
     def read(cls, path: Path) -> Suite:
         """Read a suite file; raises UsageError that names the file and the line."""
         try:
-            text = path.read_text("utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"{path}: this suite cannot be read: {error}") from None
+            data = path.read_bytes()
+            text = data.decode("utf-8-sig")
+        except OSError as error:
+            raise UsageError(f"{path}: this suite cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError as error:
+            line = data.count(b"\n", 0, error.start) + 1
+            raise UsageError(
+                f"{path}:{line}: no TOML: byte {data[error.start]:#04x} is no UTF-8: save the file in UTF-8"
+            ) from None
         suite = cls.parse(text, path)
         suite._check_files()
+        suite._check_used("prompts", suite.table.prompts)
         return suite
 
     @classmethod
@@ -92,7 +105,7 @@ class Suite:
             found.setdefault(cell.group, []).append(cell)
         return {name: tuple(cells) for name, cells in found.items()}
 
-    def wrong(self, place: Sequence[str | int], what: str) -> UsageError:
+    def wrong(self, place: Place, what: str) -> UsageError:
         """Return the error for what is wrong at a place of the file."""
         return complain(self.text, str(self.path), place, what)
 
@@ -177,6 +190,9 @@ class Suite:
             if axis not in base:
                 raise self.wrong(("axes",), f"lacks {axis}")
         grids = [base, *({**base, **each.given()} for each in table.include)]
+        count = sum(prod(map(len, grid.values())) for grid in grids)
+        if count > MOST_CELLS:
+            raise self.wrong(("axes",), f"{count:,} cells are more than a suite may have, {MOST_CELLS:,}")
         # What any of them names is in the names of all cells.
         shown = frozenset(name for grid in grids for name in grid)
         drawn = [each for grid in grids for each in grid.get("arrivals", ()) if isinstance(each, Arrival)]
@@ -184,11 +200,14 @@ class Suite:
             shown |= {"seed"}
         cells: dict[str, Cell] = {}
         excluded, limited = set[int](), set[int]()
-        for values in _points(grids):
+        every_point: list[Values] = []
+        added = [0] * len(grids)
+        for number, values in _points(grids):
             named = tuple(name for name in AXES if values.get(name) is not None)
             axes = {name: values[name] for name in named}
             variant = table.variants.get(axes.get("variant", ""))
             every = axes | (variant.settings() if variant else {})
+            every_point.append(every)
             out = {at for at, each in enumerate(table.exclude) if matches(every, each)}
             excluded |= out
             if out:
@@ -204,7 +223,15 @@ class Suite:
             limits = table.limits.given()
             for at in here:
                 limits |= table.budget[at].given()
+            fewest, most = limits.get("min_rounds", DEFAULT_MIN_ROUNDS), limits.get("max_rounds")
+            if most is not None and most < fewest:
+                setting = [("budget", at) for at in here if "max_rounds" in table.budget[at].given()]
+                raise self.wrong(
+                    (*([("limits",), *setting][-1]), "max_rounds"),
+                    f"{most} is below min_rounds, which is {fewest}",
+                )
             cell = Cell(axes, every, group, name, limits)
+            added[number] += cell.name not in cells
             if (other := cells.setdefault(cell.name, cell).axes) != axes:
                 axis = next(each for each in AXES if other.get(each) != axes.get(each))
                 raise self.wrong(
@@ -212,30 +239,36 @@ class Suite:
                     f"two cells are called {cell.name}, of {other.get(axis)!r} and of {axes.get(axis)!r}: give one of "
                     "them another name",
                 )
+        for at, new in enumerate(added[1:]):
+            if not new:
+                raise self.wrong(
+                    ("include", at), "adds nothing: each of its cells is there already, or left out"
+                )
         for at in range(len(table.exclude)):
             if at not in excluded:
-                raise self.wrong(("exclude", at), "leaves out nothing: no cell has these values")
+                why = absent(every_point, table.exclude[at])
+                raise self.wrong(("exclude", at), f"leaves out nothing: no cell has these values{why}")
         if not cells:
             raise self.wrong(("axes",), "no cell is left")
         for at, budget in enumerate(table.budget):
             if not budget.given():
                 raise self.wrong(("budget", at), "limits nothing: give it a limit")
             if at not in limited:
-                raise self.wrong(("budget", at), "limits nothing: no cell has these values")
+                why = absent((cell.values for cell in cells.values()), budget.where)
+                raise self.wrong(("budget", at), f"limits nothing: no cell has these values{why}")
         for at, objective in enumerate(table.slo):
             if not any(matches(cell.values, objective.where) for cell in cells.values()):
-                raise self.wrong(("slo", at), "no cell has these values")
+                why = absent((cell.values for cell in cells.values()), objective.where)
+                raise self.wrong(("slo", at), f"no cell has these values{why}")
         return tuple(cells.values())
 
     def _check_names(self) -> None:
         table = self.table
         self._check_lists()
-        used = {name for axes in (table.axes, *table.include) for name in axes.given().get("engine", ())}
-        for name in table.engines:
-            if name not in used:
-                raise self.wrong(
-                    ("engines", name), f"no axis names it; of engines there are {', '.join(sorted(used))}"
-                )
+        self._check_used("engine", table.engines)
+        self._check_used("model", table.models)
+        if "random" in table.prompts:
+            raise self.wrong(("prompts", "random"), "is the name of prompts made by chance: take another one")
         limited = (("limits",), table.limits), *((("budget", at), one) for at, one in enumerate(table.budget))
         for where, limits in limited:
             if "quality" in limits.given() and table.quality is None:
@@ -262,6 +295,19 @@ class Suite:
             for name in axes.given().get("model", ()):
                 self._check_model(name, (*place, "model"))
 
+    def _check_used(self, axis: str, named: Iterable[str]) -> None:
+        axes = (self.table.axes, *self.table.include)
+        used = {name for each in axes for name in each.given().get(axis, ())}
+        for name in named:
+            if name not in used:
+                kinds = axis if axis == "prompts" else f"{axis}s"
+                there = (
+                    f"of {kinds} there are {', '.join(sorted(used))}"
+                    if used
+                    else f'give it {axis} = "{name}"'
+                )
+                raise self.wrong((kinds, name), f"no axis names it; {there}")
+
     def _check_files(self) -> None:
         quality = self.table.quality
         for place, file in (
@@ -273,7 +319,7 @@ class Suite:
 
     def _check_lists(self) -> None:
         table = self.table
-        places: list[tuple[tuple[str | int, ...], Axes | None]] = [
+        places: list[tuple[Place, Axes | None]] = [
             (("axes",), table.axes),
             *((("include", at), each) for at, each in enumerate(table.include)),
             *((("exclude", at), each) for at, each in enumerate(table.exclude)),
@@ -292,7 +338,7 @@ class Suite:
                 if twice := [each for at, each in enumerate(values) if each in values[:at]]:
                     raise self.wrong((*place, name), f"{twice[0]!r} is there twice")
 
-    def _check_model(self, name: str, place: Sequence[str | int]) -> None:
+    def _check_model(self, name: str, place: Place) -> None:
         model = self.model(name)
         if model.random is not None and model.random not in load_models():
             place, name = ("models", name, "random"), model.random
@@ -316,14 +362,35 @@ def matches(values: Values, wanted: Axes) -> bool:
     return all(values.get(name) in among for name, among in wanted.given().items())
 
 
-def _points(grids: Sequence[Mapping[str, tuple[Any, ...]]]) -> Iterator[dict[str, Any]]:
-    for grid in grids:
+def absent(points: Iterable[Values], *wanted: Axes) -> str:
+    """Say which value none of the points has, and which there are, after a complaint; empty where each is there."""
+    for name, among in ((name, among) for axes in wanted for name, among in axes.given().items()):
+        known = list(dict.fromkeys(values[name] for values in points if values.get(name) is not None))
+        if not set(known) & set(among):
+            asked = f": none has {name} = {' or '.join(map(_written, among))}"
+            return (
+                f"{asked}; valid: {', '.join(map(_written, known))}" if known else f"{asked}, or any {name}"
+            )
+    return ""
+
+
+def _written(value: Any) -> str:
+    """Return a value as a suite file has it."""
+    if not isinstance(value, Arrival):
+        return f'"{value}"' if isinstance(value, str) else str(value)
+    named = ((name, getattr(value, name)) for name in value.__struct_fields__)
+    return f"{{ {', '.join(f'{name} = {each}' for name, each in named if each)} }}"
+
+
+def _points(grids: Sequence[Mapping[str, tuple[Any, ...]]]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Every point of each grid, under the grid's number."""
+    for number, grid in enumerate(grids):
         names = [name for name in AXES if name in grid]
         for point in product(*(grid[name] for name in names)):
             values = dict(zip(names, point, strict=True))
             # Text has the length that it has, unless it is to be cut.
             own = {"prompt_tokens": None} if values.get("prompts", "random") != "random" else {}
-            yield {**DEFAULTS, **own, **values}
+            yield number, {**DEFAULTS, **own, **values}
 
 
 def _names(axes: Values, shown: frozenset[str]) -> tuple[str, str]:
@@ -350,5 +417,7 @@ def _label(axis: str, value: Any, *, seeded: bool) -> str:
         drawn = f"s{value.seed}" if seeded else ""
         value = f"c{value.concurrency}" if value.concurrency else f"rate{value.poisson:g}{drawn}"
     elif axis == "model":
-        value = Path(value).name
+        name = Path(value).name
+        # A folder that is only pointed at has no name ("."), and one of dots would be none.
+        value = name if name.strip(".") else "model"
     return _PREFIX.get(axis, "") + re.sub(r"[^\w.+-]", "_", str(value))

@@ -8,7 +8,7 @@ from typing import get_args
 
 from pytest_tokenpower.core.figures import FIGURES
 from pytest_tokenpower.core.types import Scope
-from pytest_tokenpower.suites.grid import Cell, Suite
+from pytest_tokenpower.suites.grid import Cell, Suite, absent
 from pytest_tokenpower.suites.schema import Claim
 
 SHARE = "share_of_"
@@ -105,10 +105,9 @@ def _shapes(suite: Suite, at: int, claim: Claim) -> list[Instance]:
 
 def _why(suite: Suite, claim: Claim) -> str:
     """Name the values that no cell has, and a turn that is none."""
-    for axes in (claim.where, claim.of, claim.to):
-        if axes is not None and not suite.matching(axes):
-            asked = ", ".join(f"{name} = {list(among)!r}" for name, among in axes.given().items())
-            return f": none has {asked}"
+    points = [cell.values for cell in suite.cells]
+    if why := absent(points, *(axes for axes in (claim.where, claim.of, claim.to) if axes is not None)):
+        return why
     if claim.until is not None:
         return f", one of them between the first and the last with {claim.along} = {claim.until}"
     return ""
@@ -144,7 +143,7 @@ def _limit(claim: Claim) -> str:
         return " and ".join(parts + ([f"≥ {claim.at_least:g}"] if claim.at_least is not None else []))
 
     def trend(kind: str) -> str:
-        return f"flat within {claim.within.strip()}" if kind == "flat" else kind
+        return f"flat within {claim.flat_within}" if kind == "flat" else kind
 
     first = trend(str(claim.shape))
     along = str(claim.along)

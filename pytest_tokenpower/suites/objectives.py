@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
-from pytest_tokenpower.core.records import Figure
+from pytest_tokenpower.core.records import Figure, MeasurementRecord
 from pytest_tokenpower.suites.claims import Runs
 from pytest_tokenpower.suites.grid import Cell, Suite
 from pytest_tokenpower.suites.schema import Objective
@@ -16,7 +17,10 @@ SURELY = 1.96
 
 @dataclass(frozen=True)
 class Point:
-    """An operating point: its joules per token and its latencies; ``holds`` is None where a latency is not known."""
+    """An operating point: its joules per token and its latencies; ``holds`` is None where a latency is not known.
+
+    Of several runs the joules are the mean, and the latencies those of the worst.
+    """
 
     cell: Cell
     joules_per_token: float
@@ -47,17 +51,15 @@ def limits_of(objective: Objective) -> tuple[tuple[str, float], ...]:
 
 
 def judge_objectives(suite: Suite, runs: Runs) -> tuple[Outcome, ...]:
-    """Judge each objective by the first run of each cell that was measured."""
+    """Judge each objective by the cells that were measured: what holds it does so in every run."""
     outcomes = []
     for objective in suite.table.slo:
         points = []
         for cell in suite.matching(objective.where):
             if measured := runs.get(cell.name):
-                figures = measured[0].figures
-                found = tuple(figures.get(name) for name, _ in limits_of(objective))
-                points.append(
-                    Point(cell, figures["joules_per_token"].value, found, _holds(found, limits_of(objective)))
-                )
+                found = tuple(_worst(measured, name) for name, _ in limits_of(objective))
+                joules = fmean(one.figures["joules_per_token"].value for one in measured)
+                points.append(Point(cell, joules, found, _holds(found, limits_of(objective))))
         points.sort(key=lambda point: point.joules_per_token)
         outcomes.append(
             Outcome(objective, tuple(points), next((each for each in points if each.holds), None))
@@ -65,11 +67,18 @@ def judge_objectives(suite: Suite, runs: Runs) -> tuple[Outcome, ...]:
     return tuple(outcomes)
 
 
+def _worst(measured: Sequence[MeasurementRecord], name: str) -> Figure | None:
+    figures = [one.figures[name] for one in measured if name in one.figures]
+    return max(figures, key=_at_most) if len(figures) == len(measured) else None
+
+
+def _at_most(figure: Figure) -> float:
+    """Return what a figure surely is not above."""
+    return figure.value + SURELY * figure.stderr
+
+
 def _holds(found: Sequence[Figure | None], limits: Sequence[tuple[str, float]]) -> bool | None:
     known = [figure for figure in found if figure is not None]
     if len(known) < len(limits):
         return None
-    return all(
-        figure.value + SURELY * figure.stderr <= limit
-        for figure, (_, limit) in zip(known, limits, strict=True)
-    )
+    return all(_at_most(figure) <= limit for figure, (_, limit) in zip(known, limits, strict=True))

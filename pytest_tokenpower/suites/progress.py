@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
@@ -13,13 +13,17 @@ from pytest_tokenpower.suites.order import visits
 
 
 class Event(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What pytest says of a cell as it goes along; ``outcome`` is "" when it begins."""
+    """What pytest says of a cell as it goes along; ``outcome`` is "" when it begins.
+
+    With ``selected`` it is said of the whole sweep: which cells will be run.
+    """
 
     cell: str
     outcome: str = ""
     reason: str = ""
     seconds: float = 0.0
     figures: dict[str, float] = {}
+    selected: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,10 @@ class Progress:
 
     def take(self, event: Event, now: float) -> None:
         """Take note of an event."""
+        if event.selected:
+            chosen = set(event.selected)
+            self.steps = _of(self.steps, chosen)
+            return
         if not event.outcome:
             self.running = event.cell
             return
@@ -89,6 +97,17 @@ class Progress:
         for event in self.ended.values():
             found[event.outcome] = found.get(event.outcome, 0) + 1
         return found
+
+
+def _of(steps: Sequence[Step], cells: Set[str]) -> list[Step]:
+    """Leave the other cells out: what loads an engine is the first of those that are left."""
+    kept, loading = [], 0.0
+    for step in steps:
+        loading = max(loading, step.load_seconds)
+        if step.cell in cells:
+            kept.append(replace(step, load_seconds=loading))
+            loading = 0.0
+    return kept
 
 
 _TRUST_S = 30.0

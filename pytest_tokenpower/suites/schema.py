@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, get_args
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType, inspect
 
 from pytest_tokenpower.errors import UsageError
+from pytest_tokenpower.suites.lines import Place, line_of
 
 SUFFIX = ".energy.toml"
 
@@ -20,11 +21,18 @@ Name = Annotated[
 Text = Annotated[str, Meta(min_length=1)]
 Count = Annotated[int, Meta(ge=1)]
 Share = Annotated[
-    str, Meta(pattern=r"^\s*(\d+(\.\d*)?|\.\d+)\s*%\s*$", description="a share in percent, such as '3%'")
+    str,
+    Meta(
+        pattern=r"^\s*(?=[^%]*[1-9])(\d{1,3}(\.\d*)?|1000|\.\d+)\s*%\s*$",
+        description="a share in quotes above 0, such as '3%'",
+    ),
 ]
 Positive = Annotated[float, Meta(gt=0)]
-Severity = Literal["report", "fail"]
-Trend = Literal["falls", "rises", "flat"]
+Ratio = Annotated[float, Meta(gt=0, description="a number above 0: a ratio of 0.85 is 15 % less")]
+# In the order in which people read them: msgspec tells values in that of the alphabet.
+Severity = Annotated[Literal["report", "fail"], Meta(description="report, fail")]
+Trend = Annotated[Literal["falls", "rises", "flat"], Meta(description="falls, rises, flat")]
+Denominator = Literal["token", "prompt_token", "total_token", "response"]
 
 
 class Arrival(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -39,7 +47,10 @@ class Arrival(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
             raise ValueError("either concurrency or poisson is wanted")
 
 
-Arrivals = Literal["all-at-once"] | Arrival
+Arrivals = Annotated[
+    Literal["all-at-once"] | Arrival,
+    Meta(description='"all-at-once", { concurrency = 8 } or { poisson = 4.0 } (requests a second)'),
+]
 
 
 class Axes(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -134,7 +145,13 @@ class PromptTable(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
     hub: Text | None = None
     split: Text = "train"
     subset: Text | None = None
-    tokens: tuple[Annotated[int, Meta(ge=0)], Count] | None = None
+    tokens: (
+        Annotated[
+            tuple[Annotated[int, Meta(ge=0)], Count],
+            Meta(description="two whole numbers, such as [2048, 5120]"),
+        ]
+        | None
+    ) = None
     """Only prompts of that many tokens, from the first number to below the second."""
 
     def __post_init__(self) -> None:
@@ -154,7 +171,7 @@ class QualityTable(Struct, frozen=True, forbid_unknown_fields=True, omit_default
     score: Literal["exact-match", "likelihood"] = "exact-match"
     new_tokens: Count = 16
     limit: Count | None = None
-    call: Annotated[str, Meta(pattern=r"^[\w.]+:\w+$")] | None = None
+    call: Annotated[str, Meta(pattern=r"^[\w.]+:\w+$", description="'module:function'")] | None = None
 
     def __post_init__(self) -> None:
         if (self.file is None) == (self.call is None):
@@ -165,6 +182,8 @@ class LimitsTable(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
     """What ``power_budget`` takes: limits of a cell, and how long it is measured."""
 
     joules_per_token: Positive | UnsetType = UNSET
+    joules_per_prompt_token: Positive | UnsetType = UNSET
+    joules_per_total_token: Positive | UnsetType = UNSET
     joules_per_response: Positive | UnsetType = UNSET
     joules: Positive | UnsetType = UNSET
     mean_watts: Positive | UnsetType = UNSET
@@ -172,10 +191,12 @@ class LimitsTable(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
     ttft_ms: Positive | UnsetType = UNSET
     tpot_ms: Positive | UnsetType = UNSET
     regression: Share | UnsetType = UNSET
+    per: Denominator | UnsetType = UNSET
     min_rounds: Count | UnsetType = UNSET
     max_rounds: Count | UnsetType = UNSET
     max_seconds: Positive | UnsetType = UNSET
     key_ignore: tuple[str, ...] | UnsetType = UNSET
+    prefix_cache: bool | UnsetType = UNSET
     quality: Positive | UnsetType = UNSET
 
     def given(self) -> dict[str, Any]:
@@ -195,7 +216,7 @@ class Claim(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True,
 
     Either a ratio, of the cells ``of`` to those of ``to`` that are like them otherwise, with ``at_most`` or
     ``at_least`` (without ``to`` these limit the figure itself); or a shape: along an axis the figure falls, rises or is
-    flat (``within`` so much), perhaps ``until`` a value and ``then`` otherwise.
+    flat (``within`` so much, else 10 %), perhaps ``until`` a value and ``then`` otherwise.
     """
 
     name: Text
@@ -203,13 +224,13 @@ class Claim(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True,
     where: Axes = Axes()
     of: Axes | None = None
     to: Axes | None = None
-    at_most: Positive | None = None
-    at_least: Positive | None = None
+    at_most: Ratio | None = None
+    at_least: Ratio | None = None
     along: Axis | None = None
     shape: Trend | None = None
     until: Count | None = None
     then: Trend | None = None
-    within: Share = "10%"
+    within: Share | None = None
     paper: str = ""
     severity: Severity = "report"
 
@@ -219,17 +240,22 @@ class Claim(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True,
             raise ValueError("either a ratio (of, to) or a shape (along, shape) is wanted")
         if ratio and (self.of is None or not (self.at_most or self.at_least)):
             raise ValueError("a ratio wants of, to, and at_most or at_least")
-        unread = ("along", "until", "then") if ratio else ("at_most", "at_least")
+        unread = ("along", "until", "then", "within") if ratio else ("at_most", "at_least")
         if said := [name for name in unread if getattr(self, name) is not None]:
             raise ValueError(f"{' and '.join(said)} is of {'shapes' if ratio else 'ratios'}, not read here")
-        if math.inf in (self.at_most, self.at_least):
-            raise ValueError("inf is no limit")
         if (self.at_least or 0.0) > (self.at_most or math.inf):
             raise ValueError("at_least is above at_most: no figure is as it says")
         if shape and self.along is None:
             raise ValueError("a shape wants along, the axis that it is seen on")
         if (self.until is None) != (self.then is None):
             raise ValueError("until and then go together")
+        if self.within is not None and "flat" not in (self.shape, self.then):
+            raise ValueError("within says what flat is, and nothing of this claim is flat")
+
+    @property
+    def flat_within(self) -> str:
+        """By how much what is flat may differ."""
+        return (self.within or "10%").strip()
 
 
 class Objective(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
@@ -293,14 +319,30 @@ def parse_suite(text: str, file: str) -> SuiteFile:
         tables = msgspec.toml.decode(text)
     except msgspec.DecodeError as error:
         line = re.search(r"line (\d+)", str(error))
-        raise UsageError(f"{file}:{line[1] if line else 1}: no TOML: {error}") from None
+        where = line[1] if line else max(1, len(text.splitlines()))
+        raise UsageError(f"{file}:{where}: no TOML: {error}") from None
+    for place, number in _infinite(tables):
+        raise complain(text, file, place, f"{number} is no limit and no rate: valid is a finite number")
     try:
         return msgspec.convert(tables, SuiteFile)
     except msgspec.ValidationError as error:
         raise _complaint(str(error), text, file, tables) from None
 
 
-def complain(text: str, file: str, place: Sequence[str | int], what: str) -> UsageError:
+def _infinite(found: object, place: Place = ()) -> Iterator[tuple[Place, float]]:
+    """Find numbers that are none; options of engines are the engines' business."""
+    inside: Iterable[tuple[Any, object]] = ()
+    if isinstance(found, float) and not math.isfinite(found):
+        yield place, found
+    elif isinstance(found, Mapping):
+        inside = ((name, each) for name, each in found.items() if name != "options")
+    elif isinstance(found, list):
+        inside = enumerate(found)
+    for part, each in inside:
+        yield from _infinite(each, (*place, part))
+
+
+def complain(text: str, file: str, place: Place, what: str) -> UsageError:
     """Return the error for what is wrong at a place of a suite file, such as ``("claim", 0, "of")``."""
     shown = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
     return UsageError(f"{file}:{line_of(text, place)}: {shown or 'the file'}: {what}")
@@ -309,21 +351,22 @@ def complain(text: str, file: str, place: Sequence[str | int], what: str) -> Usa
 def _complaint(message: str, text: str, file: str, tables: Mapping[str, Any]) -> UsageError:
     what, _, path = message.partition(" - at `")
     wrong_name = path.startswith("key`")
-    place: list[str | int] = []
+    place: Place = ()
     for name, number, _any in re.findall(r"\.([^.\[\]`]+)|\[(\d+)\]|(\[\.\.\.\])", path):
-        place.append(name if name else int(number) if number else _offending(place, tables))
+        place += (name if name else int(number) if number else _offending(place, tables),)
     if wrong_name:
         name = _offending(place, tables)
-        return complain(text, file, [*place, name], "a name is without spaces, colons and brackets")
+        return complain(text, file, (*place, name), "a name is without spaces, colons and brackets")
     if unknown := re.search(r"unknown field `(.+?)`", what):
         valid = ", ".join(_fields(place))
-        return complain(text, file, [*place, unknown[1]], f"there is no such field; valid are {valid}")
+        return complain(text, file, (*place, unknown[1]), f"there is no such field; valid are {valid}")
     if missing := re.search(r"missing required field `(.+?)`", what):
         return complain(text, file, place, f"lacks {missing[1]}")
     found: Any = tables
     for part in place:
         found = found[part] if isinstance(part, int) else found.get(part, {})
-    valid = _VALID.get(str(next((part for part in reversed(place) if isinstance(part, str)), "")), "")
+    # What a table says of itself in its own words needs no list of its fields.
+    valid = _valid(_type_at(place)) if what.startswith(("Expected", "Invalid")) else ""
     said = f"{found!r}: " if isinstance(found, str | int | float) else ""
     plain = what.replace("`", "'").replace(" | null", "")
     plain = re.sub(
@@ -331,6 +374,7 @@ def _complaint(message: str, text: str, file: str, tables: Mapping[str, Any]) ->
     )
     plain = re.sub(r"^Expected 'float' > 0\.0$", "must be above 0", plain)
     plain = re.sub(r"^Expected '(?:int|float)' >= (\d+)(?:\.0)?$", r"must be at least \1", plain)
+    plain = re.sub(r"^Expected 'str' of length >= 1$", "must not be empty", plain)
     plain = re.sub(r"^Invalid enum value .+$", "is none of the values", plain)
     plain = re.sub(r"^Expected 'str' matching regex .+$", "is not written as it must be", plain)
     return complain(text, file, place, f"{said}{plain}{'; valid: ' + valid if valid else ''}")
@@ -350,7 +394,7 @@ def _kinds(types: str) -> str:
     return " or ".join(dict.fromkeys(_WORDS.get(each, each) for each in types.split(" | ")))
 
 
-def _offending(place: Sequence[str | int], tables: Mapping[str, Any]) -> str:
+def _offending(place: Place, tables: Mapping[str, Any]) -> str:
     """Find the key of a table that msgspec calls ``[...]``: the first name that is none."""
     found: Any = tables
     for part in place:
@@ -358,78 +402,57 @@ def _offending(place: Sequence[str | int], tables: Mapping[str, Any]) -> str:
     return str(next((name for name in found if re.search(r"[\s:\[\]]", name)), next(iter(found))))
 
 
-def _fields(place: Sequence[str | int]) -> tuple[str, ...]:
-    """Return the fields that are valid in the table at a place."""
-    at: Any = SuiteFile
+def _type_at(place: Place) -> inspect.Type:
+    """Return what may stand at a place; what may hold it, where nothing may stand there."""
+    at: inspect.Type = inspect.type_info(SuiteFile)
     for part in place:
-        if isinstance(part, int):
-            continue
-        known = {field.name: field.type for field in msgspec.structs.fields(at)} if _is_struct(at) else {}
-        at = known.get(part, at)
-        at = next((each for each in (at, *_parts(at)) if _is_struct(each)), at)
-    return tuple(field.name for field in msgspec.structs.fields(at)) if _is_struct(at) else ()
+        for each in _choices(at):
+            if isinstance(each, inspect.StructType):
+                at = next((field.type for field in each.fields if field.name == part), at)
+            elif isinstance(each, inspect.DictType):
+                at = each.value_type
+            elif isinstance(each, inspect.VarTupleType) and isinstance(part, int):
+                at = each.item_type
+            elif isinstance(each, inspect.TupleType) and isinstance(part, int):
+                at = each.item_types[min(part, len(each.item_types) - 1)]
+    return at
 
 
-def _is_struct(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, Struct)
+def _choices(kind: inspect.Type) -> tuple[inspect.Type, ...]:
+    """Return the types in a union, its notes left out."""
+    if isinstance(kind, inspect.Metadata):
+        return _choices(kind.type)
+    if isinstance(kind, inspect.UnionType):
+        return tuple(each for one in kind.types for each in _choices(one))
+    return (kind,)
 
 
-def _parts(kind: Any) -> tuple[Any, ...]:
-    """Return the types inside a union, a tuple or a mapping, however deep."""
-    inside = get_args(kind)
-    return (*inside, *(part for each in inside for part in _parts(each)))
+def _fields(place: Place) -> tuple[str, ...]:
+    """Return the fields that are valid in the table at a place."""
+    tables = (each for each in _choices(_type_at(place)) if isinstance(each, inspect.StructType))
+    return tuple(field.name for table in tables for field in table.fields)
 
 
-_COUNTS = "a whole number of at least 1, or a list of them"
-_VALID: Mapping[str, str] = {
-    **dict.fromkeys(
-        ("batch", "prompt_tokens", "new_tokens", "tensor_parallel", "pipeline_parallel"), _COUNTS
-    ),
-    **dict.fromkeys(
-        ("min_rounds", "max_rounds", "runs", "until", "concurrency"), "a whole number of at least 1"
-    ),
-    **dict.fromkeys(("model", "engine", "variant", "dtype", "quantization"), "a text, or a list of texts"),
-    "arrivals": '"all-at-once", { concurrency = 8 }, { poisson = 4.0 } (requests a second), or a list of them',
-    "severity": ", ".join(get_args(Severity)),
-    **dict.fromkeys(("shape", "then"), ", ".join(get_args(Trend))),
-    "along": ", ".join(get_args(Axis)),
-    "score": "exact-match, likelihood",
-    "call": "'module:function'",
-    "percentile": "50, 90, 99",
-    "tokens": "two whole numbers, such as [2048, 5120]",
-    **dict.fromkeys(("regression", "within", "run_scatter"), "a share in quotes, such as '3%'"),
-    **dict.fromkeys(("at_most", "at_least"), "a number above 0: a ratio of 0.85 is 15 % less"),
-}
-
-_HEADER = re.compile(r"^\s*(\[\[?)\s*([^\[\]]+?)\s*\]\]?\s*(?:#.*)?$")
-_KEY = re.compile(r"""^\s*((?:[\w-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[\w-]+|"[^"]*"|'[^']*'))*)\s*=""")
-
-
-def line_of(text: str, place: Sequence[str | int]) -> int:
-    """Return the line of a value in a TOML text, from 1; that of what it is in, where it is not found."""
-    wanted = list(place)
-    counts: dict[tuple[str, ...], int] = {}
-    at: tuple[str | int, ...] = ()
-    best, depth = 1, 0
-    for number, line in enumerate(text.splitlines(), 1):
-        if header := _HEADER.match(line):
-            names = _names(header[2])
-            at = tuple(names)
-            if header[1] == "[[":
-                counts[tuple(names)] = counts.get(tuple(names), -1) + 1
-                at = (*names, counts[tuple(names)])
-            found = at
-        elif key := _KEY.match(line):
-            found = (*at, *_names(key[1]))
-        else:
-            continue
-        common = 0
-        while common < min(len(found), len(wanted)) and found[common] == wanted[common]:
-            common += 1
-        if common == len(found) and common > depth:
-            best, depth = number, common
-    return best
-
-
-def _names(dotted: str) -> list[str]:
-    return [part.strip().strip("\"'") for part in re.findall(r'"[^"]*"|\'[^\']*\'|[\w-]+', dotted)]
+def _valid(kind: inspect.Type) -> str:
+    """Say what values are valid; empty where the words of the complaint say it."""
+    if isinstance(kind, inspect.Metadata):
+        return str((kind.extra_json_schema or {}).get("description") or _valid(kind.type))
+    if isinstance(kind, inspect.UnionType):
+        words = [_valid(each) for each in kind.types if not isinstance(each, inspect.VarTupleType)]
+        listed = [", or a list of them"] * any(isinstance(each, inspect.VarTupleType) for each in kind.types)
+        return " or ".join(each for each in words if each) + "".join(listed)
+    if isinstance(kind, inspect.LiteralType):
+        return ", ".join(map(str, kind.values))
+    if isinstance(kind, inspect.IntType):
+        return "a whole number" + (f" of at least {kind.ge}" if kind.ge is not None else "")
+    if isinstance(kind, inspect.FloatType):
+        return "a number" + (" above 0" if kind.gt == 0 else "")
+    if isinstance(kind, inspect.StrType):
+        return "a text"
+    if isinstance(kind, inspect.BoolType):
+        return "true, false"
+    if isinstance(kind, inspect.VarTupleType):
+        return f"a list, each {_valid(kind.item_type)}"
+    if isinstance(kind, inspect.StructType):
+        return f"a table of {', '.join(field.name for field in kind.fields)}"
+    return ""

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.errors import UsageError
@@ -26,7 +27,7 @@ class Batch:
     prompts: Sequence[Sequence[int]]
     new_tokens: int
 
-    @property
+    @cached_property
     def tokens(self) -> TokenCount:
         """The counts that a round of this batch must come out with."""
         return TokenCount(

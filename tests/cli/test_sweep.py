@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import random
@@ -55,6 +56,7 @@ def test_a_sweep_shows_each_cell_and_keeps_its_results(suite: Path, tokenpower: 
     assert [line.partition(" ")[0] for line in lines[:2]] == ["1/2", "2/2"]
     assert "J/token, about" in lines[0]
     assert "left" in lines[0]
+    assert "SIMULATED, not measured: 1x Simulated H100 80GB, power ring (gpu energy)" in lines
     # The table has the progress lines' figures, in their unit.
     [shown] = re.findall(r" passed ([\d.]+) J/token", lines[0])
     [cell] = [line.split() for line in lines if line.startswith("llama-3.1-8b-vllm-b1 ")][:1]
@@ -74,6 +76,33 @@ def test_a_sweep_shows_each_cell_and_keeps_its_results(suite: Path, tokenpower: 
     assert {cell["cell"] for cell in kept["cells"]} == set(rows)
 
 
+def test_results_that_find_no_room_name_their_file_and_keep_what_was_there(
+    suite: Path, tokenpower: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("c.csv").write_text("old")
+
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("pytest_tokenpower.cli.sweep.write_whole", full)
+    ended = tokenpower("sweep", suite.name, "--csv", "c.csv", *PYTEST)
+    assert ended.code == 4
+    assert ended.err == (
+        "tokenpower sweep: --csv=c.csv: No space left on device: the same command with --resume writes it without "
+        "measuring again\n"
+    )
+    assert Path("c.csv").read_text() == "old"
+
+
+def test_the_cells_that_are_not_selected_are_not_counted(suite: Path, tokenpower: Command) -> None:
+    ended = tokenpower("sweep", suite.name, "--csv", "c.csv", "--pareto", "quality", *PYTEST, "-k", "b64")
+    assert ended.out.startswith("1/1 llama-3.1-8b-vllm-b64: passed")
+    # What was measured is kept where what it is asked for besides is not there.
+    assert ended.code == 4
+    assert "--pareto=quality: no good measurement of a cell has it" in ended.err
+    assert Path("c.csv").read_text().count("\n") == 2
+
+
 def test_a_claim_that_fails_is_its_exit_code(suite: Path, tokenpower: Command) -> None:
     suite.write_text(suite.read_text().replace('"falls"', '"rises"'))
     ended = tokenpower("sweep", suite.name, *PYTEST)
@@ -87,6 +116,11 @@ def test_mistakes_are_said_before_anything_runs(suite: Path, tokenpower: Command
     ended = tokenpower("sweep", "nowhere.energy.toml")
     assert ended.code == 4
     assert "nowhere.energy.toml: this suite cannot be read" in ended.err
+    ended = tokenpower("sweep", suite.name, "--pareto", "tokens_per_sec")
+    assert ended.code == 4
+    assert ended.err.startswith(
+        "tokenpower sweep: --pareto=tokens_per_sec: is no figure; there are joules_per_token,"
+    )
     ended = tokenpower("sweep", suite.name, "--csv", "no/folder.csv")
     assert ended.code == 4
     assert "--csv=no/folder.csv: must be a file in a folder that exists" in ended.err

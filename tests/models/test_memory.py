@@ -12,12 +12,14 @@ from pytest_tokenpower.models.memory import (
     CONTEXT_TOKENS,
     GIB,
     RESERVE,
+    cache_of,
     kv_bytes,
     kv_bytes_per_token,
     minimum_gpus,
     needed_bytes,
     parallel_sizes,
     weight_bytes,
+    weights_of,
 )
 from pytest_tokenpower.models.registry import architecture
 
@@ -125,3 +127,27 @@ def test_more_memory_never_wants_more_gpus(name: str, gibibytes: int) -> None:
 def test_weights_outside_of_the_decoder_count() -> None:
     model = architecture("gemma-3-4b")
     assert needed_bytes(model, 1, "bf16", other=1000) == needed_bytes(model, 1, "bf16") + 2000
+
+
+@pytest.mark.parametrize(
+    ("quantization", "dtype", "experts", "held"),
+    [
+        (None, None, False, "bf16"),
+        ("none", "float32", False, "fp32"),
+        ("fp8", "bfloat16", False, "fp8"),
+        ("awq_marlin", "half", False, "int4"),
+        ("mxfp4", "auto", True, "mxfp4"),
+        ("mxfp4", "auto", False, "int4"),
+    ],
+)
+def test_weights_are_held_as_an_engines_settings_have_it(
+    quantization: str | None, dtype: str | None, experts: bool, held: str
+) -> None:
+    assert weights_of(quantization, dtype, experts=experts) == held
+
+
+def test_a_cache_is_held_in_whole_bytes() -> None:
+    names = (None, "auto", "fp8_e5m2", "float16", "int8")
+    assert [cache_of(name) for name in names] == ["bf16", "bf16", "fp8", "fp16", "int8"]
+    with pytest.raises(UsageError, match="a key-value cache in int4: use one of fp32"):
+        cache_of("int4")

@@ -187,6 +187,37 @@ def test_a_suites_engines_are_scored_by_a_callable(echo: Project) -> None:
     result.stdout.fnmatch_lines(["*quality.energy.toml:20: quality.call: cannot be imported: *nothing*"])
 
 
+def test_an_engine_that_cannot_be_scored_is_loaded_once_for_all_its_cells(echo: Project) -> None:
+    echo.file(
+        "echo.py",
+        ENGINE
+        + """
+class Counted(Echo):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        with open("loaded.txt", "a") as stream:
+            stream.write("once ")
+
+def score(engine):
+    raise ValueError("no judge is there")
+""",
+    )
+    suite = SUITE.partition("[limits]")[0].replace("echo:Echo", "echo:Counted")
+    suite = suite.replace('file = "questions.jsonl"\nnew_tokens = 3', 'call = "echo:score"')
+    echo.file("quality.energy.toml", suite)
+    result = echo.run()
+    result.assert_outcomes(errors=4)
+    result.stdout.fnmatch_lines(["*ValueError: no judge is there*"])
+    assert (echo.path / "loaded.txt").read_text() == "once once "
+    # Nor is one loaded for prompts that are not there.
+    suite = suite.partition("[quality]")[0] + '[prompts]\nfew = { file = "questions.jsonl" }\n'
+    echo.file("quality.energy.toml", suite.replace("batch = [1, 2]", 'batch = 5\nprompts = "few"'))
+    result = echo.run()
+    result.assert_outcomes(errors=2)
+    result.stdout.fnmatch_lines(["*prompts.few: there are 4 prompts, and batch = 5 asks for more"])
+    assert (echo.path / "loaded.txt").read_text() == "once once "
+
+
 def test_a_simulated_engine_has_no_quality(project: Project) -> None:
     project.file("questions.jsonl", '{"prompt": "a", "answer": "b"}')
     project.file(

@@ -50,6 +50,39 @@ def test_a_marked_test_is_soaked_and_then_measured(project: Project) -> None:
     assert size == soak_file(project).stat().st_size
 
 
+FULL = """
+import errno, pathlib, pytest
+
+@pytest.fixture(autouse=True)
+def full(monkeypatch):
+    append = pathlib.Path.open
+
+    def opened(path, mode="r", *more, **named):
+        if mode == "ab" and path.parent.name == "soaks" and path.stat().st_size > 5000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return append(path, mode, *more, **named)
+
+    monkeypatch.setattr(pathlib.Path, "open", opened)
+"""
+
+
+def test_a_soak_that_finds_no_room_says_so_and_goes_on_when_there_is(project: Project) -> None:
+    project.tests(SOAKED.format(grown=1))
+    conftest = project.file("conftest.py", FULL)
+    result = project.run()
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*/soaks/test_chat-*.jsonl: the soak cannot be written: No space left on device (resumed, it goes on *"
+        ]
+    )
+    assert "Error" not in result.stdout.str()
+    kept = soak_file(project).read_bytes()
+    conftest.unlink()
+    project.run("--energy-resume").assert_outcomes(passed=1)
+    assert soak_file(project).read_bytes().startswith(kept)
+
+
 def test_a_drift_beyond_the_limit_fails_the_test(project: Project) -> None:
     project.tests(SOAKED.format(grown="math.exp(passed_s[0] / 3600)"))
     result = project.run()

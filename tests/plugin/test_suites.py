@@ -237,6 +237,35 @@ def test_a_new_sweep_keeps_the_last_journal_aside(project: Project) -> None:
     assert "bf16" in test
 
 
+INTERRUPTED = """
+import os, pytest
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item):
+    if os.environ.get("INTERRUPT"):
+        pytest.exit("stop", returncode=2)
+"""
+
+
+def test_a_sweep_that_is_interrupted_in_its_first_cell_is_resumed_as_itself(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(project)
+    project.run(*SIMULATED).assert_outcomes(passed=4)
+    before = journal(project).read_bytes()
+    project.file("conftest.py", INTERRUPTED)
+    monkeypatch.setenv("INTERRUPT", "1")
+    for _ in range(2):
+        assert project.run(*SIMULATED).ret == pytest.ExitCode.INTERRUPTED
+        assert read_journal(journal(project).read_bytes()).finished == {}
+        # However often it begins anew, the last one with cells is kept.
+        assert journal(project).with_suffix(".previous.jsonl").read_bytes() == before
+    monkeypatch.delenv("INTERRUPT")
+    result = project.run(*SIMULATED, "--energy-resume")
+    result.assert_outcomes(passed=4)
+    assert "taken over" not in result.stdout.str()
+
+
 def test_a_sweep_with_another_source_is_not_gone_on_with(project: Project) -> None:
     write(project)
     scenario = project.file("board.json", json.dumps({"seed": 1}))
@@ -355,6 +384,66 @@ def test_claims_are_judged_when_all_cells_are_measured(project: Project) -> None
     result, run = project.measure(*SIMULATED, "-k", "b8")
     assert [claim.word for claim in run.claims] == ["confirmed", "not testable here", "refuted"]
     result.stdout.fnmatch_lines(["1 claim not testable here, as not all their cells were measured"])
+
+
+def test_claims_of_two_suites_are_told_apart_and_so_are_their_cells(project: Project) -> None:
+    write(project, SUITE + CLAIMS)
+    project.file("suites/again.energy.toml", SUITE + CLAIMS)
+    result, run = project.measure(*SIMULATED, "--energy-report=page.html")
+    assert len(run.claims) == 6
+    result.stdout.fnmatch_lines(
+        [
+            "suites/again.energy.toml::llama-3.1-8b-vllm-*-b* * measured",
+            "suites/precision.energy.toml::llama-3.1-8b-vllm-*-b* * measured",
+            "again: FP8 costs * REFUTED",
+            "precision: FP8 costs * REFUTED",
+        ]
+    )
+    assert '"precision: FP8 costs"' in (project.path / "page.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ('dtype = "bf61"', "dtype 'bf61' is not known: use one of fp32, bf16,"),
+        ('kv_cache_dtype = "fp9"', "dtype 'fp9' is not known: use one of fp32, bf16,"),
+        ('quantization = "fp9"', "quantization 'fp9' is not known: use one of none, fp8,"),
+    ],
+)
+def test_what_is_not_known_is_not_foretold_as_if_it_were_not_there(
+    project: Project, setting: str, words: str
+) -> None:
+    write(project, f'[axes]\nmodel = "llama-3.1-8b"\nengine = "vllm"\n{setting}\n')
+    shown = project.run("--collect-only", *SIMULATED)
+    shown.stdout.fnmatch_lines(["*<Cell llama-3.1-8b-vllm-*[!B]>"])
+    assert "GiB" not in shown.stdout.str()
+    result = project.run(*SIMULATED)
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines([f"llama-3.1-8b: its speed cannot be foretold: {words}*"])
+
+
+CHANGES = """
+import pathlib
+
+def pytest_runtest_teardown():
+    path = pathlib.Path("suites/precision.energy.toml")
+    if path.exists():
+        {change}
+"""
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["path.unlink()", "path.write_text('[axes')", "path.write_text(path.read_text() + 'at_most = 9')"],
+)
+def test_a_suite_that_is_edited_while_it_is_measured_is_judged_as_it_was(
+    project: Project, change: str
+) -> None:
+    write(project, SUITE + CLAIMS)
+    project.file("conftest.py", CHANGES.format(change=change))
+    result, run = project.measure(*SIMULATED)
+    result.assert_outcomes(passed=4)
+    assert [claim.word for claim in run.claims] == ["confirmed", "confirmed", "refuted"]
 
 
 def test_a_claim_can_fail_the_run(project: Project) -> None:

@@ -148,6 +148,8 @@ def test_cells_of_different_boards_are_less_sure_and_say_so() -> None:
     [differs] = judged(text, {"bf16-b8": 1.0}, other)
     assert same.word == "confirmed"
     assert "different boards" in differs.notes[0]
+    # What boards differ by is no part of what processes do.
+    assert differs.notes[1:] == same.notes
     assert differs.high > same.high  # type: ignore[operator]
 
 

@@ -30,6 +30,14 @@ def names(text: str) -> list[str]:
 BASE = '[axes]\nmodel = "tiny"\nengine = ["vllm", "transformers"]\nbatch = [1, 8]\n'
 
 
+@pytest.mark.parametrize("model", [".", "..", "./", "../.."])
+def test_a_folder_without_a_name_is_called_model(model: str, tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    path = tmp_path / "a" / "b" / "s.energy.toml"
+    [cell] = Suite.parse(f'[axes]\nmodel = "{model}"\nengine = "vllm"\n', path).cells
+    assert cell.name == "model-vllm"
+
+
 def test_the_grid_is_the_product_of_the_axes_in_their_order() -> None:
     assert names(BASE) == ["tiny-vllm-b1", "tiny-vllm-b8", "tiny-transformers-b1", "tiny-transformers-b8"]
 

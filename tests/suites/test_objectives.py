@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 
+from msgspec.structs import replace
+
 from pytest_tokenpower.core.records import Figure, MeasurementRecord
 from pytest_tokenpower.core.windows import Latency
 from pytest_tokenpower.engines._estimated_steps import Trace
@@ -56,6 +58,17 @@ def test_the_cheapest_point_that_surely_holds_it_is_named() -> None:
     )
     # The cheapest of all is under the limit as it was read, and not surely.
     assert words == ["slow", "holds", "holds"]
+
+
+def test_a_point_holds_it_in_each_of_its_runs_or_does_not() -> None:
+    slow = point(8, 1.2, (0.2, 0.001))
+    again = replace(slow, test=f"{slow.test}@run2")
+    head, words = outcome(point(1, 3.0, (0.02, 0.001)), point(8, 1.0, (0.05, 0.001)), again)
+    assert head.endswith("cheapest is llama-3.1-8b-vllm-server-b64-rate1, 3.000 J/token")
+    assert words == ["slow", "holds"]
+    fast = replace(point(8, 1.2, (0.06, 0.001)), test=again.test)
+    head, _ = outcome(point(1, 3.0, (0.02, 0.001)), point(8, 1.0, (0.05, 0.001)), fast)
+    assert head.endswith("cheapest is llama-3.1-8b-vllm-server-b64-rate8, 1.100 J/token")
 
 
 def test_every_limit_has_to_be_held() -> None:

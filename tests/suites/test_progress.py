@@ -18,6 +18,16 @@ def steps(*seconds: float) -> tuple[Step, ...]:
     return tuple(Step(f"c{at}", Estimate(each, 0), 0.0) for at, each in enumerate(seconds))
 
 
+def test_what_is_not_selected_takes_no_time() -> None:
+    first = Step("loading", Estimate(10.0, None), 60.0)
+    progress = Progress((first, *steps(1.0, 2.0)), 0.0)
+    names = [step.cell for step in progress.steps]
+    progress.take(Event("", selected=(names[2],)), 0.0)
+    # The engine is loaded for the first that is left.
+    assert [(step.cell, step.load_seconds) for step in progress.steps] == [(names[2], 60.0)]
+    assert progress.seconds_left(0.0) == pytest.approx(62.0)
+
+
 def test_each_engine_is_loaded_once_in_the_plan_and_never_for_what_is_skipped() -> None:
     text = (
         '[axes]\nmodel = ["llama-3.1-8b", "llama-3.1-405b"]\nengine = "vllm"\nbatch = [1, 2]\n'

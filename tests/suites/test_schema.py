@@ -6,16 +6,20 @@ import json
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_tokenpower.core.denominators import PER
+from pytest_tokenpower.core.settings import Limits
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.suites.grid import Suite
-from pytest_tokenpower.suites.schema import AXES, Axes, json_schema, line_of, parse_suite
+from pytest_tokenpower.suites.instances import instances
+from pytest_tokenpower.suites.lines import line_of
+from pytest_tokenpower.suites.schema import AXES, Axes, Denominator, LimitsTable, json_schema, parse_suite
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -47,7 +51,7 @@ at_most = 0.85
 
 def complaint(text: str) -> str:
     with pytest.raises(UsageError) as caught:
-        Suite.parse(text, Path("s.energy.toml"))
+        instances(Suite.parse(text, Path("s.energy.toml")))
     return str(caught.value)
 
 
@@ -89,6 +93,7 @@ def test_a_plain_suite_is_read() -> None:
         ("at_most = 0.85", 'at_most = 0.85\nseverity = "loud"', 18, "valid: report, fail"),
         ("at_most = 0.85", "", 13, "claim[0]: a ratio wants of, to, and at_most or at_least"),
         ("[axes]", "[axes", 4, "no TOML"),
+        ("at_most = 0.85\n", "[claim", 17, "no TOML"),
         ("[suite]", "[sweet]", 1, "sweet: there is no such field; valid are axes, suite, models"),
         ('"vllm"', '"vlm"', 6, "axes.engine: engine 'vlm': use one of vllm,"),
         (
@@ -138,10 +143,81 @@ def test_a_plain_suite_is_read() -> None:
         ),
         ("at_most = 0.85", 'at_most = 0.85\nalong = "batch"', 13, "along is of shapes, not read here"),
         ("at_most = 0.85", "at_most = 0.85\nat_least = 0.9", 13, "at_least is above at_most"),
-        ("at_most = 0.85", "at_most = inf", 13, "inf is no limit"),
+        ("at_most = 0.85", "at_most = inf", 17, "claim[0].at_most: inf is no limit"),
         ("at_most = 0.85", 'at_most = 0.85\nwithin = "1.2.3%"', 18, "valid: a share in quotes"),
         ("[[claim]]", "[[exclude]]\nbatch = 9\n[[claim]]", 13, "exclude[0]: leaves out nothing"),
         ('engine = "vllm"\n', "", 4, "axes: lacks engine"),
+        # A value in a list of several lines, in a table of a list, and under the header of a table in one.
+        ("[8, 64]", '[\n  8,  # "no, 1]"\n  "x",\n]', 9, "axes.batch[1]: 'x': is no whole number"),
+        (
+            "[suite]",
+            "exclude = [\n  { batch = 8 },\n  { bach = 8 },\n]\n[suite]",
+            3,
+            "exclude[1].bach: there is",
+        ),
+        (
+            "at_most = 0.85",
+            "at_most = 0.85\n[claim.where]\nbatch = 0",
+            19,
+            "claim[0].where.batch: 0: must be",
+        ),
+        (
+            'title = "precision"\n\n[axes]\nmodel = "llama-3.1-8b"',
+            'title = """\n[axes]\nmodel = 1"""\n\n[axes]\nmodel = ""',
+            7,
+            "axes.model: '': must not be empty",
+        ),
+        ("[variants]", "[[claims]]\n[variants]", 9, "claims: there is no such field"),
+        (
+            "[variants]",
+            '[models.m]\nrandom = "tiny"\ndtype = "fp8"\n[variants]',
+            11,
+            "valid: bfloat16, float16, float32",
+        ),
+        ("bf16 = {}", 'bf16 = { tensor_parallel = "2" }', 10, "valid: a whole number of at least 1"),
+        ("[8, 64]", "8\nkv_cache_dtype = 8", 8, "8: is no text or list; valid: a text, or a list of them"),
+        (
+            "[8, 64]",
+            "8\narrivals = { poisson = inf }",
+            8,
+            "axes.arrivals.poisson: inf is no limit and no rate",
+        ),
+        ("[variants]", "[limits]\njoules = nan\n[variants]", 10, "limits.joules: nan is no limit"),
+        ("[variants]", '[limits]\nregression = "0 %"\n[variants]', 10, "valid: a share in quotes above 0"),
+        (
+            "[variants]",
+            '[limits]\nper = "word"\n[variants]',
+            10,
+            "valid: prompt_token, response, token, total_token",
+        ),
+        (
+            "[variants]",
+            "[limits]\nmax_rounds = 3\n[variants]",
+            10,
+            "max_rounds: 3 is below min_rounds, which is 6",
+        ),
+        (
+            "[variants]",
+            '[models.m]\nrandom = "tiny"\n[variants]',
+            9,
+            "models.m: no axis names it; of models there",
+        ),
+        (
+            "[variants]",
+            '[prompts]\nrandom = { hub = "a/b" }\n[variants]',
+            10,
+            "prompts.random: is the name of prompts made",
+        ),
+        ("[[claim]]", "[[include]]\nbatch = 64\n[[claim]]", 13, "include[0]: adds nothing"),
+        (
+            "[8, 64]",
+            f"{list(range(1, 401))}\nnew_tokens = {list(range(1, 401))}",
+            4,
+            "320,000 cells are more than",
+        ),
+        ("at_most = 0.85", 'at_most = 0.85\nwithin = "3%"', 13, "within is of shapes, not read here"),
+        ("at_most = 0.85", "at_most = 0.85\nwhere = { batch = 9 }", 13, "none has batch = 9; valid: 8, 64"),
+        ("of = { variant", 'of = { dtype = "fp8", variant', 13, 'none has dtype = "fp8", or any dtype'),
     ],
 )
 def test_what_is_wrong_is_said_with_its_line(old: str, new: str, line: int, words: str) -> None:
@@ -209,6 +285,31 @@ def test_each_value_is_found_on_its_own_line(tables: list[tuple[bool, str, list[
 def test_axes_are_named_as_the_engines_and_workloads_name_them() -> None:
     assert {"dtype", "quantization", "kv_cache_dtype", "tensor_parallel", "pipeline_parallel"} < set(AXES)
     assert {"batch", "prompt_tokens", "new_tokens", "arrivals"} < set(AXES)
+
+
+def test_what_power_budget_takes_is_taken_by_limits() -> None:
+    assert set(LimitsTable.__struct_fields__) == set(Limits._fields)
+    assert get_args(Denominator) == tuple(PER)
+
+
+def test_prompts_that_no_axis_names_are_a_mistake(tmp_path: Path) -> None:
+    path = tmp_path / "s.energy.toml"
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n')
+    path.write_text(PLAIN + '[prompts]\np = { file = "p.jsonl" }\n', "utf-8")
+    with pytest.raises(
+        UsageError, match=r's\.energy\.toml:19: prompts\.p: no axis names it; give it prompts = "p"'
+    ):
+        Suite.read(path)
+
+
+@pytest.mark.parametrize(("encoding", "line", "byte"), [("latin-1", 18, "0xf6"), ("utf-16", 1, "0xff")])
+def test_a_file_in_another_encoding_is_told_by_its_line(
+    tmp_path: Path, encoding: str, line: int, byte: str
+) -> None:
+    path = tmp_path / "s.energy.toml"
+    path.write_text(PLAIN + "# Größe\n", encoding)
+    with pytest.raises(UsageError, match=rf"s\.energy\.toml:{line}: no TOML: byte {byte} is no UTF-8"):
+        Suite.read(path)
 
 
 def test_a_file_that_is_not_there_is_a_mistake_of_the_suite(tmp_path: Path) -> None:

@@ -20,7 +20,14 @@ from pytest_tokenpower.gate.messages import message, word
 from pytest_tokenpower.gate.verdict import FAILING, against_baseline
 from pytest_tokenpower.reporting.costs import cost_of, explained
 from pytest_tokenpower.reporting.report import Report, Reported, parts_of_change
-from pytest_tokenpower.reporting.suites import claims_news, found, soak_rows, soak_words, trade_offs
+from pytest_tokenpower.reporting.suites import (
+    claim_names,
+    claims_news,
+    found,
+    soak_rows,
+    soak_words,
+    trade_offs,
+)
 from pytest_tokenpower.reporting.terminal import division
 from pytest_tokenpower.stats.changepoints import ChangePoint
 from pytest_tokenpower.store.access import when
@@ -52,8 +59,9 @@ def content(report: Report) -> dict[str, Any]:
         "no_history": report.no_history,
         "claims_news": claims_news(report.claims),
         "claims": [
-            [claim.name, claim.says, found(claim), claim.paper, claim.word, claim.reason]
-            for claim in report.claims
+            [name, claim.says, found(claim), claim.paper, claim.word, claim.reason]
+            for run in report.runs
+            for name, claim in zip(claim_names(run.claims), run.claims, strict=True)
         ],
         "trade_offs": [row for run in report.runs for row in trade_offs(run.measurements)],
         "tests": [
