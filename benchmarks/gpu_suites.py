@@ -45,6 +45,7 @@ from pytest_tokenpower.suites.resume import read_journal
 
 ROOT = Path(__file__).resolve().parent.parent
 SUITES = Path(__file__).parent / "gpu_project" / "suites"
+PROSE = "\n## What it says beside the paper\n"
 ORDER = ("e5", "e1", "e2", "e3")
 WHOLE_MACHINE = frozenset({"e4"})
 """Suites that need several boards: they are run alone, before the others."""
@@ -178,7 +179,13 @@ def main() -> int:
     weights.add_argument("suite")
     weights.add_argument("model")
     table = commands.add_parser("table", help="write the page from results")
-    table.add_argument("results", type=Path, nargs="+", help="folders, or what gpu_evidence.py has packed")
+    table.add_argument(
+        "results",
+        type=Path,
+        nargs="*",
+        default=sorted((ROOT / "docs/results/data/h200-suites").glob("*")),
+        help="folders, or what gpu_evidence.py has packed (default: the page's own data)",
+    )
     table.add_argument("--page", type=Path, default=ROOT / "docs" / "results" / "h200-suites.md")
     arguments = parser.parse_args()
     if arguments.command == "weights":
@@ -457,14 +464,16 @@ def measurements_of(folder: Path) -> list[MeasurementRecord]:
 
 
 def conclude(folders: Sequence[Path], out: Path) -> int:
-    """Write the page: claims and figures of every suite over all its runs."""
+    """Write the page, claims and figures of every suite over all its runs, above what people wrote below."""
     turns: dict[str, list[MeasurementRecord]] = {}
     for folder in folders:
         for turn in sorted(folder.glob("*-run*")):
             if (measured := measurements_of(turn)) and not turn.name.startswith("soak"):
                 turns.setdefault(turn.name.rpartition("-run")[0], []).extend(measured)
     suites = {name: (Suite.read(_file(name)), measured) for name, measured in turns.items()}
-    out.write_text(page(folders, suites), "utf-8")
+    before = out.read_text("utf-8") if out.exists() else ""
+    _, heading, prose = before.partition(PROSE)
+    out.write_text(page(folders, suites) + heading + prose, "utf-8")
     print(f"{out}: {sum(map(len, turns.values()))} measurements")
     return 0 if turns else 1
 

@@ -64,7 +64,8 @@ def _head(machines: Sequence[Mapping[str, Any]]) -> list[str]:
         f"Date: {', '.join(dates)}. Command: {', '.join(f'`{each}`' for each in commands)}.  ",
         "Random weights of the models' true shapes, greedy generation of a fixed length, a fresh process for each",
         "engine, one warm-up round and up to five rounds a cell. J / token is everything in a round's window over its",
-        "generated tokens, prefill included.",
+        "generated tokens, prefill included. `python benchmarks/gpu_suites.py table` writes the tables from",
+        "`docs/results/data/h200-suites`, the sweeps' journals.",
     ]
 
 
