@@ -101,6 +101,8 @@ def judged(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestRe
     if body.judged:
         return report
     body.judged = True
+    if (fixture := item.stash.get(ENERGY, None)) is not None:
+        fixture.end_body()
     # A run that was made elsewhere (--energy-rerun-baseline) has brought its measurement, judged.
     if MEASUREMENT not in item.stash:
         if not body.part_failed and (report.passed or _unexpectedly_passed(report)):

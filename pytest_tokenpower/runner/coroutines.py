@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import sys
 from collections.abc import AsyncIterable, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -11,6 +12,22 @@ from typing import Any
 
 from pytest_tokenpower.engines._arrivals import cancel_others
 from pytest_tokenpower.errors import UsageError
+
+
+def in_event_loop() -> bool:
+    """Whether this thread runs an event loop, asyncio's or that of another library (trio)."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        # What every such library tells; asyncio itself where a task of it runs.
+        sniffio = sys.modules.get("sniffio")
+        if sniffio is None:
+            return False
+        try:
+            sniffio.current_async_library()
+        except sniffio.AsyncLibraryNotFoundError:
+            return False
+    return True
 
 
 def is_async(fn: object) -> bool:
@@ -64,19 +81,25 @@ def blocking(fn: Callable[..., Any], *, instead: str = "") -> Iterator[Callable[
     if not is_async(fn):
         yield fn
         return
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        loop = asyncio.new_event_loop()
-    else:
+    if in_event_loop():
         raise UsageError(
             f"{name_of(fn)} is asynchronous, and so is this test: "
             + (instead or f"write `await energy.async_run({name_of(fn)}, ...)`")
         )
+    loop = asyncio.new_event_loop()
 
     def on_the_loop(*args: object, **kwargs: object) -> Any:
         __tracebackhide__ = True
-        return loop.run_until_complete(awaited(fn, *args, **kwargs))
+        try:
+            return loop.run_until_complete(awaited(fn, *args, **kwargs))
+        except RuntimeError as error:
+            if not _missed_trio(error):
+                raise
+            raise UsageError(
+                f"{name_of(fn)} needs trio's event loop, and an asynchronous function is run on asyncio's here: give a "
+                f"function that calls trio.run({name_of(fn)}), or `await energy.async_run({name_of(fn)}, ...)` in a "
+                "test that runs on trio"
+            ) from error
 
     try:
         yield on_the_loop
@@ -86,6 +109,14 @@ def blocking(fn: Callable[..., Any], *, instead: str = "") -> Iterator[Callable[
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.run_until_complete(loop.shutdown_default_executor())
         loop.close()
+
+
+def _missed_trio(error: RuntimeError) -> bool:
+    """Whether trio itself has raised this, as it does where it does not run."""
+    raised = error.__traceback__
+    while raised is not None and raised.tb_next is not None:
+        raised = raised.tb_next
+    return raised is not None and str(raised.tb_frame.f_globals.get("__name__")).startswith("trio.")
 
 
 def refuse_pending(result: object) -> None:

@@ -676,9 +676,12 @@ class Energy:
         earlier = self._earlier if self._replayed is None else ()
         return (*earlier, Attempt(tuple(self._windows), self._comparison))
 
-    def finish(self, *, failed: bool) -> MeasurementRecord:
-        """End the test's measurement, and give it with its verdicts; none where the test ``failed`` by itself."""
+    def end_body(self) -> None:
+        """Refuse to measure from here on: the test's body has ended."""
         self._ended, self._refused_before = True, len(self._refusals)
+
+    def finish(self, *, failed: bool) -> MeasurementRecord:
+        """Give the test's measurement with its verdicts; none where the test ``failed`` by itself."""
         self._session.keep(self._test, self._windows, self._telemetry)
         attempts = self.attempts[-1:] if failed else self.attempts
         return finish(self._taken(attempts), self._budget, self._session, failed=failed)

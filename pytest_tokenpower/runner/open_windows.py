@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from pytest_tokenpower.errors import UsageError
+from pytest_tokenpower.runner.coroutines import in_event_loop
 
 _lock = threading.Lock()
 
@@ -36,7 +36,7 @@ def sole_window(test: str, boards: frozenset[str]) -> Iterator[None]:
     Raises:
         UsageError: another measurement of a board is open, or was asked for while this one was.
     """
-    asked = _Asked([test], None if _in_loop() else threading.get_ident())
+    asked = _Asked([test], None if in_event_loop() else threading.get_ident())
     with _lock:
         holders = [_open[board] for board in boards if board in _open]
         for holder in holders:
@@ -96,11 +96,3 @@ def _overlap(test: str, holder: str) -> str:
         f"{test}: a measurement began while another of the same board was open (by {holder}); each would be charged "
         "with the energy of both: put one energy.measure() block around all of it"
     )
-
-
-def _in_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
