@@ -164,8 +164,8 @@ def _judge(item: pytest.Item) -> None:
         return
     if not fixture.used:
         fail(
-            f"{item.nodeid} asks for the energy fixture and measures nothing: call energy(fn, ...) or enter "
-            "energy.measure()"
+            f"{item.nodeid} asks for the energy fixture and measures nothing: call energy(fn, ...), await "
+            "energy.async_run(fn, ...) or enter energy.measure()"
         )
     if refusal := fixture.refusal:
         _keep_failed(item)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import sys
-from collections.abc import AsyncIterable, Callable, Iterator
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -76,22 +76,32 @@ async def _ended(result: object) -> Any:
 def blocking(fn: Callable[..., Any], *, instead: str = "") -> Iterator[Callable[..., Any]]:
     """Have an asynchronous function called like any other, each time on one event loop; others stay as they are.
 
+    One that only turns out to be asynchronous when it is called (a lambda, a decorated function) is run there, too.
+
     Raises UsageError where an event loop runs already, which says what to write ``instead``.
     """
-    if not is_async(fn):
-        yield fn
-        return
-    if in_event_loop():
+    known = is_async(fn)
+    if known and in_event_loop():
         raise UsageError(
             f"{name_of(fn)} is asynchronous, and so is this test: "
             + (instead or f"write `await energy.async_run({name_of(fn)}, ...)`")
         )
-    loop = asyncio.new_event_loop()
+    loop = asyncio.new_event_loop() if known else None
 
-    def on_the_loop(*args: object, **kwargs: object) -> Any:
+    def execute(*args: object, **kwargs: object) -> Any:
+        nonlocal loop
         __tracebackhide__ = True
+        if known:
+            pending: Coroutine[Any, Any, Any] = awaited(fn, *args, **kwargs)
+        else:
+            result = fn(*args, **kwargs)
+            # A future belongs to another loop.
+            if not is_pending(result) or asyncio.isfuture(result) or in_event_loop():
+                return result
+            pending = _ended(result)
+        loop = loop or asyncio.new_event_loop()
         try:
-            return loop.run_until_complete(awaited(fn, *args, **kwargs))
+            return loop.run_until_complete(pending)
         except RuntimeError as error:
             if not _missed_trio(error):
                 raise
@@ -102,13 +112,14 @@ def blocking(fn: Callable[..., Any], *, instead: str = "") -> Iterator[Callable[
             ) from error
 
     try:
-        yield on_the_loop
+        yield execute
     finally:
-        # As asyncio.Runner does, which Python 3.10 has not.
-        loop.run_until_complete(cancel_others())
-        loop.run_until_complete(loop.shutdown_asyncgens())
-        loop.run_until_complete(loop.shutdown_default_executor())
-        loop.close()
+        if loop is not None:
+            # As asyncio.Runner does, which Python 3.10 has not.
+            loop.run_until_complete(cancel_others())
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.run_until_complete(loop.shutdown_default_executor())
+            loop.close()
 
 
 def _missed_trio(error: RuntimeError) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -43,7 +44,7 @@ from pytest_tokenpower.runner.compare import (
     started,
     started_async,
 )
-from pytest_tokenpower.runner.coroutines import awaited, blocking, refuse_pending
+from pytest_tokenpower.runner.coroutines import awaited, blocking, is_pending, refuse_pending
 from pytest_tokenpower.runner.generate_calls import generate_calls
 from pytest_tokenpower.runner.open_windows import sole_window
 from pytest_tokenpower.runner.outcome import Attempt, MeasuredTest, finish
@@ -283,6 +284,13 @@ class Energy:
         """Return the measurement of one workload, for which the boards are its own."""
         if self._entered:
             raise UsageError(f"{self._test}: energy() and energy.measure() in one test: use one of them")
+        if is_pending(fn):
+            if inspect.iscoroutine(fn):
+                fn.close()
+            raise UsageError(
+                f"{self._test}: energy({type(fn).__name__}): that can be awaited once, and each round is a call: give "
+                "the function and its arguments, energy(fn, ...)"
+            )
         if not callable(fn):
             raise UsageError(
                 f"{self._test}: energy({type(fn).__name__}): what it measures is called; an engine is measured by "

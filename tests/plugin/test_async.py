@@ -183,6 +183,19 @@ def test_leftover_tasks(energy):
 def test_lambda(energy):
     energy(lambda: chat())
 
+def test_decorated(energy):
+    def logged(*args):
+        return chat(*args)
+    energy(logged, 0.12)
+
+def test_future(energy):
+    loop = asyncio.new_event_loop()
+    loop.close()
+    energy(lambda: loop.create_future())
+
+def test_coroutine(energy):
+    energy(chat())
+
 def test_fails(energy):
     async def broken():
         raise OSError("server gone")
@@ -190,14 +203,14 @@ def test_fails(energy):
 """
     )
     result, run = project.measure()
-    result.assert_outcomes(passed=6, failed=2)
+    result.assert_outcomes(passed=8, failed=3)
     said = " ".join(result.stdout.str().split())
     assert (
-        "test_lambda: the workload returned a coroutine that nobody has awaited: give energy() the async"
-        in said
+        "test_future: the workload returned a Future that nobody has awaited: give energy() the async" in said
     )
+    assert "test_coroutine: energy(coroutine): that can be awaited once" in said
     assert "OSError: server gone" in said
-    assert [one.key["generated_tokens"] for one in run.measurements if one.figures] == [100] * 6
+    assert [one.key["generated_tokens"] for one in run.measurements if one.figures] == [100] * 8
     project.run(
         "--energy-disable", "-k", "function or partial or object or stream or compare"
     ).assert_outcomes(passed=5)
