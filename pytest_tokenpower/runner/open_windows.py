@@ -78,7 +78,10 @@ def own_boards(test: str, boards: frozenset[str], *, waits_for_threads: bool) ->
     with _lock:
         for holder, thread in (_held[board] for board in boards if board in _held):
             if thread == me or not waits_for_threads:
-                raise UsageError(_overlap(test, holder))
+                raise UsageError(
+                    f"{test}: the board is kept by {holder} until that ends: measure there with what it has (a test's "
+                    "energy fixture, or the measure() block itself)"
+                )
         _held.update(dict.fromkeys(boards, (test, me)))
         before = dict(_open)
     try:
@@ -94,5 +97,6 @@ def own_boards(test: str, boards: frozenset[str], *, waits_for_threads: bool) ->
 def _overlap(test: str, holder: str) -> str:
     return (
         f"{test}: a measurement began while another of the same board was open (by {holder}); each would be charged "
-        "with the energy of both: put one energy.measure() block around all of it"
+        "with the energy of both: put one energy.measure() block around all of it, or have the other end before (wait "
+        "for its thread or task)"
     )

@@ -308,7 +308,7 @@ def test_script_in_a_test(energy):
         "INVALID: test_too_short",
         "test_before: energy.result: nothing has been measured yet",
         "test_inside: energy.result was read while a window is open: read it after the block",
-        "measure(): a measurement began while another of the same board was open (by test_energy.py::test_script_in",
+        "measure(): the board is kept by test_energy.py::test_script_in_a_test until that ends",
     ):
         assert line in said
     assert [one.comparable for one in run.measurements[:2]] == [True, True]
