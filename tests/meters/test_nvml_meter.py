@@ -385,6 +385,20 @@ def test_all_ones_are_no_reading() -> None:
         meter._counter(board, Clock())
 
 
+def test_all_ones_are_no_condition_of_a_board_and_no_part_of_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    boards = SimulatedBoards(Scenario())
+    for call in ("TemperatureV", "Temperature", "ClockInfo", "EnforcedPowerLimit"):
+        monkeypatch.setattr(boards, f"nvmlDeviceGet{call}", lambda *_: 0xFFFFFFFF, raising=False)
+    memory = SimpleNamespace(total=2**64 - 1, used=2**30)
+    monkeypatch.setattr(boards, "nvmlDeviceGetMemoryInfo", lambda _: memory, raising=False)
+    meter = NvmlMeter(boards)
+    [device] = meter.open(Clock())
+    assert (device.key_facts["power_limit_watts"], device.key_facts["memory_gib"]) == (None, None)
+    [reading] = meter.poll(Clock())
+    assert reading.conditions is not None
+    assert (reading.conditions.temperature_celsius, reading.conditions.sm_clock_mhz) == (None, None)
+
+
 def test_a_board_may_bring_the_realtime_that_it_stamps_by() -> None:
     # The ring already holds samples from before the boards' start.
     boards = SimulatedBoards(Scenario(faults=(Fault(kind="clock_step", seconds=3600, from_s=-60),)))

@@ -111,7 +111,8 @@ def list_boards(nvml: Any) -> list[ListedBoard]:
             if forbidden and handle is None:
                 denied.append(f"{call} failed: {error}")
             else:
-                listed.append(ListedBoard(len(listed), handle, None, f"GPU {index}: {call} failed: {error}"))
+                why = f"GPU {index}: {call} failed: {error} (sudo dmesg has the driver's reason; a reset or a reboot"
+                listed.append(ListedBoard(len(listed), handle, None, f"{why} may bring it back)"))
     if denied and not listed:
         raise MeterUnavailable(
             f"none of the {len(denied)} NVIDIA GPUs may be opened by this process ({denied[0]}: a device cgroup keeps "

@@ -181,8 +181,10 @@ class NvmlMeter:
             provenance=self._provenance,
             key_facts={
                 "model": name,
-                "memory_gib": round(memory.total / 2**30) or None if memory is not None else None,
-                "power_limit_watts": round(limit / 1000) or None if limit is not None else None,
+                "memory_gib": round(memory.total / 2**30) or None
+                if memory is not None and is_counted(memory.total)
+                else None,
+                "power_limit_watts": round(limit / 1000) or None if is_fine_power(limit) else None,
                 "driver_major": driver.split(".", maxsplit=1)[0],
                 "mig": board.mig or False,
             },
