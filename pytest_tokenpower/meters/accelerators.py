@@ -16,7 +16,6 @@ DEV, DRM, PCI = Path("/dev"), Path("/sys/class/drm"), Path("/sys/bus/pci/devices
 
 CPU_ALONE = "--energy-scope=cpu measures the CPU alone"
 
-_HIDES = {"", "-1", "NoDevFiles"}
 _INTEGRATED = "0000:00:02."
 """Where Intel's integrated GPUs are, all of them: what they draw is in the CPU's package, and read by RAPL."""
 
@@ -78,7 +77,7 @@ def find_accelerator(
     if not sys.platform.startswith("linux"):
         return None  # What tells it here are Linux's own files.
     env = os.environ if environment is None else environment
-    hidden = env.get("CUDA_VISIBLE_DEVICES", "all").strip() in _HIDES
+    hidden = _hides_all(env.get("CUDA_VISIBLE_DEVICES"))
     if model := jetson_model(device_tree):
         return Accelerator(model, "jetson", "The drivers ina3221 and ina238 give the power of its rails")
     if not hidden and any(dev.glob("nvidia[0-9]*")):
@@ -86,8 +85,8 @@ def find_accelerator(
     if not hidden and _without_driver(pci, "0x10de", "0x03"):
         return NVIDIA_BARE
     # HIP's own variable, where it is empty NVIDIA's, hides no board by being empty.
-    hip = env.get("HIP_VISIBLE_DEVICES") or env.get("CUDA_VISIBLE_DEVICES") or "all"
-    shown = env.get("ROCR_VISIBLE_DEVICES", "all").strip() not in _HIDES and hip.strip() not in _HIDES
+    hip = env.get("HIP_VISIBLE_DEVICES") or env.get("CUDA_VISIBLE_DEVICES") or None
+    shown = not _hides_all(env.get("ROCR_VISIBLE_DEVICES")) and not _hides_all(hip)
     if shown and _has_amd(drm):
         return AMD
     # Instincts are accelerators to the bus; what is a display to it may be part of a CPU.
@@ -101,6 +100,12 @@ def find_accelerator(
         if any(dev.glob(pattern)):
             return Accelerator(name, None, _UNMETERED)
     return WSL2 if (dev / "dxg").exists() and not hidden else None
+
+
+def _hides_all(value: str | None) -> bool:
+    """Whether a list of visible devices (None: not set) leaves none: its first entry is neither a number nor a name."""
+    first = "0" if value is None else value.partition(",")[0].strip()
+    return not (first.isdecimal() or first.upper().startswith(("GPU-", "MIG-")))
 
 
 def _without_driver(pci: Path, maker: str, kind: str) -> bool:

@@ -83,8 +83,10 @@ def test_by_its_device_file(machine: Machine, node: str, name: str) -> None:
 def test_what_the_environment_hides_does_not_count(machine: Machine) -> None:
     (machine.root / "dev" / "nvidia0").touch()
     (machine.root / "dev" / "dxg").touch()
-    for value in ("", "-1", "NoDevFiles"):
+    for value in ("", "-1", "NoDevFiles", "none", "-1,0", " ", ","):
         assert machine.name(CUDA_VISIBLE_DEVICES=value) is None
+    for value in ("0", "1,-1", "GPU-8932f937", "MIG-1", "gpu-0"):
+        assert machine.name(CUDA_VISIBLE_DEVICES=value) == "NVIDIA"
     machine.card(0, "0x1002", mem_info_vram_total=str(192 << 30))
     assert machine.name(CUDA_VISIBLE_DEVICES="") == "AMD"
     assert machine.name(CUDA_VISIBLE_DEVICES="", ROCR_VISIBLE_DEVICES="") is None
