@@ -74,7 +74,10 @@ def visible_indices(visible: str | None, uuids: Sequence[str], names: Sequence[s
             )
         chosen.append(int(part))
     if not chosen:
-        raise MeterUnavailable(f"CUDA_VISIBLE_DEVICES={visible!r} leaves no GPU visible")
+        raise MeterUnavailable(
+            f"CUDA_VISIBLE_DEVICES={visible!r} leaves no GPU visible: its first entry must be a number below "
+            f"{len(uuids)}, or a UUID as nvidia-smi -L lists them"
+        )
     return chosen
 
 
