@@ -73,7 +73,7 @@ async def _ended(result: object) -> Any:
 
 
 @contextmanager
-def blocking(fn: Callable[..., Any], *, instead: str = "") -> Iterator[Callable[..., Any]]:
+def blocking(fn: Callable[..., Any], *, instead: str) -> Iterator[Callable[..., Any]]:
     """Have an asynchronous function called like any other, each time on one event loop; others stay as they are.
 
     One that only turns out to be asynchronous when it is called (a lambda, a decorated function) is run there, too.
@@ -82,10 +82,7 @@ def blocking(fn: Callable[..., Any], *, instead: str = "") -> Iterator[Callable[
     """
     known = is_async(fn)
     if known and in_event_loop():
-        raise UsageError(
-            f"{name_of(fn)} is asynchronous, and so is this test: "
-            + (instead or f"write `await energy.async_run({name_of(fn)}, ...)`")
-        )
+        raise UsageError(f"{name_of(fn)} is asynchronous, and {instead}")
     loop = asyncio.new_event_loop() if known else None
 
     def execute(*args: object, **kwargs: object) -> Any:
