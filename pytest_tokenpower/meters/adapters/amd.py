@@ -134,7 +134,8 @@ class AmdMeter:
             )
         counted_uj = self._counted_uj(handle)
         if counted_uj is None and self._watts(handle) is None:
-            rest = "" if "ROCR_VISIBLE_DEVICES" in self._environment else without(card, dies)
+            chosen = any(self._environment.get(f"{each}_VISIBLE_DEVICES") for each in ("ROCR", "HIP", "CUDA"))
+            rest = "" if chosen else without(card, dies)
             raise MeterError(
                 f"AMD: {where} reports nothing: {self._silence(handle, where)}, and no power"
                 + (f"; if the tests do not use it, hide it: ROCR_VISIBLE_DEVICES={rest}" if rest else "")

@@ -178,7 +178,7 @@ def test_a_neighbour_that_reports_nothing_harms_nothing(monkeypatch: pytest.Monk
     ):
         seen(Node(650, 0), monkeypatch)
     with pytest.raises(MeterUnavailable, match=r"GPU 1 .* reports nothing.*, and no power$"):
-        seen(Node(650, 0), monkeypatch, ROCR_VISIBLE_DEVICES="1")
+        seen(Node(650, 0), monkeypatch, HIP_VISIBLE_DEVICES="1")
 
 
 @pytest.mark.parametrize("serial", ["N/A", "0x0000000000000000", "0xFFFFFFFFFFFFFFFF", ""])
