@@ -223,6 +223,12 @@ def good(rounds: Sequence[RoundRecord]) -> tuple[GoodRound, ...]:
     )
 
 
+NOT_ONE = (
+    "no round was measured: what was to be measured was cut short each time, by an error that the test caught or a "
+    "timeout of its own"
+)
+
+
 def flagged_too_often(rounds: Sequence[RoundRecord], least: int) -> tuple[str, ...]:
     """Why the rounds as a whole are no measurement: too few good ones, or too many dropped; empty if they are."""
     kept = good(rounds)
@@ -230,7 +236,7 @@ def flagged_too_often(rounds: Sequence[RoundRecord], least: int) -> tuple[str, .
     causes = Counter(reason for one in dropped for reason in dict.fromkeys(one.reasons)).most_common(3)
     listed = tuple(f"{reason} ({count} of {len(rounds)} rounds)" for reason, count in causes)
     if not rounds:
-        return ("no round was measured",)
+        return (NOT_ONE,)
     if len(dropped) > LARGEST_FLAGGED_SHARE * len(rounds):
         return listed
     if len(kept) < least:

@@ -16,7 +16,6 @@ DEV, DRM, PCI = Path("/dev"), Path("/sys/class/drm"), Path("/sys/bus/pci/devices
 
 CPU_ALONE = "--energy-scope=cpu measures the CPU alone"
 
-_HIDES = {"", "-1", "NoDevFiles"}
 _INTEGRATED = "0000:00:02."
 """Where Intel's integrated GPUs are, all of them: what they draw is in the CPU's package, and read by RAPL."""
 
@@ -32,10 +31,16 @@ class Accelerator:
 
 NVIDIA = Accelerator("NVIDIA", "nvml", 'If the tests do not use it, hide it: CUDA_VISIBLE_DEVICES=""')
 NVIDIA_BARE = Accelerator(
-    "NVIDIA, without a driver",
+    "NVIDIA, without its driver",
     "nvml",
     'Install or load the driver (sudo modprobe nvidia), or hide the GPU: CUDA_VISIBLE_DEVICES=""',
 )
+AMD_BARE = Accelerator(
+    "AMD, without its driver",
+    "amd",
+    'Install or load the driver (sudo modprobe amdgpu), or hide the GPU: ROCR_VISIBLE_DEVICES=""',
+)
+INTEL_BARE = Accelerator("Intel, without its driver", "intel", "Load the driver: sudo modprobe xe, or i915")
 AMD = Accelerator("AMD", "amd", 'If the tests do not use it, hide it: ROCR_VISIBLE_DEVICES=""')
 INTEL = Accelerator(
     "Intel", "intel", "A card's energy is given by the driver xe, or by i915 from Linux 6.2 on"
@@ -72,32 +77,49 @@ def find_accelerator(
     if not sys.platform.startswith("linux"):
         return None  # What tells it here are Linux's own files.
     env = os.environ if environment is None else environment
-    hidden = env.get("CUDA_VISIBLE_DEVICES", "all").strip() in _HIDES
+    hidden = _hides_all(env.get("CUDA_VISIBLE_DEVICES"))
     if model := jetson_model(device_tree):
         return Accelerator(model, "jetson", "The drivers ina3221 and ina238 give the power of its rails")
     if not hidden and any(dev.glob("nvidia[0-9]*")):
         return NVIDIA
-    if not hidden and _without_driver(pci):
+    if not hidden and _without_driver(pci, "0x10de", "0x03"):
         return NVIDIA_BARE
     # HIP's own variable, where it is empty NVIDIA's, hides no board by being empty.
-    hip = env.get("HIP_VISIBLE_DEVICES") or env.get("CUDA_VISIBLE_DEVICES") or "all"
-    shown = env.get("ROCR_VISIBLE_DEVICES", "all").strip() not in _HIDES and hip.strip() not in _HIDES
+    hip = env.get("HIP_VISIBLE_DEVICES") or env.get("CUDA_VISIBLE_DEVICES") or None
+    shown = not _hides_all(env.get("ROCR_VISIBLE_DEVICES")) and not _hides_all(hip)
     if shown and _has_amd(drm):
         return AMD
+    # Instincts are accelerators to the bus; what is a display to it may be part of a CPU.
+    if shown and _without_driver(pci, "0x1002", "0x12"):
+        return AMD_BARE
     if _has_intel(drm):
         return INTEL
+    if _without_driver(pci, "0x8086", "0x03"):
+        return INTEL_BARE
     for pattern, name in _OTHERS:
         if any(dev.glob(pattern)):
             return Accelerator(name, None, _UNMETERED)
     return WSL2 if (dev / "dxg").exists() and not hidden else None
 
 
-def _without_driver(pci: Path) -> bool:
-    """Whether an NVIDIA GPU is there that no driver has: none of a CPU-only container, whose host has one."""
+def _hides_all(value: str | None) -> bool:
+    """Whether a list of visible devices (None: not set) leaves none: its first entry is neither a number nor a name."""
+    first = "0" if value is None else value.partition(",")[0].strip()
+    return not (first.isdecimal() or first.upper().startswith(("GPU-", "MIG-")))
+
+
+def _without_driver(pci: Path, maker: str, kind: str) -> bool:
+    """Whether a GPU is there that its driver does not have: none of a CPU-only container, whose host has one.
+
+    The kernel's own driver for NVIDIA's displays (nouveau) is what takes a board whose driver could not be built.
+    """
     return any(
-        text_of(vendor) == "0x10de"
-        and text_of(vendor.with_name("class")).startswith("0x03")
-        and not vendor.with_name("driver").exists()
+        text_of(vendor) == maker
+        and text_of(vendor.with_name("class")).startswith(kind)
+        and not vendor.parent.name.startswith(_INTEGRATED)
+        and (
+            not vendor.with_name("driver").exists() or vendor.with_name("driver").resolve().name == "nouveau"
+        )
         for vendor in pci.glob("*/vendor")
     )
 

@@ -39,6 +39,8 @@ class Body:
 
 
 BODY: pytest.StashKey[Body] = pytest.StashKey()
+TELLING: pytest.StashKey[bool] = pytest.StashKey()
+"""That other plugins are told of a failing verdict, upon which one may run the test again (pytest-retry)."""
 
 
 @pytest.hookimpl(wrapper=True)
@@ -87,18 +89,20 @@ def check_meter(item: pytest.Item) -> None:
 
 def judged(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> pytest.TestReport:
     """Return the report of an energy test with its measurement; made anew, as failed, where the verdict fails it."""
-    if call.when == "teardown" and report.failed:
+    if call.when == "teardown" and not report.passed:
         _drop_properties(item)
         report.user_properties = list(item.user_properties)
     if call.when != "call":
         return report
-    body = item.stash.get(BODY, None) or Body(ended=True)
+    body = item.stash.setdefault(BODY, Body(ended=True))
     if not body.ended:
         body.part_failed |= report.failed or hasattr(report, "wasxfail")
         return report
     if body.judged:
         return report
     body.judged = True
+    if (fixture := item.stash.get(ENERGY, None)) is not None:
+        fixture.end_body()
     # A run that was made elsewhere (--energy-rerun-baseline) has brought its measurement, judged.
     if MEASUREMENT not in item.stash:
         if not body.part_failed and (report.passed or _unexpectedly_passed(report)):
@@ -106,12 +110,37 @@ def judged(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestRe
                 lambda: _judge(item), "call", reraise=(pytest.exit.Exception, KeyboardInterrupt)
             )
             if verdict.excinfo is not None:
-                call.excinfo = verdict.excinfo
-                report = item.ihook.pytest_runtest_makereport(item=item, call=call)
+                report = _failed(item, call, report, verdict.excinfo)
         elif not report.skipped or hasattr(report, "wasxfail"):
             _keep_failed(item)
     if MEASUREMENT in item.stash:
         _attach(item, report)
+    return report
+
+
+def _failed(
+    item: pytest.Item,
+    call: pytest.CallInfo[None],
+    report: pytest.TestReport,
+    failure: pytest.ExceptionInfo[BaseException],
+) -> pytest.TestReport:
+    """Return the report of a test that its verdict fails; with another verdict where it is run again upon that."""
+    if TELLING in item.stash:
+        # Told once more it would run again, and so on for as long as it fails.
+        report.outcome, report.longrepr = "failed", str(failure.value)
+        return report
+    measured = item.stash.get(MEASUREMENT, None)
+    if measured is not None:
+        del item.stash[MEASUREMENT]
+    body = item.stash[BODY]
+    call.excinfo = failure
+    item.stash[TELLING] = True
+    try:
+        report = item.ihook.pytest_runtest_makereport(item=item, call=call)
+    finally:
+        del item.stash[TELLING]
+    if measured is not None and item.stash[BODY] is body:
+        item.stash[MEASUREMENT] = measured
     return report
 
 
@@ -135,8 +164,8 @@ def _judge(item: pytest.Item) -> None:
         return
     if not fixture.used:
         fail(
-            f"{item.nodeid} asks for the energy fixture and measures nothing: call energy(fn, ...) or enter "
-            "energy.measure()"
+            f"{item.nodeid} asks for the energy fixture and measures nothing: call energy(fn, ...), await "
+            "energy.async_run(fn, ...) or enter energy.measure()"
         )
     if refusal := fixture.refusal:
         _keep_failed(item)

@@ -87,8 +87,11 @@ class Gatherer:
                 self._rerun.add(report.energy["test"])
             complaint = failure_of(short_test_name(measured.test), measured, self._config.stash[SETTINGS])
             by_verdict = bool(complaint) and said(complaint) in report.longreprtext
-        if report.failed and not by_verdict:
+        late = report.when == "teardown" and report.skipped
+        if (report.failed and not by_verdict) or (late and hasattr(report, "wasxfail")):
             self._failed.add(report.nodeid)
+        elif late and report.nodeid in self._tests:
+            self._forget(self._tests[report.nodeid])
         if report.nodeid in self._failed and report.nodeid in self._tests:
             self._discredit(self._tests[report.nodeid])
 
@@ -98,6 +101,11 @@ class Gatherer:
 
         measurements = self._config.stash[MEASUREMENTS]
         measurements[:] = [failed_by_itself(one) if one.test == test else one for one in measurements]
+
+    def _forget(self, test: str) -> None:
+        """Leave nothing of a test that skipped when it had measured, as its fixtures were torn down."""
+        measurements = self._config.stash[MEASUREMENTS]
+        measurements[:] = [one for one in measurements if one.test != test]
 
     def _keep_measurement(self, measured: MeasurementRecord) -> None:
         measurements = self._config.stash[MEASUREMENTS]

@@ -32,8 +32,9 @@ _DROPPED = {
     "--energy-save": 1,
     "--energy-json": 1,
     "--energy-record": 1,
-    # It opens its file as it is read.
+    # They open their files as they are read.
     "--benchmark-json": 1,
+    "--debug": 0,
     "-n": 1,
     "--numprocesses": 1,
 }

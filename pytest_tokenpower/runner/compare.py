@@ -119,7 +119,7 @@ def started(variant: Callable[[], object] | Startable, stack: ExitStack) -> Call
     running: AbstractContextManager[Callable[[], object]] = (
         variant.start()
         if hasattr(variant, "start")
-        else blocking(variant, instead="write `await energy.async_compare(...)`")
+        else blocking(variant, instead="so is this test: write `await energy.async_compare(...)`")
     )
     return stack.enter_context(running)
 

@@ -4,13 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterable, Callable, Iterator
+import sys
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 from pytest_tokenpower.engines._arrivals import cancel_others
 from pytest_tokenpower.errors import UsageError
+
+
+def in_event_loop() -> bool:
+    """Whether this thread runs an event loop, asyncio's or that of another library (trio)."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        # What every such library tells; asyncio itself where a task of it runs.
+        sniffio = sys.modules.get("sniffio")
+        if sniffio is None:
+            return False
+        try:
+            sniffio.current_async_library()
+        except sniffio.AsyncLibraryNotFoundError:
+            return False
+    return True
 
 
 def is_async(fn: object) -> bool:
@@ -56,36 +73,58 @@ async def _ended(result: object) -> Any:
 
 
 @contextmanager
-def blocking(fn: Callable[..., Any], *, instead: str = "") -> Iterator[Callable[..., Any]]:
+def blocking(fn: Callable[..., Any], *, instead: str) -> Iterator[Callable[..., Any]]:
     """Have an asynchronous function called like any other, each time on one event loop; others stay as they are.
+
+    One that only turns out to be asynchronous when it is called (a lambda, a decorated function) is run there, too.
 
     Raises UsageError where an event loop runs already, which says what to write ``instead``.
     """
-    if not is_async(fn):
-        yield fn
-        return
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        loop = asyncio.new_event_loop()
-    else:
-        raise UsageError(
-            f"{name_of(fn)} is asynchronous, and so is this test: "
-            + (instead or f"write `await energy.async_run({name_of(fn)}, ...)`")
-        )
+    known = is_async(fn)
+    if known and in_event_loop():
+        raise UsageError(f"{name_of(fn)} is asynchronous, and {instead}")
+    loop = asyncio.new_event_loop() if known else None
 
-    def on_the_loop(*args: object, **kwargs: object) -> Any:
+    def execute(*args: object, **kwargs: object) -> Any:
+        nonlocal loop
         __tracebackhide__ = True
-        return loop.run_until_complete(awaited(fn, *args, **kwargs))
+        if known:
+            pending: Coroutine[Any, Any, Any] = awaited(fn, *args, **kwargs)
+        else:
+            result = fn(*args, **kwargs)
+            # A future belongs to another loop.
+            if not is_pending(result) or asyncio.isfuture(result) or in_event_loop():
+                return result
+            pending = _ended(result)
+        loop = loop or asyncio.new_event_loop()
+        try:
+            return loop.run_until_complete(pending)
+        except RuntimeError as error:
+            if not _missed_trio(error):
+                raise
+            raise UsageError(
+                f"{name_of(fn)} needs trio's event loop, and an asynchronous function is run on asyncio's here: give a "
+                f"function that calls trio.run({name_of(fn)}), or `await energy.async_run({name_of(fn)}, ...)` in a "
+                "test that runs on trio"
+            ) from error
 
     try:
-        yield on_the_loop
+        yield execute
     finally:
-        # As asyncio.Runner does, which Python 3.10 has not.
-        loop.run_until_complete(cancel_others())
-        loop.run_until_complete(loop.shutdown_asyncgens())
-        loop.run_until_complete(loop.shutdown_default_executor())
-        loop.close()
+        if loop is not None:
+            # As asyncio.Runner does, which Python 3.10 has not.
+            loop.run_until_complete(cancel_others())
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.run_until_complete(loop.shutdown_default_executor())
+            loop.close()
+
+
+def _missed_trio(error: RuntimeError) -> bool:
+    """Whether trio itself has raised this, as it does where it does not run."""
+    raised = error.__traceback__
+    while raised is not None and raised.tb_next is not None:
+        raised = raised.tb_next
+    return raised is not None and str(raised.tb_frame.f_globals.get("__name__")).startswith("trio.")
 
 
 def refuse_pending(result: object) -> None:

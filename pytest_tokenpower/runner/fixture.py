@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, ParamSpec, TypeVar, overload
 from weakref import ref
 
 from pytest_tokenpower.core.records import MeasurementRecord
@@ -43,7 +44,7 @@ from pytest_tokenpower.runner.compare import (
     started,
     started_async,
 )
-from pytest_tokenpower.runner.coroutines import awaited, blocking, refuse_pending
+from pytest_tokenpower.runner.coroutines import awaited, blocking, is_pending, name_of, refuse_pending
 from pytest_tokenpower.runner.generate_calls import generate_calls
 from pytest_tokenpower.runner.open_windows import sole_window
 from pytest_tokenpower.runner.outcome import Attempt, MeasuredTest, finish
@@ -121,12 +122,33 @@ def _held(result: object) -> Callable[[], object]:
     return lambda: result
 
 
+class Words(NamedTuple):
+    """What is said of misuse, in the words of whoever measures: a test."""
+
+    ended: str = (
+        "a measurement began when the test's body had ended, as its fixtures were torn down: its figures would be in "
+        "no verdict; measure in the test, or before it"
+    )
+    twice: str = (
+        "energy() was called twice in one test; a test has one measurement: parametrize the test, or put both calls "
+        "into one function (with pytest-benchmark: energy(benchmark, fn, ...))"
+    )
+    awaited: str = "so is this test: write `await energy.async_run({name}, ...)`"
+    uncounted: str = (
+        "nothing says what was read and generated in the energy.measure() block: call window.count(result) or "
+        "window.tokens(prompt=..., generated=...) inside it"
+    )
+    empty: str = "energy.result: nothing has been measured yet"
+
+
 class Energy:
     """The `energy` fixture: measures the joules of a workload and has them judged at the end of the test.
 
     ``energy(fn, *args, **kwargs)`` runs warm-up and measured rounds of a callable and returns its last result;
     ``with energy.measure() as window:`` measures code that is no callable, each window being one round.
     """
+
+    _words = Words()
 
     def __init__(
         self,
@@ -194,7 +216,8 @@ class Energy:
                 require_workload(self._test, fn, args)
             self(*args, **kwargs)
             return fn(*args, **kwargs)
-        with self._refusing(), blocking(fn) as execute, self._measuring(fn):
+        how = self._words.awaited.format(name=name_of(fn))
+        with self._refusing(), blocking(fn, instead=how) as execute, self._measuring(fn):
             if self._replayed is not None:
                 self._windows.extend(self._replayed)
                 return execute(*args, **kwargs)
@@ -260,10 +283,7 @@ class Energy:
         """Remember what is refused: a test that catches the error has not measured what it was to measure."""
         try:
             if self._ended:
-                raise UsageError(
-                    f"{self._test}: a measurement began when the test's body had ended, as its fixtures were "
-                    "torn down: its figures would be in no verdict; measure in the test, or before it"
-                )
+                raise UsageError(f"{self._test}: {self._words.ended}")
             yield
         except (UsageError, TokenCountError, MeterError) as error:
             self._refusals.append(str(error))
@@ -283,6 +303,13 @@ class Energy:
         """Return the measurement of one workload, for which the boards are its own."""
         if self._entered:
             raise UsageError(f"{self._test}: energy() and energy.measure() in one test: use one of them")
+        if is_pending(fn):
+            if inspect.iscoroutine(fn):
+                fn.close()
+            raise UsageError(
+                f"{self._test}: energy({type(fn).__name__}): that can be awaited once, and each round is a call: give "
+                "the function and its arguments, energy(fn, ...)"
+            )
         if not callable(fn):
             raise UsageError(
                 f"{self._test}: energy({type(fn).__name__}): what it measures is called; an engine is measured by "
@@ -290,10 +317,7 @@ class Energy:
             )
         with self._window():
             if self._called:
-                raise UsageError(
-                    f"{self._test}: energy() was called twice in one test; a test has one measurement: parametrize the "
-                    "test, or put both calls into one function (with pytest-benchmark: energy(benchmark, fn, ...))"
-                )
+                raise UsageError(f"{self._test}: {self._words.twice}")
             self._called = True
             require_local_meter(self._test, fn, self._telemetry.devices)
             self._identity = describe_callable(fn)
@@ -429,10 +453,7 @@ class Energy:
             return
         tokens = window._tokens
         if tokens is None or not any((tokens.prompt, tokens.generated, tokens.responses)):
-            raise TokenCountError(
-                f"{self._test}: nothing says what was read and generated in the energy.measure() block: call "
-                "window.count(result) or window.tokens(prompt=..., generated=...) inside it"
-            )
+            raise TokenCountError(f"{self._test}: {self._words.uncounted}")
         results = [held() for held in window._results]
         try:
             refuse_repeated(results)
@@ -627,7 +648,7 @@ class Energy:
                 f"{self._test}: energy.result was read while a window is open: read it after the block"
             )
         if not self._windows:
-            raise UsageError(f"{self._test}: energy.result: nothing has been measured yet")
+            raise UsageError(f"{self._test}: {self._words.empty}")
         state = (len(self._windows), len(self._refusals))
         if self._result is None or self._result[0] != state:
             found = Result.of(
@@ -679,9 +700,12 @@ class Energy:
         earlier = self._earlier if self._replayed is None else ()
         return (*earlier, Attempt(tuple(self._windows), self._comparison))
 
-    def finish(self, *, failed: bool) -> MeasurementRecord:
-        """End the test's measurement, and give it with its verdicts; none where the test ``failed`` by itself."""
+    def end_body(self) -> None:
+        """Refuse to measure from here on: the test's body has ended."""
         self._ended, self._refused_before = True, len(self._refusals)
+
+    def finish(self, *, failed: bool) -> MeasurementRecord:
+        """Give the test's measurement with its verdicts; none where the test ``failed`` by itself."""
         self._session.keep(self._test, self._windows, self._telemetry)
         attempts = self.attempts[-1:] if failed else self.attempts
         return finish(self._taken(attempts), self._budget, self._session, failed=failed)
@@ -712,7 +736,7 @@ class DisabledEnergy:
         __tracebackhide__ = True
         if is_benchmark(fn):
             require_workload("--energy-disable", fn, args)
-        with blocking(fn) as execute:
+        with blocking(fn, instead=Words().awaited.format(name=name_of(fn))) as execute:
             return execute(*args, **kwargs)
 
     async def async_run(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:

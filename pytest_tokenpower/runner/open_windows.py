@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from pytest_tokenpower.errors import UsageError
+from pytest_tokenpower.runner.coroutines import in_event_loop
 
 _lock = threading.Lock()
 
@@ -36,7 +36,7 @@ def sole_window(test: str, boards: frozenset[str]) -> Iterator[None]:
     Raises:
         UsageError: another measurement of a board is open, or was asked for while this one was.
     """
-    asked = _Asked([test], None if _in_loop() else threading.get_ident())
+    asked = _Asked([test], None if in_event_loop() else threading.get_ident())
     with _lock:
         holders = [_open[board] for board in boards if board in _open]
         for holder in holders:
@@ -78,7 +78,10 @@ def own_boards(test: str, boards: frozenset[str], *, waits_for_threads: bool) ->
     with _lock:
         for holder, thread in (_held[board] for board in boards if board in _held):
             if thread == me or not waits_for_threads:
-                raise UsageError(_overlap(test, holder))
+                raise UsageError(
+                    f"{test}: the board is kept by {holder} until that ends: measure there with what it has (a test's "
+                    "energy fixture, or the measure() block itself)"
+                )
         _held.update(dict.fromkeys(boards, (test, me)))
         before = dict(_open)
     try:
@@ -94,13 +97,6 @@ def own_boards(test: str, boards: frozenset[str], *, waits_for_threads: bool) ->
 def _overlap(test: str, holder: str) -> str:
     return (
         f"{test}: a measurement began while another of the same board was open (by {holder}); each would be charged "
-        "with the energy of both: put one energy.measure() block around all of it"
+        "with the energy of both: put one energy.measure() block around all of it, or have the other end before (wait "
+        "for its thread or task)"
     )
-
-
-def _in_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True

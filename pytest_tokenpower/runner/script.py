@@ -18,7 +18,7 @@ from pytest_tokenpower.core.settings import (
 )
 from pytest_tokenpower.core.types import Scope
 from pytest_tokenpower.errors import UsageError
-from pytest_tokenpower.runner.fixture import Energy, Window
+from pytest_tokenpower.runner.fixture import Energy, Window, Words
 from pytest_tokenpower.runner.locks import hold_devices
 from pytest_tokenpower.runner.open_windows import own_boards, sole_window
 from pytest_tokenpower.runner.result import Result
@@ -30,6 +30,23 @@ NAME = "measure()"
 
 class Measurement(Energy):
     """What ``measure()`` gives: all that the `energy` fixture offers, or the tokens of the block itself."""
+
+    _words = Words(
+        ended="its block has ended: measure and count inside it",
+        twice=(
+            "it was called twice, and a block has one measurement: enter measure() once more for another, or put both "
+            "calls into one function"
+        ),
+        awaited=(
+            "an event loop runs here already: write `await m.async_run({name}, ...)`, with `m` as `with measure() as "
+            "m` gives it"
+        ),
+        uncounted=(
+            "nothing says what was read and generated in the block: call m.count(result) or m.tokens(prompt=..., "
+            "generated=...) inside it, with `m` as `with measure() as m` gives it"
+        ),
+        empty="there is no result: nothing has been measured yet, or what was to be was cut short",
+    )
 
     def __init__(self, session: Session, limits: Limits) -> None:
         super().__init__(NAME, limits, session, lambda *_: None)

@@ -55,6 +55,7 @@ class Session:
         self.rootdir = rootdir
         self._extra_meters = extra_meters
         self._telemetry: TelemetrySession | MeterError | None = None
+        self._process = os.getpid()
         self._priors = Priors()
         self.gated_tests = 1
         self.ceilings = 0
@@ -187,6 +188,9 @@ class Session:
 
     def telemetry(self) -> TelemetrySession:
         """Return the running telemetry; raises MeterError (again for each test) where nothing can measure."""
+        if self._process != os.getpid():
+            # In a fork of this process (pytest-forked) its collector does not run.
+            self._process, self._telemetry = os.getpid(), None
         if self._telemetry is None:
             try:
                 self._telemetry = started = self._start()

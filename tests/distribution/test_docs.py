@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), DOCS / "llms.txt"])
 # Members of Energy that the plugin alone uses.
-INTERNAL = {"refusal", "refused_late", "boards", "gpu_ids", "used", "attempts", "finish"}
+INTERNAL = {"refusal", "refused_late", "boards", "gpu_ids", "used", "attempts", "end_body", "finish"}
 FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 OURS = re.compile(

@@ -27,13 +27,14 @@ class Machine:
         for name, text in {"vendor": vendor, **files}.items():
             (device / name).write_text(f"{text}\n")
 
-    def board(self, address: str, vendor: str, kind: str, *, driver: bool) -> None:
+    def board(self, address: str, vendor: str, kind: str, *, driver: str | None) -> None:
         folder = self.root / "pci" / address
         folder.mkdir()
         (folder / "vendor").write_text(f"{vendor}\n")
         (folder / "class").write_text(f"{kind}\n")
-        if driver:
-            (folder / "driver").mkdir()
+        if driver is not None:
+            (self.root / driver).mkdir()
+            (folder / "driver").symlink_to(self.root / driver)
 
     def found(self, **environment: str) -> Accelerator | None:
         dev, drm, pci, tree = (self.root / name for name in ("dev", "drm", "pci", "tree"))
@@ -52,7 +53,7 @@ def machine(tmp_path: Path) -> Machine:
 def test_a_machine_without(machine: Machine) -> None:
     (machine.root / "dev" / "nvidiactl").touch()
     machine.card(0, "0x1234")
-    machine.board("0000:01:00.0", "0x10de", "0x020000", driver=False)  # a network card of NVIDIA's
+    machine.board("0000:01:00.0", "0x10de", "0x020000", driver=None)  # a network card of NVIDIA's
     assert machine.name() is None
 
 
@@ -82,8 +83,10 @@ def test_by_its_device_file(machine: Machine, node: str, name: str) -> None:
 def test_what_the_environment_hides_does_not_count(machine: Machine) -> None:
     (machine.root / "dev" / "nvidia0").touch()
     (machine.root / "dev" / "dxg").touch()
-    for value in ("", "-1", "NoDevFiles"):
+    for value in ("", "-1", "NoDevFiles", "none", "-1,0", " ", ","):
         assert machine.name(CUDA_VISIBLE_DEVICES=value) is None
+    for value in ("0", "1,-1", "GPU-8932f937", "MIG-1", "gpu-0"):
+        assert machine.name(CUDA_VISIBLE_DEVICES=value) == "NVIDIA"
     machine.card(0, "0x1002", mem_info_vram_total=str(192 << 30))
     assert machine.name(CUDA_VISIBLE_DEVICES="") == "AMD"
     assert machine.name(CUDA_VISIBLE_DEVICES="", ROCR_VISIBLE_DEVICES="") is None
@@ -109,12 +112,33 @@ def test_intels_cards_and_not_what_is_part_of_a_cpu(
     assert machine.name() == name
 
 
-@pytest.mark.parametrize(("driver", "name"), [(True, None), (False, "NVIDIA, without a driver")])
-def test_a_board_whose_driver_is_not_loaded(machine: Machine, driver: bool, name: str | None) -> None:
+@pytest.mark.parametrize(
+    ("board", "driver", "name"),
+    [
+        (("0x10de", "0x030200"), "nvidia", None),
+        (("0x10de", "0x030200"), "vfio-pci", None),
+        (("0x10de", "0x030200"), None, "NVIDIA, without its driver"),
+        (("0x10de", "0x030000"), "nouveau", "NVIDIA, without its driver"),
+        (("0x1002", "0x120000"), "amdgpu", None),
+        (("0x1002", "0x120000"), None, "AMD, without its driver"),
+        (("0x1002", "0x030000"), None, None),  # it may be part of a CPU
+        (("0x8086", "0x038000"), "xe", None),
+        (("0x8086", "0x038000"), None, "Intel, without its driver"),
+    ],
+)
+def test_a_board_whose_driver_is_not_loaded(
+    machine: Machine, board: tuple[str, str], driver: str | None, name: str | None
+) -> None:
     """With a driver and no device file it is a container's host that has the board."""
-    machine.board("0000:65:00.0", "0x10de", "0x030200", driver=driver)
+    machine.board("0000:65:00.0", *board, driver=driver)
     assert machine.name() == name
-    assert machine.name(CUDA_VISIBLE_DEVICES="") is None
+    if board[0] != "0x8086":
+        assert machine.name(CUDA_VISIBLE_DEVICES="", ROCR_VISIBLE_DEVICES="") is None
+
+
+def test_intels_integrated_gpu_without_a_driver_is_part_of_the_cpu(machine: Machine) -> None:
+    machine.board("0000:00:02.0", "0x8086", "0x030000", driver=None)
+    assert machine.name() is None
 
 
 def test_a_jetson(machine: Machine) -> None:

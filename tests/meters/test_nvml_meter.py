@@ -133,8 +133,35 @@ def test_what_may_be_ours_and_does_not_answer_is_refused_with_a_remedy(fault: Fa
             MeterUnavailable, match=r"counts a GPU that does not answer .*: name the GPUs by UUID"
         ):
             opened(fault, visible=visible)
-    with pytest.raises(MeterUnavailable, match="matches 0 of the GPUs"):
+    with pytest.raises(MeterUnavailable, match=r"none of the GPUs that answer .* one that does not: GPU 1: "):
         opened(fault, visible=NEIGHBOUR)
+    with pytest.raises(MeterUnavailable, match="names GPU-7, which is none of the GPUs that answer"):
+        opened(fault, visible="GPU-7")
+
+
+@pytest.mark.parametrize("board", [0, 1])
+@pytest.mark.parametrize("call", ["nvmlDeviceGetName", "nvmlDeviceGetMemoryInfo"])
+def test_a_board_that_cannot_be_described_can_be_hidden(board: int, call: str) -> None:
+    two = numbered_boards(2)
+    fault = Fault(kind="error", call=call, error="GPU_IS_LOST", board=board)
+    with pytest.raises(
+        MeterUnavailable,
+        match=rf"describe {two[board].uuid}: {call} failed: .*dmesg.*CUDA_VISIBLE_DEVICES={two[1 - board].uuid}$",
+    ):
+        opened(fault, visible=None, boards=two)
+
+
+def test_a_board_that_is_lost_is_not_called_a_display_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a fall off the bus that the driver has not noticed when it listed its boards."""
+    boards = SimulatedBoards(Scenario())
+
+    def gone(*_: object) -> None:
+        raise boards.NVMLError_GpuIsLost
+
+    for call in ("nvmlDeviceGetSamples", "nvmlDeviceGetTotalEnergyConsumption", "nvmlDeviceGetPowerUsage"):
+        monkeypatch.setattr(boards, call, gone, raising=False)
+    with pytest.raises(MeterUnavailable, match=r"could not describe GPU-.*GPU is lost.*a reset or a reboot"):
+        NvmlMeter(boards).open(Clock())
 
 
 def test_a_display_card_beside_can_be_hidden() -> None:
@@ -383,6 +410,20 @@ def test_all_ones_are_no_reading() -> None:
         meter._usage(board, Clock())
     with pytest.raises(MeterError, match=r"the energy counter reads .* J, which is no reading"):
         meter._counter(board, Clock())
+
+
+def test_all_ones_are_no_condition_of_a_board_and_no_part_of_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    boards = SimulatedBoards(Scenario())
+    for call in ("TemperatureV", "Temperature", "ClockInfo", "EnforcedPowerLimit"):
+        monkeypatch.setattr(boards, f"nvmlDeviceGet{call}", lambda *_: 0xFFFFFFFF, raising=False)
+    memory = SimpleNamespace(total=2**64 - 1, used=2**30)
+    monkeypatch.setattr(boards, "nvmlDeviceGetMemoryInfo", lambda _: memory, raising=False)
+    meter = NvmlMeter(boards)
+    [device] = meter.open(Clock())
+    assert (device.key_facts["power_limit_watts"], device.key_facts["memory_gib"]) == (None, None)
+    [reading] = meter.poll(Clock())
+    assert reading.conditions is not None
+    assert (reading.conditions.temperature_celsius, reading.conditions.sm_clock_mhz) == (None, None)
 
 
 def test_a_board_may_bring_the_realtime_that_it_stamps_by() -> None:

@@ -183,6 +183,19 @@ def test_leftover_tasks(energy):
 def test_lambda(energy):
     energy(lambda: chat())
 
+def test_decorated(energy):
+    def logged(*args):
+        return chat(*args)
+    energy(logged, 0.12)
+
+def test_future(energy):
+    loop = asyncio.new_event_loop()
+    loop.close()
+    energy(lambda: loop.create_future())
+
+def test_coroutine(energy):
+    energy(chat())
+
 def test_fails(energy):
     async def broken():
         raise OSError("server gone")
@@ -190,14 +203,14 @@ def test_fails(energy):
 """
     )
     result, run = project.measure()
-    result.assert_outcomes(passed=6, failed=2)
+    result.assert_outcomes(passed=8, failed=3)
     said = " ".join(result.stdout.str().split())
     assert (
-        "test_lambda: the workload returned a coroutine that nobody has awaited: give energy() the async"
-        in said
+        "test_future: the workload returned a Future that nobody has awaited: give energy() the async" in said
     )
+    assert "test_coroutine: energy(coroutine): that can be awaited once" in said
     assert "OSError: server gone" in said
-    assert [one.key["generated_tokens"] for one in run.measurements if one.figures] == [100] * 6
+    assert [one.key["generated_tokens"] for one in run.measurements if one.figures] == [100] * 8
     project.run(
         "--energy-disable", "-k", "function or partial or object or stream or compare"
     ).assert_outcomes(passed=5)
@@ -212,3 +225,64 @@ def test_disabled_an_asynchronous_workload_runs_once(project: Project) -> None:
     result = project.run("--energy-disable", "-rs")
     result.assert_outcomes(skipped=1)
     result.stdout.fnmatch_lines(["SKIPPED*energy.result: nothing is measured (--energy-disable)"])
+
+
+def test_a_loop_of_another_library_is_told_of(project: Project) -> None:
+    """Trio's, played by what it says to everyone (sniffio) and by how it fails outside its loop."""
+    pytest.importorskip("sniffio")
+    project.file("trio/__init__.py", "from trio._timeouts import sleep\n")
+    project.file(
+        "trio/_timeouts.py",
+        'async def sleep(seconds):\n    raise RuntimeError("must be called from async context")\n',
+    )
+    project.tests(
+        """
+import sniffio
+import trio
+
+async def chat():
+    await trio.sleep(0.1)
+
+async def breaks():
+    raise RuntimeError("of its own")
+
+def test_on_its_loop(energy):
+    told = sniffio.current_async_library_cvar.set("trio")
+    try:
+        energy(chat)
+    finally:
+        sniffio.current_async_library_cvar.reset(told)
+
+def test_outside(energy):
+    energy(chat)
+
+def test_another_error(energy):
+    energy(breaks)
+"""
+    )
+    result = project.run()
+    result.assert_outcomes(failed=3)
+    result.stdout.fnmatch_lines(
+        [
+            "chat is asynchronous, and so is this test: write `await energy.async_run(chat, ...)`",
+            "chat needs trio's event loop, * give a function that calls trio.run(chat), or *",
+            "E * RuntimeError: of its own",
+        ]
+    )
+
+
+def test_what_is_measured_only_as_fixtures_are_torn_down_is_refused(project: Project) -> None:
+    project.tests(
+        """
+@pytest.fixture
+def late(energy):
+    yield
+    energy(generate, 0.12)
+
+def test_it(late):
+    pass
+"""
+    )
+    result = project.run()
+    result.assert_outcomes(failed=1, errors=1)
+    result.stdout.fnmatch_lines(["*a measurement began when the test's body had ended*"])

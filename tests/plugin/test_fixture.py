@@ -447,8 +447,8 @@ def test_unused(energy):
             "test_energy.py::test_twice: energy() was called twice in one test; *",
             "test_energy.py::test_both: energy() and energy.measure() in one test: use one of them",
             "test_energy.py::test_both_the_other_way: energy() and energy.measure() in one test: use one of them",
-            "test_energy.py::test_unused asks for the energy fixture and measures nothing: call energy(fn, ...) or "
-            "enter energy.measure()",
+            "test_energy.py::test_unused asks for the energy fixture and measures nothing: call energy(fn, ...), "
+            "await energy.async_run(fn, ...) or enter energy.measure()",
         ]
     )
 

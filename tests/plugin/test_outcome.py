@@ -124,6 +124,82 @@ def test_it(energy, breaks):
     assert 'name="energy.' not in (project.path / "report.xml").read_text()
 
 
+@pytest.mark.parametrize(("late", "left"), [("xfail", {"test_it": FAILED}), ("skip", {})])
+def test_a_teardown_that_does_not_pass_leaves_nothing_to_compare_with(
+    project: Project, late: str, left: dict[str, tuple[str, ...]]
+) -> None:
+    project.tests(
+        f"""
+@pytest.fixture
+def cleared():
+    yield
+    pytest.{late}("not here")
+
+@quick
+def test_it(energy, cleared):
+    energy(generate, 0.12)
+"""
+    )
+    _, run = project.measure()
+    assert reasons(run) == left
+
+
+FORKS = """
+import os
+import pickle
+import warnings
+
+import pytest
+from _pytest.runner import runtestprotocol
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item, nextitem):
+    if item.get_closest_marker("forked") is None:
+        return None
+    told, tell = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # that other threads run
+        child = os.fork()
+    if not child:
+        with os.fdopen(tell, "wb") as pipe:
+            pickle.dump(runtestprotocol(item, log=False, nextitem=nextitem), pipe)
+        os._exit(0)
+    os.close(tell)
+    with os.fdopen(told, "rb") as pipe:
+        for report in pickle.load(pipe):
+            item.ihook.pytest_runtest_logreport(report=report)
+    os.wait()
+    return True
+"""
+
+
+def test_a_test_in_a_fork_has_meters_of_its_own(project: Project) -> None:
+    """The threads of a process that has measured before are not in its forks."""
+    project.on_machine_time()
+    project.ini("markers = forked")
+    project.file("conftest.py", FORKS)
+    project.tests(
+        """
+@quick
+def test_before(energy):
+    energy(generate, 0.12)
+
+@quick
+@pytest.mark.forked
+def test_forked(energy):
+    energy(generate, 0.12)
+
+@quick
+def test_after(energy):
+    energy(generate, 0.12)
+"""
+    )
+    result, run = project.measure()
+    result.assert_outcomes(passed=3)
+    assert reasons(run) == {"test_before": (), "test_forked": (), "test_after": ()}
+
+
 @needs("pytest_check", "pytest-check")
 def test_soft_assertions_fail_a_test_like_any_other(project: Project) -> None:
     project.tests(

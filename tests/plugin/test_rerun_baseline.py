@@ -139,7 +139,7 @@ def test_an_interrupt_leaves_nothing_behind(repository: Path) -> None:
 
 
 def test_a_child_run_repeats_the_command_line_without_what_belongs_to_the_whole() -> None:
-    given = "tests/a.py -k x --energy-baseline main --energy-rerun-baseline --benchmark-json=j.json -n 4"
+    given = "tests/a.py -k x --energy-baseline main --energy-rerun-baseline --benchmark-json=j.json --debug=d.log -n 4"
     given += " --energy-source=model -q"
     assert child_arguments(given.split()) == ["tests/a.py", "-k", "x", "--energy-source=model", "-q"]
 

@@ -132,3 +132,50 @@ def test_it(energy):
     assert [one.verdicts[0].kind for one in run.measurements] == [kind]
     if kind == "invalid":
         assert "they generated different numbers of tokens" in run.measurements[0].verdicts[0].reason
+
+
+RETRIES = """
+
+import pytest
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if call.when == "call" and call.excinfo is not None and not report.skipped:
+        # As pytest-retry does: torn down and run again on the spot, its second report made without this hook.
+        whole = item.getparent(pytest.Session)
+        item.ihook.pytest_runtest_teardown(item=item, nextitem=pytest.Class.from_parent(whole, name="another"))
+        item._initrequest()
+        item.ihook.pytest_runtest_setup(item=item)
+        again = pytest.CallInfo.from_call(lambda: item.ihook.pytest_runtest_call(item=item), when="call")
+        second = pytest.TestReport.from_item_and_call(item, again)
+        report.outcome, report.longrepr = second.outcome, second.longrepr
+    return report
+"""
+
+
+@pytest.mark.parametrize(
+    ("levels", "outcome", "attempts"),
+    [
+        ([1.05, 1.05], "failed", 2),
+        ([1.05, 0.96], "passed", 2),
+        ([0, 1.0], "passed", 1),
+        ([0, 1.05, 1.05], "failed", 2),
+    ],
+)
+def test_a_try_that_another_plugin_makes_while_it_reports_is_judged_too(
+    project: Project, levels: Sequence[float], outcome: str, attempts: int
+) -> None:
+    supply(project)
+    project.tests(TEST.format(levels=[1]))
+    for _ in range(3):
+        assert project.run(SUPPLY, "--energy-save=before").ret == 0
+    project.tests(TEST.format(levels=list(levels)))
+    with (project.path / "conftest.py").open("a") as conftest:
+        conftest.write(RETRIES)
+    result, run = project.measure(SUPPLY, "--energy-baseline=before", "-p", "no:rerunfailures")
+    assert result.parseoutcomes() == {outcome: 1}
+    assert [one.attempts for one in run.measurements] == [attempts]
+    if outcome == "failed":
+        result.stdout.fnmatch_lines(["REGRESSED +5.0 %*"])

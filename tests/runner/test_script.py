@@ -186,10 +186,10 @@ def test_work_that_generates_nothing_has_its_own_figures() -> None:
     [
         (nested, UsageError, "while another of the same board was open"),
         (in_a_thread, UsageError, "while another of the same board was open"),
-        (uncounted, TokenCountError, "nothing says what was read"),
+        (uncounted, TokenCountError, r"nothing says what was read .*: call m\.count\(result\)"),
         (nothing_generated, TokenCountError, "nothing says what was read"),
         (both, UsageError, "use one of both"),
-        (twice, UsageError, "called twice"),
+        (twice, UsageError, r"called twice, .*: enter measure\(\) once more"),
         (overlapping, UsageError, "while another of the same board was open"),
     ],
 )
@@ -205,6 +205,28 @@ def test_what_the_fixture_refuses_is_refused(block: object, error: type[Exceptio
     with measure("simulated") as after:
         after.count(generate())
     check(after.result, 1)
+
+
+def test_in_a_notebook_the_loop_that_runs_is_told_of() -> None:
+    async def work() -> TokenCount:
+        return generate()
+
+    async def cell() -> None:
+        with measure("simulated") as m:
+            m(work)
+
+    with pytest.raises(
+        UsageError, match=r"work is asynchronous, and an event loop runs .*await m\.async_run\(work,"
+    ):
+        asyncio.run(cell())
+
+
+def test_after_its_block_nothing_is_measured() -> None:
+    with measure("simulated") as m:
+        m.count(generate())
+    for late in (lambda: m(generate), lambda: m.count(generate())):
+        with pytest.raises(UsageError, match="its block has ended: measure and count inside it"):
+            late()
 
 
 def test_a_refusal_that_is_swallowed_is_in_the_result() -> None:
@@ -308,7 +330,7 @@ def test_script_in_a_test(energy):
         "INVALID: test_too_short",
         "test_before: energy.result: nothing has been measured yet",
         "test_inside: energy.result was read while a window is open: read it after the block",
-        "measure(): a measurement began while another of the same board was open (by test_energy.py::test_script_in",
+        "measure(): the board is kept by test_energy.py::test_script_in_a_test until that ends",
     ):
         assert line in said
     assert [one.comparable for one in run.measurements[:2]] == [True, True]

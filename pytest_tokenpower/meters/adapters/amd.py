@@ -11,7 +11,7 @@ from typing import Any
 
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.errors import MeterError, MeterUnavailable
-from pytest_tokenpower.meters.adapters.amd_visible import ListedDie, card_of, visible_dies
+from pytest_tokenpower.meters.adapters.amd_visible import ListedDie, card_of, serial_of, visible_dies, without
 from pytest_tokenpower.meters.adapters.no_reading import is_counted, is_watts
 from pytest_tokenpower.meters.clock import Clock
 from pytest_tokenpower.meters.types import Conditions, CounterReading, Device, PowerSamples, Reading
@@ -109,7 +109,7 @@ class AmdMeter:
             index=index,
             handle=handle,
             uuid=uuid if isinstance(uuid, str) else None,
-            serial=_serial(asic.get("asic_serial")),
+            serial=serial_of(asic.get("asic_serial")),
             hip_uuid=str(listed.get("hip_uuid") or ""),
             hip_id=hip_id if isinstance(hip_id, int) else None,
             model=str(asic.get("market_name") or ""),
@@ -134,7 +134,12 @@ class AmdMeter:
             )
         counted_uj = self._counted_uj(handle)
         if counted_uj is None and self._watts(handle) is None:
-            raise MeterError(f"AMD: {where} reports nothing: {self._silence(handle, where)}, and no power")
+            chosen = any(self._environment.get(f"{each}_VISIBLE_DEVICES") for each in ("ROCR", "HIP", "CUDA"))
+            rest = "" if chosen else without(card, dies)
+            raise MeterError(
+                f"AMD: {where} reports nothing: {self._silence(handle, where)}, and no power"
+                + (f"; if the tests do not use it, hide it: ROCR_VISIBLE_DEVICES={rest}" if rest else "")
+            )
         self._boards.append(_Board(handle, card.uuid, counted_uj is not None))
         asic = _table(self._optional("amdsmi_get_gpu_asic_info", handle))
         driver = _table(self._optional("amdsmi_get_gpu_driver_info", handle))
@@ -264,12 +269,6 @@ def _load() -> ModuleType:
 def _table(value: Any) -> Mapping[str, Any]:
     """Return what amdsmi gives by name; what it does not give has no names."""
     return value if isinstance(value, dict) else {}
-
-
-def _serial(value: Any) -> str | None:
-    """Return a serial number as 16 digits; None where there is none (zero, or all ones)."""
-    text = str(value or "").lower().removeprefix("0x").zfill(16)
-    return text if len(text) == 16 and set(text) - set("0") and set(text) - set("f") else None
 
 
 def _fact(value: Any) -> Fact:

@@ -40,7 +40,21 @@ class ListedDie:
         if self.serial is not None:
             return self.serial
         match = _UUID.fullmatch((self.uuid or "").lower())
-        return "".join(match.groups()) if match else None
+        return serial_of("".join(match.groups())) if match else None
+
+
+def serial_of(value: object) -> str | None:
+    """Return a serial number as 16 digits; None where there is none ("N/A", zero, or all ones), as in a guest."""
+    text = str(value or "").lower().removeprefix("0x").zfill(16)
+    return text if re.fullmatch("(?!0+$|f+$)[0-9a-f]{16}", text) else None
+
+
+def without(die: ListedDie, dies: Sequence[ListedDie]) -> str:
+    """Return the value of ROCR_VISIBLE_DEVICES that hides a card; empty where nothing else is there."""
+    card = card_of(die, dies)
+    return ",".join(
+        str(number) for number, other in enumerate(_in_the_order_of_hip(dies)) if card_of(other, dies) != card
+    )
 
 
 def visible_dies(dies: Sequence[ListedDie], environment: Mapping[str, str]) -> list[ListedDie]:

@@ -148,6 +148,12 @@ class IntelGpuMeter:
             )
         return sorted(cards, key=lambda card: card.id)
 
+    def _tiles(self) -> bool:
+        """Whether a card has several tiles, each of which is a chip of its own here and a device to Level Zero."""
+        return any(
+            re.fullmatch(r"(i915|xe)_gt[1-9]", text_of(chip / "name")) for chip in self._root.glob("hwmon*")
+        )
+
     def _visible(self, found: Sequence[_Card]) -> list[_Card]:
         """Return the cards that ZE_AFFINITY_MASK leaves; raises MeterUnavailable where that cannot be said."""
         mask = self._environment.get("ZE_AFFINITY_MASK")
@@ -164,6 +170,11 @@ class IntelGpuMeter:
             raise MeterUnavailable(
                 f"Intel GPU: ZE_AFFINITY_MASK={mask} names tiles: the counter is the whole card's, so the energy of one"
                 " tile cannot be measured; name whole cards"
+            )
+        if self._tiles() and self._environment.get("ZE_FLAT_DEVICE_HIERARCHY") != "COMPOSITE":
+            raise MeterUnavailable(
+                f"Intel GPU: ZE_AFFINITY_MASK={mask} counts tiles here, and the counter is the whole card's: set"
+                " ZE_FLAT_DEVICE_HIERARCHY=COMPOSITE and name whole cards"
             )
         if len(found) > 1 and self._environment.get("ZE_ENABLE_PCI_ID_DEVICE_ORDER") != "1":
             raise MeterUnavailable(

@@ -177,6 +177,8 @@ def parse_dcmi(output: str) -> DcmiPower:
 
 
 def _remedy(complaint: str) -> str:
+    if "Invalid command" in complaint:
+        return "; this BMC tells no power by DCMI: try --energy-source=redfish:https://BMC"
     if "Permission denied" in complaint:
         return f"; {_PERMISSION}"
     if "Could not open device" in complaint:

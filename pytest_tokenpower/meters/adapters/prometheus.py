@@ -340,6 +340,8 @@ class PrometheusMeter:
             if identity(labels) == board and fresh[labels][-1][0] > series.last_ms
         ]
         if not newer:
+            if not goes_on and series.fault is None:
+                series.fault = self._successor(series, fresh)
             return
         before = series.labels
         series.labels = max(newer, key=lambda labels: (fresh[labels][-1][0], labels))
@@ -350,6 +352,20 @@ class PrometheusMeter:
                 f"Prometheus: {series.device_id} goes on under other labels ({differing(before, series.labels)}): its"
                 " exporter or its pod is a new one, and whose energy it is now is not known. Run the tests again"
             )
+
+    def _successor(self, series: _Series, fresh: Mapping[Labels, Samples]) -> str | None:
+        """Return why a series that no UUID names is lost: it gives nothing more, and one that was not there does."""
+        if {"UUID", "gpu_uuid"} & dict(series.labels).keys():
+            return None
+        known = {labels for each in self._series for labels in each.seen}
+        overdue_ms = series.last_ms + 1500 * self._step_s
+        begun = sorted(labels for labels in fresh.keys() - known if fresh[labels][-1][0] > overdue_ms)
+        if not begun:
+            return None
+        return (
+            f"Prometheus: {series.device_id} has ended, and a series of other labels has begun "
+            f"({differing(series.labels, begun[0])}): whether it is the same is not known. Run the tests again"
+        )
 
     def _advance(self, clock: Clock, series: _Series, fresh: Samples) -> Reading | None:
         rows = [*series.pending, *(row for row in fresh if row[0] > series.last_ms)]

@@ -188,7 +188,8 @@ class RaplMeter:
                 file = zone_path / ("max_energy_range_uj" if names[entry] else "name")
                 raise MeterUnavailable(
                     f"RAPL: no meter, {file} cannot be read or says nothing, so that what {label or entry} draws is "
-                    "not known; use the host's meter, or --energy-source=model"
+                    "not known; Docker hides it from containers (docker run --security-opt systempaths=unconfined "
+                    "shows it), else use the host's meter, or --energy-source=model"
                 )
             found[label] = _Zone(zone_path / "energy_uj", label, scope, int(range_uj))
         zones = list(found.values())

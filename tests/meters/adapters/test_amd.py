@@ -173,8 +173,31 @@ def test_what_leaves_no_board_is_refused(
 
 def test_a_neighbour_that_reports_nothing_harms_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert numbers(Node(650, 0), monkeypatch, HIP_VISIBLE_DEVICES="0") == [0]
-    with pytest.raises(MeterUnavailable, match=r"GPU 1 .* reports nothing"):
+    with pytest.raises(
+        MeterUnavailable, match=r"GPU 1 .* reports nothing.*; if the tests .*ROCR_VISIBLE_DEVICES=0$"
+    ):
         seen(Node(650, 0), monkeypatch)
+    with pytest.raises(MeterUnavailable, match=r"GPU 1 .* reports nothing.*, and no power$"):
+        seen(Node(650, 0), monkeypatch, HIP_VISIBLE_DEVICES="1")
+
+
+@pytest.mark.parametrize("serial", ["N/A", "0x0000000000000000", "0xFFFFFFFFFFFFFFFF", ""])
+def test_boards_that_tell_no_serial_number_are_different_boards(
+    monkeypatch: pytest.MonkeyPatch, serial: str
+) -> None:
+    node = Node(650, 90)
+    monkeypatch.setattr(
+        node, "amdsmi_get_gpu_asic_info", lambda handle: {"market_name": node.model, "asic_serial": serial}
+    )
+    assert numbers(node, monkeypatch) == [0, 1]
+    assert numbers(node, monkeypatch, HIP_VISIBLE_DEVICES="1") == [1]
+
+
+def test_boards_whose_uuids_hold_no_serial_number_are_different_boards(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    devices = seen(Node(650, 90, serials=["0" * 16] * 2), monkeypatch)
+    assert [device.name for device in devices] == ["AMD Instinct MI300X"] * 2
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,18 @@ def test_what_cannot_be_told_is_refused(machine: Machine, environment: dict[str,
         machine.meter(**environment).open(Clock())
 
 
+def test_where_cards_have_tiles_a_mask_may_count_those(machine: Machine) -> None:
+    """Level Zero's default makes each tile a device, and the counter is the card's."""
+    machine.chip(0, "i915", "0000:03:00.0", energy1="")
+    machine.chip(1, "i915_gt0", "0000:03:00.0", energy1="")
+    machine.chip(2, "i915_gt1", "0000:03:00.0", energy1="")
+    assert len(machine.meter().open(Clock())) == 1
+    with pytest.raises(MeterUnavailable, match=r"counts tiles here, .*ZE_FLAT_DEVICE_HIERARCHY=COMPOSITE"):
+        machine.meter(ZE_AFFINITY_MASK="0").open(Clock())
+    whole = {"ZE_AFFINITY_MASK": "0", "ZE_FLAT_DEVICE_HIERARCHY": "COMPOSITE"}
+    assert len(machine.meter(**whole).open(Clock())) == 1
+
+
 def test_a_card_without_a_counter_is_not_left_out(machine: Machine) -> None:
     two_cards(machine)
     machine.chip(4, "xe", "0000:43:00.0")

@@ -117,7 +117,10 @@ def test_a_password_of_the_command_is_not_shown(tmp_path: Path) -> None:
             "Could not open device at /dev/ipmi0 or /dev/ipmi/0 or /dev/ipmidev/0: Permission denied",
             r"sudo chgrp \$\(id -gn\) /dev/ipmi0 .*udev",
         ),
-        ("DCMI request failed because: Invalid command (c1)", r"Invalid command \(c1\)$"),
+        (
+            "DCMI request failed because: Invalid command (c1)",
+            r"Invalid command \(c1\); this BMC .* try --energy-source=redfish",
+        ),
     ],
 )
 def test_complaints_are_passed_on_with_a_remedy(tmp_path: Path, complaint: str, message: str) -> None:

@@ -91,7 +91,8 @@ def test_a_module_that_cannot_be_imported(tmp_path: Path, monkeypatch: pytest.Mo
         (pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, r"no libnvidia-ml.so.1: .*docker run --gpus all"),
         (pynvml.NVML_ERROR_DRIVER_NOT_LOADED, "not loaded, or not reachable"),
         (pynvml.NVML_ERROR_NO_PERMISSION, "permissions of /dev/nvidia"),
-        (pynvml.NVML_ERROR_UNKNOWN, "nvidia-smi on this machine should list the GPU"),
+        (pynvml.NVML_ERROR_UNKNOWN, "a container loses its GPUs .*: start it anew"),
+        (pynvml.NVML_ERROR_GPU_IS_LOST, "nvidia-smi on this machine should list the GPU"),
     ],
 )
 def test_a_driver_that_does_not_answer_is_told_of_in_one_sentence(code: int, said: str) -> None:

@@ -17,7 +17,7 @@ import pytest
 from pytest_tokenpower.errors import MeterError, MeterUnavailable, UsageError
 from pytest_tokenpower.meters.adapters.prometheus import PrometheusMeter, identity, matrix, refresh_s, step_s
 from pytest_tokenpower.meters.clock import Clock
-from pytest_tokenpower.meters.types import CounterReading
+from pytest_tokenpower.meters.types import CounterReading, Reading
 from tests.support.loopback import Request, serving
 from tests.support.prometheus import needs_prometheus, prometheus
 
@@ -304,6 +304,44 @@ def test_a_board_that_goes_on_under_other_labels_is_faulty_from_the_next_poll_on
             (read,) = meter.poll(store.clock)
             assert "under other labels (instance: node7:9400 and 10.0.0.9:9400)" in (read.fault or "")
             assert read.counters
+
+
+@pytest.mark.parametrize("expression", ["pdu_watts", "sum by (pod) (pdu_watts)"])
+def test_a_series_without_a_uuid_that_goes_on_under_other_labels_is_faulty_soon(expression: str) -> None:
+    """Nothing tells that the two are one; waiting until the first is dead for certain would take minutes."""
+    store = Store()
+    ends = START_S + 30
+    store.add(expression, {"pod": "a"}, [(t_s, 3000 + t_s % 7) for t_s in scrapes(START_S - 300, ends, 15)])
+    store.add(expression, {"pod": "b"}, [(t_s, 3000 + t_s % 7) for t_s in scrapes(ends + 15, ends + 300, 15)])
+    with reading(store, expression) as meter:
+        meter.open(store.clock)
+        faults = []
+        for _ in range(6):
+            store.now_s += 15
+            # query_range goes on with the last value of a series that a stale marker has not ended.
+            store.series[expression] = [
+                each for each in store.series[expression] if each[0]["pod"] == "b" or store.now_s < ends + 15
+            ]
+            (read,) = meter.poll(store.clock) or [Reading("none")]
+            faults.append(read.fault)
+        assert faults[:2] == [None, None]
+        assert "has ended, and a series of other labels has begun (pod: a and b)" in (faults[-3] or "")
+        assert "has ended" in (faults[-1] or "")
+
+
+def test_a_series_that_begins_beside_harms_none_that_goes_on() -> None:
+    store = Store()
+    store.add(
+        "pdu_watts", {"pod": "a"}, [(t_s, 3000 + t_s % 7) for t_s in scrapes(START_S - 300, START_S + 90, 15)]
+    )
+    store.add(
+        "pdu_watts", {"pod": "b"}, [(t_s, 3000 + t_s % 7) for t_s in scrapes(START_S + 13, START_S + 90, 15)]
+    )
+    with reading(store, "pdu_watts") as meter:
+        meter.open(store.clock)
+        for _ in range(80):
+            store.now_s += 1
+            assert all(read.fault is None for read in meter.poll(store.clock))
 
 
 def test_a_repeat_that_ends_is_followed_by_another() -> None:

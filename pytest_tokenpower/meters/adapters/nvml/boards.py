@@ -13,6 +13,9 @@ from typing import Any
 
 from pytest_tokenpower.errors import MeterUnavailable
 
+TROUBLE = "sudo dmesg has the driver's reason; a reset or a reboot may help"
+"""What to do about a board that fails, in brackets after what has failed."""
+
 WHOLE = "whole board"
 """The fact ``mig`` of a board that is cut into slices, all of which are the test's."""
 
@@ -71,7 +74,10 @@ def visible_indices(visible: str | None, uuids: Sequence[str], names: Sequence[s
             )
         chosen.append(int(part))
     if not chosen:
-        raise MeterUnavailable(f"CUDA_VISIBLE_DEVICES={visible!r} leaves no GPU visible")
+        raise MeterUnavailable(
+            f"CUDA_VISIBLE_DEVICES={visible!r} leaves no GPU visible: its first entry must be a number below "
+            f"{len(uuids)}, or a UUID as nvidia-smi -L lists them"
+        )
     return chosen
 
 
@@ -96,7 +102,7 @@ def list_boards(nvml: Any) -> list[ListedBoard]:
         count = nvml.nvmlDeviceGetCount()
     except nvml.NVMLError as error:
         raise MeterUnavailable(
-            f"NVML could not count the GPUs: nvmlDeviceGetCount failed: {error}"
+            f"NVML could not count the GPUs: nvmlDeviceGetCount failed: {error} ({TROUBLE})"
         ) from error
     listed: list[ListedBoard] = []
     denied: list[str] = []
@@ -111,7 +117,8 @@ def list_boards(nvml: Any) -> list[ListedBoard]:
             if forbidden and handle is None:
                 denied.append(f"{call} failed: {error}")
             else:
-                listed.append(ListedBoard(len(listed), handle, None, f"GPU {index}: {call} failed: {error}"))
+                why = f"GPU {index}: {call} failed: {error} ({TROUBLE})"
+                listed.append(ListedBoard(len(listed), handle, None, why))
     if denied and not listed:
         raise MeterUnavailable(
             f"none of the {len(denied)} NVIDIA GPUs may be opened by this process ({denied[0]}: a device cgroup keeps "
@@ -134,6 +141,15 @@ def chosen_boards(nvml: Any, visible: str | None) -> list[ListedBoard]:
         if silent is not None:
             raise MeterUnavailable(f"{silent.error}{hide([board.uuid or '' for board in answering])}")
         return listed
+    named = [part for part in (part.strip() for part in visible.split(",")) if part.startswith("GPU-")]
+    if silent is not None and (
+        lost := [part for part in named if not any((each.uuid or "").startswith(part) for each in answering)]
+    ):
+        raise MeterUnavailable(
+            f"CUDA_VISIBLE_DEVICES names {lost[0]}, which is none of the GPUs that answer "
+            f"({', '.join(board.uuid or '' for board in answering) or 'none does'}) and may be one that does not: "
+            f"{silent.error}"
+        )
     uuids = [board.uuid or "" for board in listed]
     names = [_name(nvml, board) for board in answering]
     # What does not tell its name is taken to be like the others: were it another model, CUDA_DEVICE_ORDER would matter

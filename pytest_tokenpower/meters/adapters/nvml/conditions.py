@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pytest_tokenpower.meters.adapters.no_reading import is_fine_power
 from pytest_tokenpower.meters.processes import is_in_tree
 from pytest_tokenpower.meters.types import Conditions
 
@@ -51,10 +52,12 @@ def conditions_of(nvml: Any, handle: Any, t_ns: int) -> Conditions:
         foreign = tuple(sorted(pid for pid, known in inside.items() if known is False))
         ours = any(known for known in inside.values()) if None not in inside.values() else None
     memory = optional(nvml, "nvmlDeviceGetMemoryInfo", handle)
+    clock_mhz = optional(nvml, "nvmlDeviceGetClockInfo", handle, nvml.NVML_CLOCK_SM)
     return Conditions(
         t_ns=t_ns,
-        temperature_celsius=temperature or None,
-        sm_clock_mhz=optional(nvml, "nvmlDeviceGetClockInfo", handle, nvml.NVML_CLOCK_SM) or None,
+        # What was never written reads as all ones.
+        temperature_celsius=temperature if is_fine_power(temperature) else None,
+        sm_clock_mhz=clock_mhz if is_fine_power(clock_mhz) else None,
         memory_gib=(memory.used / 2**30 or None) if memory is not None else None,
         limited_ns=limited,
         foreign_pids=foreign,

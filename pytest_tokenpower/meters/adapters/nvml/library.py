@@ -74,7 +74,7 @@ def _installed() -> Mapping[str, str]:
 _NO_ANSWER: Mapping[str, str] = {
     "NVML_ERROR_LIBRARY_NOT_FOUND": (
         "there is no libnvidia-ml.so.1: no NVIDIA driver is installed here, or this container was started without its "
-        "GPUs (docker run --gpus all)"
+        "GPUs, or without this library (docker run --gpus all, with utility in NVIDIA_DRIVER_CAPABILITIES)"
     ),
     "NVML_ERROR_DRIVER_NOT_LOADED": (
         "the NVIDIA driver is installed and not loaded, or not reachable from this container: sudo modprobe nvidia, or "
@@ -84,6 +84,9 @@ _NO_ANSWER: Mapping[str, str] = {
         "the NVIDIA driver in the kernel and its library are of different versions, as after an update: reboot, or "
         "reload the driver (sudo rmmod nvidia_uvm nvidia_drm nvidia_modeset nvidia; sudo modprobe nvidia); a container "
         "must be started anew"
+    ),
+    "NVML_ERROR_UNKNOWN": (
+        "a container loses its GPUs when the host's systemd reloads: start it anew; on the host see sudo dmesg"
     ),
     "NVML_ERROR_NO_PERMISSION": "this user may not use the NVIDIA driver: see the permissions of /dev/nvidia*",
     "NVML_ERROR_FUNCTION_NOT_FOUND": (

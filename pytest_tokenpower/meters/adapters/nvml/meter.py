@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from pytest_tokenpower.core.types import Fact, Provenance
 from pytest_tokenpower.errors import MeterError, MeterLost, MeterUnavailable
 from pytest_tokenpower.meters.adapters.no_reading import is_counted, is_fine_power
-from pytest_tokenpower.meters.adapters.nvml.boards import VisibleBoard, hide, text, visible_boards
+from pytest_tokenpower.meters.adapters.nvml.boards import TROUBLE, VisibleBoard, hide, text, visible_boards
 from pytest_tokenpower.meters.adapters.nvml.conditions import conditions_of, optional
 from pytest_tokenpower.meters.adapters.nvml.library import load_nvml, no_answer
 from pytest_tokenpower.meters.adapters.nvml.module import Module, find_module
@@ -51,6 +51,7 @@ class _Board:
     last_microjoules: int | None = None
     missing_microjoules: int = 0
     restarts: int = 0
+    answers: bool = False
 
     @property
     def counts_gpu(self) -> bool:
@@ -91,13 +92,20 @@ class NvmlMeter:
         except self._nvml.NVMLError as error:
             raise MeterUnavailable(no_answer(self._nvml, error)) from error
         try:
-            visible = visible_boards(self._nvml, self._visible)
-            self._boards = [self._board(each, visible) for each in visible]
-            devices = [device for board in self._boards for device in self._describe(board)]
-        except MeterUnavailable:
-            raise
+            driver = text(self._ask("NVML", "nvmlSystemGetDriverVersion"))
         except MeterError as error:
-            raise MeterUnavailable(f"NVML could not describe the GPUs: {error}") from error
+            raise MeterUnavailable(f"{error} ({TROUBLE})") from error
+        self._boards, devices = [], []
+        visible = visible_boards(self._nvml, self._visible)
+        for each in visible:
+            try:
+                self._boards.append(board := self._board(each, visible))
+                devices += self._describe(board, driver)
+            except MeterUnavailable:
+                raise
+            except MeterError as error:
+                others = hide([other.uuid for other in visible if other is not each])
+                raise MeterUnavailable(f"NVML could not describe {error} ({TROUBLE}){others}") from error
         if not all(board.ring for board in self._boards):
             self.poll_interval_s = POLLING_S
         return devices
@@ -134,6 +142,8 @@ class NvmlMeter:
             )
         ):
             why = "; ".join(str(error) for error in board.errors.values())
+            if not board.answers:
+                raise MeterLost(why)
             name = optional(self._nvml, "nvmlDeviceGetName", handle)
             called = f"{board.id} ({text(name)})" if name else board.id
             raise MeterUnavailable(
@@ -151,12 +161,13 @@ class NvmlMeter:
                     board.errors.pop(f"{what}_error", None)
                     return True
                 board.errors[f"{what}_error"] = f"{what.replace('_', ' ')}: nothing was read"
+                board.answers = True
             except MeterError as error:
+                board.answers = board.answers or not isinstance(error, MeterLost)
                 board.errors[f"{what}_error"] = str(error)
         return False
 
-    def _describe(self, board: _Board) -> list[Device]:
-        driver = text(self._ask("NVML", "nvmlSystemGetDriverVersion"))
+    def _describe(self, board: _Board, driver: str) -> list[Device]:
         memory = self._offered(board, "nvmlDeviceGetMemoryInfo")
         limit = self._offered(board, "nvmlDeviceGetEnforcedPowerLimit")
         name = text(self._ask(board.id, "nvmlDeviceGetName", board.handle))
@@ -181,8 +192,10 @@ class NvmlMeter:
             provenance=self._provenance,
             key_facts={
                 "model": name,
-                "memory_gib": round(memory.total / 2**30) or None if memory is not None else None,
-                "power_limit_watts": round(limit / 1000) or None if limit is not None else None,
+                "memory_gib": round(memory.total / 2**30) or None
+                if memory is not None and is_counted(memory.total)
+                else None,
+                "power_limit_watts": round(limit / 1000) or None if is_fine_power(limit) else None,
                 "driver_major": driver.split(".", maxsplit=1)[0],
                 "mig": board.mig or False,
             },
