@@ -236,6 +236,46 @@ class Usage(Part):
 
 
 @dataclass(frozen=True)
+class Event(Part):
+    """One of an Anthropic stream, without ids: its start says what was read, its end what was written."""
+
+    prompt: int | None = None
+    generated: int | None = None
+    cached: int | None = None
+    starts: bool = False
+    ends: bool = False
+    text: bool = False
+
+    def merged(self, parts: Sequence[Event]) -> Tally:
+        """See Part: usages are of all so far."""
+        streams = max(sum(part.starts for part in parts), sum(part.ends for part in parts))
+        if streams > 1:
+            raise TokenCountError(
+                f"{streams} finished results or streams in one list, whose events have no ids: return a list for each, "
+                f"or {OWN_COUNT}"
+            )
+        if not any(part.ends for part in parts):
+            raise TokenCountError(
+                "the stream breaks off before a message_delta with a stop_reason, which has the usage: return all of "
+                "its events"
+            )
+        prompt, generated, cached = (
+            max((value for part in parts if (value := getattr(part, name)) is not None), default=None)
+            for name in ("prompt", "generated", "cached")
+        )
+        if prompt is None or generated is None:
+            raise TokenCountError(
+                f"its events say {prompt} prompt and {generated} generated tokens, and both are needed: return all of "
+                f"them from message_start on, or {OWN_COUNT}"
+            )
+        if not generated and any(part.text for part in parts):
+            raise TokenCountError(
+                f"its usage says 0 generated tokens, and words came back: return {OWN_COUNT}"
+            )
+        return Tally(prompt, generated, 1, cached or 0)
+
+
+@dataclass(frozen=True)
 class Shape:
     """A shape of a result: by what structure it is known, and what it says."""
 
@@ -501,8 +541,6 @@ def _read_usage(result: Any, call: Call, path: tuple[Hashable, ...]) -> list[Par
     # The completions API calls whole answers and pieces of a stream alike; pieces have no finish_reason.
     alike = get(result, "object") == "text_completion"
     streamed = str(get(result, "object") or "").endswith(".chunk")
-    # Anthropic's streams may say their usage so far in several of these.
-    event = get(result, "type") == "message_delta"
     named = [get(choice, "index") for choice in choices]
     numbered = len({index for index in named if whole(index) is not None}) == len(choices)
     indices, ended, begun, ids = set(), set(), set(), 0
@@ -526,7 +564,7 @@ def _read_usage(result: Any, call: Call, path: tuple[Hashable, ...]) -> list[Par
     if get(result, "status") in ("in_progress", "queued"):
         begun.add(0)
     elif not choices and usage is not None and not streamed and not alike:
-        (begun if event and not get(get(result, "delta"), "stop_reason") else ended).add(0)
+        ended.add(0)
     if usage is None and not choices and streamed | alike | (get(result, "object") == ""):
         return []  # Azure's first, which tells what filters say of the prompt
     if get(result, "object") == "chat.completion" and not choices:
@@ -545,7 +583,7 @@ def _read_usage(result: Any, call: Call, path: tuple[Hashable, ...]) -> list[Par
             ended=frozenset(ended),
             open=frozenset(begun),
             ids=ids,
-            piece=streamed or alike or event or bool(begun),
+            piece=streamed or alike or bool(begun),
             text=text,
         )
     ]
@@ -560,6 +598,25 @@ def _read_event(result: Any, call: Call, path: tuple[Hashable, ...]) -> list[Par
         raise TokenCountError(f"the request failed ({error}): let the workload raise it")
     lack = "the stream breaks off before response.completed, which has the usage"
     return [Silent("silent", id(result), lack, _identity(get(response, "id")))]
+
+
+def _read_message_event(result: Any, call: Call, path: tuple[Hashable, ...]) -> list[Part]:
+    kind_of = get(result, "type")
+    first = get(result, "message") if kind_of == "message_start" else None
+    prompt, generated, cached = _numbers(get(result if first is None else first, "usage"))
+    return [
+        Event(
+            request=None,
+            source=id(result),
+            prompt=prompt,
+            # At the start it is what was written by then, which the end says once more.
+            generated=generated if kind_of == "message_delta" else None,
+            cached=cached,
+            starts=kind_of == "message_start",
+            ends=kind_of == "message_delta" and get(get(result, "delta"), "stop_reason") is not None,
+            text=kind_of == "content_block_delta",
+        )
+    ]
 
 
 def _read_converse_event(result: Any, call: Call, path: tuple[Hashable, ...]) -> list[Part]:
@@ -782,6 +839,12 @@ def _list_of(result: Any, name: str) -> bool:
     return isinstance(get(result, name), Sequence) and not isinstance(get(result, name), str | bytes)
 
 
+_MESSAGE = frozenset(
+    {"message_start", "message_delta", "message_stop", "ping"}
+    | {"content_block_start", "content_block_delta", "content_block_stop"}
+)
+"""Events of an Anthropic stream; its library adds some that gather the words so far."""
+
 _CONVERSE = frozenset(
     {"messageStart", "contentBlockStart", "contentBlockDelta", "contentBlockStop", "messageStop"}
 )
@@ -804,6 +867,15 @@ SHAPES: tuple[Shape, ...] = (
     ),
     Shape("meta_info", lambda one: isinstance(get(one, "meta_info"), Mapping), _read_meta),
     Shape("events", lambda one: str(get(one, "type") or "").startswith("response."), _read_event),
+    Shape(
+        "message events",
+        lambda one: (
+            str(get(one, "type")) in _MESSAGE
+            or (get(one, "type") == "signature" and get(one, "signature") is not None)
+            or (isinstance(get(one, "type"), str) and get(one, "snapshot") is not None)
+        ),
+        _read_message_event,
+    ),
     Shape("generations", lambda one: _list_of(one, "generations"), _read_generations),
     Shape(
         "candidates",

@@ -13,6 +13,7 @@ from pytest_tokenpower.core.token_shapes import (
     OWN_COUNT,
     RETURN,
     SHAPES,
+    Event,
     Part,
     Silent,
     Tally,
@@ -99,7 +100,7 @@ def count_tokens(
             total += found
         else:
             # Pieces without an id are of one stream where they stand in one list.
-            piece = isinstance(found, Silent) or (isinstance(found, Usage) and found.piece)
+            piece = isinstance(found, Silent | Event) or (isinstance(found, Usage) and found.piece)
             apart = ("stream", path[:-1]) if piece else (path,)
             key = (type(found), found.request) if found.request is not None else apart
             requests.setdefault(key, []).append((path, found))

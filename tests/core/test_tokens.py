@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from copy import deepcopy
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -111,6 +112,32 @@ CONVERSE_STREAM: list[dict[str, Any]] = [
     {"contentBlockStop": {"contentBlockIndex": 0}},
     {"messageStop": {"stopReason": "end_turn"}},
     {"metadata": {"usage": converse()["usage"], "metrics": {"latencyMs": 20}}},
+]
+
+
+ANTHROPIC_STREAM: list[dict[str, Any]] = [
+    {
+        "type": "message_start",
+        "message": {
+            "id": "msg",
+            "type": "message",
+            "content": [],
+            "stop_reason": None,
+            "usage": {
+                "input_tokens": 4,
+                "cache_read_input_tokens": 6,
+                "cache_creation_input_tokens": 1,
+                "output_tokens": 1,
+            },
+        },
+    },
+    {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+    {"type": "ping"},
+    {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "x"}},
+    {"type": "text", "text": "x", "snapshot": "x"},
+    {"type": "content_block_stop", "index": 0},
+    {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 5}},
+    {"type": "message_stop"},
 ]
 
 
@@ -243,6 +270,8 @@ COUNTED: dict[str, tuple[object, tuple[int, ...]]] = {
         },
         (11, 5, 1, 6),
     ),
+    "anthropic-stream": (ANTHROPIC_STREAM, (11, 5, 1, 6)),
+    "anthropic-streams": ([ANTHROPIC_STREAM, deepcopy(ANTHROPIC_STREAM)], (22, 10, 2, 12)),
     "usage-embeddings": (
         {
             "object": "list",
@@ -387,6 +416,18 @@ REFUSED: dict[str, tuple[object, str]] = {
         "its usage says 16 prompt and 7 generated tokens, and 18 in all: return",
     ),
     "bedrock-breaks-off": (CONVERSE_STREAM[:-1], "item [3] of a list of dict: the stream breaks off before"),
+    "anthropic-breaks-off": (
+        ANTHROPIC_STREAM[:-2],
+        "the stream breaks off before a message_delta with a stop_reason",
+    ),
+    "anthropic-without-its-start": (
+        ANTHROPIC_STREAM[1:],
+        "its events say None prompt and 5 generated tokens, and both are needed",
+    ),
+    "anthropic-two-in-one-list": (
+        ANTHROPIC_STREAM + deepcopy(ANTHROPIC_STREAM),
+        "2 finished results or streams in one list",
+    ),
     "bedrock-unread": (
         {"ResponseMetadata": {"RequestId": "c"}, "stream": object()},
         "before it is consumed: do that inside the workload (return list(response['stream']))",
