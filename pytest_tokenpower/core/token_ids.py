@@ -138,9 +138,9 @@ class Call:
         return tuple(_reach([*self.layers, *self.arguments.values()], _DEPTH))
 
     @cached_property
-    def made(self) -> Rows:
-        """The sequences that were seen to be generated."""
-        return [row for ids, _ in self.ran for row in _rows(ids) or []]
+    def made(self) -> list[Rows]:
+        """The sequences that each call was seen to generate."""
+        return [_rows(ids) or [] for ids, _ in self.ran]
 
     @property
     def prompts(self) -> Iterator[list[Prompt]]:
@@ -229,14 +229,22 @@ def count_ran(call: Call) -> tuple[int, int, int]:
     return sum(prompts), sum(generated), sum(sequences)
 
 
-def has_run(value: Any, call: Call) -> bool:
-    """Whether ids are of the sequences that were seen to be generated: each row a whole one, or the new ids of one."""
-    rows = _rows(value) or [flat_ids(value) or []]
-    return all(row and any(_begins_or_ends(row, made) for made in call.made) for row in rows)
-
-
-def _begins_or_ends(row: list[int], made: list[int]) -> bool:
-    return row in (made[: len(row)], made[-len(row) :])
+def ran_of(value: Any, call: Call) -> frozenset[int]:
+    """Return which of the seen calls of generate() ids are of: each row a whole sequence of one, or its new ids."""
+    for at, (ids, _) in enumerate(call.ran):
+        if value is ids:
+            return frozenset({at})
+    found: set[int] = set()
+    for row in _rows(value) or [flat_ids(value) or []]:
+        of = {
+            at
+            for at, rows in enumerate(call.made)
+            if any(row in (made[: len(row)], made[-len(row) :]) for made in rows)
+        }
+        if not row or not of:
+            return frozenset()
+        found |= of
+    return frozenset(found)
 
 
 def count_pipeline_record(ids: Any, call: Call, path: tuple[Hashable, ...]) -> tuple[int, int]:

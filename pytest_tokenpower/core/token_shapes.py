@@ -20,8 +20,8 @@ from pytest_tokenpower.core.token_ids import (
     count_pipeline_record,
     count_ran,
     flat_ids,
-    has_run,
     is_id_table,
+    ran_of,
     whole,
 )
 from pytest_tokenpower.errors import TokenCountError
@@ -70,6 +70,18 @@ class Known(Part):
     def merged(self, parts: Sequence[Known]) -> Tally:
         """See Part."""
         return parts[0].tally
+
+
+@dataclass(frozen=True)
+class Ran(Part):
+    """Ids of calls of generate() that were seen to run; ``of`` are these calls."""
+
+    call: Call
+    of: frozenset[int]
+
+    def merged(self, parts: Sequence[Ran]) -> Tally:
+        """See Part: the energy is of all calls, however much of it came back."""
+        return Tally(*count_ran(self.call))
 
 
 @dataclass(frozen=True)
@@ -815,14 +827,11 @@ def _read_record(result: Any, call: Call, path: tuple[Hashable, ...]) -> list[Pa
     return [Known(None, id(result), Tally(prompt, generated, 1))]
 
 
-def seen(result: Any, call: Call) -> Part | None:
-    """Return all that generate() was seen to do in an execution, where ids are of it; None: they are not.
-
-    Its energy is of all, however much of it came back.
-    """
+def seen(result: Any, call: Call) -> Ran | None:
+    """Return ids as those of the calls of generate() that were seen to run in an execution; None: they are not."""
     ids = get(result, "generated_token_ids")
-    ran = has_run(_sequences(result) if ids is None else ids, call)
-    return Known("generate", 0, Tally(*count_ran(call))) if ran else None
+    of = ran_of(_sequences(result) if ids is None else ids, call)
+    return Ran("generate", id(result), call, of) if of else None
 
 
 def _read_ids(result: Any, call: Call, path: tuple[Hashable, ...]) -> list[Part]:

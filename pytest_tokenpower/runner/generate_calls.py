@@ -67,6 +67,16 @@ class GenerateCalls:
                 return tuple((each.ids, Call.of(each.method, each.args, each.settings)) for each in told)
         return ()
 
+    def so_far(self) -> Call | None:
+        """Return a call that has seen all those that were noted, nobody having asked for them by executions.
+
+        None where there are none, or one was not seen: the others are not all that the energy is of.
+        """
+        seen = [
+            (one.ids, Call.of(one.method, one.args, one.settings)) for one in self._now if one is not None
+        ]
+        return Call((), {}, tuple(seen)) if seen and len(seen) == len(self._now) else None
+
     def add(
         self, method: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
     ) -> None:

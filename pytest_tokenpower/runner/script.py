@@ -19,6 +19,7 @@ from pytest_tokenpower.core.settings import (
 from pytest_tokenpower.core.types import Scope
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.runner.fixture import Energy, Window
+from pytest_tokenpower.runner.generate_calls import GenerateCalls, generate_calls
 from pytest_tokenpower.runner.locks import hold_devices
 from pytest_tokenpower.runner.open_windows import own_boards, sole_window
 from pytest_tokenpower.runner.result import Result
@@ -31,10 +32,17 @@ NAME = "measure()"
 class Measurement(Energy):
     """What ``measure()`` gives: all that the `energy` fixture offers, or the tokens of the block itself."""
 
-    def __init__(self, session: Session, limits: Limits) -> None:
+    def __init__(self, session: Session, limits: Limits, calls: GenerateCalls) -> None:
         super().__init__(NAME, limits, session, lambda *_: None)
-        self._block = Window(self)
+        self._calls = calls
+        self._block = Window(self, calls)
         self._final: Result | None = None
+
+    @contextmanager
+    def _window(self) -> Iterator[None]:
+        self._calls.open = False  # from now on they are the window's
+        with super()._window():
+            yield
 
     def tokens(self, *, prompt: int, generated: int, responses: int = 1) -> None:
         """Add the tokens of what ran in this block."""
@@ -115,19 +123,20 @@ def measure(
     session = Session(Settings(source=source, scope=scope, warmup_rounds=warmup_rounds), Path.cwd())
     limits = Limits(min_rounds=min_rounds, max_rounds=max_rounds, max_seconds=max_seconds)
     try:
-        measuring, now_ns = Measurement(session, limits), session.telemetry().clock.monotonic_ns
-        with (
-            sole_window(NAME, measuring.devices),
-            own_boards(NAME, measuring.devices, waits_for_threads=False),
-            hold_devices(measuring.gpu_ids),
-        ):
-            if (wait := device_wait()) is not None:
-                wait()
-            start_ns = now_ns()
-            yield measuring
-            if (wait := device_wait()) is not None:
-                wait()
-            end_ns = now_ns()
+        with generate_calls() as calls:
+            measuring, now_ns = Measurement(session, limits, calls), session.telemetry().clock.monotonic_ns
+            with (
+                sole_window(NAME, measuring.devices),
+                own_boards(NAME, measuring.devices, waits_for_threads=False),
+                hold_devices(measuring.gpu_ids),
+            ):
+                if (wait := device_wait()) is not None:
+                    wait()
+                start_ns = now_ns()
+                yield measuring
+                if (wait := device_wait()) is not None:
+                    wait()
+                end_ns = now_ns()
         measuring.end(start_ns, end_ns)
     finally:
         session.close()

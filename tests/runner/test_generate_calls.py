@@ -255,3 +255,94 @@ def test_what_wraps_ours_meanwhile_notes_nothing_later() -> None:
     finally:
         mixin.generate = before
     assert "prepared" not in mixin._prepare_generation_config.__qualname__
+
+
+OPEN = {**SAMPLED, "eos_token_id": None, "pad_token_id": 15}
+PROMPT = int((IDS != 15).sum())
+
+
+def in_a_block(body: Callable[[Any], object]) -> TokenCount:
+    with measure("simulated") as block:
+        body(block)
+    [one] = block.result.rounds
+    return TokenCount(one.prompt_tokens, one.generated_tokens, one.responses)
+
+
+def batches(number: int) -> list[Any]:
+    return [LLAMA.generate(IDS, **OPEN) for _ in range(number)]
+
+
+BLOCKS: dict[str, tuple[Callable[[Any], object], int]] = {
+    "in-turn": (lambda block: [block.count(LLAMA.generate(IDS, **OPEN)) for _ in range(3)], 3),
+    "a-list": (lambda block: block.count(batches(3)), 3),
+    "later-and-new-ids-alone": (lambda block: [block.count(out[:, 6:].clone()) for out in batches(3)], 3),
+    "one-of-two": (lambda block: block.count(batches(2)[0]), 2),
+    "with-scores": (
+        lambda block: block.count(
+            LLAMA.generate(IDS, **OPEN, return_dict_in_generate=True, output_scores=True)
+        ),
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize(("body", "calls"), BLOCKS.values(), ids=list(BLOCKS))
+def test_ids_that_a_block_counts_are_those_of_its_calls(body: Callable[[Any], object], calls: int) -> None:
+    assert in_a_block(body) == TokenCount(calls * PROMPT, calls * 4 * NEW, calls * 4)
+
+
+def test_a_block_ends_sequences_where_their_call_did() -> None:
+    kept = []
+
+    def body(block: Any) -> None:
+        kept.append(PADLESS.generate(IDS, **SAMPLED))
+        block.count(kept[0])
+
+    count = in_a_block(body)
+    assert count == TokenCount(24, by_hand(kept[0][:, 6:], EOS), 4)
+    assert count.generated < 4 * NEW
+
+
+def test_each_window_of_a_block_has_its_own_calls() -> None:
+    with measure("simulated") as block:
+        for number in (1, 2):
+            with block.measure() as window:
+                window.count(batches(number))
+    assert [one.generated_tokens for one in block.result.rounds] == [4 * NEW, 8 * NEW]
+
+
+def _beside(block: Any) -> None:
+    block.tokens(prompt=PROMPT, generated=4 * NEW)
+    block.count(batches(2)[1])
+
+
+def _out_of_sight(block: Any) -> None:
+    block.count(LLAMA.generate(IDS, **OPEN))
+    KEPT(IDS, **OPEN)
+
+
+KEPT = LLAMA.generate
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (_beside, "2 calls of generate.. ran, and ids of 1 of them are beside a count of your own"),
+        (_out_of_sight, "was called out of sight beside calls that were seen"),
+        (lambda block: [block.count(out) for out in batches(1) * 2], "was counted twice"),
+    ],
+)
+def test_a_block_whose_calls_are_not_all_known_is_refused(
+    body: Callable[[Any], object], message: str
+) -> None:
+    with pytest.raises(TokenCountError, match=message):
+        in_a_block(body)
+
+
+def test_a_count_of_one_s_own_beside_ids_may_be_of_the_other_calls() -> None:
+    def both(ids: Any) -> Any:
+        return [LLAMA.generate(ids, **OPEN), TokenCount(PROMPT, 4 * NEW, 4)]
+
+    assert seen(both, IDS)[1] == TokenCount(2 * PROMPT, 8 * NEW, 8)
+    with pytest.raises(TokenCountError, match=r"item \[1\] .*: 2 calls of generate.. ran"):
+        seen(lambda ids: (LLAMA.generate(ids, **OPEN), both(ids))[1], IDS)
