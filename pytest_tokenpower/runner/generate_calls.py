@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import CodeType, FrameType, MethodType
 from typing import Any
 
-from pytest_tokenpower.core.token_ids import SETTINGS, Call
+from pytest_tokenpower.core.token_ids import CACHED, SETTINGS, Call
 
 _FIRST_STEP = "_prepare_generation_config"
 """What each generate() calls on its model first (transformers 4.40 to 5)."""
@@ -81,7 +81,7 @@ class GenerateCalls:
         self, method: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
     ) -> None:
         """Note a call that has ended."""
-        settings = {name: value for name, value in kwargs.items() if name in SETTINGS}
+        settings = {name: value for name, value in kwargs.items() if name in SETTINGS or name == CACHED}
         if (embeds := settings.get("inputs_embeds")) is not None:
             # Their number is all that counts; their values would fill the device's memory.
             settings["inputs_embeds"] = embeds.new_empty((*embeds.shape[:2], 0))
@@ -110,10 +110,11 @@ def generate_calls() -> Iterator[GenerateCalls]:
     @functools.wraps(original)
     def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
+        cached = _positions_in(kwargs.get("past_key_values"))  # before it grows
         result = original(self, *args, **kwargs)
         # An assistant drafts with a generate() of its own, in that of its model: its tokens are no answer.
         if calls.open and not _runs(code, inspect.currentframe()):
-            calls.add(MethodType(original, self), args, kwargs, result)
+            calls.add(MethodType(original, self), args, {**kwargs, CACHED: cached}, result)
         return result
 
     own = getattr(generate, "__code__", None)
@@ -145,6 +146,11 @@ def _runs(code: CodeType | None, frame: FrameType | None) -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def _positions_in(cache: Any) -> int:
+    length = getattr(cache, "get_seq_length", None)
+    return int(length()) if callable(length) else 0
 
 
 def _mixin() -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -346,3 +347,35 @@ def test_a_count_of_one_s_own_beside_ids_may_be_of_the_other_calls() -> None:
     assert seen(both, IDS)[1] == TokenCount(2 * PROMPT, 8 * NEW, 8)
     with pytest.raises(TokenCountError, match=r"item \[1\] .*: 2 calls of generate.. ran"):
         seen(lambda ids: (LLAMA.generate(ids, **OPEN), both(ids))[1], IDS)
+
+
+def test_what_a_cache_that_was_given_held_is_counted_apart() -> None:
+    prefix = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12, 13, 14]] * 2)
+    held = transformers.DynamicCache(config=LLAMA.config)
+    with torch.no_grad():
+        LLAMA(prefix, past_key_values=held, use_cache=True)
+
+    def answer(ids: Any) -> Any:
+        cache = copy.deepcopy(held)
+        return LLAMA.generate(torch.cat([prefix, ids], 1), past_key_values=cache, **SAMPLED)
+
+    result, count = seen(answer, IDS[:2])
+    assert count == TokenCount(32, by_hand(result[:, 16:], EOS), 2, 20)
+
+    def from_nothing(ids: Any) -> Any:
+        return LLAMA.generate(ids, past_key_values=transformers.DynamicCache(config=LLAMA.config), **SAMPLED)
+
+    assert seen(from_nothing, IDS)[1].cached_prompt == 0
+
+
+def test_rows_without_their_padding_are_seen_to_be_of_it() -> None:
+    made = []
+
+    def without_padding(ids: Any, keep_end: int) -> Any:
+        made.append(LLAMA.generate(ids, **SAMPLED)[:, 6:].tolist())
+        return [row[: row.index(EOS) + keep_end] if EOS in row else row for row in made[-1]]
+
+    for keep_end in (1, 0):
+        torch.manual_seed(1)
+        _, count = seen(without_padding, IDS, keep_end)
+        assert count == TokenCount(24, by_hand(torch.tensor(made[-1]), EOS), 4)
