@@ -61,6 +61,7 @@ def at_equal_lengths(
     kept: list[int] = []
     errors: list[float] = []
     apart: Counts | None = None
+    told = True
     refusal = ""
     for at, (run, record) in enumerate(zip(runs, records, strict=True)):
         if _constant_and_equal(record, judged):
@@ -69,9 +70,10 @@ def at_equal_lengths(
             continue
         counts = counts_of(record, per)
         units = wanted_units / _units(record, per)
+        energy = _joules(record, counts, per)
         joules, seconds = (
             at_lengths(each, wanted, tolerance=tolerance, units=units)
-            for each in (_joules(record, counts, per), _seconds(record, counts, per))
+            for each in (energy, _seconds(record, counts, per))
         )
         if isinstance(joules, NotComparable) or isinstance(seconds, NotComparable):
             reason = next(each.reason for each in (joules, seconds) if isinstance(each, NotComparable))
@@ -79,6 +81,7 @@ def at_equal_lengths(
             continue
         if joules.log_shift or joules.stderr:
             apart = counts
+            told &= energy.prefill is not None
         kept.append(at)
         errors.append(joules.stderr)
         changed.append(
@@ -91,9 +94,10 @@ def at_equal_lengths(
     notes = []
     error = max(errors, default=0.0)
     if apart is not None:
+        how = "from their own phases" if told else "with prefill and decode not told apart"
         notes.append(
             f"Compared at equal lengths: the stored runs had {_stated(apart)}, this one {_stated(wanted)}; their "
-            f"figures are re-expressed from their own phases, which leaves ±{percent(1.96 * error, 2)} uncertain."
+            f"figures are re-expressed {how}, which leaves ±{percent(1.96 * error, 2)} uncertain."
         )
     if left_out := len(runs) - len(kept):
         notes.append(

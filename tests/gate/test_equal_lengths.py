@@ -81,6 +81,9 @@ def test_without_phases_a_token_more_is_bounded_and_more_is_refused() -> None:
     dearer = judge_stored(run(201, dearer=1.3, phases=False), stored(phases=False), 0.03)
     assert dearer.kind == "regressed"
     assert dearer.change == pytest.approx(0.3, abs=0.005)
+    assert "their figures are re-expressed with prefill and decode not told apart, which leaves" in text(
+        dearer
+    )
     refused = judge_stored(run(210, phases=False), stored(phases=False), 0.03)
     assert refused.kind == "no baseline"
     assert "prefill and decode were not told apart" in text(refused)
