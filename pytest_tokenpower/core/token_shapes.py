@@ -388,6 +388,10 @@ _REFUSALS: tuple[tuple[Callable[[Any], bool], Callable[[Any], str]], ...] = (
         ),
     ),
     (
+        lambda one: callable(get(one, "json")) and get(one, "headers") is not None,
+        lambda one: f"{kind(one)} is HTTP's, not yet read: return response.json()",
+    ),
+    (
         lambda one: not isinstance(one, type) and _error(one) is not None,
         lambda one: (
             f"the request failed ({_error(one)}): let the workload raise it, since its energy belongs to no "

@@ -183,6 +183,11 @@ class Energy:
     ``with energy.measure() as window:`` measures code that is no callable, each window being one round.
     """
 
+    _late = (
+        "a measurement began when the test's body had ended, as its fixtures were torn down: its figures would be in "
+        "no verdict; measure in the test, or before it"
+    )
+
     def __init__(
         self,
         test: str,
@@ -315,10 +320,7 @@ class Energy:
         """Remember what is refused: a test that catches the error has not measured what it was to measure."""
         try:
             if self._ended:
-                raise UsageError(
-                    f"{self._test}: a measurement began when the test's body had ended, as its fixtures were "
-                    "torn down: its figures would be in no verdict; measure in the test, or before it"
-                )
+                raise UsageError(f"{self._test}: {self._late}")
             yield
         except (UsageError, TokenCountError, MeterError) as error:
             self._refusals.append(str(error))

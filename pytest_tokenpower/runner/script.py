@@ -32,6 +32,8 @@ NAME = "measure()"
 class Measurement(Energy):
     """What ``measure()`` gives: all that the `energy` fixture offers, or the tokens of the block itself."""
 
+    _late = "something was measured or counted when its block had ended: do that inside it"
+
     def __init__(self, session: Session, limits: Limits, calls: GenerateCalls) -> None:
         super().__init__(NAME, limits, session, lambda *_: None)
         self._calls = calls
@@ -116,7 +118,13 @@ def measure(
         raise UsageError(f"{NAME}: a recording holds the windows of tests: replay it with pytest")
     if scope is not None and scope not in get_args(Scope):
         raise UsageError(f"{NAME}: scope={scope!r}: must be one of {', '.join(get_args(Scope))}")
-    if not 1 <= min_rounds <= max_rounds or warmup_rounds < 0 or not 0 < max_seconds < float("inf"):
+    numbers = all(isinstance(each, int) for each in (warmup_rounds, min_rounds, max_rounds))
+    if (
+        not (numbers and isinstance(max_seconds, int | float))
+        or not 1 <= min_rounds <= max_rounds
+        or warmup_rounds < 0
+        or not 0 < max_seconds < float("inf")
+    ):
         raise UsageError(
             f"{NAME}: rounds are at least one, max_rounds not below min_rounds, and max_seconds a positive number"
         )

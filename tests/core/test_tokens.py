@@ -428,6 +428,10 @@ REFUSED: dict[str, tuple[object, str]] = {
         ANTHROPIC_STREAM + deepcopy(ANTHROPIC_STREAM),
         "2 finished results or streams in one list",
     ),
+    "http-response": (
+        [SimpleNamespace(status_code=200, headers={}, json=lambda: {"usage": USAGE})],
+        "item [0] of a list of SimpleNamespace: a SimpleNamespace is HTTP's, not yet read: return response.json()",
+    ),
     "bedrock-unread": (
         {"ResponseMetadata": {"RequestId": "c"}, "stream": object()},
         "before it is consumed: do that inside the workload (return list(response['stream']))",

@@ -226,11 +226,22 @@ def test_a_refusal_that_is_swallowed_is_in_the_result() -> None:
         ({"scope": "board"}, "scope='board': must be one of gpu"),
         ({"min_rounds": 3, "max_rounds": 2}, "max_rounds not below min_rounds"),
         ({"max_seconds": float("nan")}, "a positive number"),
+        ({"max_seconds": "60"}, "a positive number"),
+        ({"min_rounds": "3"}, "rounds are at least one"),
     ],
 )
 def test_mistakes_are_told(arguments: dict[str, object], words: str) -> None:
     with pytest.raises(UsageError, match=words), measure(**{"source": "simulated", **arguments}):  # type: ignore[arg-type]
         pass
+
+
+def test_what_comes_after_the_block_is_refused_in_words_of_a_script() -> None:
+    with measure("simulated") as m:
+        m.count(generate())
+    with pytest.raises(
+        UsageError, match=r"measure\(\): something was measured or counted when its block had ended"
+    ):
+        m.count(generate())
 
 
 def test_a_block_that_fails_measures_nothing() -> None:
