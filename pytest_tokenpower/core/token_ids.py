@@ -38,6 +38,9 @@ SETTINGS = frozenset(
 # How many positions of the prompt a cache held that was given to generate(), noted when the call began.
 CACHED = "cached positions"
 
+# How its sequences end, as it was when the call ended: a configuration may be changed before they are counted.
+ENDS = "ends"
+
 # Tables of integers that are no ids.
 _NO_IDS = re.compile(r"mask|position|token_type|labels|decoder_")
 
@@ -160,6 +163,8 @@ class Call:
         Raises:
             TokenCountError: No model, or several that differ, are within reach.
         """
+        if isinstance(known := self.arguments.get(ENDS), Ends):
+            return known
         if self.model is not None:
             return _ends(self.model, self.arguments, told=True)
         models = [one for one in self.within_reach if _is_model(one)]

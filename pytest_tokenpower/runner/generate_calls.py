@@ -7,12 +7,13 @@ import inspect
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import CodeType, FrameType, MethodType
 from typing import Any
 
-from pytest_tokenpower.core.token_ids import CACHED, SETTINGS, Call
+from pytest_tokenpower.core.token_ids import CACHED, ENDS, SETTINGS, Call
+from pytest_tokenpower.errors import TokenCountError
 
 _FIRST_STEP = "_prepare_generation_config"
 """What each generate() calls on its model first (transformers 4.40 to 5)."""
@@ -82,6 +83,8 @@ class GenerateCalls:
     ) -> None:
         """Note a call that has ended."""
         settings = {name: value for name, value in kwargs.items() if name in SETTINGS or name == CACHED}
+        with suppress(TokenCountError):  # told when it is counted, not in the middle of somebody's work
+            settings[ENDS] = Call.of(method, args, settings).ends
         if (embeds := settings.get("inputs_embeds")) is not None:
             # Their number is all that counts; their values would fill the device's memory.
             settings["inputs_embeds"] = embeds.new_empty((*embeds.shape[:2], 0))

@@ -379,3 +379,16 @@ def test_rows_without_their_padding_are_seen_to_be_of_it() -> None:
         torch.manual_seed(1)
         _, count = seen(without_padding, IDS, keep_end)
         assert count == TokenCount(24, by_hand(torch.tensor(made[-1]), EOS), 4)
+
+
+def test_the_settings_are_those_of_the_moment_of_the_call() -> None:
+    model = _llama()
+
+    def both(ids: Any) -> Any:
+        model.generation_config.eos_token_id = 7
+        first = model.generate(ids, **SAMPLED)
+        model.generation_config.eos_token_id = None
+        return [first, model.generate(ids, **SAMPLED)]
+
+    result, count = seen(both, IDS)
+    assert count == TokenCount(48, by_hand(result[0][:, 6:], 7) + 4 * NEW, 8)
