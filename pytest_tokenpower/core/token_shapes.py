@@ -616,6 +616,12 @@ def _read_event(result: Any, call: Call, path: tuple[Hashable, ...]) -> list[Par
     return [Silent("silent", id(result), lack, _identity(get(response, "id")))]
 
 
+def _read_helper_event(result: Any, call: Call, path: tuple[Hashable, ...]) -> list[Part]:
+    """Read an event of openai's ``chat.completions.stream``: its chunks, which the others gather."""
+    chunk = get(result, "chunk")
+    return [] if chunk is None else _read_usage(chunk, call, path)
+
+
 def _read_message_event(result: Any, call: Call, path: tuple[Hashable, ...]) -> list[Part]:
     kind_of = get(result, "type")
     first = get(result, "message") if kind_of == "message_start" else None
@@ -848,6 +854,10 @@ def _sequences(result: Any) -> Any:
     return result if sequences is None else sequences
 
 
+def _has_snapshot(event: Any) -> bool:
+    return get(event, "snapshot") is not None
+
+
 def _list_of(result: Any, name: str) -> bool:
     return isinstance(get(result, name), Sequence) and not isinstance(get(result, name), str | bytes)
 
@@ -857,6 +867,11 @@ _MESSAGE = frozenset(
     | {"content_block_start", "content_block_delta", "content_block_stop"}
 )
 """Events of an Anthropic stream; its library adds some that gather the words so far."""
+
+_HELPER = re.compile(
+    r"(content|refusal|logprobs\.(content|refusal)|tool_calls\.function\.arguments)\.(delta|done)$"
+)
+"""What openai's helper for streams says beside the chunks."""
 
 _CONVERSE = frozenset(
     {"messageStart", "contentBlockStart", "contentBlockDelta", "contentBlockStop", "messageStop"}
@@ -885,9 +900,16 @@ SHAPES: tuple[Shape, ...] = (
         lambda one: (
             str(get(one, "type")) in _MESSAGE
             or (get(one, "type") == "signature" and get(one, "signature") is not None)
-            or (isinstance(get(one, "type"), str) and get(one, "snapshot") is not None)
+            or (get(one, "type") in ("text", "thinking", "citation", "input_json") and _has_snapshot(one))
         ),
         _read_message_event,
+    ),
+    Shape(
+        "helper events",
+        lambda one: (
+            (get(one, "type") == "chunk" and _has_snapshot(one)) or bool(_HELPER.match(str(get(one, "type"))))
+        ),
+        _read_helper_event,
     ),
     Shape("generations", lambda one: _list_of(one, "generations"), _read_generations),
     Shape(

@@ -304,6 +304,16 @@ COUNTED: dict[str, tuple[object, tuple[int, ...]]] = {
         [chunk("a", 0), chunk("a", 0, finish="stop"), chunk("a", None, used(11, 7))],
         (11, 7, 1, 0),
     ),
+    "stream-through-openai-s-helper": (
+        [
+            {"type": "chunk", "chunk": chunk("a", 0), "snapshot": {}},
+            {"type": "content.delta", "delta": "x", "snapshot": "x"},
+            {"type": "chunk", "chunk": chunk("a", 0, finish="stop"), "snapshot": {}},
+            {"type": "content.done", "content": "xx"},
+            {"type": "chunk", "chunk": chunk("a", None, used(11, 7)), "snapshot": {}},
+        ],
+        (11, 7, 1, 0),
+    ),
     "stream-usage-in-each-chunk": (
         [chunk("a", 0, used(11, 1)), chunk("a", 0, used(11, 2)), chunk("a", 0, used(11, 3), "stop")],
         (11, 3, 1, 0),
