@@ -265,8 +265,8 @@ def ran_of(value: Any, call: Call) -> frozenset[int]:
 
 
 def _begins_or_ends(row: list[int], made: list[int]) -> bool:
-    """Whether a row is the beginning of a sequence, or its end, with or without its padding and its end-of-sequence."""
-    if row == made[: len(row)]:
+    """Whether a row is the beginning of a sequence, or its end, with more or less padding or no end-of-sequence."""
+    if row[: len(made)] == made[: len(row)] and len(set(row[len(made) :])) < 2:
         return True
     for end in range(len(made), len(row) - 1, -1):
         if row == made[end - len(row) : end]:

@@ -368,6 +368,18 @@ def test_what_a_cache_that_was_given_held_is_counted_apart() -> None:
     assert seen(from_nothing, IDS)[1].cached_prompt == 0
 
 
+def test_batches_that_are_padded_to_one_width_are_seen_to_be_of_their_calls() -> None:
+    pad = torch.nn.functional.pad
+
+    def in_two(ids: Any) -> Any:
+        return torch.cat(
+            [pad(LLAMA.generate(each, **SAMPLED), (0, 40))[:, :40] for each in (ids[:2], ids[2:])]
+        )
+
+    result, count = seen(in_two, IDS)
+    assert count == TokenCount(24, by_hand(result[:, 6 : 6 + NEW], EOS), 4)
+
+
 def test_rows_without_their_padding_are_seen_to_be_of_it() -> None:
     made = []
 
