@@ -832,6 +832,17 @@ def _read_batch(result: Any, call: Call, path: tuple[Hashable, ...]) -> list[Par
     ]
 
 
+def _read_beams(result: Any, call: Call, path: tuple[Hashable, ...]) -> list[Part]:
+    beams = _items(get(result, "sequences"))
+    prompt = _ids_in(get(get(beams[0], "orig_prompt"), "prompt_token_ids"), "orig_prompt")
+    each = [_ids_in(get(beam, "tokens"), "tokens") for beam in beams]
+    if not prompt or any(ids[: len(prompt)] != prompt for ids in each):
+        raise TokenCountError(f"its beams are not seen to begin with their prompt's ids: return {OWN_COUNT}")
+    return [
+        Known(None, id(result), Tally(len(prompt), sum(map(len, each)) - len(prompt) * len(each), len(each)))
+    ]
+
+
 def _read_record(result: Any, call: Call, path: tuple[Hashable, ...]) -> list[Part]:
     prompt, generated = count_pipeline_record(get(result, "generated_token_ids"), call, path)
     return [Known(None, id(result), Tally(prompt, generated, 1))]
@@ -892,6 +903,14 @@ SHAPES: tuple[Shape, ...] = (
         "batch outputs",
         lambda one: _list_of(one, "prompt_ids") and _list_of(one, "generated_tokens"),
         _read_batch,
+    ),
+    Shape(
+        "beams",
+        lambda one: (
+            _list_of(one, "sequences")
+            and any(get(beam, "orig_prompt") is not None for beam in _items(get(one, "sequences")))
+        ),
+        _read_beams,
     ),
     Shape("meta_info", lambda one: isinstance(get(one, "meta_info"), Mapping), _read_meta),
     Shape("events", lambda one: str(get(one, "type") or "").startswith("response."), _read_event),

@@ -252,6 +252,17 @@ COUNTED: dict[str, tuple[object, tuple[int, ...]]] = {
         {"r0": SimpleNamespace(request_id="r0", prompt_ids=[1, 2], generated_tokens=[3, 4, 5], error=None)},
         (2, 3, 1, 0),
     ),
+    "beams": (
+        SimpleNamespace(
+            sequences=[
+                SimpleNamespace(
+                    orig_prompt={"type": "token", "prompt_token_ids": [5, 6]}, tokens=[5, 6, *more], text="x"
+                )
+                for more in ([7, 8, 2], [7, 2])
+            ]
+        ),
+        (2, 5, 2, 0),
+    ),
     "usage-dict": ({"usage": USAGE, "choices": [{}, {}]}, (11, 7, 2, 0)),
     "usage-dataclass": (Answer(), (11, 7, 1, 0)),
     "usage-cached": ({"usage": USAGE | DETAILS, "choices": [{}]}, (11, 7, 1, 8)),
@@ -441,6 +452,14 @@ REFUSED: dict[str, tuple[object, str]] = {
     "http-response": (
         [SimpleNamespace(status_code=200, headers={}, json=lambda: {"usage": USAGE})],
         "item [0] of a list of SimpleNamespace: a SimpleNamespace is HTTP's, not yet read: return response.json()",
+    ),
+    "beams-without-their-prompt": (
+        SimpleNamespace(sequences=[SimpleNamespace(orig_prompt={"prompt_token_ids": [5, 6]}, tokens=[7, 2])]),
+        "its beams are not seen to begin with their prompt's ids",
+    ),
+    "beams-of-an-encoder-decoder": (
+        SimpleNamespace(sequences=[SimpleNamespace(orig_prompt={"encoder_prompt": {}}, tokens=[7, 2])]),
+        "None in orig_prompt is no sequence of token ids",
     ),
     "bedrock-unread": (
         {"ResponseMetadata": {"RequestId": "c"}, "stream": object()},
