@@ -241,7 +241,12 @@ def count_ran(call: Call) -> tuple[int, int, int, int]:
 
 
 def _cached(call: Call) -> int:
-    held = call.arguments.get(CACHED) or 0
+    held = call.arguments.get(CACHED, 0)
+    if held is None:
+        raise TokenCountError(
+            "the past_key_values that generate() was given do not say how much of the prompt they held: return "
+            "pytest_tokenpower.TokenCount(prompt=..., generated=..., cached_prompt=...)"
+        )
     given = next(iter(next(call.prompts)), None)
     # Ids that are no more than the cache held are those behind it.
     if call.ends.encoder_decoder or given is None or not 0 < held < given.width:

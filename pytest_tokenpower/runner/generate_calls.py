@@ -151,9 +151,14 @@ def _runs(code: CodeType | None, frame: FrameType | None) -> bool:
     return False
 
 
-def _positions_in(cache: Any) -> int:
-    length = getattr(cache, "get_seq_length", None)
-    return int(length()) if callable(length) else 0
+def _positions_in(cache: Any) -> int | None:
+    """Return how many positions a cache holds; None: it does not say."""
+    if cache is None:
+        return 0
+    try:
+        return int(cache.get_seq_length())
+    except Exception:  # whatever is wrong with it is generate()'s to say
+        return None
 
 
 def _mixin() -> Any:

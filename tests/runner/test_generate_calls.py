@@ -41,6 +41,7 @@ def _llama(pad: int | None = 0) -> Any:
 
 _Criterion: Any = transformers.StoppingCriteria
 _Llama: Any = transformers.LlamaForCausalLM
+_Cache: Any = transformers.DynamicCache
 LLAMA, PADLESS = _llama(), _llama(pad=None)
 GIVEN = transformers.GenerationConfig(**SAMPLED, eos_token_id=7, pad_token_id=0)
 
@@ -361,6 +362,18 @@ def test_what_a_cache_that_was_given_held_is_counted_apart() -> None:
 
     result, count = seen(answer, IDS[:2])
     assert count == TokenCount(32, by_hand(result[:, 16:], EOS), 2, 20)
+
+    class Silent(_Cache):  # type: ignore[misc]
+        told = False
+
+        def get_seq_length(self, *args: Any, **kwargs: Any) -> Any:
+            if not self.told:
+                self.told = True
+                raise NotImplementedError
+            return super().get_seq_length(*args, **kwargs)
+
+    with pytest.raises(TokenCountError, match="do not say how much of the prompt they held"):
+        seen(lambda ids: LLAMA.generate(ids, past_key_values=Silent(config=LLAMA.config), **SAMPLED), IDS)
 
     def from_nothing(ids: Any) -> Any:
         return LLAMA.generate(ids, past_key_values=transformers.DynamicCache(config=LLAMA.config), **SAMPLED)
