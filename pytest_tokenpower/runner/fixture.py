@@ -102,9 +102,16 @@ class Window:
         """Whether tokens were counted in it."""
         return self._tokens is not None or bool(self._of)
 
-    def tokens(self, *, prompt: int, generated: int, responses: int = 1) -> None:
+    def tokens(self, *, prompt: int, generated: int, responses: int = 1, cached_prompt: int = 0) -> None:
         """Add the tokens of what ran in this window."""
-        self._add(None, lambda energy: TokenCount(prompt, generated, responses))
+
+        def said(energy: Energy) -> TokenCount:
+            try:
+                return TokenCount(prompt, generated, responses, cached_prompt)
+            except ValueError as error:
+                raise UsageError(f"{energy._test}: {error}") from None
+
+        self._add(None, said)
 
     def count(self, result: object) -> None:
         """Add the tokens of a result: anything that ``energy(fn)`` can count."""

@@ -46,9 +46,11 @@ class Measurement(Energy):
         with super()._window():
             yield
 
-    def tokens(self, *, prompt: int, generated: int, responses: int = 1) -> None:
+    def tokens(self, *, prompt: int, generated: int, responses: int = 1, cached_prompt: int = 0) -> None:
         """Add the tokens of what ran in this block."""
-        self._block.tokens(prompt=prompt, generated=generated, responses=responses)
+        self._block.tokens(
+            prompt=prompt, generated=generated, responses=responses, cached_prompt=cached_prompt
+        )
 
     def count(self, result: object) -> None:
         """Add the tokens of a result: anything that ``energy(fn)`` can count."""

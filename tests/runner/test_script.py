@@ -235,6 +235,18 @@ def test_mistakes_are_told(arguments: dict[str, object], words: str) -> None:
         pass
 
 
+def test_numbers_of_tokens_are_what_a_token_count_takes() -> None:
+    with measure("simulated") as m:
+        generate()
+        m.tokens(prompt=10, generated=5, cached_prompt=3)
+    assert m.result.rounds[0].cached_prompt_tokens == 3
+    with (
+        pytest.raises(UsageError, match=r"measure\(\): TokenCount\(prompt=-1\): must be"),
+        measure("simulated") as m,
+    ):
+        m.tokens(prompt=-1, generated=5)
+
+
 def test_what_comes_after_the_block_is_refused_in_words_of_a_script() -> None:
     with measure("simulated") as m:
         m.count(generate())
