@@ -139,6 +139,11 @@ class Window:
         ran = TokenCount(*count_ran(seen))
         return ran if self._tokens is None else self._tokens + ran
 
+    def forget(self) -> None:
+        """Let go of the calls: a test may keep the window, and free the model."""
+        if self._calls is not None:
+            self._calls.forget()
+
     def _add(self, result: object, count: Callable[[Energy], TokenCount | None]) -> None:
         if self._energy is None:
             return
@@ -503,6 +508,7 @@ class Energy:
             refuse_repeated(results)
         except TokenCountError as error:
             raise TokenCountError(f"{self._test}: in one energy.measure() block {error}") from None
+        window.forget()
         # Requests that ran at a time tell their phases together.
         phases = joined([phases_of(result) for result in results]) or phases_of(results)
         reasons = tuple(dict.fromkeys(reason for result in results for reason in unsound([result])))

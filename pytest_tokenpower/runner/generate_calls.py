@@ -78,6 +78,10 @@ class GenerateCalls:
         ]
         return Call((), {}, tuple(seen)) if seen and len(seen) == len(self._now) else None
 
+    def forget(self) -> None:
+        """Let go of what was noted: models and ids on a device."""
+        self._now = []
+
     def add(
         self, method: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
     ) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import copy
 import functools
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -303,6 +305,17 @@ def test_a_block_ends_sequences_where_their_call_did() -> None:
     count = in_a_block(body)
     assert count == TokenCount(24, by_hand(kept[0][:, 6:], EOS), 4)
     assert count.generated < 4 * NEW
+
+
+def test_a_window_keeps_no_model_alive() -> None:
+    model = _llama()
+    with measure("simulated") as block, block.measure() as window:
+        window.count(model.generate(IDS, **OPEN))
+    alive = weakref.ref(model)
+    del model
+    gc.collect()
+    assert alive() is None
+    assert window.counted
 
 
 def test_each_window_of_a_block_has_its_own_calls() -> None:
