@@ -249,12 +249,13 @@ class Usage(Part):
 
 @dataclass(frozen=True)
 class Event(Part):
-    """One of an Anthropic stream, without ids: its start says what was read, its end what was written."""
+    """One of an Anthropic stream: its start has an id and says what was read, its end what was written."""
 
     prompt: int | None = None
     generated: int | None = None
     cached: int | None = None
     starts: bool = False
+    stream: str | None = None
     ends: bool = False
     text: bool = False
 
@@ -635,6 +636,7 @@ def _read_message_event(result: Any, call: Call, path: tuple[Hashable, ...]) -> 
             generated=generated if kind_of == "message_delta" else None,
             cached=cached,
             starts=kind_of == "message_start",
+            stream=_identity(get(first, "id")),
             ends=kind_of == "message_delta" and get(get(result, "delta"), "stop_reason") is not None,
             text=kind_of == "content_block_delta",
         )

@@ -118,6 +118,7 @@ def count_tokens(
     of = {at for parts in requests.values() for _, part in parts if isinstance(part, Ran) for at in part.of}
     if own and of and len(of) < len(ran):
         raise TokenCountError(_located(result, own, beside(len(of), len(ran))))
+    _refuse_streams_told_twice(result, requests)
     for parts in requests.values():
         each = {found.source: found for _, found in parts}
         try:
@@ -129,6 +130,22 @@ def count_tokens(
     if not (total.prompt or total.generated or total.responses):
         raise TokenCountError(f"{kind(result)} says that nothing was read and nothing generated: {RETURN}")
     return total
+
+
+def _refuse_streams_told_twice(result: object, requests: dict[Hashable, list[tuple[Path, Part]]]) -> None:
+    """Leave streams, whose starts alone have ids, once; raise where another result is of the same request."""
+    streams: dict[str, frozenset[int]] = {}
+    for key, parts in [*requests.items()]:
+        named = next((part.stream for _, part in parts if isinstance(part, Event) and part.stream), None)
+        if named is None:
+            continue
+        events = frozenset(part.source for _, part in parts)
+        if (Usage, named) in requests or streams.get(named, events) != events:
+            why = f"another result has its id, {named!r}: give each request an id of its own, or return {OWN_COUNT}"
+            raise TokenCountError(_located(result, [path for path, _ in parts], why))
+        if named in streams:
+            del requests[key]
+        streams[named] = events
 
 
 def beside(counted: int, ran: int) -> str:

@@ -141,6 +141,12 @@ ANTHROPIC_STREAM: list[dict[str, Any]] = [
 ]
 
 
+def anthropic_stream(id_: str) -> list[dict[str, Any]]:
+    events = deepcopy(ANTHROPIC_STREAM)
+    events[0]["message"]["id"] = id_
+    return events
+
+
 def tgi(generated: int, prefill: int, **more: Any) -> dict[str, Any]:
     """Return text-generation-inference's answer with details."""
     tokens = [{"id": at, "text": "x", "logprob": 0.0, "special": False} for at in range(generated)]
@@ -282,7 +288,8 @@ COUNTED: dict[str, tuple[object, tuple[int, ...]]] = {
         (11, 5, 1, 6),
     ),
     "anthropic-stream": (ANTHROPIC_STREAM, (11, 5, 1, 6)),
-    "anthropic-streams": ([ANTHROPIC_STREAM, deepcopy(ANTHROPIC_STREAM)], (22, 10, 2, 12)),
+    "anthropic-streams": ([ANTHROPIC_STREAM, anthropic_stream("other")], (22, 10, 2, 12)),
+    "anthropic-stream-twice": ([ANTHROPIC_STREAM, list(ANTHROPIC_STREAM)], (11, 5, 1, 6)),
     "usage-embeddings": (
         {
             "object": "list",
@@ -437,6 +444,17 @@ REFUSED: dict[str, tuple[object, str]] = {
         "its usage says 16 prompt and 7 generated tokens, and 18 in all: return",
     ),
     "bedrock-breaks-off": (CONVERSE_STREAM[:-1], "item [3] of a list of dict: the stream breaks off before"),
+    "anthropic-one-id-for-two": (
+        [ANTHROPIC_STREAM, deepcopy(ANTHROPIC_STREAM)],
+        "another result has its id, 'msg': give each request an id of its own",
+    ),
+    "anthropic-stream-and-its-message": (
+        [
+            *ANTHROPIC_STREAM,
+            {"id": "msg", "type": "message", "usage": {"input_tokens": 11, "output_tokens": 5}},
+        ],
+        "another result has its id, 'msg'",
+    ),
     "anthropic-breaks-off": (
         ANTHROPIC_STREAM[:-2],
         "the stream breaks off before a message_delta with a stop_reason",
