@@ -13,6 +13,7 @@ from types import CodeType, FrameType, MethodType
 from typing import Any
 
 from pytest_tokenpower.core.token_ids import CACHED, ENDS, SETTINGS, Call
+from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.errors import TokenCountError
 
 _FIRST_STEP = "_prepare_generation_config"
@@ -35,6 +36,9 @@ class GenerateCalls:
     def __init__(self) -> None:
         self._now: list[_Ran | None] = []
         self._ended: deque[tuple[object, list[_Ran | None]]] = deque()
+        # The last result that calls stood behind, and whether one came back without any.
+        self._made: object = None
+        self._repeated = False
         # Whether calls are still noted: what has wrapped ours meanwhile keeps it, and would have it hold ids for ever.
         self.open = True
 
@@ -58,8 +62,14 @@ class GenerateCalls:
     def of(self, result: object) -> tuple[tuple[Any, Call], ...]:
         """Return what the next execution to be counted called, ``result`` being what it returned.
 
-        Nothing where a call was not seen: the others are not all that its energy is of.
+        Nothing where a call was not seen: the others are not all that its energy is of. Raises TokenCountError where
+        an execution returned what an earlier one had generated.
         """
+        if self._repeated:
+            raise TokenCountError(
+                "an execution called no generate() and returned the very result of the one before (from a cache?): its "
+                "energy is of no tokens: have each execution generate anew"
+            )
         while self._ended:
             ended, calls = self._ended.popleft()
             if ended is result:
@@ -100,6 +110,10 @@ class GenerateCalls:
 
     def _keep(self, result: object) -> object:
         self._ended.append((result, self._now))
+        if self._now:
+            self._made = result
+        elif result is self._made and not isinstance(result, TokenCount | None):
+            self._repeated = True
         return result
 
 

@@ -238,6 +238,28 @@ def test_the_fixture_sees_them_in_every_way_to_run_a_workload() -> None:
     assert transformers.generation.utils.GenerationMixin.generate is before
 
 
+def test_what_a_cache_gives_back_was_not_generated() -> None:
+    cached = functools.cache(lambda: LLAMA.generate(IDS, **SAMPLED))
+    with (
+        pytest.raises(TokenCountError, match="returned the very result of the one before"),
+        measure("simulated") as m,
+    ):
+        m(cached)
+
+
+def test_a_count_of_one_s_own_may_be_the_same_object_each_time() -> None:
+    count, first = TokenCount(24, 80, 4), [IDS]
+
+    def work() -> TokenCount:
+        while first:
+            LLAMA.generate(first.pop(), **SAMPLED)
+        return count
+
+    with measure("simulated", warmup_rounds=1, min_rounds=2, max_rounds=2) as m:
+        m(work)
+    assert m.result.rounds[0].generated_tokens == 80 * m.result.rounds[0].repeats
+
+
 def test_beside_a_call_that_was_not_seen_the_seen_ones_are_not_all() -> None:
     kept = LLAMA.generate
 
