@@ -35,6 +35,12 @@ SETTINGS = frozenset(
     | {"stopping_criteria", "stop_strings"}
 )
 
+# How many positions of the prompt a cache held that was given to generate(), noted when the call began.
+CACHED = "cached positions"
+
+# How its sequences end, as it was when the call ended: a configuration may be changed before they are counted.
+ENDS = "ends"
+
 # Tables of integers that are no ids.
 _NO_IDS = re.compile(r"mask|position|token_type|labels|decoder_")
 
@@ -138,9 +144,9 @@ class Call:
         return tuple(_reach([*self.layers, *self.arguments.values()], _DEPTH))
 
     @cached_property
-    def made(self) -> Rows:
-        """The sequences that were seen to be generated."""
-        return [row for ids, _ in self.ran for row in _rows(ids) or []]
+    def made(self) -> list[Rows]:
+        """The sequences that each call was seen to generate."""
+        return [_rows(ids) or [] for ids, _ in self.ran]
 
     @property
     def prompts(self) -> Iterator[list[Prompt]]:
@@ -157,6 +163,8 @@ class Call:
         Raises:
             TokenCountError: No model, or several that differ, are within reach.
         """
+        if isinstance(known := self.arguments.get(ENDS), Ends):
+            return known
         if self.model is not None:
             return _ends(self.model, self.arguments, told=True)
         models = [one for one in self.within_reach if _is_model(one)]
@@ -222,21 +230,55 @@ def count_generated(value: Any, call: Call) -> tuple[int, int, int]:
     )
 
 
-def count_ran(call: Call) -> tuple[int, int, int]:
-    """Count as :func:`count_generated` what all calls of generate() returned that were seen to run."""
-    each = [count_generated(ids, ran) for ids, ran in call.ran]
-    prompts, generated, sequences = zip(*each, strict=True)
-    return sum(prompts), sum(generated), sum(sequences)
+def count_ran(call: Call) -> tuple[int, int, int, int]:
+    """Count as :func:`count_generated` what all calls of generate() returned that were seen to run.
+
+    The fourth number are the prompt tokens that were in a cache that the call was given.
+    """
+    each = [(*count_generated(ids, ran), _cached(ran)) for ids, ran in call.ran]
+    prompts, generated, sequences, cached = zip(*each, strict=True)
+    return sum(prompts), sum(generated), sum(sequences), sum(cached)
 
 
-def has_run(value: Any, call: Call) -> bool:
-    """Whether ids are of the sequences that were seen to be generated: each row a whole one, or the new ids of one."""
-    rows = _rows(value) or [flat_ids(value) or []]
-    return all(row and any(_begins_or_ends(row, made) for made in call.made) for row in rows)
+def _cached(call: Call) -> int:
+    held = call.arguments.get(CACHED, 0)
+    if held is None:
+        raise TokenCountError(
+            "the past_key_values that generate() was given do not say how much of the prompt they held: return "
+            "pytest_tokenpower.TokenCount(prompt=..., generated=..., cached_prompt=...)"
+        )
+    given = next(iter(next(call.prompts)), None)
+    # Ids that are no more than the cache held are those behind it.
+    if call.ends.encoder_decoder or given is None or not 0 < held < given.width:
+        return 0
+    rows, mask = ([row[:held] for row in table] if table else None for table in (given.rows, given.mask))
+    return Prompt(rows or [], mask).tokens(call.ends)
+
+
+def ran_of(value: Any, call: Call) -> frozenset[int]:
+    """Return which of the seen calls of generate() ids are of: each row a whole sequence of one, or its new ids."""
+    for at, (ids, _) in enumerate(call.ran):
+        if value is ids:
+            return frozenset({at})
+    found: set[int] = set()
+    for row in _rows(value) or [flat_ids(value) or []]:
+        of = {at for at, rows in enumerate(call.made) if any(_begins_or_ends(row, made) for made in rows)}
+        if not row or not of:
+            return frozenset()
+        found |= of
+    return frozenset(found)
 
 
 def _begins_or_ends(row: list[int], made: list[int]) -> bool:
-    return row in (made[: len(row)], made[-len(row) :])
+    """Whether a row is the beginning of a sequence, or its end, with more or less padding or no end-of-sequence."""
+    if row[: len(made)] == made[: len(row)] and len(set(row[len(made) :])) < 2:
+        return True
+    for end in range(len(made), len(row) - 1, -1):
+        if row == made[end - len(row) : end]:
+            return True
+        if end < len(made) and made[end] != made[-1]:
+            return False
+    return False
 
 
 def count_pipeline_record(ids: Any, call: Call, path: tuple[Hashable, ...]) -> tuple[int, int]:
@@ -282,7 +324,7 @@ def _ends_for(call: Call, rows: Rows) -> Ends:
 
 
 def _encoder_decoder(rows: Rows, call: Call, ends: Ends) -> tuple[int, int, int]:
-    """Return the prompt was read by the encoder; the result begins with what the decoder was given to start with."""
+    """Count where an encoder read the prompt: the result begins with what the decoder was given to start with."""
     given = call.arguments.get("decoder_input_ids")
     start = (
         Prompt(_rows(given) or [])
@@ -293,6 +335,9 @@ def _encoder_decoder(rows: Rows, call: Call, ends: Ends) -> tuple[int, int, int]
         raise TokenCountError(
             f"the result does not begin with the model's decoder_start_token_id ({ends.start}): {_CALL_IT}"
         )
+    new = [row[start.width :] for row in rows]
+    if (embeds := call.arguments.get("inputs_embeds")) is not None:
+        return _positions(embeds, call), sum(_lengths(new, ends)), len(rows)
     for prompts in call.prompts:
         sources = [each for each in prompts if len(rows) % len(each.rows) == 0 and each.rows != rows]
         if len(sources) > 1:
@@ -300,15 +345,12 @@ def _encoder_decoder(rows: Rows, call: Call, ends: Ends) -> tuple[int, int, int]
                 f"which of {len(sources)} tables of ids the encoder read cannot be told: {_CALL_IT}"
             )
         if sources:
-            new = [row[start.width :] for row in rows]
             return sources[0].tokens(ends), sum(_lengths(new, ends)), len(rows)
     raise TokenCountError(f"the prompt of the encoder is no table of token ids: {_CALL_IT}")
 
 
 def _embedded(rows: Rows, embeds: Any, call: Call) -> tuple[int, int, int]:
     """Given embeddings for a prompt, generate() returns new ids alone; given ids too, those first."""
-    mask = _mask(call.arguments.get("attention_mask"))
-    prompt = sum(map(sum, mask)) if mask is not None else int(embeds.shape[0] * embeds.shape[1])
     given = [one for one in map(call.arguments.get, ("input_ids", "inputs")) if one is not None]
     if given:
         ids = [Prompt(each) for each in map(_rows, given) if each is not None]
@@ -317,7 +359,12 @@ def _embedded(rows: Rows, embeds: Any, call: Call) -> tuple[int, int, int]:
                 f"given input_ids and inputs_embeds, where new ids begin cannot be told: {_CALL_IT}"
             )
         rows = [row[ids[0].width :] for row in rows]
-    return prompt, sum(_lengths(rows, call.ends)), len(rows)
+    return _positions(embeds, call), sum(_lengths(rows, call.ends)), len(rows)
+
+
+def _positions(embeds: Any, call: Call) -> int:
+    mask = _mask(call.arguments.get("attention_mask"))
+    return sum(map(sum, mask)) if mask is not None else int(embeds.shape[0] * embeds.shape[1])
 
 
 def _lengths(rows: Rows, ends: Ends) -> list[int]:

@@ -20,8 +20,8 @@ from pytest_tokenpower.core.token_ids import (
     count_pipeline_record,
     count_ran,
     flat_ids,
-    has_run,
     is_id_table,
+    ran_of,
     whole,
 )
 from pytest_tokenpower.errors import TokenCountError
@@ -70,6 +70,18 @@ class Known(Part):
     def merged(self, parts: Sequence[Known]) -> Tally:
         """See Part."""
         return parts[0].tally
+
+
+@dataclass(frozen=True)
+class Ran(Part):
+    """Ids of calls of generate() that were seen to run; ``of`` are these calls."""
+
+    call: Call
+    of: frozenset[int]
+
+    def merged(self, parts: Sequence[Ran]) -> Tally:
+        """See Part: the energy is of all calls, however much of it came back."""
+        return Tally(*count_ran(self.call))
 
 
 @dataclass(frozen=True)
@@ -236,6 +248,47 @@ class Usage(Part):
 
 
 @dataclass(frozen=True)
+class Event(Part):
+    """One of an Anthropic stream: its start has an id and says what was read, its end what was written."""
+
+    prompt: int | None = None
+    generated: int | None = None
+    cached: int | None = None
+    starts: bool = False
+    stream: str | None = None
+    ends: bool = False
+    text: bool = False
+
+    def merged(self, parts: Sequence[Event]) -> Tally:
+        """See Part: usages are of all so far."""
+        streams = max(sum(part.starts for part in parts), sum(part.ends for part in parts))
+        if streams > 1:
+            raise TokenCountError(
+                f"{streams} finished results or streams in one list, whose events have no ids: return a list for each, "
+                f"or {OWN_COUNT}"
+            )
+        if not any(part.ends for part in parts):
+            raise TokenCountError(
+                "the stream breaks off before a message_delta with a stop_reason, which has the usage: return all of "
+                "its events"
+            )
+        prompt, generated, cached = (
+            max((value for part in parts if (value := getattr(part, name)) is not None), default=None)
+            for name in ("prompt", "generated", "cached")
+        )
+        if prompt is None or generated is None:
+            raise TokenCountError(
+                f"its events say {prompt} prompt and {generated} generated tokens, and both are needed: return all of "
+                f"them from message_start on, or {OWN_COUNT}"
+            )
+        if not generated and any(part.text for part in parts):
+            raise TokenCountError(
+                f"its usage says 0 generated tokens, and words came back: return {OWN_COUNT}"
+            )
+        return Tally(prompt, generated, 1, cached or 0)
+
+
+@dataclass(frozen=True)
 class Shape:
     """A shape of a result: by what structure it is known, and what it says."""
 
@@ -334,6 +387,10 @@ _REFUSALS: tuple[tuple[Callable[[Any], bool], Callable[[Any], str]], ...] = (
             "the tokens of a stream cannot be counted before it is consumed: do that inside the workload (return "
             "list(response['stream'])), or its work is not measured"
         ),
+    ),
+    (
+        lambda one: callable(get(one, "json")) and get(one, "headers") is not None,
+        lambda one: f"{kind(one)} is HTTP's, not yet read: return response.json()",
     ),
     (
         lambda one: not isinstance(one, type) and _error(one) is not None,
@@ -501,8 +558,6 @@ def _read_usage(result: Any, call: Call, path: tuple[Hashable, ...]) -> list[Par
     # The completions API calls whole answers and pieces of a stream alike; pieces have no finish_reason.
     alike = get(result, "object") == "text_completion"
     streamed = str(get(result, "object") or "").endswith(".chunk")
-    # Anthropic's streams may say their usage so far in several of these.
-    event = get(result, "type") == "message_delta"
     named = [get(choice, "index") for choice in choices]
     numbered = len({index for index in named if whole(index) is not None}) == len(choices)
     indices, ended, begun, ids = set(), set(), set(), 0
@@ -526,7 +581,7 @@ def _read_usage(result: Any, call: Call, path: tuple[Hashable, ...]) -> list[Par
     if get(result, "status") in ("in_progress", "queued"):
         begun.add(0)
     elif not choices and usage is not None and not streamed and not alike:
-        (begun if event and not get(get(result, "delta"), "stop_reason") else ended).add(0)
+        ended.add(0)
     if usage is None and not choices and streamed | alike | (get(result, "object") == ""):
         return []  # Azure's first, which tells what filters say of the prompt
     if get(result, "object") == "chat.completion" and not choices:
@@ -545,7 +600,7 @@ def _read_usage(result: Any, call: Call, path: tuple[Hashable, ...]) -> list[Par
             ended=frozenset(ended),
             open=frozenset(begun),
             ids=ids,
-            piece=streamed or alike or event or bool(begun),
+            piece=streamed or alike or bool(begun),
             text=text,
         )
     ]
@@ -560,6 +615,32 @@ def _read_event(result: Any, call: Call, path: tuple[Hashable, ...]) -> list[Par
         raise TokenCountError(f"the request failed ({error}): let the workload raise it")
     lack = "the stream breaks off before response.completed, which has the usage"
     return [Silent("silent", id(result), lack, _identity(get(response, "id")))]
+
+
+def _read_helper_event(result: Any, call: Call, path: tuple[Hashable, ...]) -> list[Part]:
+    """Read an event of openai's ``chat.completions.stream``: its chunks, which the others gather."""
+    chunk = get(result, "chunk")
+    return [] if chunk is None else _read_usage(chunk, call, path)
+
+
+def _read_message_event(result: Any, call: Call, path: tuple[Hashable, ...]) -> list[Part]:
+    kind_of = get(result, "type")
+    first = get(result, "message") if kind_of == "message_start" else None
+    prompt, generated, cached = _numbers(get(result if first is None else first, "usage"))
+    return [
+        Event(
+            request=None,
+            source=id(result),
+            prompt=prompt,
+            # At the start it is what was written by then, which the end says once more.
+            generated=generated if kind_of == "message_delta" else None,
+            cached=cached,
+            starts=kind_of == "message_start",
+            stream=_identity(get(first, "id")),
+            ends=kind_of == "message_delta" and get(get(result, "delta"), "stop_reason") is not None,
+            text=kind_of == "content_block_delta",
+        )
+    ]
 
 
 def _read_converse_event(result: Any, call: Call, path: tuple[Hashable, ...]) -> list[Part]:
@@ -753,19 +834,27 @@ def _read_batch(result: Any, call: Call, path: tuple[Hashable, ...]) -> list[Par
     ]
 
 
+def _read_beams(result: Any, call: Call, path: tuple[Hashable, ...]) -> list[Part]:
+    beams = _items(get(result, "sequences"))
+    prompt = _ids_in(get(get(beams[0], "orig_prompt"), "prompt_token_ids"), "orig_prompt")
+    each = [_ids_in(get(beam, "tokens"), "tokens") for beam in beams]
+    if not prompt or any(ids[: len(prompt)] != prompt for ids in each):
+        raise TokenCountError(f"its beams are not seen to begin with their prompt's ids: return {OWN_COUNT}")
+    return [
+        Known(None, id(result), Tally(len(prompt), sum(map(len, each)) - len(prompt) * len(each), len(each)))
+    ]
+
+
 def _read_record(result: Any, call: Call, path: tuple[Hashable, ...]) -> list[Part]:
     prompt, generated = count_pipeline_record(get(result, "generated_token_ids"), call, path)
     return [Known(None, id(result), Tally(prompt, generated, 1))]
 
 
-def seen(result: Any, call: Call) -> Part | None:
-    """Return all that generate() was seen to do in an execution, where ids are of it; None: they are not.
-
-    Its energy is of all, however much of it came back.
-    """
+def seen(result: Any, call: Call) -> Ran | None:
+    """Return ids as those of the calls of generate() that were seen to run in an execution; None: they are not."""
     ids = get(result, "generated_token_ids")
-    ran = has_run(_sequences(result) if ids is None else ids, call)
-    return Known("generate", 0, Tally(*count_ran(call))) if ran else None
+    of = ran_of(_sequences(result) if ids is None else ids, call)
+    return Ran("generate", id(result), call, of) if of else None
 
 
 def _read_ids(result: Any, call: Call, path: tuple[Hashable, ...]) -> list[Part]:
@@ -778,9 +867,24 @@ def _sequences(result: Any) -> Any:
     return result if sequences is None else sequences
 
 
+def _has_snapshot(event: Any) -> bool:
+    return get(event, "snapshot") is not None
+
+
 def _list_of(result: Any, name: str) -> bool:
     return isinstance(get(result, name), Sequence) and not isinstance(get(result, name), str | bytes)
 
+
+_MESSAGE = frozenset(
+    {"message_start", "message_delta", "message_stop", "ping"}
+    | {"content_block_start", "content_block_delta", "content_block_stop"}
+)
+"""Events of an Anthropic stream; its library adds some that gather the words so far."""
+
+_HELPER = re.compile(
+    r"(content|refusal|logprobs\.(content|refusal)|tool_calls\.function\.arguments)\.(delta|done)$"
+)
+"""What openai's helper for streams says beside the chunks."""
 
 _CONVERSE = frozenset(
     {"messageStart", "contentBlockStart", "contentBlockDelta", "contentBlockStop", "messageStop"}
@@ -802,8 +906,32 @@ SHAPES: tuple[Shape, ...] = (
         lambda one: _list_of(one, "prompt_ids") and _list_of(one, "generated_tokens"),
         _read_batch,
     ),
+    Shape(
+        "beams",
+        lambda one: (
+            _list_of(one, "sequences")
+            and any(get(beam, "orig_prompt") is not None for beam in _items(get(one, "sequences")))
+        ),
+        _read_beams,
+    ),
     Shape("meta_info", lambda one: isinstance(get(one, "meta_info"), Mapping), _read_meta),
     Shape("events", lambda one: str(get(one, "type") or "").startswith("response."), _read_event),
+    Shape(
+        "message events",
+        lambda one: (
+            str(get(one, "type")) in _MESSAGE
+            or (get(one, "type") == "signature" and get(one, "signature") is not None)
+            or (get(one, "type") in ("text", "thinking", "citation", "input_json") and _has_snapshot(one))
+        ),
+        _read_message_event,
+    ),
+    Shape(
+        "helper events",
+        lambda one: (
+            (get(one, "type") == "chunk" and _has_snapshot(one)) or bool(_HELPER.match(str(get(one, "type"))))
+        ),
+        _read_helper_event,
+    ),
     Shape("generations", lambda one: _list_of(one, "generations"), _read_generations),
     Shape(
         "candidates",

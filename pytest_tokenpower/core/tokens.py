@@ -13,7 +13,9 @@ from pytest_tokenpower.core.token_shapes import (
     OWN_COUNT,
     RETURN,
     SHAPES,
+    Event,
     Part,
+    Ran,
     Silent,
     Tally,
     Usage,
@@ -95,12 +97,14 @@ def count_tokens(
     requests: dict[Hashable, list[tuple[Path, Part]]] = {}
     last: dict[Path, tuple[Path, Part]] = {}
     opened: list[tuple[Path, Silent]] = []
+    own: list[Path] = []
     for path, found in _found(result, call, ()):
         if isinstance(found, TokenCount):
             total += found
+            own.append(path)
         else:
             # Pieces without an id are of one stream where they stand in one list.
-            piece = isinstance(found, Silent) or (isinstance(found, Usage) and found.piece)
+            piece = isinstance(found, Silent | Event) or (isinstance(found, Usage) and found.piece)
             apart = ("stream", path[:-1]) if piece else (path,)
             key = (type(found), found.request) if found.request is not None else apart
             requests.setdefault(key, []).append((path, found))
@@ -112,6 +116,10 @@ def count_tokens(
     broken += [(path, found) for path, found in opened if (Usage, found.stream) not in ended]
     if broken:
         raise TokenCountError(_located(result, [broken[0][0]], broken[0][1].lack))
+    of = {at for parts in requests.values() for _, part in parts if isinstance(part, Ran) for at in part.of}
+    if own and of and len(of) < len(ran):
+        raise TokenCountError(_located(result, own, beside(len(of), len(ran))))
+    _refuse_streams_told_twice(result, requests)
     for parts in requests.values():
         each = {found.source: found for _, found in parts}
         try:
@@ -125,9 +133,55 @@ def count_tokens(
     return total
 
 
+def _refuse_streams_told_twice(result: object, requests: dict[Hashable, list[tuple[Path, Part]]]) -> None:
+    """Leave streams, whose starts alone have ids, once; raise where another result is of the same request."""
+    streams: dict[str, frozenset[int]] = {}
+    for key, parts in [*requests.items()]:
+        named = next((part.stream for _, part in parts if isinstance(part, Event) and part.stream), None)
+        if named is None:
+            continue
+        events = frozenset(part.source for _, part in parts)
+        if (Usage, named) in requests or streams.get(named, events) != events:
+            why = f"another result has its id, {named!r}: give each request an id of its own, or return {OWN_COUNT}"
+            raise TokenCountError(_located(result, [path for path, _ in parts], why))
+        if named in streams:
+            del requests[key]
+        streams[named] = events
+
+
+def beside(counted: int, ran: int) -> str:
+    """Say why counts of somebody's own beside the ids of some calls of generate() do not add up."""
+    return (
+        f"{ran} calls of generate() ran, and ids of {counted} of them are beside a count of your own, which may be of "
+        f"the others or not: give the ids of all of them, or one {OWN_COUNT} of all"
+    )
+
+
+def calls_of(result: Any, call: Call) -> frozenset[int]:
+    """Return which of the seen calls of generate() a result is of, all of it; none where something else is in it."""
+    if (part := seen(result, call)) is not None:
+        return part.of
+    items = result.values() if isinstance(result, Mapping) else result
+    if isinstance(items, str | bytes) or not isinstance(items, Sequence | Set | ValuesView):
+        return frozenset()
+    each = [calls_of(item, call) for item in items]
+    return frozenset[int]().union(*each) if all(each) else frozenset()
+
+
+class Items(tuple[object, ...]):
+    """What is left of a list that was counted: the items that still exist, None for the others."""
+
+    __slots__ = ()
+
+    @property
+    def identity(self) -> Hashable:
+        """The same for the same list, where all of it is there."""
+        return id(self) if any(item is None for item in self) else tuple(map(id, self))
+
+
 def refuse_repeated(results: Sequence[object]) -> None:
     """Raise TokenCountError where results that were counted one by one hold an object, or a request, twice."""
-    objects: set[int] = set()
+    objects: set[Hashable] = set()
     requests: set[tuple[type, Hashable]] = set()
     for result in results:
         if result is None or isinstance(result, TokenCount | str | bytes | int | float):
@@ -137,10 +191,11 @@ def refuse_repeated(results: Sequence[object]) -> None:
             for _, found in _found(result, Call.of(None, (), {}), ()):
                 if isinstance(found, Part) and not isinstance(found, Silent) and found.request is not None:
                     own.add((type(found), found.request))
-        if id(result) in objects or own & requests:
+        identity = result.identity if isinstance(result, Items) else id(result)
+        if identity in objects or own & requests:
             named = f" (request {next(iter(own & requests))[1]!r})" if own & requests else ""
             raise TokenCountError(f"{kind(result)} was counted twice{named}: count each result once")
-        objects.add(id(result))
+        objects.add(identity)
         requests |= own
 
 
@@ -156,8 +211,8 @@ def _found(
         yield path, tokens
         return
     try:
-        if call.ran and (part := seen(result, call)) is not None:
-            yield path, part
+        if call.ran and (ran := seen(result, call)) is not None:
+            yield path, ran
             return
         if (why := refusal(result)) is not None:
             raise TokenCountError(why)

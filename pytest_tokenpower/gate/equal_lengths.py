@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 
 from pytest_tokenpower.analysis.rounds import gated, good, prefilled_tokens, units_per
 from pytest_tokenpower.core.denominators import denominator
-from pytest_tokenpower.core.records import MeasurementRecord
+from pytest_tokenpower.core.records import MeasurementRecord, RoundRecord
 from pytest_tokenpower.core.text import percent, plural
 from pytest_tokenpower.stats.comparison import Run
-from pytest_tokenpower.stats.lengths import Counts, NotComparable, PhaseFigures, at_lengths
+from pytest_tokenpower.stats.lengths import UNTOLD_TOLERANCE, Counts, NotComparable, PhaseFigures, at_lengths
 from pytest_tokenpower.store.keys import LENGTHS, VARY
 
 REMEDIES = (
@@ -56,22 +56,24 @@ def at_equal_lengths(
         tolerance: how far counts may lie apart, as a share.
     """
     per = denominator(judged.key)
-    wanted, wanted_units = counts_of(judged, per), _units(judged, per)
+    wanted, wanted_units = counts_of(judged.rounds, per), _units(judged, per)
     changed: list[Run] = []
     kept: list[int] = []
     errors: list[float] = []
     apart: Counts | None = None
+    told = True
     refusal = ""
     for at, (run, record) in enumerate(zip(runs, records, strict=True)):
         if _constant_and_equal(record, judged):
             changed.append(run)
             kept.append(at)
             continue
-        counts = counts_of(record, per)
+        counts = counts_of(record.rounds, per)
         units = wanted_units / _units(record, per)
+        energy = _joules(record, counts, per)
         joules, seconds = (
             at_lengths(each, wanted, tolerance=tolerance, units=units)
-            for each in (_joules(record, counts, per), _seconds(record, counts, per))
+            for each in (energy, _seconds(record, counts, per))
         )
         if isinstance(joules, NotComparable) or isinstance(seconds, NotComparable):
             reason = next(each.reason for each in (joules, seconds) if isinstance(each, NotComparable))
@@ -79,6 +81,7 @@ def at_equal_lengths(
             continue
         if joules.log_shift or joules.stderr:
             apart = counts
+            told &= energy.prefill is not None
         kept.append(at)
         errors.append(joules.stderr)
         changed.append(
@@ -91,9 +94,10 @@ def at_equal_lengths(
     notes = []
     error = max(errors, default=0.0)
     if apart is not None:
+        how = "from their own phases" if told else "with prefill and decode not told apart"
         notes.append(
             f"Compared at equal lengths: the stored runs had {_stated(apart)}, this one {_stated(wanted)}; their "
-            f"figures are re-expressed from their own phases, which leaves ±{percent(1.96 * error, 2)} uncertain."
+            f"figures are re-expressed {how}, which leaves ±{percent(1.96 * error, 2)} uncertain."
         )
     if left_out := len(runs) - len(kept):
         notes.append(
@@ -108,9 +112,34 @@ def _constant_and_equal(one: MeasurementRecord, other: MeasurementRecord) -> boo
     return here == there and None not in here and VARY not in here
 
 
-def counts_of(measurement: MeasurementRecord, per: str) -> Counts:
+def unlike_lengths(
+    baseline: Sequence[RoundRecord],
+    candidate: Sequence[RoundRecord],
+    per: str,
+    names: tuple[str, str] | None,
+) -> tuple[str, ...]:
+    """Say that two variants of one test had unlike counts, which nothing takes out of the figures compared.
+
+    Args:
+        baseline: its rounds.
+        candidate: its rounds.
+        per: the denominator of the figures.
+        names: what the two are called.
+    """
+    one, other = counts_of(baseline, per), counts_of(candidate, per)
+    pairs = ((one.prefilled, other.prefilled), (one.generated, other.generated))
+    if all(abs(after - before) <= UNTOLD_TOLERANCE * before for before, after in pairs):
+        return ()
+    called = names or ("the baseline", "the candidate")
+    return (
+        f"Not at equal lengths: an execution of {called[0]} has {_stated(one)}, of {called[1]} {_stated(other)}; the "
+        "change holds what that alone makes of it.",
+    )
+
+
+def counts_of(rounds: Sequence[RoundRecord], per: str) -> Counts:
     """Return the mean counts of one execution over the good rounds; a prefill generates nothing."""
-    kept = [one.record for one in good(measurement.rounds)]
+    kept = [one.record for one in good(rounds)]
     executions = sum(one.repeats for one in kept)
     generated = 0 if per == "prompt_token" else sum(one.generated_tokens for one in kept)
     return Counts(sum(map(prefilled_tokens, kept)) / executions, generated / executions)

@@ -21,6 +21,7 @@ from pytest_tokenpower.core.settings import fraction
 from pytest_tokenpower.core.tokens import TokenCount
 from pytest_tokenpower.core.windows import PhaseWindow, RoundWindow
 from pytest_tokenpower.errors import EngineError, TokenCountError, UsageError
+from pytest_tokenpower.gate.equal_lengths import unlike_lengths
 from pytest_tokenpower.gate.verdict import Policy, judge_variants
 from pytest_tokenpower.runner.coroutines import blocking, settled
 from pytest_tokenpower.runner.rounds import (
@@ -330,7 +331,9 @@ class Comparison:
             names=self.names,
             waiting=waiting,
         )
-        return msgspec.structs.replace(verdict, figure=figure_per(per))
+        baseline, candidate = (self.of_variant(variant, records) for variant in VARIANTS)
+        notes = (*verdict.notes, *unlike_lengths(baseline, candidate, per, self.names))
+        return msgspec.structs.replace(verdict, figure=figure_per(per), notes=notes)
 
 
 def kept_blocks(blocks: Sequence[Block], records: Sequence[RoundRecord], per: str) -> Blocks | None:

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import inspect
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterator,
+    Mapping,
+    Sequence,
+    ValuesView,
+)
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -12,7 +21,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, ParamSpec, TypeVar,
 from weakref import ref
 
 from pytest_tokenpower.core.records import MeasurementRecord
-from pytest_tokenpower.core.tokens import TokenCount, count_tokens, refuse_repeated
+from pytest_tokenpower.core.token_ids import count_ran
+from pytest_tokenpower.core.token_shapes import OWN_COUNT
+from pytest_tokenpower.core.tokens import Items, TokenCount, beside, calls_of, count_tokens, refuse_repeated
 from pytest_tokenpower.core.types import Fact
 from pytest_tokenpower.core.windows import RoundWindow
 from pytest_tokenpower.engines.identify import describe_callable
@@ -45,7 +56,7 @@ from pytest_tokenpower.runner.compare import (
     started_async,
 )
 from pytest_tokenpower.runner.coroutines import awaited, blocking, is_pending, name_of, refuse_pending
-from pytest_tokenpower.runner.generate_calls import generate_calls
+from pytest_tokenpower.runner.generate_calls import GenerateCalls, generate_calls
 from pytest_tokenpower.runner.open_windows import sole_window
 from pytest_tokenpower.runner.outcome import Attempt, MeasuredTest, finish
 from pytest_tokenpower.runner.result import Result
@@ -74,28 +85,67 @@ Counter = Callable[
 
 
 class Window:
-    """An open window of ``energy.measure()``: say what was generated in it before it closes."""
+    """An open window of ``energy.measure()``: say what was generated in it before it closes.
 
-    def __init__(self, energy: Energy | None) -> None:
+    ``calls`` are those of transformers' generate() in it. Once ids of some of them are counted, all are.
+    """
+
+    def __init__(self, energy: Energy | None, calls: GenerateCalls | None = None) -> None:
         self._energy = energy
         self._open = True
         self._tokens: TokenCount | None = None
         self._results: list[Callable[[], object]] = []
+        self._calls = calls
+        self._of: set[int] = set()
 
     @property
     def counted(self) -> bool:
         """Whether tokens were counted in it."""
-        return self._tokens is not None
+        return self._tokens is not None or bool(self._of)
 
-    def tokens(self, *, prompt: int, generated: int, responses: int = 1) -> None:
+    def tokens(self, *, prompt: int, generated: int, responses: int = 1, cached_prompt: int = 0) -> None:
         """Add the tokens of what ran in this window."""
-        self._add(None, lambda energy: TokenCount(prompt, generated, responses))
+
+        def said(energy: Energy) -> TokenCount:
+            try:
+                return TokenCount(prompt, generated, responses, cached_prompt)
+            except ValueError as error:
+                raise UsageError(f"{energy._test}: {error}") from None
+
+        self._add(None, said)
 
     def count(self, result: object) -> None:
         """Add the tokens of a result: anything that ``energy(fn)`` can count."""
-        self._add(result, lambda energy: energy._counted(result))
+        self._add(result, lambda energy: energy._counted_in(self, result))
 
-    def _add(self, result: object, count: Callable[[Energy], TokenCount]) -> None:
+    def of_calls(self, result: object) -> bool:
+        """Whether a result is ids of calls that were seen: these are counted when the window closes."""
+        seen = self._calls.so_far() if self._calls is not None else None
+        of = calls_of(result, seen) if seen is not None else ()
+        self._of.update(of)
+        return bool(of)
+
+    def total(self) -> TokenCount | None:
+        """Return all that was counted, with all calls of generate() where ids of some were."""
+        if not self._of or self._calls is None:
+            return self._tokens
+        seen = self._calls.so_far()
+        if seen is None:
+            raise TokenCountError(
+                "in an energy.measure() block generate() was called out of sight beside calls that were seen (through "
+                f"a method that was kept from before): count {OWN_COUNT} of all"
+            )
+        if self._tokens is not None and len(self._of) < len(seen.ran):
+            raise TokenCountError(beside(len(self._of), len(seen.ran)))
+        ran = TokenCount(*count_ran(seen))
+        return ran if self._tokens is None else self._tokens + ran
+
+    def forget(self) -> None:
+        """Let go of the calls: a test may keep the window, and free the model."""
+        if self._calls is not None:
+            self._calls.forget()
+
+    def _add(self, result: object, count: Callable[[Energy], TokenCount | None]) -> None:
         if self._energy is None:
             return
         with self._energy._refusing():
@@ -105,21 +155,38 @@ class Window:
                     "them inside it"
                 )
             tokens = count(self._energy)
-        self._tokens = tokens if self._tokens is None else self._tokens + tokens
+        if tokens is not None:
+            self._tokens = tokens if self._tokens is None else self._tokens + tokens
         self._results.append(_held(result))
 
 
 def _held(result: object) -> Callable[[], object]:
     """Hold a counted result until its block ends: what tells nothing more only as long as the test itself does.
 
-    Its tensors would stay on the GPU. What names its request is small, and may come twice.
+    Its tensors would stay on the GPU, those in a list too. What names its request is small, and may come twice.
     """
-    if not tells_more(result) and not any(
-        hasattr(result, name) for name in ("id", "request_id", "response_id")
-    ):
-        with suppress(TypeError):
-            return ref(result)
+    names = ("id", "request_id", "response_id")
+    if tells_more(result) or any(hasattr(result, name) for name in names):
+        return lambda: result
+    with suppress(TypeError):
+        return ref(result)
+    items = _items_in(result)
+    if any(map(_goes, items)) and not (isinstance(result, Mapping) and any(name in result for name in names)):
+        held = [_held(item) for item in items]
+        return lambda: Items(each() for each in held)
     return lambda: result
+
+
+def _items_in(value: object) -> Sequence[object]:
+    values = value.values() if isinstance(value, Mapping) else value
+    return list(values) if isinstance(values, ValuesView | list | tuple | set | frozenset) else ()
+
+
+def _goes(item: object) -> bool:
+    """Whether something in it can be let go of: numbers and words are held by nobody else."""
+    with suppress(TypeError):
+        return ref(item)() is item
+    return any(map(_goes, _items_in(item)))
 
 
 class Words(NamedTuple):
@@ -423,13 +490,13 @@ class Energy:
         Nothing is warmed up and nothing is repeated: a single window stands for a single round. Raises
         TokenCountError when the block ends without tokens having been counted.
         """
-        with self._refusing():
+        with self._refusing(), generate_calls() as calls:
             if self._called:
                 raise UsageError(f"{self._test}: energy() and energy.measure() in one test: use one of them")
             self._refuse_soak("energy.measure()")
             declared_config(self._declared, None)
             self._entered = True
-            window, now_ns = Window(self), self._telemetry.clock.monotonic_ns
+            window, now_ns = Window(self, calls), self._telemetry.clock.monotonic_ns
             if (wait := device_wait()) is not None:
                 wait()
             with self._window():
@@ -451,7 +518,8 @@ class Energy:
         if self._replayed is not None:
             self._windows.append(self._next_replayed(self._replayed))
             return
-        tokens = window._tokens
+        with self._named():
+            tokens = window.total()
         if tokens is None or not any((tokens.prompt, tokens.generated, tokens.responses)):
             raise TokenCountError(f"{self._test}: {self._words.uncounted}")
         results = [held() for held in window._results]
@@ -459,6 +527,7 @@ class Energy:
             refuse_repeated(results)
         except TokenCountError as error:
             raise TokenCountError(f"{self._test}: in one energy.measure() block {error}") from None
+        window.forget()
         # Requests that ran at a time tell their phases together.
         phases = joined([phases_of(result) for result in results]) or phases_of(results)
         reasons = tuple(dict.fromkeys(reason for result in results for reason in unsound([result])))
@@ -614,26 +683,53 @@ class Energy:
     ) -> TokenCount:
         """Count a result as the hook of the test's folder does, or as its shape says."""
         kwargs = dict(kwargs or {})
-        try:
-            refuse_pending(result)
-            counted = self._counter(result, args, kwargs, fn)
-            if counted is not None and not isinstance(counted, TokenCount):
-                raise UsageError(
-                    f"the hook pytest_tokenpower_count_tokens returned {counted!r}: it must return a TokenCount, or "
-                    "None for what it does not know"
-                )
+        with self._named():
+            counted = self._hooked(result, args, kwargs, fn)
             given = result if counted is None else counted
             # A Generation says itself what it holds; seeing through what was called takes time, which a soak has not.
             called = () if isinstance(given, Generation) else (args, kwargs, fn, ran)
             tokens = count_tokens(given, *called)
-            if tokens.cached_prompt and isinstance(result, Generation) and not self._budget.prefix_cache:
-                raise TokenCountError(
-                    f"{tokens.cached_prompt} of {tokens.prompt} prompt tokens came from the engine's prefix cache and "
-                    "were not prefilled: switch it off (vLLM: enable_prefix_caching=False, a server's "
-                    "--no-enable-prefix-caching; SGLang: disable_radix_cache=True), or say "
-                    "power_budget(prefix_cache=True) where it is meant"
-                )
+            self._refuse_cached(result, tokens)
             return tokens
+
+    def _counted_in(self, window: Window, result: object) -> TokenCount | None:
+        """Count a result of a window; None: it is ids of calls, which the window counts when it closes."""
+        with self._named():
+            if (counted := self._hooked(result, (), {}, None)) is None and window.of_calls(result):
+                return None
+            tokens = count_tokens(result if counted is None else counted)
+            self._refuse_cached(result, tokens)
+            return tokens
+
+    def _refuse_cached(self, result: object, tokens: TokenCount) -> None:
+        if tokens.cached_prompt and isinstance(result, Generation) and not self._budget.prefix_cache:
+            raise TokenCountError(
+                f"{tokens.cached_prompt} of {tokens.prompt} prompt tokens came from the engine's prefix cache and "
+                "were not prefilled: switch it off (vLLM: enable_prefix_caching=False, a server's "
+                "--no-enable-prefix-caching; SGLang: disable_radix_cache=True), or say "
+                "power_budget(prefix_cache=True) where it is meant"
+            )
+
+    def _hooked(
+        self,
+        result: object,
+        args: tuple[object, ...],
+        kwargs: dict[str, object],
+        fn: Callable[..., object] | None,
+    ) -> TokenCount | None:
+        refuse_pending(result)
+        counted = self._counter(result, args, kwargs, fn)
+        if counted is not None and not isinstance(counted, TokenCount):
+            raise UsageError(
+                f"the hook pytest_tokenpower_count_tokens returned {counted!r}: it must return a TokenCount, or "
+                "None for what it does not know"
+            )
+        return counted
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
         except (TokenCountError, UsageError) as error:
             raise type(error)(f"{self._test}: {error}") from None
 

@@ -7,12 +7,14 @@ import inspect
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import CodeType, FrameType, MethodType
 from typing import Any
 
-from pytest_tokenpower.core.token_ids import SETTINGS, Call
+from pytest_tokenpower.core.token_ids import CACHED, ENDS, SETTINGS, Call
+from pytest_tokenpower.core.tokens import TokenCount
+from pytest_tokenpower.errors import TokenCountError
 
 _FIRST_STEP = "_prepare_generation_config"
 """What each generate() calls on its model first (transformers 4.40 to 5)."""
@@ -34,6 +36,9 @@ class GenerateCalls:
     def __init__(self) -> None:
         self._now: list[_Ran | None] = []
         self._ended: deque[tuple[object, list[_Ran | None]]] = deque()
+        # The last result that calls stood behind, and whether one came back without any.
+        self._made: object = None
+        self._repeated = False
         # Whether calls are still noted: what has wrapped ours meanwhile keeps it, and would have it hold ids for ever.
         self.open = True
 
@@ -57,8 +62,14 @@ class GenerateCalls:
     def of(self, result: object) -> tuple[tuple[Any, Call], ...]:
         """Return what the next execution to be counted called, ``result`` being what it returned.
 
-        Nothing where a call was not seen: the others are not all that its energy is of.
+        Nothing where a call was not seen: the others are not all that its energy is of. Raises TokenCountError where
+        an execution returned what an earlier one had generated.
         """
+        if self._repeated:
+            raise TokenCountError(
+                "an execution called no generate() and returned the very result of the one before (from a cache?): its "
+                "energy is of no tokens: have each execution generate anew"
+            )
         while self._ended:
             ended, calls = self._ended.popleft()
             if ended is result:
@@ -67,11 +78,27 @@ class GenerateCalls:
                 return tuple((each.ids, Call.of(each.method, each.args, each.settings)) for each in told)
         return ()
 
+    def so_far(self) -> Call | None:
+        """Return a call that has seen all those that were noted, nobody having asked for them by executions.
+
+        None where there are none, or one was not seen: the others are not all that the energy is of.
+        """
+        seen = [
+            (one.ids, Call.of(one.method, one.args, one.settings)) for one in self._now if one is not None
+        ]
+        return Call((), {}, tuple(seen)) if seen and len(seen) == len(self._now) else None
+
+    def forget(self) -> None:
+        """Let go of what was noted: models and ids on a device."""
+        self._now = []
+
     def add(
         self, method: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
     ) -> None:
         """Note a call that has ended."""
-        settings = {name: value for name, value in kwargs.items() if name in SETTINGS}
+        settings = {name: value for name, value in kwargs.items() if name in SETTINGS or name == CACHED}
+        with suppress(TokenCountError):  # told when it is counted, not in the middle of somebody's work
+            settings[ENDS] = Call.of(method, args, settings).ends
         if (embeds := settings.get("inputs_embeds")) is not None:
             # Their number is all that counts; their values would fill the device's memory.
             settings["inputs_embeds"] = embeds.new_empty((*embeds.shape[:2], 0))
@@ -83,6 +110,10 @@ class GenerateCalls:
 
     def _keep(self, result: object) -> object:
         self._ended.append((result, self._now))
+        if self._now:
+            self._made = result
+        elif result is self._made and not isinstance(result, TokenCount | None):
+            self._repeated = True
         return result
 
 
@@ -100,10 +131,11 @@ def generate_calls() -> Iterator[GenerateCalls]:
     @functools.wraps(original)
     def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
+        cached = _positions_in(kwargs.get("past_key_values"))  # before it grows
         result = original(self, *args, **kwargs)
         # An assistant drafts with a generate() of its own, in that of its model: its tokens are no answer.
         if calls.open and not _runs(code, inspect.currentframe()):
-            calls.add(MethodType(original, self), args, kwargs, result)
+            calls.add(MethodType(original, self), args, {**kwargs, CACHED: cached}, result)
         return result
 
     own = getattr(generate, "__code__", None)
@@ -135,6 +167,16 @@ def _runs(code: CodeType | None, frame: FrameType | None) -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def _positions_in(cache: Any) -> int | None:
+    """Return how many positions a cache holds; None: it does not say."""
+    if cache is None:
+        return 0
+    try:
+        return int(cache.get_seq_length())
+    except Exception:  # whatever is wrong with it is generate()'s to say
+        return None
 
 
 def _mixin() -> Any:

@@ -19,6 +19,7 @@ from pytest_tokenpower.core.settings import (
 from pytest_tokenpower.core.types import Scope
 from pytest_tokenpower.errors import UsageError
 from pytest_tokenpower.runner.fixture import Energy, Window, Words
+from pytest_tokenpower.runner.generate_calls import GenerateCalls, generate_calls
 from pytest_tokenpower.runner.locks import hold_devices
 from pytest_tokenpower.runner.open_windows import own_boards, sole_window
 from pytest_tokenpower.runner.result import Result
@@ -48,14 +49,23 @@ class Measurement(Energy):
         empty="there is no result: nothing has been measured yet, or what was to be was cut short",
     )
 
-    def __init__(self, session: Session, limits: Limits) -> None:
+    def __init__(self, session: Session, limits: Limits, calls: GenerateCalls) -> None:
         super().__init__(NAME, limits, session, lambda *_: None)
-        self._block = Window(self)
+        self._calls = calls
+        self._block = Window(self, calls)
         self._final: Result | None = None
 
-    def tokens(self, *, prompt: int, generated: int, responses: int = 1) -> None:
+    @contextmanager
+    def _window(self) -> Iterator[None]:
+        self._calls.open = False  # from now on they are the window's
+        with super()._window():
+            yield
+
+    def tokens(self, *, prompt: int, generated: int, responses: int = 1, cached_prompt: int = 0) -> None:
         """Add the tokens of what ran in this block."""
-        self._block.tokens(prompt=prompt, generated=generated, responses=responses)
+        self._block.tokens(
+            prompt=prompt, generated=generated, responses=responses, cached_prompt=cached_prompt
+        )
 
     def count(self, result: object) -> None:
         """Add the tokens of a result: anything that ``energy(fn)`` can count."""
@@ -125,26 +135,33 @@ def measure(
         raise UsageError(f"{NAME}: a recording holds the windows of tests: replay it with pytest")
     if scope is not None and scope not in get_args(Scope):
         raise UsageError(f"{NAME}: scope={scope!r}: must be one of {', '.join(get_args(Scope))}")
-    if not 1 <= min_rounds <= max_rounds or warmup_rounds < 0 or not 0 < max_seconds < float("inf"):
+    numbers = all(isinstance(each, int) for each in (warmup_rounds, min_rounds, max_rounds))
+    if (
+        not (numbers and isinstance(max_seconds, int | float))
+        or not 1 <= min_rounds <= max_rounds
+        or warmup_rounds < 0
+        or not 0 < max_seconds < float("inf")
+    ):
         raise UsageError(
             f"{NAME}: rounds are at least one, max_rounds not below min_rounds, and max_seconds a positive number"
         )
     session = Session(Settings(source=source, scope=scope, warmup_rounds=warmup_rounds), Path.cwd())
     limits = Limits(min_rounds=min_rounds, max_rounds=max_rounds, max_seconds=max_seconds)
     try:
-        measuring, now_ns = Measurement(session, limits), session.telemetry().clock.monotonic_ns
-        with (
-            sole_window(NAME, measuring.devices),
-            own_boards(NAME, measuring.devices, waits_for_threads=False),
-            hold_devices(measuring.gpu_ids),
-        ):
-            if (wait := device_wait()) is not None:
-                wait()
-            start_ns = now_ns()
-            yield measuring
-            if (wait := device_wait()) is not None:
-                wait()
-            end_ns = now_ns()
+        with generate_calls() as calls:
+            measuring, now_ns = Measurement(session, limits, calls), session.telemetry().clock.monotonic_ns
+            with (
+                sole_window(NAME, measuring.devices),
+                own_boards(NAME, measuring.devices, waits_for_threads=False),
+                hold_devices(measuring.gpu_ids),
+            ):
+                if (wait := device_wait()) is not None:
+                    wait()
+                start_ns = now_ns()
+                yield measuring
+                if (wait := device_wait()) is not None:
+                    wait()
+                end_ns = now_ns()
         measuring.end(start_ns, end_ns)
     finally:
         session.close()

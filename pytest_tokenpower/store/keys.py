@@ -40,10 +40,10 @@ _LABELS = {
     "engine_version": "engine version",
     "workload": "workload fingerprint",
     "denominator": "joules are per",
-    "prompt_tokens": "prompt tokens per round",
+    "prompt_tokens": "prompt tokens per execution",
     "cached_prompt_percent": "prompt tokens from a prefix cache, in percent",
-    "generated_tokens": "generated tokens per round",
-    "responses": "responses per round",
+    "generated_tokens": "generated tokens per execution",
+    "responses": "responses per execution",
 }
 
 _ABSENT = {"denominator": "token", "cached_prompt_percent": "none"}

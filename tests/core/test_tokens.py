@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from copy import deepcopy
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -112,6 +113,38 @@ CONVERSE_STREAM: list[dict[str, Any]] = [
     {"messageStop": {"stopReason": "end_turn"}},
     {"metadata": {"usage": converse()["usage"], "metrics": {"latencyMs": 20}}},
 ]
+
+
+ANTHROPIC_STREAM: list[dict[str, Any]] = [
+    {
+        "type": "message_start",
+        "message": {
+            "id": "msg",
+            "type": "message",
+            "content": [],
+            "stop_reason": None,
+            "usage": {
+                "input_tokens": 4,
+                "cache_read_input_tokens": 6,
+                "cache_creation_input_tokens": 1,
+                "output_tokens": 1,
+            },
+        },
+    },
+    {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+    {"type": "ping"},
+    {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "x"}},
+    {"type": "text", "text": "x", "snapshot": "x"},
+    {"type": "content_block_stop", "index": 0},
+    {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 5}},
+    {"type": "message_stop"},
+]
+
+
+def anthropic_stream(id_: str) -> list[dict[str, Any]]:
+    events = deepcopy(ANTHROPIC_STREAM)
+    events[0]["message"]["id"] = id_
+    return events
 
 
 def tgi(generated: int, prefill: int, **more: Any) -> dict[str, Any]:
@@ -225,6 +258,17 @@ COUNTED: dict[str, tuple[object, tuple[int, ...]]] = {
         {"r0": SimpleNamespace(request_id="r0", prompt_ids=[1, 2], generated_tokens=[3, 4, 5], error=None)},
         (2, 3, 1, 0),
     ),
+    "beams": (
+        SimpleNamespace(
+            sequences=[
+                SimpleNamespace(
+                    orig_prompt={"type": "token", "prompt_token_ids": [5, 6]}, tokens=[5, 6, *more], text="x"
+                )
+                for more in ([7, 8, 2], [7, 2])
+            ]
+        ),
+        (2, 5, 2, 0),
+    ),
     "usage-dict": ({"usage": USAGE, "choices": [{}, {}]}, (11, 7, 2, 0)),
     "usage-dataclass": (Answer(), (11, 7, 1, 0)),
     "usage-cached": ({"usage": USAGE | DETAILS, "choices": [{}]}, (11, 7, 1, 8)),
@@ -243,6 +287,9 @@ COUNTED: dict[str, tuple[object, tuple[int, ...]]] = {
         },
         (11, 5, 1, 6),
     ),
+    "anthropic-stream": (ANTHROPIC_STREAM, (11, 5, 1, 6)),
+    "anthropic-streams": ([ANTHROPIC_STREAM, anthropic_stream("other")], (22, 10, 2, 12)),
+    "anthropic-stream-twice": ([ANTHROPIC_STREAM, list(ANTHROPIC_STREAM)], (11, 5, 1, 6)),
     "usage-embeddings": (
         {
             "object": "list",
@@ -273,6 +320,16 @@ COUNTED: dict[str, tuple[object, tuple[int, ...]]] = {
     ),
     "stream-include-usage": (
         [chunk("a", 0), chunk("a", 0, finish="stop"), chunk("a", None, used(11, 7))],
+        (11, 7, 1, 0),
+    ),
+    "stream-through-openai-s-helper": (
+        [
+            {"type": "chunk", "chunk": chunk("a", 0), "snapshot": {}},
+            {"type": "content.delta", "delta": "x", "snapshot": "x"},
+            {"type": "chunk", "chunk": chunk("a", 0, finish="stop"), "snapshot": {}},
+            {"type": "content.done", "content": "xx"},
+            {"type": "chunk", "chunk": chunk("a", None, used(11, 7)), "snapshot": {}},
+        ],
         (11, 7, 1, 0),
     ),
     "stream-usage-in-each-chunk": (
@@ -387,6 +444,41 @@ REFUSED: dict[str, tuple[object, str]] = {
         "its usage says 16 prompt and 7 generated tokens, and 18 in all: return",
     ),
     "bedrock-breaks-off": (CONVERSE_STREAM[:-1], "item [3] of a list of dict: the stream breaks off before"),
+    "anthropic-one-id-for-two": (
+        [ANTHROPIC_STREAM, deepcopy(ANTHROPIC_STREAM)],
+        "another result has its id, 'msg': give each request an id of its own",
+    ),
+    "anthropic-stream-and-its-message": (
+        [
+            *ANTHROPIC_STREAM,
+            {"id": "msg", "type": "message", "usage": {"input_tokens": 11, "output_tokens": 5}},
+        ],
+        "another result has its id, 'msg'",
+    ),
+    "anthropic-breaks-off": (
+        ANTHROPIC_STREAM[:-2],
+        "the stream breaks off before a message_delta with a stop_reason",
+    ),
+    "anthropic-without-its-start": (
+        ANTHROPIC_STREAM[1:],
+        "its events say None prompt and 5 generated tokens, and both are needed",
+    ),
+    "anthropic-two-in-one-list": (
+        ANTHROPIC_STREAM + deepcopy(ANTHROPIC_STREAM),
+        "2 finished results or streams in one list",
+    ),
+    "http-response": (
+        [SimpleNamespace(status_code=200, headers={}, json=lambda: {"usage": USAGE})],
+        "item [0] of a list of SimpleNamespace: a SimpleNamespace is HTTP's, not yet read: return response.json()",
+    ),
+    "beams-without-their-prompt": (
+        SimpleNamespace(sequences=[SimpleNamespace(orig_prompt={"prompt_token_ids": [5, 6]}, tokens=[7, 2])]),
+        "its beams are not seen to begin with their prompt's ids",
+    ),
+    "beams-of-an-encoder-decoder": (
+        SimpleNamespace(sequences=[SimpleNamespace(orig_prompt={"encoder_prompt": {}}, tokens=[7, 2])]),
+        "None in orig_prompt is no sequence of token ids",
+    ),
     "bedrock-unread": (
         {"ResponseMetadata": {"RequestId": "c"}, "stream": object()},
         "before it is consumed: do that inside the workload (return list(response['stream']))",

@@ -212,6 +212,16 @@ def test_a_server_under_two_names_is_one_server() -> None:
         assert [asked(engine) for engine in (one, other, one)] == [""] * 3
 
 
+def test_what_a_failed_batch_generated_was_for_nobody_else() -> None:
+    with serving(fault="cut", at=3) as server, closing(OpenAIEngine("tiny", base_url=server.url)) as engine:
+        with pytest.raises(EngineError):
+            engine.generate(BATCH)
+        assert server.sent
+        assert asked(engine) == ""
+        server.for_others += 40
+        assert asked(engine).startswith("the server generated 40 tokens for others")
+
+
 def test_where_the_server_tells_its_counts_no_more_nothing_is_sound(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving() as server, closing(OpenAIEngine("tiny", base_url=server.url)) as engine:
         server.tells = False

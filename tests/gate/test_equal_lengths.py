@@ -8,6 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from pytest_tokenpower.core.records import MeasurementRecord, PhaseRecord
+from pytest_tokenpower.gate.equal_lengths import unlike_lengths
 from pytest_tokenpower.store.baseline import ComparableRuns
 from tests.support.measurements import measured
 from tests.support.verdicts import judge_stored, text
@@ -81,6 +82,9 @@ def test_without_phases_a_token_more_is_bounded_and_more_is_refused() -> None:
     dearer = judge_stored(run(201, dearer=1.3, phases=False), stored(phases=False), 0.03)
     assert dearer.kind == "regressed"
     assert dearer.change == pytest.approx(0.3, abs=0.005)
+    assert "their figures are re-expressed with prefill and decode not told apart, which leaves" in text(
+        dearer
+    )
     refused = judge_stored(run(210, phases=False), stored(phases=False), 0.03)
     assert refused.kind == "no baseline"
     assert "prefill and decode were not told apart" in text(refused)
@@ -173,3 +177,16 @@ def test_tokens_of_prompts_count_as_they_are_divided_by_cached_ones_too() -> Non
     verdict = judge_stored(cached(run(200.5), 240), runs, 0.03)
     # The work of 16 tokens more that were prefilled is in what is expected.
     assert verdict.change == pytest.approx(0.0, abs=0.003)
+
+
+def test_variants_of_unlike_lengths_are_said_to_be() -> None:
+    assert unlike_lengths(run().rounds, run(203).rounds, "token", None) == ()
+    [said] = unlike_lengths(run().rounds, run(260).rounds, "token", ("bf16", "FP8"))
+    assert said.startswith(
+        "Not at equal lengths: an execution of bf16 has 512 prefilled and 200 generated tokens, of FP8 512 prefilled "
+        "and 260 generated tokens"
+    )
+    # Joules per prompt token are the prefill's.
+    assert unlike_lengths(run().rounds, run(260).rounds, "prompt_token", None) == ()
+    [said] = unlike_lengths(run().rounds, run(prompt=600).rounds, "prompt_token", None)
+    assert "of the candidate 600 prefilled tokens" in said

@@ -40,6 +40,28 @@ def test_variants(energy):
 """
 
 
+def test_answers_of_unlike_lengths_are_told(project: Project) -> None:
+    project.tests(
+        """
+def answer(tokens):
+    sleep(0.06)
+    return TokenCount(prompt=100, generated=tokens)
+
+@pytest.mark.power_budget(min_rounds=4, max_rounds=4)
+def test_variants(energy):
+    energy.compare(baseline=lambda: answer(100), candidate=lambda: answer(60), names=("a", "b"))
+"""
+    )
+    result, _ = project.measure()
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*Not at equal lengths: an execution of a has 100 prefilled and 100 generated tokens, of b 100 prefilled "
+            "and 60 generated*"
+        ]
+    )
+
+
 @pytest.mark.parametrize(
     ("candidate", "bound", "failed", "expected"),
     [

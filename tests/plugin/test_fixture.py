@@ -495,21 +495,41 @@ import gc, weakref
 class Output:
     usage = {"prompt_tokens": 3, "completion_tokens": 100}
 
-def test_block(energy):
+@pytest.mark.parametrize("shape", [lambda one: one, lambda one: [one], lambda one: {"answers": (one,)}])
+def test_block(energy, shape):
     alive = weakref.WeakSet()
     with energy.measure() as window:
         for _ in range(5):
             generate(0.5)
             output = Output()
             alive.add(output)
-            window.count(output)
+            window.count(shape(output))
             del output
             gc.collect()
             assert not alive
     assert energy.result.figures["joules_per_token"].value == pytest.approx(300 * 2.5 / 500, rel=0.1)
 """
     )
-    project.pytester.runpytest_subprocess().assert_outcomes(passed=1)
+    project.pytester.runpytest_subprocess().assert_outcomes(passed=3)
+
+
+def test_a_list_that_is_counted_twice_in_a_block_is_refused(project: Project) -> None:
+    project.tests(
+        """
+class Output:
+    usage = {"prompt_tokens": 3, "completion_tokens": 100}
+
+def test_block(energy):
+    with energy.measure() as window:
+        generate(0.5)
+        outputs = [Output(), Output()]
+        window.count(outputs)
+        window.count(outputs)
+"""
+    )
+    result, _ = project.measure()
+    result.assert_outcomes(failed=1)
+    assert "was counted twice: count each result once" in text(result)
 
 
 def test_disabled_a_workload_runs_once_and_nothing_is_measured_or_stored(project: Project) -> None:

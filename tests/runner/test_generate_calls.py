@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import functools
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -40,6 +43,7 @@ def _llama(pad: int | None = 0) -> Any:
 
 _Criterion: Any = transformers.StoppingCriteria
 _Llama: Any = transformers.LlamaForCausalLM
+_Cache: Any = transformers.DynamicCache
 LLAMA, PADLESS = _llama(), _llama(pad=None)
 GIVEN = transformers.GenerationConfig(**SAMPLED, eos_token_id=7, pad_token_id=0)
 
@@ -234,6 +238,28 @@ def test_the_fixture_sees_them_in_every_way_to_run_a_workload() -> None:
     assert transformers.generation.utils.GenerationMixin.generate is before
 
 
+def test_what_a_cache_gives_back_was_not_generated() -> None:
+    cached = functools.cache(lambda: LLAMA.generate(IDS, **SAMPLED))
+    with (
+        pytest.raises(TokenCountError, match="returned the very result of the one before"),
+        measure("simulated") as m,
+    ):
+        m(cached)
+
+
+def test_a_count_of_one_s_own_may_be_the_same_object_each_time() -> None:
+    count, first = TokenCount(24, 80, 4), [IDS]
+
+    def work() -> TokenCount:
+        while first:
+            LLAMA.generate(first.pop(), **SAMPLED)
+        return count
+
+    with measure("simulated", warmup_rounds=1, min_rounds=2, max_rounds=2) as m:
+        m(work)
+    assert m.result.rounds[0].generated_tokens == 80 * m.result.rounds[0].repeats
+
+
 def test_beside_a_call_that_was_not_seen_the_seen_ones_are_not_all() -> None:
     kept = LLAMA.generate
 
@@ -255,3 +281,174 @@ def test_what_wraps_ours_meanwhile_notes_nothing_later() -> None:
     finally:
         mixin.generate = before
     assert "prepared" not in mixin._prepare_generation_config.__qualname__
+
+
+OPEN = {**SAMPLED, "eos_token_id": None, "pad_token_id": 15}
+PROMPT = int((IDS != 15).sum())
+
+
+def in_a_block(body: Callable[[Any], object]) -> TokenCount:
+    with measure("simulated") as block:
+        body(block)
+    [one] = block.result.rounds
+    return TokenCount(one.prompt_tokens, one.generated_tokens, one.responses)
+
+
+def batches(number: int) -> list[Any]:
+    return [LLAMA.generate(IDS, **OPEN) for _ in range(number)]
+
+
+BLOCKS: dict[str, tuple[Callable[[Any], object], int]] = {
+    "in-turn": (lambda block: [block.count(LLAMA.generate(IDS, **OPEN)) for _ in range(3)], 3),
+    "a-list": (lambda block: block.count(batches(3)), 3),
+    "later-and-new-ids-alone": (lambda block: [block.count(out[:, 6:].clone()) for out in batches(3)], 3),
+    "one-of-two": (lambda block: block.count(batches(2)[0]), 2),
+    "with-scores": (
+        lambda block: block.count(
+            LLAMA.generate(IDS, **OPEN, return_dict_in_generate=True, output_scores=True)
+        ),
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize(("body", "calls"), BLOCKS.values(), ids=list(BLOCKS))
+def test_ids_that_a_block_counts_are_those_of_its_calls(body: Callable[[Any], object], calls: int) -> None:
+    assert in_a_block(body) == TokenCount(calls * PROMPT, calls * 4 * NEW, calls * 4)
+
+
+def test_a_block_ends_sequences_where_their_call_did() -> None:
+    kept = []
+
+    def body(block: Any) -> None:
+        kept.append(PADLESS.generate(IDS, **SAMPLED))
+        block.count(kept[0])
+
+    count = in_a_block(body)
+    assert count == TokenCount(24, by_hand(kept[0][:, 6:], EOS), 4)
+    assert count.generated < 4 * NEW
+
+
+def test_a_window_keeps_no_model_alive() -> None:
+    model = _llama()
+    with measure("simulated") as block, block.measure() as window:
+        window.count(model.generate(IDS, **OPEN))
+    alive = weakref.ref(model)
+    del model
+    gc.collect()
+    assert alive() is None
+    assert window.counted
+
+
+def test_each_window_of_a_block_has_its_own_calls() -> None:
+    with measure("simulated") as block:
+        for number in (1, 2):
+            with block.measure() as window:
+                window.count(batches(number))
+    assert [one.generated_tokens for one in block.result.rounds] == [4 * NEW, 8 * NEW]
+
+
+def _beside(block: Any) -> None:
+    block.tokens(prompt=PROMPT, generated=4 * NEW)
+    block.count(batches(2)[1])
+
+
+def _out_of_sight(block: Any) -> None:
+    block.count(LLAMA.generate(IDS, **OPEN))
+    KEPT(IDS, **OPEN)
+
+
+KEPT = LLAMA.generate
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (_beside, "2 calls of generate.. ran, and ids of 1 of them are beside a count of your own"),
+        (_out_of_sight, "was called out of sight beside calls that were seen"),
+        (lambda block: [block.count(out) for out in batches(1) * 2], "was counted twice"),
+    ],
+)
+def test_a_block_whose_calls_are_not_all_known_is_refused(
+    body: Callable[[Any], object], message: str
+) -> None:
+    with pytest.raises(TokenCountError, match=message):
+        in_a_block(body)
+
+
+def test_a_count_of_one_s_own_beside_ids_may_be_of_the_other_calls() -> None:
+    def both(ids: Any) -> Any:
+        return [LLAMA.generate(ids, **OPEN), TokenCount(PROMPT, 4 * NEW, 4)]
+
+    assert seen(both, IDS)[1] == TokenCount(2 * PROMPT, 8 * NEW, 8)
+    with pytest.raises(TokenCountError, match=r"item \[1\] .*: 2 calls of generate.. ran"):
+        seen(lambda ids: (LLAMA.generate(ids, **OPEN), both(ids))[1], IDS)
+
+
+def test_what_a_cache_that_was_given_held_is_counted_apart() -> None:
+    prefix = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12, 13, 14]] * 2)
+    held = transformers.DynamicCache(config=LLAMA.config)
+    with torch.no_grad():
+        LLAMA(prefix, past_key_values=held, use_cache=True)
+
+    def answer(ids: Any) -> Any:
+        cache = copy.deepcopy(held)
+        return LLAMA.generate(torch.cat([prefix, ids], 1), past_key_values=cache, **SAMPLED)
+
+    result, count = seen(answer, IDS[:2])
+    assert count == TokenCount(32, by_hand(result[:, 16:], EOS), 2, 20)
+
+    class Silent(_Cache):  # type: ignore[misc]
+        told = False
+
+        def get_seq_length(self, *args: Any, **kwargs: Any) -> Any:
+            if not self.told:
+                self.told = True
+                raise NotImplementedError
+            return super().get_seq_length(*args, **kwargs)
+
+    with pytest.raises(TokenCountError, match="do not say how much of the prompt they held"):
+        seen(lambda ids: LLAMA.generate(ids, past_key_values=Silent(config=LLAMA.config), **SAMPLED), IDS)
+
+    def from_nothing(ids: Any) -> Any:
+        return LLAMA.generate(ids, past_key_values=transformers.DynamicCache(config=LLAMA.config), **SAMPLED)
+
+    assert seen(from_nothing, IDS)[1].cached_prompt == 0
+
+
+def test_batches_that_are_padded_to_one_width_are_seen_to_be_of_their_calls() -> None:
+    pad = torch.nn.functional.pad
+
+    def in_two(ids: Any) -> Any:
+        return torch.cat(
+            [pad(LLAMA.generate(each, **SAMPLED), (0, 40))[:, :40] for each in (ids[:2], ids[2:])]
+        )
+
+    result, count = seen(in_two, IDS)
+    assert count == TokenCount(24, by_hand(result[:, 6 : 6 + NEW], EOS), 4)
+
+
+def test_rows_without_their_padding_are_seen_to_be_of_it() -> None:
+    made = []
+
+    def without_padding(ids: Any, keep_end: int) -> Any:
+        made.append(LLAMA.generate(ids, **SAMPLED)[:, 6:].tolist())
+        return [row[: row.index(EOS) + keep_end] if EOS in row else row for row in made[-1]]
+
+    for keep_end in (1, 0):
+        torch.manual_seed(1)
+        _, count = seen(without_padding, IDS, keep_end)
+        assert count == TokenCount(24, by_hand(torch.tensor(made[-1]), EOS), 4)
+
+
+def test_the_settings_are_those_of_the_moment_of_the_call() -> None:
+    model = _llama()
+
+    def both(ids: Any) -> Any:
+        model.generation_config.eos_token_id = 7
+        first = model.generate(ids, **SAMPLED)
+        model.generation_config.eos_token_id = None
+        return [first, model.generate(ids, **SAMPLED)]
+
+    result, count = seen(both, IDS)
+    assert count == TokenCount(48, by_hand(result[0][:, 6:], 7) + 4 * NEW, 8)

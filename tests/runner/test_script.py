@@ -248,11 +248,25 @@ def test_a_refusal_that_is_swallowed_is_in_the_result() -> None:
         ({"scope": "board"}, "scope='board': must be one of gpu"),
         ({"min_rounds": 3, "max_rounds": 2}, "max_rounds not below min_rounds"),
         ({"max_seconds": float("nan")}, "a positive number"),
+        ({"max_seconds": "60"}, "a positive number"),
+        ({"min_rounds": "3"}, "rounds are at least one"),
     ],
 )
 def test_mistakes_are_told(arguments: dict[str, object], words: str) -> None:
     with pytest.raises(UsageError, match=words), measure(**{"source": "simulated", **arguments}):  # type: ignore[arg-type]
         pass
+
+
+def test_numbers_of_tokens_are_what_a_token_count_takes() -> None:
+    with measure("simulated") as m:
+        generate()
+        m.tokens(prompt=10, generated=5, cached_prompt=3)
+    assert m.result.rounds[0].cached_prompt_tokens == 3
+    with (
+        pytest.raises(UsageError, match=r"measure\(\): TokenCount\(prompt=-1\): must be"),
+        measure("simulated") as m,
+    ):
+        m.tokens(prompt=-1, generated=5)
 
 
 def test_a_block_that_fails_measures_nothing() -> None:

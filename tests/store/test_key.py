@@ -253,7 +253,7 @@ def test_a_board_is_named_once() -> None:
         ("schema", "record schema"),
         ("method", "meter method"),
         ("axis.max_watts", "max_watts"),
-        ("prompt_tokens", "prompt tokens per round"),
+        ("prompt_tokens", "prompt tokens per execution"),
     ],
 )
 def test_fields_have_names_for_people(field: str, expected: str) -> None:

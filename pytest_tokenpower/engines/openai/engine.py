@@ -360,11 +360,17 @@ class OpenAIEngine:
             for index, prompt in enumerate(batch.prompts)
         ]
         bodies = (self._body(prompt, batch.new_tokens) for prompt in batch.prompts)
+        if self._others is not None:
+            self._others.begin()
         try:
             self._client.complete(tuple(zip(bodies, streams, strict=True)), arrivals)
-        except Refused as refused:
-            raise self._explained(refused) from None
-        responses = [stream.finish() for stream in streams]
+            responses = [stream.finish() for stream in streams]
+        except BaseException as error:
+            if self._others is not None:
+                self._others.failed()
+            if isinstance(error, Refused):
+                raise self._explained(error) from None
+            raise
         ids = [response.token_ids for response in responses]
         if self._others is not None:
             self._others.generated(batch.tokens.generated)

@@ -18,10 +18,14 @@ _LAG_S = 2.0
 
 @dataclass
 class _Count:
-    """What a server had generated when it was last looked at, and what it has generated for this process since."""
+    """What a server had generated when it was last looked at, and what it has generated for this process since.
+
+    ``broken``: a batch of ours has failed since, of which nobody knows how much was generated.
+    """
 
     seen: float = 0.0
     ours: int = 0
+    broken: bool = False
 
 
 _COUNTS: defaultdict[str, _Count] = defaultdict(_Count)
@@ -40,7 +44,25 @@ class OtherRequests:
         seen = self._generated()
         self.told = seen is not None
         if seen is not None:
-            self._count.seen, self._count.ours = seen, 0
+            self._count.seen, self._count.ours, self._count.broken = seen, 0, False
+
+    def begin(self) -> None:
+        """Begin a batch, and after one that failed anew: what the server generated for that one was for nobody else."""
+        if not (self.told and self._count.broken):
+            return
+        until, seen = time.monotonic() + _LAG_S, self._generated()
+        while time.monotonic() < until:
+            time.sleep(_LAG_S / 20)
+            # It goes on with what was under way until it sees that nobody waits for it.
+            before, seen = seen, self._generated()
+            if seen == before:
+                break
+        if seen is not None:
+            self._count.seen, self._count.ours, self._count.broken = seen, 0, False
+
+    def failed(self) -> None:
+        """Note that a batch of ours failed midway."""
+        self._count.broken = True
 
     def generated(self, tokens: int) -> None:
         """Count tokens that were generated for us."""
