@@ -28,6 +28,7 @@ class Change:
     df: float
     least: float = 0.0
     most: float = math.inf
+    least_df: float = MOST_DF
 
     @property
     def change(self) -> float:
@@ -46,9 +47,10 @@ class Change:
 
     def margin(self, tail: float) -> float:
         """How far from its estimate the truth is with probability ``tail`` at most, on either one side."""
-        own = float(stdtrit(min(self.df, MOST_DF), 1 - tail)) * self.stderr
-        normal = -float(ndtri(tail))
-        return max(min(own, normal * self.most) if tail < 0.5 else own, normal * self.least)
+        own = _quantile(tail, self.df) * self.stderr
+        if tail < 0.5:
+            own = min(own, _quantile(tail, MOST_DF) * self.most)
+        return max(own, _quantile(tail, self.least_df) * self.least)
 
     def p_above(self, reference: float = 0.0) -> float:
         """One-sided p of "at most ``reference``": small where the new code surely takes more."""
@@ -61,7 +63,15 @@ class Change:
     def _upper_tail(self, distance: float) -> float:
         if self.stderr == self.least == 0:
             return 0.5 if distance == 0 else float(distance < 0)
-        own = float(stdtr(min(self.df, MOST_DF), -distance / self.stderr)) if self.stderr else 0.0
+        own = _tail(distance / self.stderr, self.df) if self.stderr else 0.0
         if distance > 0:
-            own = min(own, float(ndtr(-distance / self.most)))
-        return max(own, float(ndtr(-distance / self.least)) if self.least else 0.0)
+            own = min(own, _tail(distance / self.most, MOST_DF))
+        return max(own, _tail(distance / self.least, self.least_df) if self.least else 0.0)
+
+
+def _quantile(tail: float, df: float) -> float:
+    return float(stdtrit(df, 1 - tail)) if df < MOST_DF else -float(ndtri(tail))
+
+
+def _tail(value: float, df: float) -> float:
+    return float(stdtr(df, -value)) if df < MOST_DF else float(ndtr(-value))

@@ -38,6 +38,12 @@ def test_without_error_the_sign_decides() -> None:
     assert Change(0.0, 0.0, 3).p_above() == 0.5
 
 
+def test_rounds_of_which_there_are_few_say_less() -> None:
+    few = Change(0.05, 0.005, 4, 0.02, least_df=2)
+    assert few.margin(0.01) == pytest.approx(stats.t.isf(0.01, 2) * 0.02)
+    assert few.p_above() == pytest.approx(stats.t.sf(0.05 / 0.02, 2))
+
+
 def test_nothing_is_nearer_than_the_rounds_say() -> None:
     change = Change(0.05, 0.005, 4, 0.02)
     assert change.margin(0.01) == pytest.approx(stats.norm.isf(0.01) * 0.02)
