@@ -18,9 +18,11 @@ class Change:
     """ln(new / baseline), or a difference of shares, with Student's distribution about it.
 
     ``least`` is a standard error that is known to be no larger than the true one, however alike a few runs are: what
-    the rounds alone make of it. A claim has to hold by both, which keeps the level of the one that is right (an
-    intersection-union test; Berger 1982, Technometrics 24:295). ``most`` is one that is surely no smaller: however
-    few the degrees of freedom, the truth is no farther away than it says.
+    the rounds alone make of it, on ``least_df`` degrees of freedom. A claim has to hold by both, which keeps the level
+    of the one that is right (an intersection-union test; Berger 1982, Technometrics 24:295). ``most`` is one that is
+    surely no smaller: however few the degrees of freedom, the truth is no farther away than it says.
+    ``parts`` are those that ``stderr`` is made of, each with its degrees of freedom: a claim has to hold by each alone,
+    too, as a part that is well known makes the pooled degrees of freedom too many for one that is not.
     """
 
     delta: float
@@ -29,6 +31,7 @@ class Change:
     least: float = 0.0
     most: float = math.inf
     least_df: float = MOST_DF
+    parts: tuple[tuple[float, float], ...] = ()
 
     @property
     def change(self) -> float:
@@ -47,7 +50,8 @@ class Change:
 
     def margin(self, tail: float) -> float:
         """How far from its estimate the truth is with probability ``tail`` at most, on either one side."""
-        own = _quantile(tail, self.df) * self.stderr
+        errors = ((self.stderr, self.df), *self.parts)
+        own = max(_quantile(tail, df) * stderr for stderr, df in errors)
         if tail < 0.5:
             own = min(own, _quantile(tail, MOST_DF) * self.most)
         return max(own, _quantile(tail, self.least_df) * self.least)
@@ -63,7 +67,8 @@ class Change:
     def _upper_tail(self, distance: float) -> float:
         if self.stderr == self.least == 0:
             return 0.5 if distance == 0 else float(distance < 0)
-        own = _tail(distance / self.stderr, self.df) if self.stderr else 0.0
+        errors = ((self.stderr, self.df), *self.parts)
+        own = max((_tail(distance / stderr, df) for stderr, df in errors if stderr), default=0.0)
         if distance > 0:
             own = min(own, _tail(distance / self.most, MOST_DF))
         return max(own, _tail(distance / self.least, self.least_df) if self.least else 0.0)

@@ -444,12 +444,20 @@ class _Plan:
                 groups, present, delta, variance, new_variance, boards.sd**2
             )
         total = run_part + board_part + rounds_part + extra
+        parts = ((run_part, unit.df), (board_part, boards.df), (rounds_part, fresh_df))
         # Satterthwaite 1946, Biometrics Bull. 2:110.
-        shares = run_part**2 / unit.df + board_part**2 / boards.df + rounds_part**2 / fresh_df
+        shares = sum(part**2 / its_df for part, its_df in parts)
         df_total = total**2 / shares if shares > 0 else unit.df
         # A spread of boards that is known on few degrees of freedom has no such bound.
         most = math.inf if board_part > 0 else math.sqrt(most**2 + rounds_part + extra)
-        return Change(delta, math.sqrt(total), df_total, math.sqrt(by_rounds + extra), most), df >= FEWEST_DF
+        return Change(
+            delta,
+            math.sqrt(total),
+            df_total,
+            math.sqrt(by_rounds + extra),
+            most,
+            parts=tuple((math.sqrt(part), its_df) for part, its_df in parts if 0 < part < total),
+        ), df >= FEWEST_DF
 
     def _difference(
         self,

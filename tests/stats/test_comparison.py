@@ -193,6 +193,20 @@ def test_blocks_are_a_t_on_restarts() -> None:
     assert found.stderr**2 == pytest.approx((5 * plain**2 + weight * 0.0025**2 / 6) / (5 + weight))
 
 
+def test_many_rounds_make_up_for_no_runs() -> None:
+    """Three runs agree by chance; the judged one has few rounds, whose scatter the stored rounds tell well."""
+    wobble = 0.006 * (-1.0) ** np.arange(40)
+    stored = [
+        Run(tuple((0.2 * np.exp(level + wobble)).tolist()), occasion=str(at))
+        for at, level in enumerate((-0.001, 0.0, 0.001))
+    ]
+    new = Run(tuple((0.21 * np.exp(wobble[:6])).tolist()), occasion="new")
+    total = compare(stored, [new]).total
+    by_runs = stats.t.isf(0.0005, 2) * 0.001 * math.sqrt(4 / 3)
+    assert total.df > 10
+    assert total.margin(0.0005) >= by_runs * 0.999
+
+
 def _one_restart(scatter: float, blocks: int = 12) -> Change:
     mine = np.array([[0, 1, 1, 0]] * blocks, dtype=float)
     noisy = np.random.default_rng(6).standard_normal((blocks, 4))
