@@ -94,6 +94,10 @@ class BoardSpread:
     fitted_sd: float | None = None
 
 
+FORETOLD_BY = "mean of matmul and gemms"
+"""What the gate subtracts (stats/boards.py)."""
+
+
 def between_boards(
     measured: Measured, test: str, value: Callable[[Run], float], when: str
 ) -> tuple[int, list[BoardSpread]]:
@@ -109,7 +113,7 @@ def between_boards(
         piece: np.array([_calibrated(measured.calibrations, key, piece, when) for key in keys])
         for piece in PIECES
     }
-    pieces["mean of matmul and gemms"] = (pieces["matmul"] + pieces["gemms"]) / 2
+    pieces[FORETOLD_BY] = (pieces["matmul"] + pieces["gemms"]) / 2
     for piece, calibrated in pieces.items():
         found.append(
             BoardSpread(

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from pytest_tokenpower.core.text import percent, plural, signed
 from pytest_tokenpower.stats.comparison import FEWEST_PACE_OCCASIONS, Comparison
 from pytest_tokenpower.stats.rule import Decision
-from pytest_tokenpower.stats.scatter import CAUTION_SD
+from pytest_tokenpower.stats.scatter import CAUTION_PROCESS_SD, CAUTION_SD
 
 BOARD_SD = 0.015
 """How much boards of one model differ: four H100s by 1.6 %, eight H200s by 1.5 %."""
@@ -96,6 +96,16 @@ def undecided(kind: str, found: Comparison, decision: Decision, family: int, rem
         f"{doubtful}{among.strip() + ' ' if among else ''}a rise of {part} fails here from "
         f"{percent(decision.smallest_failing, 2)} on, and {percent(decision.resolvable, 2)} is found in four of five "
         f"cases; {remedy or _remedy(found)}"
+    )
+
+
+def of_restarts(found: Comparison) -> str:
+    """Return what tells smaller changes where two variants ran alternately."""
+    if found.known:
+        return "more restarts tell smaller ones"
+    return (
+        f"until three restarts tell, both are taken to differ by {percent(CAUTION_PROCESS_SD)} from process to "
+        "process: energy.compare(..., restarts=3) tells smaller ones, and more ABBA blocks where those scatter by more"
     )
 
 

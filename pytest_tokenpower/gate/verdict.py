@@ -453,9 +453,7 @@ def judge_variants(
         names=names,
         undecided=""
         if held or limit < 0
-        else remarks.undecided(
-            decision.kind, found, decision, policy.family, "more ABBA blocks, or restarts, tell smaller ones"
-        ),
+        else remarks.undecided(decision.kind, found, decision, policy.family, remarks.of_restarts(found)),
         notes=(*remarks.of_waiting(found), *held),
     )
 

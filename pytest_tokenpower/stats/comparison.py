@@ -24,6 +24,7 @@ from pytest_tokenpower.stats.pace import SlopeCheck, Waiting, at_pace, slope_che
 from pytest_tokenpower.stats.runs import TRIM, location_squared_error, summarise_blocks, summarise_runs
 from pytest_tokenpower.stats.scatter import (
     CAUTION_PER_ROUND_SD,
+    CAUTION_PROCESS_SD,
     CAUTION_SD,
     DEFAULT_NOISE,
     FEWEST_DF,
@@ -31,6 +32,7 @@ from pytest_tokenpower.stats.scatter import (
     Noise,
     Scatter,
     scatter,
+    surplus,
     widest,
 )
 from pytest_tokenpower.stats.temperature import (
@@ -409,8 +411,15 @@ class _Plan:
             belief = Scatter(math.sqrt(occasion_variance + run_variance / size), believed.df)
         else:
             belief = believed
-        unit = scatter(squares, df, belief, caution, most_believed=self.noise.most_believed(df))
-        most = widest(unit, df, caution)
+        unit = scatter(
+            squares,
+            df,
+            belief,
+            caution,
+            most_believed=self.noise.most_believed(df),
+            within=(0.0, 0) if self.together else (within_squares, within_df),
+        )
+        most = widest(unit, df, belief, caution)
         by_rounds = fresh_error / self.new
         if present:
             by_rounds += float(groups.errors[present].mean()) / len(present)
@@ -435,12 +444,20 @@ class _Plan:
                 groups, present, delta, variance, new_variance, boards.sd**2
             )
         total = run_part + board_part + rounds_part + extra
+        parts = ((run_part, unit.df), (board_part, boards.df), (rounds_part, fresh_df))
         # Satterthwaite 1946, Biometrics Bull. 2:110.
-        shares = run_part**2 / unit.df + board_part**2 / boards.df + rounds_part**2 / fresh_df
+        shares = sum(part**2 / its_df for part, its_df in parts)
         df_total = total**2 / shares if shares > 0 else unit.df
         # A spread of boards that is known on few degrees of freedom has no such bound.
         most = math.inf if board_part > 0 else math.sqrt(most**2 + rounds_part + extra)
-        return Change(delta, math.sqrt(total), df_total, math.sqrt(by_rounds + extra), most), df >= FEWEST_DF
+        return Change(
+            delta,
+            math.sqrt(total),
+            df_total,
+            math.sqrt(by_rounds + extra),
+            most,
+            parts=tuple((math.sqrt(part), its_df) for part, its_df in parts if 0 < part < total),
+        ), df >= FEWEST_DF
 
     def _difference(
         self,
@@ -620,18 +637,24 @@ def _blocks_change(differences: Sequence[Sequence[float]], noise: Noise) -> tupl
     error = float(np.mean([each.squared_error for each in summaries]))
     count = len(locations)
     squares = float(((locations - locations.mean()) ** 2).sum())
-    # Drift and occasion fall out of alternating rounds: what is believed of the rest counts in full.
-    unit = scatter(squares, count - 1, noise.interleaved, noise.interleaved, most_believed=count - 1)
-    known, variance, df = count > FEWEST_DF, unit.sd**2, unit.df
-    if not known and error > variance:
-        # The blocks are what the error is known from, as many as the trimmed mean keeps (Yuen 1974, Biometrika
-        # 61:165); drawn to quieter blocks it would be too small.
-        kept = sum(each.rounds - 2 * int(TRIM * each.rounds) - 1 for each in summaries)
-        own = sum(max(each.rounds - 1, 1) for each in summaries)
-        variance = error = error * (1 + count * DEFAULT_PRIOR.round_df / own)
-        df = max(kept, 1)
-    delta = float(locations.mean())
-    return Change(delta, math.sqrt(variance / count), df, math.sqrt(error / count)), known
+    caution = Scatter(CAUTION_PROCESS_SD, MOST_DF)
+    # Drift and occasion fall out of alternating rounds: what is believed of the rest is learned from no neighbour.
+    unit = scatter(squares, count - 1, noise.interleaved, caution, most_believed=surplus(count - 1))
+    most = widest(unit, count - 1, noise.interleaved, caution)
+    known, error_df = count > FEWEST_DF, MOST_DF
+    if not known:
+        # The blocks tell their own error on as many degrees of freedom as the trimmed mean keeps (Yuen 1974,
+        # Biometrika 61:165); drawn to quieter blocks it would be too small.
+        error_df = max(sum(each.rounds - 2 * int(TRIM * each.rounds) - 1 for each in summaries), 1)
+        error *= 1 + count * DEFAULT_PRIOR.round_df / sum(max(each.rounds - 1, 1) for each in summaries)
+    return Change(
+        delta=float(locations.mean()),
+        stderr=unit.sd / math.sqrt(count),
+        df=unit.df,
+        least=math.sqrt(error / count),
+        most=math.hypot(most, math.sqrt(error)) / math.sqrt(count),
+        least_df=error_df,
+    ), known
 
 
 def _widened(change: Change, squared_error: float) -> Change:

@@ -110,7 +110,7 @@ def _margins(run_sd: float, stored_runs: int, policy: Policy, noise: Noise) -> F
     margins = []
     for each in squares:
         unit = scatter(float(each), df, noise.total, caution, most_believed=noise.most_believed(df))
-        most = widest(unit, df, caution) * spread
+        most = widest(unit, df, noise.total, caution) * spread
         margins.append(Change(0.0, unit.sd * spread, unit.df, most=most).margin(policy.level))
     return np.array(margins)
 

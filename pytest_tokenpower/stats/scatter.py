@@ -19,9 +19,13 @@ FEWEST_DF = 2
 CAUTION_SD = 0.02
 """The run-to-run SD that a test is taken to have while its own is not known: it keeps identical code that does."""
 
-QUIET = 0.35
-"""A test whose own SD is at most this share of the cautious one is surely no noisier than that: without it a build of
-many tests would need more of three stored runs than of one."""
+QUIET = 0.25
+"""A test whose own SD is at most this share of the cautious one is taken to be no noisier than that: without it a build
+of many tests would need more of three stored runs than of one. A test that is 2.5 times as noisy as the cautious one
+looks so by chance in 1 % of cases."""
+
+CAUTION_PROCESS_SD = 0.01
+"""The same of the difference of two variants that run alternately, from restart to restart: on H100s it is 0.14 %."""
 
 CAUTION_PER_ROUND_SD = 1.0
 """A test whose rounds scatter has runs that do: on H100s by a third to once the SD of its rounds."""
@@ -29,6 +33,14 @@ CAUTION_PER_ROUND_SD = 1.0
 
 AGREEMENT = 4
 """How fast a belief stops counting where a test's own variance is above it."""
+
+
+def surplus(df: int) -> int:
+    """Return the degrees of freedom beyond those without which a scatter is not known.
+
+    A belief may add as many: few runs that are noisier than it says look alike by chance, and would fail for that.
+    """
+    return max(df - FEWEST_DF, 0)
 
 
 @dataclass(frozen=True)
@@ -47,7 +59,7 @@ class Noise:
     ``occasion_share`` of their variance belongs to the occasion, the rest to the single process. ``interleaved`` is of
     the difference of two variants between restarts in which both ran alternately. ``board`` is from board to board of
     one model, ``calibrated_board`` what of it is left after calibration. Only a ``learned`` belief sharpens what a
-    test's own runs show; ``interleaved``, of which drift and occasion have fallen out, always does.
+    test's own runs show; ``interleaved``, of which drift and occasion have fallen out, always may.
     """
 
     total: Scatter
@@ -60,12 +72,8 @@ class Noise:
     source: str = ""
 
     def most_believed(self, df: int) -> float:
-        """Return how many degrees of freedom a belief in a test's scatter may add to ``df`` of its own.
-
-        As many as its own beyond the two without which its noise is not known: few runs of a test that is noisier
-        than its neighbours look alike by chance, and it would fail for that.
-        """
-        return max(df - FEWEST_DF, 0) if self.learned else 0
+        """Return how many degrees of freedom a belief in a test's scatter may add to ``df`` of its own."""
+        return surplus(df) if self.learned else 0
 
 
 DEFAULT_NOISE = Noise(
@@ -73,12 +81,12 @@ DEFAULT_NOISE = Noise(
     work=Scatter(0.005, 2.0),
     interleaved=Scatter(0.0025, 3.0),
     board=Scatter(0.015, 2.0),
-    calibrated_board=Scatter(0.005, 14.0),
+    calibrated_board=Scatter(0.007, 10.0),
     occasion_share=0.5,
     source="default",
 )
 """Of four H100s: boards differ by 1.6 %, which counts for little on other models; calibrated by 0.2 %. On eight
-H200s calibration leaves 0.66 %, as J/token differs there by 1.7 times what the fixed work does: both together make 0.5
+H200s calibration leaves 0.9 %, as J/token differs there by 2.3 times what the fixed work does: both together make 0.7
 %. Runs: see ``types.DEFAULT_PRIOR``. That occasions share half of the variance of runs is assumed."""
 
 
@@ -139,24 +147,39 @@ class Groups:
         return squares, df
 
 
-def scatter(squares: float, df: int, believed: Scatter, caution: Scatter, *, most_believed: float) -> Scatter:
+def scatter(
+    squares: float,
+    df: int,
+    believed: Scatter,
+    caution: Scatter,
+    *,
+    most_believed: float,
+    within: tuple[float, int] = (0.0, 0),
+) -> Scatter:
     """Return the SD that a claim goes by, and on how many degrees of freedom, from a sum of squares on ``df`` of them.
 
-    With fewer than two: the largest of the cautious SD, the believed one, and what there is, on the cautious degrees
-    of freedom. Otherwise the test's own variance. A belief moderates it, (nu tau0² + SS)/(nu + df) as in limma (Smyth
-    2004, Stat. Appl. Genet. Mol. Biol. 3:3), with at most ``most_believed`` degrees of freedom, and only as far as
-    the two agree, (min(1, tau0²/s²))⁴: a test noisier than its neighbours is judged by its own runs (as limma's robust
-    rule takes the prior from hypervariable genes; Phipson et al. 2016, Ann. Appl. Stat. 10:946).
+    With fewer than two: the larger of the cautious and the believed SD, as a normal one; what these runs, and those
+    ``within`` occasions (a sum of squares and its degrees of freedom), scatter by beyond that counts on the few degrees
+    of freedom that there are. Otherwise the test's own variance. A belief moderates it, (nu tau0² + SS)/(nu + df) as
+    in limma (Smyth 2004, Stat. Appl. Genet. Mol. Biol. 3:3), with at most ``most_believed`` degrees of freedom, and
+    only as far as the two agree, (min(1, tau0²/s²))⁴: a test noisier than its neighbours is judged by its own runs (as
+    limma's robust rule takes the prior from hypervariable genes; Phipson et al. 2016, Ann. Appl. Stat. 10:946).
     """
     if df < FEWEST_DF:
-        own = math.sqrt(squares / df) if df else 0.0
-        return Scatter(max(caution.sd, believed.sd, own), caution.df)
+        expected = max(caution.sd, believed.sd)
+        seen_df = df + within[1]
+        seen = (squares + within[0]) / seen_df if seen_df else 0.0
+        if seen <= expected**2:
+            return Scatter(expected, caution.df)
+        # What is beyond caution is known from these few alone (Satterthwaite 1946, Biometrics Bull. 2:110).
+        return Scatter(math.sqrt(seen), min(seen_df * (seen / (seen - expected**2)) ** 2, caution.df))
     variance = squares / df
     agreement = min(1.0, believed.sd**2 / variance) ** AGREEMENT if variance > 0 else 1.0
     weight = min(believed.df, most_believed) * agreement
     return Scatter(math.sqrt((weight * believed.sd**2 + squares) / (weight + df)), weight + df)
 
 
-def widest(unit: Scatter, df: int, caution: Scatter) -> float:
+def widest(unit: Scatter, df: int, believed: Scatter, caution: Scatter) -> float:
     """Return the SD that a unit surely has at most, from its own SD on ``df`` degrees of freedom."""
-    return caution.sd if df >= FEWEST_DF and unit.sd <= QUIET * caution.sd else math.inf
+    most = max(caution.sd, believed.sd)
+    return most if df >= FEWEST_DF and unit.sd <= QUIET * most else math.inf

@@ -38,6 +38,20 @@ def test_without_error_the_sign_decides() -> None:
     assert Change(0.0, 0.0, 3).p_above() == 0.5
 
 
+def test_a_part_that_is_well_known_makes_up_for_none_that_is_not() -> None:
+    alone = Change(0.05, 0.002, 2)
+    both = Change(0.05, 0.004, 32, parts=((0.002, 2), (0.0035, 40)))
+    assert both.margin(0.0005) == pytest.approx(alone.margin(0.0005))
+    assert both.p_above() == pytest.approx(alone.p_above())
+    assert both.margin(0.05) == pytest.approx(stats.t.isf(0.05, 32) * 0.004)
+
+
+def test_rounds_of_which_there_are_few_say_less() -> None:
+    few = Change(0.05, 0.005, 4, 0.02, least_df=2)
+    assert few.margin(0.01) == pytest.approx(stats.t.isf(0.01, 2) * 0.02)
+    assert few.p_above() == pytest.approx(stats.t.sf(0.05 / 0.02, 2))
+
+
 def test_nothing_is_nearer_than_the_rounds_say() -> None:
     change = Change(0.05, 0.005, 4, 0.02)
     assert change.margin(0.01) == pytest.approx(stats.norm.isf(0.01) * 0.02)

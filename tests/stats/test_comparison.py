@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from pytest_tokenpower.stats.boards import Calibration, calibration
+from pytest_tokenpower.stats.change import Change
 from pytest_tokenpower.stats.comparison import (
     Blocks,
     Run,
@@ -191,13 +193,54 @@ def test_blocks_are_a_t_on_restarts() -> None:
     assert found.stderr**2 == pytest.approx((5 * plain**2 + weight * 0.0025**2 / 6) / (5 + weight))
 
 
+def test_many_rounds_make_up_for_no_runs() -> None:
+    """Three runs agree by chance; the judged one has few rounds, whose scatter the stored rounds tell well."""
+    wobble = 0.006 * (-1.0) ** np.arange(40)
+    stored = [
+        Run(tuple((0.2 * np.exp(level + wobble)).tolist()), occasion=str(at))
+        for at, level in enumerate((-0.001, 0.0, 0.001))
+    ]
+    new = Run(tuple((0.21 * np.exp(wobble[:6])).tolist()), occasion="new")
+    total = compare(stored, [new]).total
+    by_runs = stats.t.isf(0.0005, 2) * 0.001 * math.sqrt(4 / 3)
+    assert total.df > 10
+    assert total.margin(0.0005) >= by_runs * 0.999
+
+
+def _one_restart(scatter: float, blocks: int = 12) -> Change:
+    mine = np.array([[0, 1, 1, 0]] * blocks, dtype=float)
+    noisy = np.random.default_rng(6).standard_normal((blocks, 4))
+    return compare_blocks([Blocks(0.2 * np.exp(scatter * noisy), mine)]).total
+
+
 def test_the_blocks_of_one_restart_are_what_its_error_is_known_from() -> None:
-    mine = np.array([[0, 1, 1, 0]] * 12, dtype=float)
-    noisy = np.random.default_rng(6).standard_normal((12, 4))
     # A trimmed mean of twelve keeps eight.
-    assert compare_blocks([Blocks(0.2 * np.exp(0.02 * noisy), mine)]).total.df == 7
-    # Blocks that agree say nothing of restarts: that is believed.
-    assert compare_blocks([Blocks(0.2 * np.exp(1e-4 * noisy), mine)]).total.df == 3
+    noisy = _one_restart(0.5)
+    assert noisy.margin(0.01) == pytest.approx(stats.t.isf(0.01, 7) * noisy.least)
+    # Blocks that agree say nothing of restarts: they are taken to differ by 1 %.
+    assert _one_restart(1e-6).margin(0.01) == pytest.approx(stats.norm.isf(0.01) * 0.01)
+
+
+@pytest.mark.parametrize("blocks", [1, 3, 12])
+def test_what_one_restart_can_tell_has_no_jump(blocks: int) -> None:
+    margins = [_one_restart(at / 2000, blocks).margin(0.01) for at in range(60)]
+    assert max(abs(after - before) for before, after in pairwise(margins)) < 0.0125
+    assert margins == sorted(margins)
+
+
+@pytest.mark.parametrize(("restarts", "most"), [(1, 0.01), (2, 0.01), (3, 0.0105), (4, 0.0115), (6, 0.0115)])
+def test_processes_that_differ_by_a_percent_are_no_regression(restarts: int, most: float) -> None:
+    """Blocks that agree leave the scatter of processes alone; the share is a mean over what they may show of it."""
+    mine = np.array([[0.0, 1.0, 1.0, 0.0]] * 3)
+    shape = np.random.default_rng(1).standard_normal(restarts)
+    shape -= shape.mean()
+    failing = []
+    for at in (np.arange(200) + 0.5) / 200:
+        squares = 0.01**2 * (stats.chi2.ppf(at, restarts - 1) if restarts > 1 else 0.0)
+        effects = shape * math.sqrt(squares / (shape @ shape)) if restarts > 1 else shape
+        change = compare_blocks([Blocks(0.2 * np.exp(each * mine), mine) for each in effects]).total
+        failing.append(stats.norm.sf(change.margin(0.01) * math.sqrt(restarts) / 0.01))
+    assert np.mean(failing) <= most
 
 
 @pytest.mark.slow

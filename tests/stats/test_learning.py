@@ -126,4 +126,9 @@ def test_the_scatter_is_the_test_s_own_moderated_by_what_agrees() -> None:
     assert half.sd**2 == pytest.approx((4 * 2 + 2 / 16) * 0.005**2 / half.df)
     # A test of fewer than three units is taken to be noisy, whatever they show.
     assert found(0.001, 1, 0.0) == caution
-    assert found(0.02, 1, 0.0) == Scatter(0.02, 9.0)
+    # What is beyond that is known from those few alone, with no jump.
+    beyond = found(0.014, 1, 0.0)
+    assert (beyond.sd, beyond.df) == pytest.approx((0.014, (4 / 3) ** 2))
+    assert found(0.00701, 1, 0.0).df == caution.df
+    within = scatter(0.0, 0, believed, caution, most_believed=0.0, within=(3 * 0.02**2, 3))
+    assert (within.sd, within.df) == pytest.approx((0.02, 3 / (1 - 0.007**2 / 0.02**2) ** 2))
