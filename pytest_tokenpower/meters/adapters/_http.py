@@ -67,7 +67,8 @@ def connect(server: str, headers: Mapping[str, str] | None = None) -> httpx.Clie
         base_url=url.copy_with(query=None),
         params=url.params,
         headers=headers,
-        verify=trusted(),
+        # Without TLS nobody looks for certificates.
+        verify=url.scheme == "https" and trusted(),
         # Credentials are for the server alone, not for a proxy.
         trust_env=False,
     )
