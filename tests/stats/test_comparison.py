@@ -115,6 +115,8 @@ def test_another_board_neither_fails_nor_passes() -> None:
     assert found.other_board
     assert decide(found, Policy(0.03)).kind == "inconclusive"
     assert decide(compare(base, [flat(0.21)]), Policy(0.03)).kind == "regressed"
+    # As docs/verdict.md has it.
+    assert math.expm1(found.total.margin(0.01)) == pytest.approx(0.16, abs=0.005)
 
 
 def test_a_calibrated_board_is_compared() -> None:
