@@ -139,4 +139,6 @@ def test_the_figures_beside_other_tools_are_those_of_the_page_that_is_linked(pag
     figures = set(re.findall(figure, section))
     measured = (DOCS / "results" / f"{page}.md").read_text("utf-8")
     assert len(figures) > 10
-    assert [each for each in sorted(figures) if not re.search(rf"(?<![\d.+-]){re.escape(each)}", measured)] == []
+    assert [
+        each for each in sorted(figures) if not re.search(rf"(?<![\d.+-]){re.escape(each)}", measured)
+    ] == []
