@@ -130,3 +130,15 @@ def test_the_examples_run_in_the_environment_that_they_are_given() -> None:
 @pytest.mark.parametrize("path", sorted(DOCS.glob("results/**/*.*")), ids=lambda path: path.name)
 def test_results_name_no_folder_of_the_machine_that_they_come_from(path: Path) -> None:
     assert not re.search(rb"/(?:root|home|Users|mnt|work)/[\w.]", path.read_bytes())
+
+
+@pytest.mark.parametrize(("page", "figure"), [("h200-aa", r"\d+ of \d+"), ("h100-meter", r"[+-]?\d+\.\d %")])
+def test_the_figures_beside_other_tools_are_those_of_the_page_that_is_linked(page: str, figure: str) -> None:
+    sections = (DOCS / "alternatives.md").read_text("utf-8").split("\n## ")
+    [section] = [one for one in sections if f"(results/{page}.md)" in one]
+    figures = set(re.findall(figure, section))
+    measured = (DOCS / "results" / f"{page}.md").read_text("utf-8")
+    assert len(figures) > 10
+    assert [
+        each for each in sorted(figures) if not re.search(rf"(?<![\d.+-]){re.escape(each)}", measured)
+    ] == []

@@ -424,6 +424,11 @@ def test_all_ones_are_no_condition_of_a_board_and_no_part_of_its_key(monkeypatch
     [reading] = meter.poll(Clock())
     assert reading.conditions is not None
     assert (reading.conditions.temperature_celsius, reading.conditions.sm_clock_mhz) == (None, None)
+    assert reading.conditions.memory_gib == 1
+    memory.used = 2**64 - 1
+    [reading] = meter.poll(Clock())
+    assert reading.conditions is not None
+    assert reading.conditions.memory_gib is None
 
 
 def test_a_board_may_bring_the_realtime_that_it_stamps_by() -> None:

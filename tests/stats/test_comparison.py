@@ -115,6 +115,8 @@ def test_another_board_neither_fails_nor_passes() -> None:
     assert found.other_board
     assert decide(found, Policy(0.03)).kind == "inconclusive"
     assert decide(compare(base, [flat(0.21)]), Policy(0.03)).kind == "regressed"
+    # As docs/verdict.md has it.
+    assert math.expm1(found.total.margin(0.01)) == pytest.approx(0.16, abs=0.005)
 
 
 def test_a_calibrated_board_is_compared() -> None:
@@ -218,7 +220,10 @@ def test_the_blocks_of_one_restart_are_what_its_error_is_known_from() -> None:
     noisy = _one_restart(0.5)
     assert noisy.margin(0.01) == pytest.approx(stats.t.isf(0.01, 7) * noisy.least)
     # Blocks that agree say nothing of restarts: they are taken to differ by 1 %.
-    assert _one_restart(1e-6).margin(0.01) == pytest.approx(stats.norm.isf(0.01) * 0.01)
+    quiet = _one_restart(1e-6)
+    assert quiet.margin(0.01) == pytest.approx(stats.norm.isf(0.01) * 0.01)
+    # As docs/verdict.md has it.
+    assert f"{math.expm1(quiet.margin(0.01)):.1%}" == "2.4%"
 
 
 @pytest.mark.parametrize("blocks", [1, 3, 12])

@@ -67,16 +67,18 @@ def connect(server: str, headers: Mapping[str, str] | None = None) -> httpx.Clie
         base_url=url.copy_with(query=None),
         params=url.params,
         headers=headers,
-        verify=trusted(),
+        verify=trusted(server),
         # Credentials are for the server alone, not for a proxy.
         trust_env=False,
     )
 
 
-def trusted() -> ssl.SSLContext:
+def trusted(server: str) -> bool | ssl.SSLContext:
     """Return the certificates to trust: those that SSL_CERT_FILE or SSL_CERT_DIR name, or the public ones."""
     import httpx
 
+    if urlsplit(server).scheme == "http":
+        return False  # There are none, so that a file that is gone is no matter.
     try:
         return httpx.create_ssl_context()
     except OSError as error:

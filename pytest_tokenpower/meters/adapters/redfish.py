@@ -164,7 +164,7 @@ class RedfishMeter:
         if not self._verify:
             return False
         if not self._ca:
-            return trusted()
+            return trusted(self._url)
         import ssl
 
         try:

@@ -100,6 +100,12 @@ def test_published_responses(name: str, device_id: str, model: str, schema: str,
         assert before_ns <= reading.power.t_ns[0] <= clock.monotonic_ns()
 
 
+def test_without_tls_no_certificates_are_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "absent.pem"))
+    with serve(bmc("dell_r650")) as url, opened(monitor(url)) as meter:
+        assert meter.open(Clock())
+
+
 def test_a_bmc_that_reports_zero_is_no_meter() -> None:
     zero = pytest.raises(MeterUnavailable, match=r"no meter, .*/redfish/v1/Chassis/1/Power: 0 W")
     with serve(bmc("supermicro_x10")) as url, opened(monitor(url)) as meter, zero:

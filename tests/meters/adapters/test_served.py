@@ -146,6 +146,11 @@ def test_a_certificate_of_ones_own_is_trusted_where_it_is_named(
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "absent.pem"))
     with pytest.raises(MeterUnavailable, match=r"absent.pem \(SSL_CERT_FILE, SSL_CERT_DIR\): No such file"):
         HttpTransport(url)
+    with served() as url:
+        # Nothing is encrypted there: no certificates are wanted.
+        transport = HttpTransport(url)
+        assert transport.hello().devices
+        transport.close()
 
 
 def test_a_version_whose_other_fields_differ_too_is_told_as_a_version(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pytest_tokenpower.meters.adapters.no_reading import is_fine_power
+from pytest_tokenpower.meters.adapters.no_reading import is_counted, is_fine_power
 from pytest_tokenpower.meters.processes import is_in_tree
 from pytest_tokenpower.meters.types import Conditions
 
@@ -58,7 +58,7 @@ def conditions_of(nvml: Any, handle: Any, t_ns: int) -> Conditions:
         # What was never written reads as all ones.
         temperature_celsius=temperature if is_fine_power(temperature) else None,
         sm_clock_mhz=clock_mhz if is_fine_power(clock_mhz) else None,
-        memory_gib=(memory.used / 2**30 or None) if memory is not None else None,
+        memory_gib=memory.used / 2**30 if memory is not None and is_counted(memory.used) else None,
         limited_ns=limited,
         foreign_pids=foreign,
         own_process=ours,
