@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from types import CodeType, FrameType, MethodType
 from typing import Any
 
@@ -28,6 +29,11 @@ class _Ran:
     args: tuple[Any, ...]
     settings: Mapping[str, Any]
     ids: Any
+
+    @cached_property
+    def seen(self) -> tuple[Any, Call]:
+        """Its ids with the call, looked through once: a block asks for all of them with each result that it counts."""
+        return self.ids, Call.of(self.method, self.args, self.settings)
 
 
 class GenerateCalls:
@@ -75,7 +81,7 @@ class GenerateCalls:
             if ended is result:
                 seen = [each for each in calls if each is not None]
                 told = seen if len(seen) == len(calls) else []
-                return tuple((each.ids, Call.of(each.method, each.args, each.settings)) for each in told)
+                return tuple(each.seen for each in told)
         return ()
 
     def so_far(self) -> Call | None:
@@ -83,9 +89,7 @@ class GenerateCalls:
 
         None where there are none, or one was not seen: the others are not all that the energy is of.
         """
-        seen = [
-            (one.ids, Call.of(one.method, one.args, one.settings)) for one in self._now if one is not None
-        ]
+        seen = [one.seen for one in self._now if one is not None]
         return Call((), {}, tuple(seen)) if seen and len(seen) == len(self._now) else None
 
     def forget(self) -> None:

@@ -452,3 +452,15 @@ def test_the_settings_are_those_of_the_moment_of_the_call() -> None:
 
     result, count = seen(both, IDS)
     assert count == TokenCount(48, by_hand(result[0][:, 6:], 7) + 4 * NEW, 8)
+
+
+def test_a_block_looks_through_each_call_once_however_many_results_it_counts() -> None:
+    with generate_calls() as calls:
+        LLAMA.generate(IDS, **SAMPLED)
+        first = calls.so_far()
+        LLAMA.generate(IDS, **SAMPLED)
+        both = calls.so_far()
+    assert first is not None
+    assert both is not None
+    assert len(both.ran) == 2
+    assert both.ran[0][1] is first.ran[0][1]
