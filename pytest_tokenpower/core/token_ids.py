@@ -146,7 +146,13 @@ class Call:
     @cached_property
     def made(self) -> list[Rows]:
         """The sequences that each call was seen to generate."""
-        return [_rows(ids) or [] for ids, _ in self.ran]
+        return [one._returned(ids) for ids, one in self.ran]
+
+    def _returned(self, ids: Any) -> Rows:
+        # Kept with the call: a block asks for them with each result that it counts, and reading a device takes time.
+        if "returned" not in self.__dict__:
+            self.__dict__["returned"] = _rows(ids) or []
+        return self.__dict__["returned"]  # type: ignore[no-any-return]
 
     @property
     def prompts(self) -> Iterator[list[Prompt]]:

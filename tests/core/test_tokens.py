@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_tokenpower.core.token_ids import Call, ran_of
 from pytest_tokenpower.core.tokens import TokenCount, count_tokens
 from pytest_tokenpower.errors import TokenCountError
 
@@ -827,3 +828,19 @@ def test_usage_so_far_in_several_events_of_one_stream_counts_once() -> None:
         count_tokens(stream[:1])
     with pytest.raises(TokenCountError, match="2 finished results"):
         count_tokens([event(3, "end_turn"), event(7, "end_turn")])
+
+
+def test_the_ids_of_a_call_are_read_from_their_device_once() -> None:
+    class OnADevice:
+        ndim, dtype, shape = 2, "int64", (1, 4)
+        read = 0
+
+        def tolist(self) -> list[list[int]]:
+            self.read += 1
+            return [[1, 2, 3, 4]]
+
+    ids = OnADevice()
+    ran = ((ids, Call((), {})),)
+    # A block makes a call of all that ran so far with each result that it counts.
+    assert [ran_of([[3, 4]], Call((), {}, ran)) for _ in range(3)] == [frozenset({0})] * 3
+    assert ids.read == 1

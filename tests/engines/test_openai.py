@@ -222,6 +222,16 @@ def test_what_a_failed_batch_generated_was_for_nobody_else() -> None:
         assert asked(engine).startswith("the server generated 40 tokens for others")
 
 
+def test_a_server_that_does_not_answer_after_a_failed_batch_is_not_vouched_for() -> None:
+    with serving(fault="cut", at=3) as server, closing(OpenAIEngine("tiny", base_url=server.url)) as engine:
+        server.tells = False
+        with pytest.raises(EngineError):
+            engine.generate(BATCH)
+        server.tells = True
+        said = "whether others used the server is not known: it did not answer after a batch that failed"
+        assert [asked(engine) for _ in range(2)] == [said, ""]
+
+
 def test_where_the_server_tells_its_counts_no_more_nothing_is_sound(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving() as server, closing(OpenAIEngine("tiny", base_url=server.url)) as engine:
         server.tells = False

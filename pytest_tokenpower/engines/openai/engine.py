@@ -360,12 +360,10 @@ class OpenAIEngine:
             for index, prompt in enumerate(batch.prompts)
         ]
         bodies = (self._body(prompt, batch.new_tokens) for prompt in batch.prompts)
-        if self._others is not None:
-            self._others.begin()
         try:
             self._client.complete(tuple(zip(bodies, streams, strict=True)), arrivals)
             responses = [stream.finish() for stream in streams]
-        except BaseException as error:
+        except Exception as error:
             if self._others is not None:
                 self._others.failed()
             if isinstance(error, Refused):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass
 
 from pytest_tokenpower.engines.openai.client import Client
@@ -20,12 +21,12 @@ _LAG_S = 2.0
 class _Count:
     """What a server had generated when it was last looked at, and what it has generated for this process since.
 
-    ``broken``: a batch of ours has failed since, of which nobody knows how much was generated.
+    ``unknown``: it did not answer after a batch of ours that failed, of which nobody knows how much was generated.
     """
 
     seen: float = 0.0
     ours: int = 0
-    broken: bool = False
+    unknown: bool = False
 
 
 _COUNTS: defaultdict[str, _Count] = defaultdict(_Count)
@@ -44,25 +45,22 @@ class OtherRequests:
         seen = self._generated()
         self.told = seen is not None
         if seen is not None:
-            self._count.seen, self._count.ours, self._count.broken = seen, 0, False
-
-    def begin(self) -> None:
-        """Begin a batch, and after one that failed anew: what the server generated for that one was for nobody else."""
-        if not (self.told and self._count.broken):
-            return
-        until, seen = time.monotonic() + _LAG_S, self._generated()
-        while time.monotonic() < until:
-            time.sleep(_LAG_S / 20)
-            # It goes on with what was under way until it sees that nobody waits for it.
-            before, seen = seen, self._generated()
-            if seen == before:
-                break
-        if seen is not None:
-            self._count.seen, self._count.ours, self._count.broken = seen, 0, False
+            self._count.seen, self._count.ours, self._count.unknown = seen, 0, False
 
     def failed(self) -> None:
-        """Note that a batch of ours failed midway."""
-        self._count.broken = True
+        """Begin anew after a batch of ours that failed midway: what the server generated for it was for nobody else."""
+        if not self.told:
+            return
+        until, before, now = time.monotonic() + _LAG_S, None, None
+        with suppress(EngineError):
+            now = self._generated()
+            # It goes on with what was under way until it sees that nobody waits for it.
+            while now != before and time.monotonic() < until:
+                time.sleep(_LAG_S / 20)
+                before, now = now, self._generated()
+        self._count.unknown = now is None
+        if now is not None:
+            self._count.seen, self._count.ours = now, 0
 
     def generated(self, tokens: int) -> None:
         """Count tokens that were generated for us."""
@@ -76,7 +74,7 @@ class OtherRequests:
         if not self.told:
             return ""
         count, until = self._count, time.monotonic() + _LAG_S
-        due = count.seen + count.ours
+        due = 0.0 if count.unknown else count.seen + count.ours
         while True:
             try:
                 now = self._generated()
@@ -90,7 +88,9 @@ class OtherRequests:
                 count.seen, count.ours = now, 0
                 return "the server counts fewer tokens than it has sent: it was restarted, or several answer here"
             time.sleep(0.02)
-        count.seen, count.ours = now, 0
+        unknown, count.seen, count.ours, count.unknown = count.unknown, now, 0, False
+        if unknown:
+            return "whether others used the server is not known: it did not answer after a batch that failed"
         return (
             f"the server generated {now - due:.0f} tokens for others meanwhile, whose energy is in it"
             if now > due
