@@ -38,7 +38,9 @@ def two(project: Project) -> Project:
     return project
 
 
-@pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["alone", "xdist"])
+@pytest.mark.parametrize(
+    "workers", [(), pytest.param(("-n2",), marks=pytest.mark.slow)], ids=["alone", "xdist"]
+)
 def test_a_page_holds_each_test_with_its_power(two: Project, workers: tuple[str, ...]) -> None:
     arguments = ("--energy-report=out.html", "--energy-report=out.csv", *workers)
     result = two.pytester.runpytest_subprocess(*ALONE, *arguments) if workers else two.run(*arguments)
@@ -57,7 +59,9 @@ def test_a_page_holds_each_test_with_its_power(two: Project, workers: tuple[str,
     assert {row["param.batch"] for row in rows} == {"1", "8", ""}
 
 
-@pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["alone", "xdist"])
+@pytest.mark.parametrize(
+    "workers", [(), pytest.param(("-n2",), marks=pytest.mark.slow)], ids=["alone", "xdist"]
+)
 def test_on_github_a_summary_tells_the_step_and_annotates_once(
     two: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, workers: tuple[str, ...]
 ) -> None:

@@ -98,7 +98,10 @@ def test_a_test_is_the_same_under_every_distribution(
     assert run.root == ""
 
 
-@pytest.mark.parametrize("more", [(), ("test_energy.py",), ("-n1", "--dist=loadgroup"), (".",)])
+@pytest.mark.parametrize(
+    "more",
+    [(), ("test_energy.py",), pytest.param(("-n1", "--dist=loadgroup"), marks=pytest.mark.slow), (".",)],
+)
 def test_a_stored_test_that_is_gone_is_named(
     project: Project, repository: Path, more: tuple[str, ...]
 ) -> None:

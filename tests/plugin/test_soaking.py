@@ -154,6 +154,7 @@ def test_chat(energy):
 """
 
 
+@pytest.mark.slow
 def test_a_recording_has_what_was_before_the_soak(project: Project) -> None:
     project.tests(LONG.format(reruns=0, joules=5000))
     _, live = project.measure("--energy-record=run.jsonl.gz")
@@ -167,6 +168,7 @@ def test_a_recording_has_what_was_before_the_soak(project: Project) -> None:
         )
 
 
+@pytest.mark.slow
 def test_rounds_of_an_earlier_attempt_are_still_known_after_a_soak(project: Project) -> None:
     project.tests(LONG.format(reruns=1, joules=1))
     _, run = project.measure()
