@@ -105,7 +105,8 @@ def of_restarts(found: Comparison) -> str:
         return "more restarts tell smaller ones"
     return (
         f"until three restarts tell, both are taken to differ by {percent(CAUTION_PROCESS_SD)} from process to "
-        "process: energy.compare(..., restarts=3) tells smaller ones, and more ABBA blocks where those scatter by more"
+        "process: energy.compare(..., restarts=3) of engines in processes of their own tells smaller ones, and more "
+        "ABBA blocks where those scatter by more"
     )
 
 
